@@ -1,0 +1,1 @@
+"""Rare-defect inspection: from raw images to a submission that scores what validation promised."""
