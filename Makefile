@@ -1,0 +1,27 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## generated data -> folds -> training -> inference -> ensemble -> score
+	$(PY) src/prepare.py
+	$(PY) src/split.py
+	$(PY) src/train.py --fold all
+	$(PY) src/infer.py
+	$(PY) src/ensemble.py
+	$(PY) src/evaluate.py
+
+test: .venv/installed  ## the whole suite, on data it generates
+	$(PY) -m pytest
+
+lint: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:  ## throw away what `make demo` wrote
+	rm -rf input/demo input/demo_answers.csv output/demo output/demo_* submissions/*.csv submissions/*.json
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -r requirements.txt
+	touch $@

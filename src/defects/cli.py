@@ -1,0 +1,71 @@
+"""What every script of src/ does alike: options, messages, exit codes."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from defects.config import ROOT, Config, load_config
+from defects.errors import UserError
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the two options that all stages share."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    made = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    made.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="experiment to run")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    return made
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    return load_config(arguments.config, arguments.set)
+
+
+def print_summary(summary: dict, path: Path) -> None:
+    """The promise of a submission, and the files it was written to."""
+    found = summary["estimate"]
+    low, high = found["interval_90"]
+    nested = found["nested_macro_f1"]
+    folds = ", ".join(found["folds"])
+    print(f"out-of-fold images        {found['images']} ({found['defects']} defective), folds {folds}")
+    if nested is None:
+        print("nested macro-F1           needs two trained folds or more (src/train.py --fold all)")
+    else:
+        print(f"nested macro-F1           {nested:.4f}")
+    print(f"90 % interval             {low:.4f} - {high:.4f}")
+    print(f"macro-F1, optimistic      {found['macro_f1']:.4f} at the threshold {found['threshold']:.4f}")
+    print(f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}")
+    print(f"AUROC, average precision  {found['auroc']:.4f}, {found['average_precision']:.4f}")
+    (tn, fp), (fn, tp) = found["confusion_matrix"]
+    print(f"confusion                 {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected")
+    print(f"called defective          {summary['called_defective']} of {summary['images']} test images")
+    print(f"wrote {path}, {path.with_suffix('.json').name}, {path.with_suffix('.scores.csv').name}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script: wrong input or a full disk ends in one line and exit code 2, Ctrl-C in 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # a Windows console may not know every letter
+    try:
+        main()
+    except UserError as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("interrupted; run the same command again to go on", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+            raise
+        _stop(f"{error.filename or 'output'}: {error.strerror}; free space or choose --set output=FOLDER", 2)
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
+            raise
+        _stop("out of memory: lower train.batch_size, infer.batch_size or data.image_size", 2)
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

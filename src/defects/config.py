@@ -1,0 +1,253 @@
+"""Typed experiment configuration: pydantic models filled from YAML, then from `--set key=value`."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from defects.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Unknown keys are errors: a mistyped setting must never be ignored silently."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class FoldersConfig(Section):
+    """Folders of the `folders` source, relative to `data.root`."""
+
+    normal: str = "normal"
+    abnormal: str | None = None
+    masks: str | None = None
+    test: str | None = None
+
+
+class KaggleConfig(Section):
+    """A competition on Kaggle, and how many files its archive must hold (glob -> count)."""
+
+    competition: str
+    expected: dict[str, int] = {}
+
+
+class DataConfig(Section):
+    name: str  # output/<name>/ holds images.csv and the folds
+    source: Literal["demo", "defect_normal", "mvtec", "folders"]
+    root: Path
+    image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
+    symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
+    sample_submission: str | None = None  # relative to root
+    answers: Path | None = None  # key of the test images, read by src/evaluate.py only
+    use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
+    folders: FoldersConfig = FoldersConfig()
+    kaggle: KaggleConfig | None = None
+    external_data: bool = True  # false: the competition forbids outside images
+    pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
+    contradictions: Literal["error", "report"] = "error"  # one picture filed as normal and as defective
+    bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
+
+
+class DuplicateConfig(Section):
+    """The search for photographs of the same object, on thumbnails of the training images."""
+
+    enabled: bool = True
+    thumbnail_size: Annotated[int, Field(ge=32)] = 64  # pixels; images are compared at this size
+    neighbours: Count = 16  # candidates per image
+    max_shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.08  # of the side, between two photographs
+    min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.46  # of two photographs of one object
+    min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # share of a picture that must not be flat
+
+
+class BalanceConfig(Section):
+    """How the rare class is brought to `ratio` rare images per normal one on the training side."""
+
+    method: Literal["oversample", "undersample", "sampler", "pos_weight", "none"] = "oversample"
+    ratio: Annotated[float, Field(gt=0)] = 0.5
+    angle_step: Annotated[float, Field(gt=0, le=90)] = 10.0  # degrees; halved until the ratio is reached
+
+
+class SplitConfig(Section):
+    folds: Annotated[int, Field(ge=2)] = 5
+    seed: int = 0
+    group_file: Path | None = None  # CSV image_id,group: coil, part number; takes precedence
+    group_pattern: str | None = None  # or a regular expression on image_id whose first group is the group
+    duplicates: DuplicateConfig = DuplicateConfig()
+    balance: BalanceConfig = BalanceConfig()
+
+
+class BackboneConfig(Section):
+    name: str  # any timm model
+    weights: str = "imagenet"  # imagenet (from the hub), none (random), or a checkpoint file
+
+
+class ModelConfig(Section):
+    name: str = "classifier"  # a detector of the registry
+    backbone: BackboneConfig
+    options: dict[str, Any] = {}  # the detector's own settings, checked by the detector
+
+
+class TrainConfig(Section):
+    seed: int = 0
+    epochs: Count = 12
+    batch_size: Count = 16
+    accumulate: Count = 1  # batches per optimiser step
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weight average, None: off
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 where the GPU has it
+    channels_last: bool = True
+    workers: Annotated[int, Field(ge=0)] = 1
+    inner_holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training side kept unseen
+    select: Literal["last", "inner"] = (
+        "last"  # whose weights are scored: last epoch, or best on the inner part
+    )
+    patience: Count | None = None  # epochs without gain on the inner part before stopping
+    save_every: Count | None = None  # keep epoch<n>.pt every n epochs
+
+    @model_validator(mode="after")
+    def _inner_needed(self) -> "TrainConfig":
+        if self.inner_holdout == 0 and (self.select == "inner" or self.patience):
+            raise ValueError("train.select=inner and train.patience need train.inner_holdout above 0")
+        return self
+
+
+class InferConfig(Section):
+    batch_size: Count = 32
+    tta: bool = True  # average over the label-preserving members of the dihedral group
+
+
+class TrackingConfig(Section):
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "defects"
+
+
+class Config(Section):
+    experiment: str  # output/<experiment>/; the config file's name by default
+    output: Path = Path("output")
+    submissions: Path = Path("submissions")
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig
+    augment: list[dict[str, Any]] = []  # albumentations, in order: {name: HueSaturationValue, p: 0.5, ...}
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _distinct_folders(self) -> "Config":
+        if self.experiment == self.data.name:
+            raise ValueError(
+                f"experiment and data.name are both {self.experiment!r}: both are folders of output"
+            )
+        return self
+
+    @property
+    def dataset_dir(self) -> Path:
+        return resolve(self.output) / self.data.name
+
+    @property
+    def experiment_dir(self) -> Path:
+        return resolve(self.output) / self.experiment
+
+
+def resolve(path: Path | str) -> Path:
+    """A config's path: absolute, or relative to the repository."""
+    return ROOT / Path(path).expanduser()
+
+
+def load_config(path: Path, overrides: list[str] = ()) -> Config:
+    """Read `path` with the configs it extends, apply `key.sub=value` overrides, validate.
+
+    Raises UserError for unreadable files, unknown keys (naming the nearest known one) and bad values.
+    """
+    values = {"experiment": path.stem} | _read_with_base(path, ())
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    return validate(Config, values, str(path))
+
+
+def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
+    """Fill `model`; a UserError in one line instead of pydantic's report."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(model, problem) for problem in error.errors()]
+        raise UserError(f"{where}: {'; '.join(problems)}") from None
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _known_keys(model), n=1, cutoff=0.0)
+        return f"unknown key {key}, did you mean {near[0]}?" if near else f"unknown key {key}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={problem['input']!r}: {message}" if key else message
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: its chain of base configs comes back to itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        known = ", ".join(sorted(found.name for found in (ROOT / "configs").glob("*.yaml")))
+        raise UserError(f"{path}: {error.strerror}; configs/ holds {known}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold `key: value` lines")
+    base = values.pop("base", None)
+    return values if base is None else _merge(_read_with_base(path.parent / base, (*seen, path)), values)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {text}: write section.key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: {value!r} is not valid YAML") from None
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Put `top` over `base` in place, section by section; lists are replaced, not joined."""
+    for key, value in top.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def as_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,123 @@
+"""Data sets and loaders: from rows of the training list, or of images.csv, to batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from defects.config import Config, resolve
+from defects.data.images import read_image, resize
+from defects.data.transforms import augment, build_augmentation, rotate_flip
+
+Item = int | tuple[int, int]
+
+
+class ImageDataset(Dataset):
+    """Images of `rows` (path; optional label, weight, angle, flip) under `root`.
+
+    An item is asked for by (epoch, row), or by row alone where nothing is augmented:
+    image uint8 [H, W, 3], label float32 [1] (NaN if unknown), weight float32 [1], row.
+    """
+
+    def __init__(self, rows: pd.DataFrame, root: Path, size: tuple[int, int], steps: list[dict], seed: int):
+        self.paths = [root / path for path in rows["path"]]
+        self.labels = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))
+        self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
+        self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
+        self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
+        self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        epoch, row = item if isinstance(item, tuple) else (0, item)
+        image = resize(read_image(self.paths[row]), self.size)
+        image = rotate_flip(image, self.angles[row], self.flips[row])
+        if self.compose is not None:
+            image = augment(self.compose, image, self.seed, epoch, row)
+        return {
+            "image": torch.from_numpy(image),
+            "label": torch.tensor([self.labels[row]]),
+            "weight": torch.tensor([self.weights[row]]),
+            "row": row,
+        }
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, row) in an order that depends on (seed, epoch) alone, so a resumed run repeats it.
+
+    With `weights` [N] it draws N rows with replacement in that proportion.
+    """
+
+    def __init__(self, length: int, seed: int, weights: torch.Tensor | None = None):
+        self.length, self.seed, self.weights, self.epoch = length, seed, weights, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        if self.weights is None:
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.length, replacement=True, generator=generator)
+        return iter([(self.epoch, row) for row in order.tolist()])
+
+
+def training_loader(config: Config, rows: pd.DataFrame) -> DataLoader:
+    """Shuffled, augmented batches of a training list (image_id, angle, flip joined with images.csv)."""
+    train, data, balance = config.train, config.data, config.split.balance
+    rare = rows["label"].to_numpy(dtype=float) == 1
+    # How much each rare row must count for the configured ratio to hold.
+    gain = balance.ratio * (~rare).sum() / max(rare.sum(), 1)
+    if balance.method == "pos_weight":
+        rows = rows.assign(weight=[gain if is_rare else 1.0 for is_rare in rare])
+    dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed)
+    weights = torch.tensor([gain if is_rare else 1.0 for is_rare in rare], dtype=torch.float64)
+    sampler = EpochSampler(len(rows), train.seed, weights if balance.method == "sampler" else None)
+    # A last batch of one image would break batch normalisation.
+    return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
+
+
+def plain_loader(config: Config, rows: pd.DataFrame) -> DataLoader:
+    """Batches of images in the order of `rows`, never augmented."""
+    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0)
+    return _loader(dataset, config.infer.batch_size, config.train.workers)
+
+
+def as_input(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]; channels-last memory comes for free."""
+    images = images.permute(0, 3, 1, 2).float().div_(255)
+    return images if channels_last else images.contiguous()
+
+
+def _loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    workers: int,
+    sampler: Sampler | None = None,
+    drop_last: bool = False,
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=min(workers, -(-len(dataset) // batch_size)),
+        worker_init_fn=_one_thread,
+        persistent_workers=False,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=drop_last,
+        generator=torch.Generator().manual_seed(0),  # or every iterator would draw from the global one
+    )
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers themselves are the parallelism

@@ -1,0 +1,65 @@
+"""Reading images: the one OpenCV path that training, inference and prediction share."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from defects.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken file is reported by this program, in one line, with its name
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All image files under `folder`, by path. Raises UserError if there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: check data.root, or put the data set there")
+    # Hidden files are skipped: macOS leaves `._name.jpg` beside every file it copies.
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    images = sorted(found)
+    if not images:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return images
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB uint8 [H, W, 3]: EXIF rotation applied, alpha dropped, 16 bits scaled to 8, palettes resolved.
+
+    Raises UserError naming a file that is missing, empty, truncated or no image.
+    """
+    return _decode(path, cv2.IMREAD_COLOR_RGB)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """bool [H, W]: everything that is not black is defect (annotation tools write 1, 128 or 255)."""
+    return _decode(path, cv2.IMREAD_GRAYSCALE) > 0
+
+
+def _decode(path: Path, mode: int) -> np.ndarray:
+    try:
+        # imdecode, not imread: on Windows the latter cannot open names outside the code page.
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        image = cv2.imdecode(content, mode) if content.size else None
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run src/prepare.py again if files were moved") from None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path} is empty, truncated or no image: replace or remove it")
+    return image
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring [H, W] or [H, W, C] to size = (height, width); area averaging down, bilinear up."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinking = image.shape[0] >= height and image.shape[1] >= width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] to size; a defect of one pixel survives shrinking (any coverage counts)."""
+    return resize(mask.astype(np.float32), size) > 0

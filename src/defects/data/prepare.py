@@ -1,0 +1,138 @@
+"""First stage: index every image once, refuse broken input before anything is trained on it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from defects.config import Config, DataConfig, resolve
+from defects.data.images import read_image, read_mask
+from defects.data.sources import list_data
+from defects.errors import UserError
+from defects.files import read_csv, read_json, same_text, sha256, write_csv, write_json
+
+IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
+
+
+def prepare(config: Config) -> pd.DataFrame:
+    """Write images.csv (IMAGE_COLUMNS, sorted by image_id) and, where the source has one, answers.csv.
+
+    Raises UserError naming every file that cannot be used.
+    """
+    data, folder = config.data, config.dataset_dir
+    listing = list_data(data)
+    images = _examine(data, listing.images)
+    _check_ids(images)
+    _check_contradictions(data, images)
+    if data.sample_submission and (images["split"] == "test").any():
+        sample_ids(data, images)
+    images = images.sort_values("image_id", ignore_index=True)[IMAGE_COLUMNS]
+    write_csv(folder / "images.csv", images)
+    if listing.answers is not None:
+        write_csv(folder / "answers.csv", listing.answers)
+    write_json(folder / "prepare.json", _settings(data))
+    return images
+
+
+def load_images(config: Config) -> pd.DataFrame:
+    """images.csv; prepared first, and said so, when it is missing or made with other data settings."""
+    path = config.dataset_dir / "images.csv"
+    if not path.exists() or read_json(config.dataset_dir / "prepare.json") != _settings(config.data):
+        print(f"{path} is missing or was made with other settings: preparing the data first")
+        prepare(config)
+    images = read_csv(path, IMAGE_COLUMNS, "src/prepare.py")
+    return images.astype({"label": "Int64"})
+
+
+def sample_ids(data: DataConfig, images: pd.DataFrame) -> list[str]:
+    """Ids of the sample submission, in its order; UserError if they are not exactly the test images."""
+    path = resolve(data.root) / data.sample_submission
+    sample = read_csv(path, [], "the competition's archive (data.sample_submission names it)")
+    if list(sample.columns) != ["ImageId", "answer"]:
+        raise UserError(f"{path} has the columns {', '.join(sample.columns)}; expected ImageId, answer")
+    ids = [same_text(str(name)) for name in sample["ImageId"]]
+    repeated = sorted(sample["ImageId"][sample["ImageId"].duplicated()].astype(str))
+    if repeated:
+        raise UserError(f"{path} lists some ids twice: {', '.join(repeated)}; remove the repeated rows")
+    on_disk = set(images.loc[images["split"] == "test", "image_id"])
+    for missing, text in (
+        (set(ids) - on_disk, "are not on disk"),
+        (on_disk - set(ids), "are not listed in it"),
+    ):
+        if missing:
+            raise UserError(f"{path}: {len(missing)} test images {text}: {', '.join(sorted(missing))}")
+    return ids
+
+
+def _settings(data: DataConfig) -> dict:
+    """What images.csv depends on; a change of these means preparing again."""
+    later = {
+        "name",
+        "image_size",
+        "symmetries",
+        "answers",
+        "external_data",
+        "pretrained_is_external",
+        "kaggle",
+    }
+    return data.model_dump(mode="json", exclude=later)
+
+
+def _examine(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
+    """Decode every image and mask: adds width, height (pixels), sha256; collects all broken files."""
+    root = resolve(data.root)
+    with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter lock
+        jobs = pool.map(partial(_examine_one, data, root), images["path"], images["mask_path"])
+        facts = list(tqdm(jobs, "reading images", len(images), leave=False, disable=None))
+    facts = pd.DataFrame(facts, columns=["width", "height", "sha256", "mask_path", "problem"])
+    problems = [text for text in facts["problem"] if text]
+    if problems:
+        raise UserError(f"{len(problems)} of {len(images)} images cannot be used: {'; '.join(problems)}")
+    return images.assign(**facts.drop(columns="problem"))
+
+
+def _examine_one(data: DataConfig, root: Path, path: str, mask_path: str) -> tuple[int, int, str, str, str]:
+    try:
+        height, width = read_image(root / path).shape[:2]
+        mask_path = _usable_mask(data, root, mask_path, (height, width))
+        return width, height, sha256(root / path), mask_path, ""
+    except UserError as error:
+        return 0, 0, "", "", str(error)
+
+
+def _usable_mask(data: DataConfig, root: Path, mask_path: str, size: tuple[int, int]) -> str:
+    if not mask_path:
+        return ""
+    mask = read_mask(root / mask_path)
+    if mask.shape == size and mask.any():
+        return mask_path
+    if data.bad_masks == "drop":
+        return ""
+    wrong = (
+        "marks no pixel"
+        if mask.shape == size
+        else f"is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}"
+    )
+    raise UserError(f"{root / mask_path} {wrong}: correct it, or set data.bad_masks=drop")
+
+
+def _check_ids(images: pd.DataFrame) -> None:
+    repeated = images.loc[images["image_id"].duplicated(), "image_id"]
+    if len(repeated):
+        raise UserError(f"some image ids occur twice: {', '.join(sorted(repeated))}; rename one file of each")
+
+
+def _check_contradictions(data: DataConfig, images: pd.DataFrame) -> None:
+    """The same file content filed under both classes."""
+    labelled = images[images["label"].notna()]
+    both = labelled.groupby("sha256").filter(lambda same: same["label"].nunique() > 1)
+    if both.empty:
+        return
+    pairs = "; ".join(" = ".join(same["path"]) for _, same in both.groupby("sha256"))
+    if data.contradictions == "error":
+        raise UserError(
+            f"the same picture is in both classes: {pairs}; remove one, or set data.contradictions=report"
+        )
+    print(f"note: the same picture is in both classes: {pairs}")

@@ -1,0 +1,56 @@
+"""The table that every source fills, and what the sources need to fill it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from defects.config import DataConfig, resolve
+from defects.data.images import list_images
+from defects.errors import UserError
+from defects.files import same_text
+
+COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
+
+
+@dataclass
+class Listing:
+    """`images`: one row per image (COLUMNS; paths relative to data.root, label empty where unknown).
+
+    `answers`: image_id, label, kind, mask_path of labelled test images, kept away from training.
+    """
+
+    images: pd.DataFrame
+    answers: pd.DataFrame | None = None
+
+
+def rows(
+    data: DataConfig, paths: list[Path], base: Path, split: str, label: int | None, kind: str = ""
+) -> pd.DataFrame:
+    """Rows of images whose id is their path below `base`."""
+    root = resolve(data.root)
+    table = pd.DataFrame(
+        {
+            "image_id": [same_text(path.relative_to(base).as_posix()) for path in paths],
+            "path": [_below(path, root) for path in paths],
+        }
+    )
+    table["split"], table["label"], table["mask_path"], table["kind"] = split, label, "", kind
+    return table.astype({"label": "Int64"})[COLUMNS]
+
+
+def attach_masks(data: DataConfig, table: pd.DataFrame, folder: Path, suffix: str = "") -> pd.DataFrame:
+    """Fill mask_path by file stem (`name.jpg` -> `name<suffix>.png`); UserError names images without one."""
+    root = resolve(data.root)
+    by_stem = {same_text(path.stem.removesuffix(suffix)): _below(path, root) for path in list_images(folder)}
+    masks = [by_stem.get(same_text(Path(path).stem), "") for path in table["path"]]
+    missing = [path for path, mask in zip(table["path"], masks, strict=True) if not mask]
+    if missing and data.bad_masks == "error":
+        raise UserError(
+            f"{folder} has no mask for {', '.join(missing)}: add it, or set data.bad_masks=drop to do without"
+        )
+    return table.assign(mask_path=masks)
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,0 +1,108 @@
+"""Second stage: group duplicates, cut leak-free folds, plan the oversampling."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from defects.config import Config, DuplicateConfig, resolve
+from defects.data import balance, duplicates, folds
+from defects.data.images import read_image
+from defects.data.prepare import load_images
+from defects.errors import UserError
+from defects.files import read_csv, read_json, sha256, write_csv, write_json
+
+FULL = "full"  # the training list of everything, for the final fit
+
+
+def split(config: Config) -> pd.DataFrame:
+    """Write folds.csv (image_id, group, fold), train_fold<k>.csv, train_full.csv and pairs.csv.
+
+    Returns the training images with group and fold. Raises UserError when a class is too rare.
+    """
+    images = load_images(config)
+    train = images[images["split"] == "train"].reset_index(drop=True)
+    if train.empty:
+        raise UserError(f"{config.dataset_dir / 'images.csv'} lists no training images: check data.root")
+    pairs = find_duplicates(config, train)
+    given = folds.given_groups(train, config.split)
+    groups = duplicates.group_ids(len(train), pairs) if given is None else pd.factorize(given)[0]
+    folds.check_counts(groups, train["label"], config.split.folds)
+    targets = folds.class_targets(train["label"])
+    fold = folds.assign_folds(groups, targets, config.split.folds, config.split.seed)
+    table = train.assign(group=groups, fold=fold.astype(str))
+    _write(config, table, pairs)
+    return table
+
+
+def load_folds(config: Config) -> pd.DataFrame:
+    """images.csv's training rows with group and fold; split first, and said so, when out of date."""
+    images = load_images(config)
+    path = config.dataset_dir / "folds.csv"
+    if not path.exists() or read_json(config.dataset_dir / "split.json") != _settings(config):
+        print(f"{path} is missing or was made from other images or settings: splitting first")
+        split(config)
+    table = read_csv(path, ["image_id", "group", "fold"], "src/split.py")
+    return images.merge(table, on="image_id", validate="one_to_one").sort_values(
+        "image_id", ignore_index=True
+    )
+
+
+def load_training_rows(config: Config, fold: str) -> pd.DataFrame:
+    """train_fold<k>.csv or train_full.csv: image_id, angle, flip. UserError for an unknown fold."""
+    path = training_list(config, fold)
+    if not path.exists():
+        raise UserError(f"--fold {fold}: the folds are 0 to {config.split.folds - 1} and {FULL}")
+    return read_csv(path, ["image_id", "angle", "flip"], "src/split.py")
+
+
+def training_list(config: Config, fold: str) -> Path:
+    return config.dataset_dir / (f"train_{FULL}.csv" if fold == FULL else f"train_fold{fold}.csv")
+
+
+def find_duplicates(config: Config, train: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of rows of `train` that show the same thing: i, j, kind (exact, sibling), correlation, flip."""
+    settings = config.split.duplicates
+    index = train.index.to_series()
+    first = index.groupby(train["sha256"]).transform("first")
+    pairs = pd.DataFrame({"i": first, "j": index})[first != index]
+    pairs = pairs.assign(kind="exact", correlation=1.0, flip="none")
+    if not settings.enabled:
+        return pairs
+    thumbnails = _thumbnails(config, train, settings)
+    siblings = duplicates.find_siblings(thumbnails, settings).assign(kind="sibling")
+    return pd.concat([pairs, siblings], ignore_index=True)
+
+
+def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) -> np.ndarray:
+    root = resolve(config.data.root)
+
+    def one(path: str) -> np.ndarray:
+        return duplicates.thumbnail(read_image(root / path), settings.thumbnail_size)
+
+    with ThreadPoolExecutor() as pool:
+        jobs = pool.map(one, train["path"])
+        return np.stack(list(tqdm(jobs, "thumbnails", len(train), leave=False, disable=None)))
+
+
+def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    folder, symmetries, plan = config.dataset_dir, config.data.symmetries, config.split.balance
+    ids = table["image_id"].to_numpy()
+    write_csv(folder / "pairs.csv", pairs.assign(i=ids[pairs["i"]], j=ids[pairs["j"]]))
+    for fold in [*map(str, range(config.split.folds)), FULL]:
+        originals = table[table["fold"] != fold]
+        rows = balance.training_rows(originals, symmetries, plan, config.split.seed)
+        write_csv(training_list(config, fold), rows)
+    write_csv(folder / "folds.csv", table[["image_id", "group", "fold"]])
+    write_json(folder / "split.json", _settings(config))
+
+
+def _settings(config: Config) -> dict:
+    """What the folds depend on; a change of these means splitting again."""
+    return {
+        "images": sha256(config.dataset_dir / "images.csv"),
+        "symmetries": config.data.symmetries,
+        **config.split.model_dump(mode="json"),
+    }

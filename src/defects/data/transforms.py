@@ -1,0 +1,71 @@
+"""Transforms of images: the planned rotation-flip copies, the seeded augmentations, the TTA members."""
+
+import os
+import warnings
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from defects.errors import UserError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network at import
+import albumentations  # noqa: E402
+
+DIHEDRAL = {
+    "rotations": [(turns, flip) for flip in (False, True) for turns in range(4)],
+    "dihedral": [(turns, flip) for flip in (False, True) for turns in range(4)],
+    "flips": [(turns, flip) for flip in (False, True) for turns in (0, 2)],
+    "none": [(0, False)],
+}  # symmetries -> (quarter turns, horizontal flip before them)
+
+
+def rotate_flip(image: np.ndarray, angle: float, flip: str) -> np.ndarray:
+    """Flip uint8 [H, W, C], then turn it counter-clockwise by `angle` degrees within the same frame.
+
+    What comes in from outside the frame is reflected: black corners would mark the rotated class.
+    """
+    if flip == "horizontal":
+        image = np.ascontiguousarray(image[:, ::-1])
+    if angle == 0:
+        return image
+    height, width = image.shape[:2]
+    if angle % 180 == 0 or (angle % 90 == 0 and height == width):
+        return np.ascontiguousarray(np.rot90(image, round(angle / 90)))
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    return cv2.warpAffine(
+        image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+
+
+def turn(images: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
+    """A member of the dihedral group on [B, C, H, W]; odd turns swap height and width."""
+    return torch.rot90(images.flip(3) if flip else images, turns, dims=(2, 3))
+
+
+def build_augmentation(steps: list[dict[str, Any]]) -> albumentations.Compose | None:
+    """Albumentations by name: [{name: GaussNoise, p: 0.3, ...}]. UserError for unknown names or arguments."""
+    return albumentations.Compose([_step(dict(step)) for step in steps]) if steps else None
+
+
+def augment(compose: albumentations.Compose, image: np.ndarray, *key: int) -> np.ndarray:
+    """Apply the augmentations with a generator of this item alone, key = (seed, epoch, row).
+
+    A seed given once to Compose would repeat itself in every worker and every epoch.
+    """
+    compose.set_random_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+    return compose(image=image)["image"]
+
+
+def _step(arguments: dict[str, Any]) -> albumentations.BasicTransform:
+    name = arguments.pop("name", None)
+    kind = getattr(albumentations, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
+        raise UserError(f"augment: {name!r} is no transform of albumentations")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it only warns of unknown arguments
+        try:
+            return kind(**arguments)
+        except (UserWarning, TypeError, ValueError) as error:
+            raise UserError(f"augment: {name}: {error}") from None

@@ -1,0 +1,83 @@
+"""The files between the stages: atomic writing, reading with the columns that a stage relies on."""
+
+import hashlib
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from defects.errors import UserError
+
+TEXT_COLUMNS = dict.fromkeys(
+    ("image_id", "path", "split", "mask_path", "kind", "sha256", "target", "flip", "fold"), "str"
+)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the whole file or nothing: a temporary file in the same folder, then `os.replace`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Comma separated, one header line, `\\n` line ends on every platform, UTF-8."""
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, lineterminator="\n")
+    write_bytes(path, buffer.getvalue().encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
+    """Read one of the contract's tables; ids stay text (`007`, `NA`), floats round-trip exactly.
+
+    Raises UserError naming the file when it is missing, unreadable or lacks a column.
+    """
+    try:
+        table = pd.read_csv(
+            path,
+            dtype=TEXT_COLUMNS,
+            keep_default_na=False,
+            na_values={"label": [""], "score": [""], "probability": [""]},
+            float_precision="round_trip",
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run {made_by} first") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable CSV file ({error}): rebuild it with {made_by}") from None
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}: rebuild it with {made_by}")
+    return table
+
+
+def read_json(path: Path) -> Any:
+    """The file's value, or None when there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): delete it and run the stage again") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def same_text(text: str) -> str:
+    """One spelling for accented names: macOS stores `é` decomposed, submission files composed."""
+    return unicodedata.normalize("NFC", text)

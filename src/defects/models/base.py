@@ -1,0 +1,33 @@
+"""The contract that every detector keeps, supervised or not."""
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+Batch = dict[str, torch.Tensor]
+
+
+class Detector(nn.Module):
+    """Images in, defect scores out; normalisation, smoothing and score scaling live inside `forward`.
+
+    A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective), weight [B, C].
+    C is 1 for defective or not, 4 for Severstal.
+    """
+
+    def prepare(self, loader: DataLoader) -> None:
+        """Once, before the epochs: what sizes or feeds the network. Default: nothing."""
+
+    def training_loss(self, batch: Batch) -> Batch:
+        """Named scalars, `loss` among them; optionally `score` [B, C], detached, for training metrics."""
+        raise NotImplementedError
+
+    def calibrate(self, loader: DataLoader) -> None:
+        """Once, after the epochs, on the inner hold-out: quantiles, score scale. Default: nothing."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, 3, H, W] -> score [B, C] (raw, higher = more defective), map [B, C, h, w] or None."""
+        raise NotImplementedError
+
+    def probability(self, score: torch.Tensor) -> torch.Tensor:
+        """Raw score -> [0, 1], strictly increasing; the logistic function unless calibrated otherwise."""
+        return torch.sigmoid(score)

@@ -1,0 +1,41 @@
+"""Supervised classifier: any timm network with one logit per target."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from defects.config import Config, Fraction, Section, validate
+from defects.models.backbone import Normalize, create_backbone
+from defects.models.base import Batch, Detector
+
+
+class ClassifierOptions(Section):
+    loss: Literal["bce", "focal"] = "bce"
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0  # Lin et al. 2017, section 3.2; no class weight
+    drop_rate: Fraction = 0.2
+    drop_path_rate: Fraction = 0.0
+
+
+class Classifier(Detector):
+    """The raw score is the logit; there is no map."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.options = validate(ClassifierOptions, config.model.options, "model.options")
+        rates = {name: getattr(self.options, name) for name in ("drop_rate", "drop_path_rate")}
+        self.network = create_backbone(config.model.backbone, num_classes=1, **rates)
+        self.normalize = Normalize(self.network)
+
+    def training_loss(self, batch: Batch) -> Batch:
+        logits, label = self(batch["image"])[0], batch["label"]
+        if self.options.loss == "focal":
+            losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.options.focal_gamma)
+        else:
+            losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+        return {"loss": (losses * batch["weight"]).mean(), "score": logits.detach()}
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self.network(self.normalize(images)), None

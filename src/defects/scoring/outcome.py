@@ -1,0 +1,34 @@
+"""What a submission turned out to be worth, once the answers are known."""
+
+import numpy as np
+import pandas as pd
+
+from defects.scoring.estimate import rank_metrics
+from defects.scoring.thresholds import best_threshold, macro_f1
+
+
+def outcome(table: pd.DataFrame, training_share: float) -> dict[str, float]:
+    """Figures of `table` (label, answer, probability), one row per test image.
+
+    macro-F1 depends on the share of defects, so it is also given with the test images weighted to
+    `training_share`: only that one compares with the out-of-fold estimate.
+    """
+    labels, answers = table["label"].to_numpy(dtype=int), table["answer"].to_numpy(dtype=int)
+    probability = table["probability"].to_numpy()
+    weights = share_weights(labels, training_share)
+    return {
+        "macro_f1": macro_f1(labels, answers),
+        "macro_f1_at_training_share": macro_f1(labels, answers, weights),
+        "macro_f1_best_threshold": best_threshold(labels, probability)[1],
+        **rank_metrics(labels, probability),
+        "defect_share": float(labels.mean()),
+        "training_share": training_share,
+    }
+
+
+def share_weights(labels: np.ndarray, share: float) -> np.ndarray:
+    """Weights [N] of mean 1 that give the defective images the stated share of the total."""
+    found = labels.mean()
+    if found in (0.0, 1.0):
+        return np.ones(len(labels))
+    return np.where(labels == 1, share / found, (1 - share) / (1 - found))

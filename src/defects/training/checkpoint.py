@@ -1,0 +1,67 @@
+"""Checkpoints: tensors and plain values only, written whole or not at all, loaded without running code."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defects.config import Config
+from defects.errors import UserError
+from defects.files import sha256, write_bytes
+
+# Settings that change neither the weights nor what they mean.
+RUNTIME = {"workers", "save_every"}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Serialised in memory first: torch.save to a path would write the file's name into its bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Raises UserError when the file is missing, truncated, or holds anything but plain values."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run src/train.py first") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is truncated or no checkpoint ({type(error).__name__}): train again with --restart"
+        ) from None
+
+
+def fingerprint(config: Config, fold: str, epochs: int) -> dict[str, Any]:
+    """What a run's weights depend on, to be compared before it is resumed or used."""
+    values = config.model_dump(mode="json", include={"model", "augment"})
+    values["train"] = config.train.model_dump(mode="json", exclude=RUNTIME)
+    values["balance"] = config.split.balance.model_dump(mode="json")
+    values["image_size"] = list(config.data.image_size)
+    values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
+    values["fold"], values["epochs"] = fold, epochs
+    values["folds.csv"] = sha256(config.dataset_dir / "folds.csv")
+    return values
+
+
+def check_fingerprint(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """UserError naming what differs between the run that wrote `path` and the present config."""
+    differing = sorted(_differences(saved, current, ""))
+    if differing:
+        raise UserError(
+            f"{path} belongs to another config ({', '.join(differing)}): use --set experiment=NAME for a new "
+            "run, or --restart to replace this one"
+        )
+
+
+def _differences(saved: Any, current: Any, key: str) -> list[str]:
+    if isinstance(saved, dict) and isinstance(current, dict):
+        keys = saved.keys() | current.keys()
+        return [
+            text
+            for name in keys
+            for text in _differences(saved.get(name), current.get(name), f"{key}.{name}")
+        ]
+    return [] if saved == current else [key.removeprefix(".")]

@@ -1,0 +1,25 @@
+"""Blend experiments on out-of-fold scores: submissions/sample_submission.csv and its JSON."""
+
+from defects import cli
+from defects.config import resolve
+from defects.submission.build import build_submission
+from defects.training.inference import score_test
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--experiments", nargs="+", help="folders of output/ to blend; default: the config's own"
+    )
+    arguments = parser.parse_args()
+    config = cli.config_from(arguments)
+    experiments = arguments.experiments or [config.experiment]
+    if experiments == [config.experiment] and not (config.experiment_dir / "test.csv").exists():
+        print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
+        score_test(config, "folds")
+    path = resolve(config.submissions) / "sample_submission.csv"
+    cli.print_summary(build_submission(config, list(dict.fromkeys(experiments)), path), path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

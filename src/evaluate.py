@@ -1,0 +1,74 @@
+"""Compare what was promised with the answers, where these are known (demo, MVTec, past competitions).
+
+The only stage that reads an answer key. Look once, at the end: choosing by it is leaking.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from defects import cli
+from defects.config import Config, resolve
+from defects.data.prepare import load_images
+from defects.errors import UserError
+from defects.files import read_csv, read_json
+from defects.scoring.outcome import outcome
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--submission", type=Path, default=None, help="default: submissions/sample_submission.csv"
+    )
+    arguments = parser.parse_args()
+    config = cli.config_from(arguments)
+    path = arguments.submission or resolve(config.submissions) / "sample_submission.csv"
+    submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py").rename(
+        columns={"ImageId": "image_id"}
+    )
+    scores = read_csv(path.with_suffix(".scores.csv"), ["image_id", "probability"], "src/ensemble.py")
+    summary = read_json(path.with_suffix(".json"))
+    if summary["data"] != config.data.name:
+        raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
+    answers = load_answers(config)
+    table = submission.merge(scores, on="image_id").merge(answers, on="image_id", how="left")
+    if table["label"].isna().any():
+        raise UserError(f"the answer key lacks {int(table['label'].isna().sum())} of the submission's images")
+    images = load_images(config)
+    share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
+    print_table(summary["estimate"], outcome(table, share))
+
+
+def load_answers(config: Config) -> pd.DataFrame:
+    """image_id, label of the test images, from data.answers or the source's own key."""
+    path = resolve(config.data.answers) if config.data.answers else config.dataset_dir / "answers.csv"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name the answer key with --set data.answers=FILE")
+    table = read_csv(path, [], "the data set's source").rename(
+        columns={"ImageId": "image_id", "answer": "label"}
+    )
+    if not {"image_id", "label"} <= set(table.columns):
+        raise UserError(f"{path} has the columns {', '.join(table.columns)}; expected ImageId, answer")
+    return table[["image_id", "label"]]
+
+
+def print_table(promised: dict, found: dict) -> None:
+    low, high = promised["interval_90"]
+    nested = promised["nested_macro_f1"]
+    promise = promised["macro_f1"] if nested is None else nested
+    at_share = found["macro_f1_at_training_share"]
+    lines = [
+        ("out-of-fold macro-F1" + (" (nested)" if nested is not None else ""), f"{promise:.4f}"),
+        ("  its 90 % interval", f"{low:.4f} - {high:.4f}"),
+        ("hidden-test macro-F1", f"{found['macro_f1']:.4f}"),
+        (f"  at the training share of defects ({found['training_share']:.1%})", f"{at_share:.4f}"),
+        ("  inside the interval", "yes" if low <= at_share <= high else "no"),
+        ("  at the best possible threshold", f"{found['macro_f1_best_threshold']:.4f}"),
+        ("hidden-test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"),
+    ]
+    for name, value in lines:
+        print(f"{name:48}{value:>18}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,24 @@
+"""Score the test images with the trained folds and write submissions/<experiment>.csv."""
+
+from defects import cli
+from defects.config import resolve
+from defects.submission.build import build_submission
+from defects.training.inference import score_test
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--use", choices=["folds", "full", "both"], default="folds", help="the models that score"
+    )
+    arguments = parser.parse_args()
+    config = cli.config_from(arguments)
+    score_test(config, arguments.use)
+    print(f"wrote {config.experiment_dir / 'test.csv'}")
+    path = resolve(config.submissions) / f"{config.experiment}.csv"
+    summary = build_submission(config, [config.experiment], path)
+    cli.print_summary(summary, path)
+
+
+if __name__ == "__main__":
+    cli.run(main)
