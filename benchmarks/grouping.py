@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from defects.data.duplicate_settings import DuplicateConfig
+from defects.config import DuplicateConfig
 from defects.data.duplicates import find_siblings
 
 SIZE = 64

@@ -12,7 +12,7 @@ def main() -> None:
     config = cli.config_from(cli.parser(__doc__).parse_args())
     table = split(config)
     print(fold_table(config, table).to_string())
-    print(duplicates_line(config, table))
+    print(duplicates_report(config, table))
     print(f"wrote {config.dataset_dir / 'folds.csv'} and the training lists beside it")
 
 
@@ -35,19 +35,19 @@ def fold_table(config: Config, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("fold")
 
 
-def duplicates_line(config: Config, table: pd.DataFrame) -> str:
-    """How much was grouped, and whether labels contradict within a group's pairs."""
+def duplicates_report(config: Config, table: pd.DataFrame) -> str:
+    """How much was grouped, and which images look alike although their labels contradict."""
     pairs = read_csv(config.dataset_dir / "pairs.csv", ["i", "j", "kind"], "src/split.py")
-    labels = table.set_index("image_id")["label"]
-    contradicting = pairs[pairs["i"].map(labels).to_numpy() != pairs["j"].map(labels).to_numpy()]
     sizes = table["group"].value_counts()
-    text = (
-        f"{len(table)} images in {len(sizes)} groups (largest {sizes.max()}), {int(sizes[sizes > 1].sum())} "
-        f"with a sibling; {int((pairs['kind'] == 'exact').sum())} exact copies"
-    )
-    for pair in contradicting.itertuples():
-        text += f"\nnote: {pair.i} and {pair.j} look the same ({pair.kind}) but are labelled differently"
-    return text
+    siblings, copies = sizes[sizes > 1].sum(), (pairs["kind"] == "exact").sum()
+    groups = f"{len(table)} images in {len(sizes)} groups (largest {sizes.max()})"
+    lines = [f"{groups}, {siblings} with a sibling; {copies} exact copies"]
+    labels = table.set_index("image_id")["label"]
+    both_ways = pd.concat([pairs, pairs.rename(columns={"i": "j", "j": "i"})])
+    differing = both_ways[both_ways["i"].map(labels).gt(both_ways["j"].map(labels))]
+    for name, others in differing.groupby("i")["j"]:
+        lines.append(f"note: {name} looks the same as {', '.join(sorted(others))}, labelled normal")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class DuplicateConfig(Section):
     neighbours: Count = 16  # candidates per image
     max_shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.08  # of the side, between two photographs
     min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.46  # of two photographs of one object
-    min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # share of a picture that must not be flat
+    min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # mean square of the texture; below it: flat
 
 
 class BalanceConfig(Section):
@@ -223,7 +223,11 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
     base = values.pop("base", None)
-    return values if base is None else _merge(_read_with_base(path.parent / base, (*seen, path)), values)
+    if base is None:
+        return values
+    extended = _read_with_base(path.parent / base, (*seen, path))
+    extended.pop("experiment", None)  # or two configs would write into one run folder
+    return _merge(extended, values)
 
 
 def _parse_override(text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pandas as pd
 from defects.errors import UserError
 
 TEXT_COLUMNS = dict.fromkeys(
-    ("image_id", "path", "split", "mask_path", "kind", "sha256", "target", "flip", "fold"), "str"
+    ("image_id", "ImageId", "path", "split", "mask_path", "kind", "sha256", "target", "flip", "fold"), "str"
 )
 
 
@@ -51,7 +51,6 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
             dtype=TEXT_COLUMNS,
             keep_default_na=False,
             na_values={"label": [""], "score": [""], "probability": [""]},
-            float_precision="round_trip",
         )
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run {made_by} first") from None

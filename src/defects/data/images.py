@@ -8,20 +8,28 @@ import numpy as np
 from defects.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # first bytes of a format -> its end mark
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken file is reported by this program, in one line, with its name
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # a broken file is reported by this program, in one line, with its name
 
 
 def list_images(folder: Path) -> list[Path]:
     """All image files under `folder`, by path. Raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: check data.root, or put the data set there")
-    # Hidden files are skipped: macOS leaves `._name.jpg` beside every file it copies.
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-    images = sorted(found)
+    images = sorted(path for path in folder.rglob("*") if _is_listed(path, folder))
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     return images
+
+
+def _is_listed(path: Path, folder: Path) -> bool:
+    """Skips what is hidden: macOS leaves `._name.jpg` beside a copied file, Jupyter `.ipynb_checkpoints/`."""
+    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+        return False
+    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -40,8 +48,8 @@ def read_mask(path: Path) -> np.ndarray:
 def _decode(path: Path, mode: int) -> np.ndarray:
     try:
         # imdecode, not imread: on Windows the latter cannot open names outside the code page.
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        image = cv2.imdecode(content, mode) if content.size else None
+        content = path.read_bytes()
+        image = None if _is_cut_short(content) else cv2.imdecode(np.frombuffer(content, np.uint8), mode)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run src/prepare.py again if files were moved") from None
     except cv2.error:
@@ -49,6 +57,16 @@ def _decode(path: Path, mode: int) -> np.ndarray:
     if image is None:
         raise UserError(f"{path} is empty, truncated or no image: replace or remove it")
     return image
+
+
+def _is_cut_short(content: bytes) -> bool:
+    """Empty, or a JPEG or PNG without its end mark.
+
+    OpenCV fills the missing rows of a JPEG whose tail is zeros (an interrupted download), and libpng
+    complains about a short PNG on stderr, past this program's one line.
+    """
+    end = next((mark for start, mark in END_MARKS.items() if content.startswith(start)), b"")
+    return not content or content.rfind(end) < 0
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

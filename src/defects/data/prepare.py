@@ -29,6 +29,8 @@ def prepare(config: Config) -> pd.DataFrame:
     if data.sample_submission and (images["split"] == "test").any():
         sample_ids(data, images)
     images = images.sort_values("image_id", ignore_index=True)[IMAGE_COLUMNS]
+    # Gone first, written last: after an interruption, load_images prepares again instead of mixing tables.
+    (folder / "prepare.json").unlink(missing_ok=True)
     write_csv(folder / "images.csv", images)
     if listing.answers is not None:
         write_csv(folder / "answers.csv", listing.answers)
@@ -49,11 +51,13 @@ def load_images(config: Config) -> pd.DataFrame:
 def sample_ids(data: DataConfig, images: pd.DataFrame) -> list[str]:
     """Ids of the sample submission, in its order; UserError if they are not exactly the test images."""
     path = resolve(data.root) / data.sample_submission
-    sample = read_csv(path, [], "the competition's archive (data.sample_submission names it)")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: put the sample there, or change data.sample_submission")
+    sample = read_csv(path, [], "the competition's archive")
     if list(sample.columns) != ["ImageId", "answer"]:
         raise UserError(f"{path} has the columns {', '.join(sample.columns)}; expected ImageId, answer")
-    ids = [same_text(str(name)) for name in sample["ImageId"]]
-    repeated = sorted(sample["ImageId"][sample["ImageId"].duplicated()].astype(str))
+    ids = sample["ImageId"].map(same_text)
+    repeated = sorted(set(ids[ids.duplicated()]))
     if repeated:
         raise UserError(f"{path} lists some ids twice: {', '.join(repeated)}; remove the repeated rows")
     on_disk = set(images.loc[images["split"] == "test", "image_id"])
@@ -63,7 +67,7 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> list[str]:
     ):
         if missing:
             raise UserError(f"{path}: {len(missing)} test images {text}: {', '.join(sorted(missing))}")
-    return ids
+    return ids.tolist()
 
 
 def _settings(data: DataConfig) -> dict:

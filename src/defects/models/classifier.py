@@ -17,6 +17,7 @@ class ClassifierOptions(Section):
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0  # Lin et al. 2017, section 3.2; no class weight
     drop_rate: Fraction = 0.2
     drop_path_rate: Fraction = 0.0
+    pool: Literal["avg", "max", "avgmax"] = "avg"  # max: a small defect is not averaged away
 
 
 class Classifier(Detector):
@@ -26,7 +27,9 @@ class Classifier(Detector):
         super().__init__()
         self.options = validate(ClassifierOptions, config.model.options, "model.options")
         rates = {name: getattr(self.options, name) for name in ("drop_rate", "drop_path_rate")}
-        self.network = create_backbone(config.model.backbone, num_classes=1, **rates)
+        self.network = create_backbone(
+            config.model.backbone, num_classes=1, global_pool=self.options.pool, **rates
+        )
         self.normalize = Normalize(self.network)
 
     def training_loss(self, batch: Batch) -> Batch:

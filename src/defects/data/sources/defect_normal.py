@@ -16,7 +16,7 @@ def list_data(data: DataConfig) -> Listing:
     normal = rows(data, list_images(train / "normal_images"), train, "train", 0)
     defect = rows(data, list_images(train / "defect_images"), train, "train", 1)
     if (train / "defect_masks").is_dir():
-        defect = attach_masks(data, defect, train / "defect_masks")
+        defect = attach_masks(data, defect, train / "defect_images", train / "defect_masks")
     parts = [normal, defect]
     if test.is_dir():
         parts.append(rows(data, list_images(test), test, "test", None))

@@ -14,7 +14,7 @@ def list_data(data: DataConfig) -> Listing:
     if names.abnormal:
         abnormal = _folder(data, names.abnormal, "train", 1)
         if names.masks:
-            abnormal = attach_masks(data, abnormal, root / names.masks, "_mask")
+            abnormal = attach_masks(data, abnormal, root / names.abnormal, root / names.masks, "_mask")
         parts.append(abnormal)
     if names.test:
         parts.append(_folder(data, names.test, "test", None))

@@ -27,8 +27,9 @@ class Listing:
 def rows(
     data: DataConfig, paths: list[Path], base: Path, split: str, label: int | None, kind: str = ""
 ) -> pd.DataFrame:
-    """Rows of images whose id is their path below `base`."""
+    """Rows of images whose id is their path below `base`. UserError for names that no table can hold."""
     root = resolve(data.root)
+    _check_names(paths)
     table = pd.DataFrame(
         {
             "image_id": [same_text(path.relative_to(base).as_posix()) for path in paths],
@@ -39,17 +40,35 @@ def rows(
     return table.astype({"label": "Int64"})[COLUMNS]
 
 
-def attach_masks(data: DataConfig, table: pd.DataFrame, folder: Path, suffix: str = "") -> pd.DataFrame:
-    """Fill mask_path by file stem (`name.jpg` -> `name<suffix>.png`); UserError names images without one."""
+def attach_masks(
+    data: DataConfig, table: pd.DataFrame, images: Path, folder: Path, suffix: str = ""
+) -> pd.DataFrame:
+    """Fill mask_path: `<images>/a/name.jpg` has `<folder>/a/name<suffix>.png`, or one without the suffix.
+
+    Raises UserError naming the images without a mask.
+    """
     root = resolve(data.root)
-    by_stem = {same_text(path.stem.removesuffix(suffix)): _below(path, root) for path in list_images(folder)}
-    masks = [by_stem.get(same_text(Path(path).stem), "") for path in table["path"]]
+    known = {_stem(path, folder, suffix): _below(path, root) for path in list_images(folder)}
+    masks = [known.get(_stem(root / path, images), "") for path in table["path"]]
     missing = [path for path, mask in zip(table["path"], masks, strict=True) if not mask]
     if missing and data.bad_masks == "error":
         raise UserError(
             f"{folder} has no mask for {', '.join(missing)}: add it, or set data.bad_masks=drop to do without"
         )
     return table.assign(mask_path=masks)
+
+
+def _check_names(paths: list[Path]) -> None:
+    """Archives packed on old Windows systems unpack to names that are no UTF-8."""
+    broken = [path for path in paths if not path.as_posix().isprintable()]
+    if broken:
+        shown = ", ".join(ascii(path.as_posix()) for path in broken)
+        raise UserError(f"unreadable letters in the file names {shown}: rename these files")
+
+
+def _stem(path: Path, base: Path, suffix: str = "") -> str:
+    """Path below `base` without file extension and suffix."""
+    return same_text(path.relative_to(base).with_suffix("").as_posix().removesuffix(suffix))
 
 
 def _below(path: Path, root: Path) -> str:

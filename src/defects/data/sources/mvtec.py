@@ -1,5 +1,7 @@
 """MVTec AD layout: train/good, test/<kind>, ground_truth/<kind>/<name>_mask.png."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from defects.config import DataConfig, resolve
@@ -24,8 +26,8 @@ def list_data(data: DataConfig) -> Listing:
     return Listing(pd.concat([good, hidden], ignore_index=True), answers)
 
 
-def _kinds(folder):
-    kinds = sorted(path for path in folder.glob("*") if path.is_dir())
+def _kinds(folder: Path) -> list[Path]:
+    kinds = sorted(path for path in folder.glob("*") if path.is_dir() and path.name[0] != ".")
     if not kinds:
         raise UserError(f"{folder} holds no folders of test images (test/good, test/<kind>): check data.root")
     return kinds
@@ -33,9 +35,8 @@ def _kinds(folder):
 
 def _kind(data: DataConfig, kind: str) -> pd.DataFrame:
     root = resolve(data.root)
-    images = list_images(root / "test" / kind)
+    folder, masks = root / "test" / kind, root / "ground_truth" / kind
     if kind == "good":
-        return rows(data, images, root, "test", 0, "good")
-    table = rows(data, images, root, "test", 1, kind)
-    masks = root / "ground_truth" / kind
-    return attach_masks(data, table, masks, "_mask") if masks.is_dir() else table
+        return rows(data, list_images(folder), root, "test", 0, "good")
+    table = rows(data, list_images(folder), root, "test", 1, kind)
+    return attach_masks(data, table, folder, masks, "_mask") if masks.is_dir() else table

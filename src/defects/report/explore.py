@@ -1,0 +1,287 @@
+"""One page about a data set, to be looked at before anything is trained on it.
+
+Its panels compare what must not differ between the classes, or between training and test: sizes, grey
+levels. Where they do differ, a detector will learn that difference instead of the defects.
+"""
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import LogLocator, NullLocator
+from tqdm import tqdm
+
+from defects.config import Config, resolve
+from defects.data.images import read_image, read_mask, resize, resize_mask
+from defects.data.prepare import load_images
+from defects.data.split import load_folds
+from defects.files import write_bytes
+from defects.report.contact_sheet import draw_groups
+
+COLOURS = {"train normal": "#4c78a8", "train defect": "#e45756", "test": "#8a8a8a"}  # of the parts
+SAMPLE_ROWS = {"train defect": 2, "train normal": 2, "test": 1}  # rows of sample images on the page
+COLUMNS = 8  # sample images per row
+MEASURED = 650  # images of each part whose pixels are read: below 2,000 in all
+KINDS = 8  # kinds of defect listed one by one
+TILE = 220  # pixels, longer side of a sample image
+CONTOUR = (255, 230, 0)  # yellow: visible on grey, rust and black
+
+# Fonts with Chinese, Japanese and Korean letters, for file names; those installed are used.
+WIDE_FONTS = ["Noto Sans CJK SC", "Microsoft YaHei", "Malgun Gothic", "Hiragino Sans", "WenQuanYi Zen Hei"]
+
+
+def explore(config: Config) -> list[Path]:
+    """Write explore.png and groups.png into the data set's folder; returns their paths."""
+    root, folder = resolve(config.data.root), config.dataset_dir
+    images, folds = load_images(config), load_folds(config)
+    images = images.assign(part=part(images))
+    page, sheet = folder / "explore.png", folder / "groups.png"
+    write_bytes(page, draw_page(config.data.name, root, images, folds))
+    classes = folds["label"].map({0: "normal", 1: "defect"})
+    draw_groups([root / path for path in folds["path"]], classes, folds["group"], sheet)
+    return [page, sheet]
+
+
+def part(images: pd.DataFrame) -> pd.Categorical:
+    """[N], a key of COLOURS and in their order: where each image of images.csv belongs."""
+    train = np.where(images["label"].eq(1).fillna(False), "train defect", "train normal")
+    return pd.Categorical(np.where(images["split"] == "test", "test", train), list(COLOURS), ordered=True)
+
+
+def draw_page(name: str, root: Path, images: pd.DataFrame, folds: pd.DataFrame) -> bytes:
+    """The page as PNG. `images` has a part, `folds` a group; paths are relative to `root`."""
+    measured = measure(root, images)
+    rows = sample_rows(images)
+    fonts = ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())]
+    settings = {"font.family": fonts, "font.size": 9, "text.parse_math": False}  # `$` in a name is a `$`
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that no font has is drawn as a box
+        heights = [7.6, *(0.35 + 2.05 * count for count in rows.values())]  # inches
+        figure = Figure(figsize=(15, 0.4 + sum(heights)), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+        figure.suptitle(headline(name, images), fontsize=15, weight="bold")
+        charts, *grids = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        draw_charts(charts, images, folds, measured)
+        for grid, (key, count) in zip(grids, rows.items(), strict=True):
+            draw_samples(grid, root, images[images["part"] == key], count)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def headline(name: str, images: pd.DataFrame) -> str:
+    test = int((images["part"] == "test").sum())
+    return f"{name}: {len(images) - test:,} training images, {test or 'no'} test images"
+
+
+def sample_rows(images: pd.DataFrame) -> dict[str, int]:
+    """Rows of samples for each part that has images, no more than they fill."""
+    counts = images["part"].value_counts()
+    return {
+        key: min(rows, -(-int(counts[key]) // COLUMNS)) for key, rows in SAMPLE_ROWS.items() if counts[key]
+    }
+
+
+# --- what is drawn ---
+
+
+def evenly(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spread over the table: the same ones every time."""
+    return table.iloc[np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)]
+
+
+def measure(root: Path, images: pd.DataFrame) -> pd.DataFrame:
+    """Of at most MEASURED images of each part: part, mean and deviation (grey levels), area (per cent)."""
+    sample = pd.concat([evenly(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        jobs = pool.map(partial(_measure_one, root), sample["path"], sample["mask_path"])
+        facts = list(tqdm(jobs, "measuring images", len(sample), leave=False, disable=None))
+    facts = pd.DataFrame(facts, columns=["mean", "deviation", "area"])
+    return facts.assign(part=sample["part"].to_numpy())
+
+
+def _measure_one(root: Path, path: str, mask_path: str) -> tuple[float, float, float]:
+    mean, deviation = cv2.meanStdDev(cv2.cvtColor(read_image(root / path), cv2.COLOR_RGB2GRAY))
+    area = 100 * float(read_mask(root / mask_path).mean()) if mask_path else np.nan
+    return mean.item(), deviation.item(), area
+
+
+def class_counts(images: pd.DataFrame) -> pd.Series:
+    """Images of each part; after the defects, indented, of each kind of defect where kinds are known."""
+    parts = images["part"].value_counts(sort=False).rename(index=str)
+    kinds = images.loc[(images["part"] == "train defect") & (images["kind"] != ""), "kind"].value_counts()
+    if len(kinds) > KINDS:
+        rest = kinds.iloc[KINDS - 1 :]
+        kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rest)} other kinds": rest.sum()})])
+    kinds.index = "of it: " + kinds.index.astype(str)
+    return pd.concat([parts[["train normal", "train defect"]], kinds, parts[["test"]]])
+
+
+def group_sizes(folds: pd.DataFrame) -> pd.Series:
+    """Number of groups by how many images they hold."""
+    bounds = [0, 1, 2, 3, 4, 5, 10, 20, np.inf]
+    names = ["1", "2", "3", "4", "5", "6–10", "11–20", "> 20"]
+    sizes = pd.cut(folds["group"].value_counts(), bounds, labels=names)
+    return sizes.value_counts().reindex(names)
+
+
+# --- how it is drawn ---
+
+
+def draw_charts(figure: SubFigure, images: pd.DataFrame, folds: pd.DataFrame, measured: pd.DataFrame) -> None:
+    axes = figure.subplots(2, 3).ravel()
+    draw_counts(axes[0], class_counts(images))
+    draw_sizes(axes[1], images)
+    draw_group_sizes(axes[2], folds)
+    totals = images["part"].value_counts()
+    draw_grey_levels(axes[3], measured, totals, "mean", "Brightness of each image")
+    draw_grey_levels(axes[4], measured, totals, "deviation", "Contrast of each image")
+    draw_area(axes[5], measured["area"].dropna())
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+
+
+def _title(axes: Axes, text: str, detail: str) -> None:
+    axes.set_title(text, loc="left", weight="bold", pad=20)
+    axes.text(0, 1.02, detail, transform=axes.transAxes, va="bottom", color="#444444")
+
+
+def draw_counts(axes: Axes, counts: pd.Series) -> None:
+    colours = [COLOURS.get(name, "#f2abaa") for name in counts.index]
+    bars = axes.barh(counts.index, counts, color=colours)
+    axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("images")
+    normal, defect = counts["train normal"], counts["train defect"]
+    detail = (
+        f"1 defect to {normal / defect:.1f} normal training images" if defect else "no defects to learn from"
+    )
+    _title(axes, "Classes", detail)
+
+
+def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
+    """A bubble per part and size; small ones and defects lie on top, so that equal sizes show as rings."""
+    sizes = images.groupby(["part", "width", "height"], observed=True).size().rename("images").reset_index()
+    order = {"train defect": 0, "train normal": 1, "test": 2}
+    sizes = sizes.assign(order=sizes["part"].map(order).astype(int))
+    sizes = sizes.sort_values(["images", "order"], ascending=False)
+    areas, colours = 15 + 600 * sizes["images"] / len(images), sizes["part"].map(COLOURS).tolist()
+    axes.scatter(sizes["width"], sizes["height"], areas, colours, alpha=0.6, linewidths=0)
+    for axis, side in ((axes.xaxis, "width"), (axes.yaxis, "height")):
+        _size_scale(axis, images[side])
+        axis.set_label_text(f"{side}, pixels")
+    for key in sizes["part"].drop_duplicates().sort_values():
+        axes.scatter([], [], 40, COLOURS[key], label=key)
+    axes.legend(loc="lower right", title="area: number of images")
+    _title(axes, "Image sizes", size_summary(images))
+
+
+def size_summary(images: pd.DataFrame) -> str:
+    distinct = images.groupby(["width", "height"]).size()
+    width, height = distinct.idxmax()
+    if len(distinct) == 1:
+        return f"all {len(images):,} images are {width} × {height}"
+    return f"{len(distinct):,} different; most frequent: {width} × {height} ({distinct.max():,} images)"
+
+
+def _size_scale(axis: Axis, lengths: pd.Series) -> None:
+    """Linear from zero, so that proportions are seen; logarithmic where the smallest would be lost."""
+    if lengths.max() > 8 * lengths.min():
+        _log_scale(axis)
+    else:
+        axis.axes.set(**{f"{axis.axis_name}lim": (0, 1.25 * lengths.max())})
+
+
+def _log_scale(axis: Axis) -> None:
+    """Ticks at 1, 2, 5, 10, written as plain numbers."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def draw_group_sizes(axes: Axes, folds: pd.DataFrame) -> None:
+    sizes = group_sizes(folds)
+    bars = axes.bar(sizes.index, sizes, color="#72b7b2")
+    axes.bar_label(bars, [f"{count:,}" for count in sizes], padding=2)
+    axes.margins(y=0.12)
+    axes.set(xlabel="training images in the group", ylabel="groups")
+    members = folds["group"].map(folds["group"].value_counts())
+    mixed = int((folds.groupby("group")["label"].nunique() > 1).sum())
+    siblings = f"{int((members > 1).sum()):,} of {len(folds):,} images have a sibling"
+    _title(axes, "Photographs of the same thing", f"{siblings}; {mixed:,} groups hold both classes")
+
+
+def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, column: str, title: str) -> None:
+    """Overlaid histograms of the parts, each in per cent of its own images: parts differ much in number."""
+    bins = np.histogram_bin_edges(measured[column], 16)
+    for key, rows in measured.groupby("part", observed=True):
+        shares = np.full(len(rows), 100 / len(rows))
+        of = "" if len(rows) == totals[key] else f" of {totals[key]:,}"
+        style = {"histtype": "stepfilled", "fc": (COLOURS[key], 0.2), "ec": COLOURS[key], "lw": 1.5}
+        axes.hist(rows[column], bins, weights=shares, label=f"{key} ({len(rows):,}{of} images)", **style)
+    axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of its kind, %")
+    axes.margins(y=0.35)  # room for the legend
+    axes.legend(loc="upper right")
+    means = {"mean": "mean grey level", "deviation": "standard deviation of the grey levels"}
+    _title(axes, title, means[column])
+
+
+def draw_area(axes: Axes, area: pd.Series) -> None:
+    """`area`: marked share of each image with a mask, per cent."""
+    if area.empty:
+        axes.set_axis_off()
+        _title(axes, "Defective area", "no masks in this data set")
+        return
+    low, high = area.min() / 2, min(100, 2 * area.max())
+    axes.hist(area, np.geomspace(low, high, 18), color=COLOURS["train defect"])
+    _log_scale(axes.xaxis)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="share of the image marked in its mask, %", ylabel="images")
+    detail = f"{len(area):,} masks; median {area.median():.2g} %, {area.min():.2g} to {area.max():.2g} %"
+    _title(axes, "Defective area", detail)
+
+
+def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int) -> None:
+    """A grid of images spread evenly over the part, and so over its kinds; masks as outlines."""
+    shown = evenly(images.sort_values(["kind", "image_id"]), rows * COLUMNS)
+    outlined = ", defects outlined" if (shown["mask_path"] != "").any() else ""
+    title = f"{images['part'].iloc[0]}: {len(shown)} of {len(images):,} images{outlined}"
+    figure.suptitle(title, x=0.008, ha="left", weight="bold")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, row in zip(panels, shown.itertuples(), strict=False):
+        axes.imshow(sample_tile(root, row.path, row.mask_path))
+        axes.set_title(caption(row.image_id, row.kind), fontsize=8, pad=3)
+
+
+def sample_tile(root: Path, path: str, mask_path: str) -> np.ndarray:
+    """uint8 [h, w, 3] whose longer side is TILE; the outline of the mask drawn in."""
+    image = read_image(root / path)
+    scale = TILE / max(image.shape[:2])
+    size = tuple(max(1, round(scale * side)) for side in image.shape[:2])
+    tile = np.ascontiguousarray(resize(image, size))
+    if mask_path:
+        mask = resize_mask(read_mask(root / mask_path), size).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile, outlines, -1, CONTOUR, 2)
+    return tile
+
+
+def caption(image_id: str, kind: str) -> str:
+    """The file's name, shortened in its middle, and the kind of defect where it is known."""
+    name = Path(image_id).stem
+    name = name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"
+    return f"{name} ({kind})" if kind else name

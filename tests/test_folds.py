@@ -1,0 +1,160 @@
+"""Folds and training lists: leak-free for any grouping, every fold with its share of the rare class."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defects.config import BalanceConfig, SplitConfig
+from defects.data import balance, folds
+from defects.data.transforms import rotate_flip
+from defects.errors import UserError
+
+SYMMETRIES = ["rotations", "dihedral", "flips", "none"]
+
+
+@st.composite
+def grouped_images(draw):
+    groups = np.array(draw(st.lists(st.integers(0, 30), min_size=10, max_size=120)))
+    defect = np.array(draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups))))
+    return groups, defect
+
+
+@settings(max_examples=150, deadline=None)
+@given(grouped_images(), st.integers(2, 6), st.integers(0, 3))
+def test_groups_stay_whole_and_classes_reach_every_fold(images, count, seed):
+    groups, defect = images
+    fold = folds.assign_folds(groups, folds.class_targets(pd.Series(defect.astype(int))), count, seed)
+    assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
+    rarer = defect if defect.sum() <= (~defect).sum() else ~defect
+    expected = min(count, len(np.unique(groups[rarer])))
+    assert len(np.unique(fold[rarer])) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(10, 200), st.integers(2, 5), st.integers(0, 9))
+def test_without_groups_the_folds_are_even(count, parts, seed):
+    labels = pd.Series((np.arange(count) % 7 == 0).astype(int))
+    fold = folds.assign_folds(np.arange(count), folds.class_targets(labels), parts, seed)
+    for label in (0, 1):
+        sizes = np.bincount(fold[labels == label], minlength=parts)
+        assert sizes.max() - sizes.min() <= 2
+
+
+def test_folds_depend_on_the_seed_alone():
+    targets = folds.class_targets(pd.Series([0, 1] * 30))
+    first, again, other = (folds.assign_folds(np.arange(60), targets, 5, seed) for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+
+
+def test_too_few_distinct_defects_for_the_folds():
+    labels = pd.Series([1, 1, 1, 1, 1] + [0] * 20)
+    groups = np.array([0, 0, 1, 2, 3, *range(4, 24)])  # five defects, but of four objects
+    with pytest.raises(UserError, match="4 distinct defect images for split.folds=5"):
+        folds.check_counts(groups, labels, 5)
+    folds.check_counts(groups, labels, 4)
+    folds.check_counts(np.arange(20), pd.Series([0] * 20), 5)  # no defect at all is a case of its own
+
+
+def images_named(*names):
+    return pd.DataFrame({"image_id": names})
+
+
+def test_group_pattern_names_the_part():
+    images = images_named("coil7_a.png", "coil7_b.png", "coil12_a.png")
+    groups = folds.given_groups(images, SplitConfig(group_pattern=r"(coil\d+)_"))
+    assert groups.tolist() == ["coil7", "coil7", "coil12"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [(r"coil\d+", "parentheses"), (r"(coil", "group_pattern"), (r"(part\d)", "no group for 1 images: a.png")],
+)
+def test_group_pattern_that_cannot_work(pattern, message):
+    with pytest.raises(UserError, match=message):
+        folds.given_groups(images_named("a.png"), SplitConfig(group_pattern=pattern))
+
+
+def test_group_file_takes_any_names_and_must_be_complete(tmp_path):
+    path = tmp_path / "coils.csv"
+    path.write_text("image_id,group\na.png,7\nb.png,x\n", encoding="utf-8")
+    split = SplitConfig(group_file=path)
+    assert folds.given_groups(images_named("b.png", "a.png"), split).tolist() == ["x", "7"]
+    with pytest.raises(UserError, match="no group for 1 images: c.png"):
+        folds.given_groups(images_named("a.png", "c.png"), split)
+
+
+def test_inner_holdout_keeps_groups_whole_and_holds_both_classes():
+    table = pd.DataFrame({"group": np.arange(200) // 2, "label": [1] * 20 + [0] * 180})
+    inner = folds.inner_holdout(table, 0.1, 0)
+    assert 15 <= inner.sum() <= 25 and table["label"][inner].sum() == 2
+    assert (pd.Series(inner).groupby(table["group"]).nunique() == 1).all()
+    assert not folds.inner_holdout(table, 0.0, 0).any()
+
+
+@pytest.mark.parametrize("symmetries", SYMMETRIES)
+@settings(max_examples=40, deadline=None)
+@given(copies=st.integers(1, 200))
+def test_members_are_distinct_label_preserving_and_as_many_as_there_are(symmetries, copies):
+    found = balance.members(symmetries, copies, 10.0)
+    limit = {"rotations": copies, "dihedral": 8, "flips": 4, "none": 1}[symmetries]
+    assert len(set(found)) == len(found) == min(copies, limit)
+    allowed = {"dihedral": 90.0, "flips": 180.0, "none": 360.0}.get(symmetries)
+    assert allowed is None or all(angle % allowed == 0 for angle, _ in found)
+    assert (0.0, "none") in found
+
+
+def test_the_72_members_at_ten_degrees_are_72_different_pictures():
+    image = np.random.default_rng(0).integers(0, 255, (33, 33, 3), dtype=np.uint8)
+    pictures = {rotate_flip(image, *member).tobytes() for member in balance.members("rotations", 72, 10.0)}
+    assert len(pictures) == 72
+    assert np.ascontiguousarray(image[::-1]).tobytes() in pictures  # the vertical flip is among them
+
+
+def test_few_copies_spread_over_the_circle_and_both_flips():
+    found = balance.members("rotations", 8, 10.0)
+    assert [flip for _, flip in found].count("horizontal") == 4
+    gaps = np.diff(sorted(angle for angle, _ in found) + [360.0])
+    assert gaps.max() <= 50
+
+
+def originals(defects, normals):
+    names = [f"d{index}" for index in range(defects)] + [f"n{index}" for index in range(normals)]
+    return pd.DataFrame({"image_id": names, "label": [1] * defects + [0] * normals})
+
+
+def class_counts(rows):
+    rare = rows["image_id"].str.startswith("d")
+    return int(rare.sum()), int((~rare).sum())
+
+
+@pytest.mark.parametrize(("defects", "normals", "ratio"), [(24, 442, 0.5), (3, 1000, 1.0), (40, 50, 0.5)])
+def test_oversampling_reaches_the_ratio_with_distinct_rows(defects, normals, ratio):
+    plan = BalanceConfig(ratio=ratio)
+    rows = balance.training_rows(originals(defects, normals), "rotations", plan, 0)
+    rare, common = class_counts(rows)
+    assert common == normals and rare == max(defects, round(ratio * normals))
+    rare_rows = rows[rows["image_id"].str.startswith("d")]
+    assert not rare_rows.duplicated().any()
+    assert set(rows["image_id"]) == set(originals(defects, normals)["image_id"])
+
+
+def test_normal_images_take_the_same_transforms_in_the_same_proportion():
+    rows = balance.training_rows(originals(24, 480), "rotations", BalanceConfig(), 0)
+    rare = rows["image_id"].str.startswith("d")
+    shares = [rows[side].groupby(["angle", "flip"]).size() / side.sum() for side in (rare, ~rare)]
+    assert shares[0].index.equals(shares[1].index)
+    assert (shares[0] - shares[1]).abs().max() < 0.005
+
+
+@pytest.mark.parametrize("method", ["undersample", "sampler", "pos_weight", "none"])
+def test_other_ways_of_balancing_copy_nothing(method):
+    rows = balance.training_rows(originals(10, 100), "rotations", BalanceConfig(method=method), 0)
+    assert class_counts(rows) == (10, 20 if method == "undersample" else 100)
+    assert (rows["angle"] == 0).all() and (rows["flip"] == "none").all()
+
+
+def test_normal_images_alone_stay_as_they_are():
+    rows = balance.training_rows(originals(0, 20), "rotations", BalanceConfig(), 0)
+    assert class_counts(rows) == (0, 20) and (rows["angle"] == 0).all()
