@@ -153,6 +153,16 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _external_data(self) -> "Config":
+        refused = self.data.pretrained_is_external and self.model.backbone.weights != "none"
+        if refused and not self.data.external_data:
+            raise ValueError(
+                f"data.external_data=false refuses model.backbone.weights={self.model.backbone.weights}, since "
+                "data.pretrained_is_external=true: set model.backbone.weights=none"
+            )
+        return self
+
     @property
     def dataset_dir(self) -> Path:
         return resolve(self.output) / self.data.name

@@ -55,7 +55,8 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run {made_by} first") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable CSV file ({error}): rebuild it with {made_by}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a readable CSV file ({reason}): rebuild it with {made_by}") from None
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: rebuild it with {made_by}")

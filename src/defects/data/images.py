@@ -8,7 +8,7 @@ import numpy as np
 from defects.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # first bytes of a format -> its end mark
+END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # first bytes -> end mark
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
@@ -41,8 +41,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """bool [H, W]: everything that is not black is defect (annotation tools write 1, 128 or 255)."""
-    return _decode(path, cv2.IMREAD_GRAYSCALE) > 0
+    """bool [H, W]: everything that is not black is defect (annotation tools write 1, 128 or 255).
+
+    Read in full depth: the 1 of a 16-bit mask, or a dark colour, would be rounded to black.
+    """
+    return _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).any(axis=2)
 
 
 def _decode(path: Path, mode: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
@@ -31,6 +32,9 @@ class Classifier(Detector):
             config.model.backbone, num_classes=1, global_pool=self.options.pool, **rates
         )
         self.normalize = Normalize(self.network)
+        # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
+        for parameter in self.network.get_classifier().parameters():
+            nn.init.zeros_(parameter)
 
     def training_loss(self, batch: Batch) -> Batch:
         logits, label = self(batch["image"])[0], batch["label"]

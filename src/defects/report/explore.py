@@ -28,7 +28,7 @@ from defects.data.split import load_folds
 from defects.files import write_bytes
 from defects.report.contact_sheet import draw_groups
 
-COLOURS = {"train normal": "#4c78a8", "train defect": "#e45756", "test": "#8a8a8a"}  # of the parts
+COLOURS = {"train defect": "#e45756", "train normal": "#4c78a8", "test": "#8a8a8a"}  # of the parts
 SAMPLE_ROWS = {"train defect": 2, "train normal": 2, "test": 1}  # rows of sample images on the page
 COLUMNS = 8  # sample images per row
 MEASURED = 650  # images of each part whose pixels are read: below 2,000 in all
@@ -60,28 +60,29 @@ def part(images: pd.DataFrame) -> pd.Categorical:
 
 def draw_page(name: str, root: Path, images: pd.DataFrame, folds: pd.DataFrame) -> bytes:
     """The page as PNG. `images` has a part, `folds` a group; paths are relative to `root`."""
-    measured = measure(root, images)
-    rows = sample_rows(images)
+    buffer = io.BytesIO()
     fonts = ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())]
     settings = {"font.family": fonts, "font.size": 9, "text.parse_math": False}  # `$` in a name is a `$`
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a letter that no font has is drawn as a box
-        heights = [7.6, *(0.35 + 2.05 * count for count in rows.values())]  # inches
-        figure = Figure(figsize=(15, 0.4 + sum(heights)), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
-        figure.suptitle(headline(name, images), fontsize=15, weight="bold")
-        charts, *grids = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        draw_charts(charts, images, folds, measured)
-        for grid, (key, count) in zip(grids, rows.items(), strict=True):
-            draw_samples(grid, root, images[images["part"] == key], count)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
+        build_figure(name, root, images, folds).savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
 
-def headline(name: str, images: pd.DataFrame) -> str:
+def build_figure(name: str, root: Path, images: pd.DataFrame, folds: pd.DataFrame) -> Figure:
+    """Six charts, and below them a grid of sample images for each part."""
+    rows = sample_rows(images)
+    heights = [7.6, *(0.35 + 2.05 * count for count in rows.values())]  # inches
+    figure = Figure(figsize=(15, 0.4 + sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     test = int((images["part"] == "test").sum())
-    return f"{name}: {len(images) - test:,} training images, {test or 'no'} test images"
+    title = f"{name}: {len(images) - test:,} training images, {f'{test:,}' if test else 'no'} test images"
+    figure.suptitle(title, fontsize=15, weight="bold")
+    charts, *grids = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    draw_charts(charts, images, folds, measure(root, images))
+    for grid, (key, count) in zip(grids, rows.items(), strict=True):
+        draw_samples(grid, root, images[images["part"] == key], count)
+    return figure
 
 
 def sample_rows(images: pd.DataFrame) -> dict[str, int]:
@@ -95,19 +96,23 @@ def sample_rows(images: pd.DataFrame) -> dict[str, int]:
 # --- what is drawn ---
 
 
-def evenly(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """At most `count` rows, evenly spread over the table: the same ones every time."""
-    return table.iloc[np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)]
+def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows: a random one of each equal stretch of the table, the same ones every time.
+
+    Every tenth row would show one texture only of a data set whose ten textures take turns.
+    """
+    bounds = np.linspace(0, len(table), min(count, len(table)) + 1).astype(int)
+    return table.iloc[np.random.default_rng(0).integers(bounds[:-1], bounds[1:])]
 
 
 def measure(root: Path, images: pd.DataFrame) -> pd.DataFrame:
     """Of at most MEASURED images of each part: part, mean and deviation (grey levels), area (per cent)."""
-    sample = pd.concat([evenly(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
+    sample = pd.concat([spread(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         jobs = pool.map(partial(_measure_one, root), sample["path"], sample["mask_path"])
         facts = list(tqdm(jobs, "measuring images", len(sample), leave=False, disable=None))
     facts = pd.DataFrame(facts, columns=["mean", "deviation", "area"])
-    return facts.assign(part=sample["part"].to_numpy())
+    return facts.assign(part=sample["part"].array)
 
 
 def _measure_one(root: Path, path: str, mask_path: str) -> tuple[float, float, float]:
@@ -117,14 +122,14 @@ def _measure_one(root: Path, path: str, mask_path: str) -> tuple[float, float, f
 
 
 def class_counts(images: pd.DataFrame) -> pd.Series:
-    """Images of each part; after the defects, indented, of each kind of defect where kinds are known."""
+    """Images of each part; after the defects, of each kind of defect where kinds are known."""
     parts = images["part"].value_counts(sort=False).rename(index=str)
     kinds = images.loc[(images["part"] == "train defect") & (images["kind"] != ""), "kind"].value_counts()
     if len(kinds) > KINDS:
         rest = kinds.iloc[KINDS - 1 :]
         kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rest)} other kinds": rest.sum()})])
-    kinds.index = "of it: " + kinds.index.astype(str)
-    return pd.concat([parts[["train normal", "train defect"]], kinds, parts[["test"]]])
+    kinds.index = "defect: " + kinds.index.astype(str).map(shorten)
+    return pd.concat([parts[["train defect"]], kinds, parts[["train normal", "test"]]])
 
 
 def group_sizes(folds: pd.DataFrame) -> pd.Series:
@@ -158,24 +163,20 @@ def _title(axes: Axes, text: str, detail: str) -> None:
 
 def draw_counts(axes: Axes, counts: pd.Series) -> None:
     colours = [COLOURS.get(name, "#f2abaa") for name in counts.index]
-    bars = axes.barh(counts.index, counts, color=colours)
+    bars = axes.barh(range(len(counts)), counts, color=colours, tick_label=counts.index)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlabel("images")
     normal, defect = counts["train normal"], counts["train defect"]
-    detail = (
-        f"1 defect to {normal / defect:.1f} normal training images" if defect else "no defects to learn from"
-    )
+    detail = f"1 defect to {normal / defect:.1f} normal images" if defect else "no defects to learn from"
     _title(axes, "Classes", detail)
 
 
 def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
     """A bubble per part and size; small ones and defects lie on top, so that equal sizes show as rings."""
     sizes = images.groupby(["part", "width", "height"], observed=True).size().rename("images").reset_index()
-    order = {"train defect": 0, "train normal": 1, "test": 2}
-    sizes = sizes.assign(order=sizes["part"].map(order).astype(int))
-    sizes = sizes.sort_values(["images", "order"], ascending=False)
+    sizes = sizes.sort_values(["images", "part"], ascending=False)
     areas, colours = 15 + 600 * sizes["images"] / len(images), sizes["part"].map(COLOURS).tolist()
     axes.scatter(sizes["width"], sizes["height"], areas, colours, alpha=0.6, linewidths=0)
     for axis, side in ((axes.xaxis, "width"), (axes.yaxis, "height")):
@@ -183,7 +184,7 @@ def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
         axis.set_label_text(f"{side}, pixels")
     for key in sizes["part"].drop_duplicates().sort_values():
         axes.scatter([], [], 40, COLOURS[key], label=key)
-    axes.legend(loc="lower right", title="area: number of images")
+    axes.legend(title="area: number of images")
     _title(axes, "Image sizes", size_summary(images))
 
 
@@ -204,9 +205,9 @@ def _size_scale(axis: Axis, lengths: pd.Series) -> None:
 
 
 def _log_scale(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, written as plain numbers."""
+    """Ticks at 1, 3, 10, 30, written as plain numbers."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
 
@@ -231,8 +232,9 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
         of = "" if len(rows) == totals[key] else f" of {totals[key]:,}"
         style = {"histtype": "stepfilled", "fc": (COLOURS[key], 0.2), "ec": COLOURS[key], "lw": 1.5}
         axes.hist(rows[column], bins, weights=shares, label=f"{key} ({len(rows):,}{of} images)", **style)
-    axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of its kind, %")
-    axes.margins(y=0.35)  # room for the legend
+    axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of that colour, %")
+    axes.locator_params(axis="x", nbins=7)
+    axes.margins(y=0.5)  # room for the legend
     axes.legend(loc="upper right")
     means = {"mean": "mean grey level", "deviation": "standard deviation of the grey levels"}
     _title(axes, title, means[column])
@@ -255,7 +257,7 @@ def draw_area(axes: Axes, area: pd.Series) -> None:
 
 def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int) -> None:
     """A grid of images spread evenly over the part, and so over its kinds; masks as outlines."""
-    shown = evenly(images.sort_values(["kind", "image_id"]), rows * COLUMNS)
+    shown = spread(images.sort_values(["kind", "image_id"]), rows * COLUMNS)
     outlined = ", defects outlined" if (shown["mask_path"] != "").any() else ""
     title = f"{images['part'].iloc[0]}: {len(shown)} of {len(images):,} images{outlined}"
     figure.suptitle(title, x=0.008, ha="left", weight="bold")
@@ -271,17 +273,21 @@ def sample_tile(root: Path, path: str, mask_path: str) -> np.ndarray:
     """uint8 [h, w, 3] whose longer side is TILE; the outline of the mask drawn in."""
     image = read_image(root / path)
     scale = TILE / max(image.shape[:2])
-    size = tuple(max(1, round(scale * side)) for side in image.shape[:2])
+    size = tuple(max(3, round(scale * side)) for side in image.shape[:2])
     tile = np.ascontiguousarray(resize(image, size))
     if mask_path:
         mask = resize_mask(read_mask(root / mask_path), size).astype(np.uint8)
-        outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        around = cv2.dilate(mask, np.ones((7, 7), np.uint8))  # or the line would cover a thin crack
+        outlines, _ = cv2.findContours(around, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(tile, outlines, -1, CONTOUR, 2)
     return tile
 
 
 def caption(image_id: str, kind: str) -> str:
-    """The file's name, shortened in its middle, and the kind of defect where it is known."""
-    name = Path(image_id).stem
-    name = name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"
-    return f"{name} ({kind})" if kind else name
+    """The file's name and, above it, the kind of defect where it is known."""
+    return "\n".join(shorten(line) for line in (kind, Path(image_id).stem) if line)
+
+
+def shorten(text: str) -> str:
+    """Long names lose their middle: files of one folder often differ at the end only."""
+    return text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}"

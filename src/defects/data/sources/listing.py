@@ -1,5 +1,6 @@
 """The table that every source fills, and what the sources need to fill it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from defects.data.images import list_images
 from defects.errors import UserError
 from defects.files import same_text
 
+# Surrogates stand for bytes that are no UTF-8: archives packed on old Windows systems unpack to such names.
+UNWRITABLE = re.compile(r"[\ud800-\udfff\r\n]")
 COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
 
 
@@ -59,8 +62,7 @@ def attach_masks(
 
 
 def _check_names(paths: list[Path]) -> None:
-    """Archives packed on old Windows systems unpack to names that are no UTF-8."""
-    broken = [path for path in paths if not path.as_posix().isprintable()]
+    broken = [path for path in paths if UNWRITABLE.search(path.as_posix())]
     if broken:
         shown = ", ".join(ascii(path.as_posix()) for path in broken)
         raise UserError(f"unreadable letters in the file names {shown}: rename these files")

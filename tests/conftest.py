@@ -1,0 +1,159 @@
+"""What several test modules share: a tiny data set, a config for it, and a way to run the scripts."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from defects.config import ROOT, Config, load_config
+
+
+class Outcome(NamedTuple):
+    """How a script ended, and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def write_png(path: Path, image: np.ndarray) -> Path:
+    """Write a grey [H, W] or RGB [H, W, 3] uint8 array; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = image[..., ::-1] if image.ndim == 3 else image
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes())
+    return path
+
+
+def texture(seed: int, size: int = 32) -> np.ndarray:
+    """Smooth grey noise, uint8 [size, size], another picture for every seed."""
+    noise = np.random.default_rng(seed).normal(size=(size, size))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
+    return np.clip(128 + 30 * smooth / smooth.std(), 1, 254).astype(np.uint8)
+
+
+def defective(seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """A texture with a bright square of size/4 pixels, and the mask (0, 255) of that square."""
+    image, mask = texture(seed, size), np.zeros((size, size), np.uint8)
+    y, x = np.random.default_rng(seed).integers(0, size - size // 4, 2)
+    mask[y : y + size // 4, x : x + size // 4] = 255
+    return np.where(mask > 0, 255, image).astype(np.uint8), mask
+
+
+def write_sample(root: Path, names: list[str]) -> Path:
+    """test/sample_submission.csv with these ids in this order."""
+    path = root / "test" / "sample_submission.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(["ImageId,answer\n", *(f"{name},0\n" for name in names)]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_dataset(tmp_path) -> Callable[..., Path]:
+    """make_dataset(name="data", *, defects=12, normals=30, tests=6, size=32) -> root of the data set.
+
+    The defect/normal layout with masks and sample_submission.csv; files are named defect_0.png,
+    normal_0.png, test_0.png, ... Every third test image is defective. All pictures differ. tests=0 leaves out the test folder.
+    """
+
+    def make(
+        name: str = "data", *, defects: int = 12, normals: int = 30, tests: int = 6, size: int = 32
+    ) -> Path:
+        root = tmp_path / name
+        for i in range(defects):
+            image, mask = defective(i, size)
+            write_png(root / "train" / "defect_images" / f"defect_{i}.png", image)
+            write_png(root / "train" / "defect_masks" / f"defect_{i}.png", mask)
+        for i in range(normals):
+            write_png(root / "train" / "normal_images" / f"normal_{i}.png", texture(1000 + i, size))
+        for i in range(tests):
+            image = defective(2000 + i, size)[0] if i % 3 == 0 else texture(2000 + i, size)
+            write_png(root / "test" / "images" / f"test_{i}.png", image)
+        if tests:
+            write_sample(root, [f"test_{i}.png" for i in range(tests)])
+        return root
+
+    return make
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Callable[..., Path]:
+    """config_file(root, **sections) -> path of a YAML for the data set in `root`.
+
+    By default the layout of make_dataset and a small untrained classifier, 2 folds, 1 epoch; output and
+    submissions lie in the test's own folder. `sections` go over the defaults key by key:
+    config_file(root, data={"source": "mvtec"}, train={"epochs": 2}).
+    """
+
+    def write(root: Path, name: str = "tiny", **sections: dict) -> Path:
+        values = {
+            "output": str(tmp_path / "output"),
+            "submissions": str(tmp_path / "submissions"),
+            "data": {
+                "name": "tiny_data",
+                "source": "defect_normal",
+                "root": str(root),
+                "image_size": [32, 32],
+                "sample_submission": "test/sample_submission.csv",
+            },
+            "split": {"folds": 2},
+            "model": {"backbone": {"name": "test_efficientnet", "weights": "none"}},
+            "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+        }
+        for section, changes in sections.items():
+            values[section] = values.get(section, {}) | changes
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_config(config_file) -> Callable[..., Config]:
+    """make_config(root, *overrides) -> Config of config_file(root); overrides as after --set."""
+
+    def make(root: Path, *overrides: str) -> Config:
+        return load_config(config_file(root), list(overrides))
+
+    return make
+
+
+@pytest.fixture
+def run_script(capsys, monkeypatch) -> Callable[..., Outcome]:
+    """run_script("prepare.py", "--config", path) -> (code, stdout, stderr) of src/prepare.py.
+
+    The script runs in this process, so that no test pays for a new interpreter and monkeypatches hold.
+    """
+
+    def run(name: str, *arguments: object) -> Outcome:
+        script = ROOT / "src" / name
+        monkeypatch.setattr("sys.argv", [str(script), *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def fails_with_one_line(run_script) -> Callable[..., str]:
+    """fails_with_one_line("prepare.py", ...) -> the message after `error: `; asserts it is the only line."""
+
+    def run(name: str, *arguments: object) -> str:
+        code, _, stderr = run_script(name, *arguments)
+        assert code == 2, stderr
+        assert stderr.startswith("error: ")
+        assert stderr.count("\n") == 1
+        assert "Traceback" not in stderr
+        return stderr.removeprefix("error: ").rstrip("\n")
+
+    return run

@@ -1,0 +1,323 @@
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import texture, write_png
+from PIL import Image, ImageOps
+
+from defects.data.images import list_images, read_image, read_mask, resize, resize_mask
+from defects.errors import UserError
+
+HEIGHT, WIDTH = 24, 40
+RANDOM = np.random.default_rng(0)
+RGB = RANDOM.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+GREY = RGB[..., 0]
+ALPHA = RGB[..., 1]
+# A gradient survives lossy compression; its channels differ, so a swap of red and blue shows.
+RAMP = np.add.outer(4 * np.arange(HEIGHT), 3 * np.arange(WIDTH)).astype(np.uint8)
+SMOOTH = np.dstack([RAMP, RAMP[::-1], 255 - RAMP])
+LOSSLESS = {"webp": {"lossless": True, "exact": True}}
+FINE_JPEG = {"quality": 100, "subsampling": 0}
+FORMATS = {  # name -> (file name, options of Pillow) of a colour image
+    "jpeg": ("x.jpg", {}),
+    "progressive": ("x.jpeg", {"progressive": True}),
+    "png": ("x.png", {}),
+    "tiff": ("x.tif", {}),
+    "tiff-lzw": ("x.tiff", {"compression": "tiff_lzw"}),
+    "webp": ("x.webp", {}),
+    "webp-lossless": ("x.webp", LOSSLESS["webp"]),
+    "bmp": ("x.bmp", {}),
+}
+
+
+def _three(grey: np.ndarray) -> np.ndarray:
+    return np.dstack([grey] * 3)
+
+
+def _save(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **(LOSSLESS.get(path.suffix[1:], {}) | options))
+    return path
+
+
+def _encoded(kind: str) -> tuple[str, bytes]:
+    """A colour picture in one of FORMATS: file name and content."""
+    name, options = FORMATS[kind]
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, Image.registered_extensions()[Path(name).suffix], **options)
+    return name, buffer.getvalue()
+
+
+def _assert_refused(path: Path) -> None:
+    for read in (read_image, read_mask):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "webp", "PNG"])
+@pytest.mark.parametrize("kind", ["grey", "rgb"])
+def test_lossless_formats(tmp_path, suffix, kind):
+    source = GREY if kind == "grey" else RGB
+    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(source)))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, _three(GREY) if kind == "grey" else RGB)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "webp"])
+@pytest.mark.parametrize("kind", ["grey", "rgb"])
+def test_lossy_formats(tmp_path, suffix, kind):
+    source, expected = (RAMP, _three(RAMP)) if kind == "grey" else (SMOOTH, SMOOTH)
+    options = FINE_JPEG if suffix != "webp" else {"lossless": False, "quality": 100}
+    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(source), **options))
+    assert np.abs(found.astype(int) - expected).max() <= 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix):
+    deep = RANDOM.integers(0, 65536, (HEIGHT, WIDTH), np.uint16)
+    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(deep)))
+    assert found.dtype == np.uint8
+    assert np.abs(found - _three(deep) / 257).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_is_scaled_to_8_bits(tmp_path, suffix, channels):
+    deep = RANDOM.integers(0, 65536, (HEIGHT, WIDTH, channels), np.uint16)
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(cv2.imencode(suffix, deep)[1].tobytes())
+    assert np.abs(read_image(path) - deep[..., 2::-1] / 257).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
+def test_palettes_are_resolved(tmp_path, suffix):
+    image = Image.fromarray(RGB).quantize(16)
+    found = read_image(_save(tmp_path / f"x.{suffix}", image))
+    np.testing.assert_array_equal(found, np.array(image.convert("RGB")))
+
+
+def test_a_transparent_palette_entry_keeps_its_colour(tmp_path):
+    image = Image.fromarray(RGB).quantize(16)
+    found = read_image(_save(tmp_path / "x.png", image, transparency=3))
+    np.testing.assert_array_equal(found, np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_alpha_is_dropped_not_blended(tmp_path, suffix):
+    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(np.dstack([RGB, ALPHA]))))
+    np.testing.assert_array_equal(found, RGB)
+
+
+def test_an_opaque_tiff_with_alpha(tmp_path):
+    opaque = np.dstack([RGB, np.full_like(ALPHA, 255)])
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "x.tiff", Image.fromarray(opaque))), RGB)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_grey_with_alpha(tmp_path, suffix):
+    image = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+    np.testing.assert_array_equal(read_image(_save(tmp_path / f"x.{suffix}", image)), _three(GREY))
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("jpg", FINE_JPEG), ("tiff", {})])
+def test_cmyk(tmp_path, suffix, options):
+    image = Image.fromarray(SMOOTH).convert("CMYK")
+    found = read_image(_save(tmp_path / f"x.{suffix}", image, **options))
+    assert np.abs(found.astype(int) - np.array(image.convert("RGB"))).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
+def test_one_bit(tmp_path, suffix):
+    bits = GREY > 128
+    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(bits)))
+    np.testing.assert_array_equal(found, _three(np.where(bits, 255, 0)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = FINE_JPEG if suffix == "jpg" else {}
+    path = _save(tmp_path / f"x.{suffix}", Image.fromarray(SMOOTH), exif=exif, **options)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    found = read_image(path)
+    assert found.shape == ((HEIGHT, WIDTH, 3) if orientation < 5 else (WIDTH, HEIGHT, 3))
+    assert np.abs(found.astype(int) - expected).max() <= 4
+    assert read_mask(path).shape == found.shape[:2]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tiff", "webp"])
+def test_an_empty_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    path.touch()
+    _assert_refused(path)
+
+
+@pytest.mark.parametrize("cut", [0.05, 0.3, 0.7, 0.95, -20, -13, -8, -1])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_truncated_file_is_named(tmp_path, capfd, kind, cut):
+    name, content = _encoded(kind)
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert read_image(path).shape == RGB.shape
+    path.write_bytes(content[: cut if cut < 0 else int(cut * len(content))])
+    _assert_refused(path)
+    assert capfd.readouterr().err == ""  # no line of libpng or libjpeg beside the program's own
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "png", "tiff-lzw"])
+def test_an_interrupted_download_of_full_length_is_named(tmp_path, kind):
+    name, content = _encoded(kind)
+    half = len(content) // 2
+    (tmp_path / name).write_bytes(content[:half] + bytes(len(content) - half))
+    _assert_refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"just text\n", b"<html>404</html>", b"\x89PNG\r\n\x1a\n", b"\0" * 1000])
+def test_a_renamed_file_is_named(tmp_path, content):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    _assert_refused(path)
+
+
+def test_an_image_with_another_suffix_is_read_by_its_content(tmp_path):
+    write_png(tmp_path / "x.png", RGB).rename(tmp_path / "x.jpg")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), RGB)
+
+
+def test_bytes_behind_the_image_do_no_harm(tmp_path):
+    for kind in ("png", "jpeg"):
+        name, content = _encoded(kind)
+        (tmp_path / name).write_bytes(content)
+        expected = read_image(tmp_path / name)
+        (tmp_path / name).write_bytes(content + b"trailer of a camera")
+        np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"x\.png does not exist; run src/prepare\.py"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.png", "Prüfstück.png", "u\u0308.png", "缺陷 1.png", "дефект.png", "#%&'.png"]
+)
+def test_any_file_name_is_read(tmp_path, name):
+    path = write_png(tmp_path / "Ordner mit ß" / name, RGB)
+    np.testing.assert_array_equal(read_image(path), RGB)
+    assert list_images(tmp_path) == [path]
+
+
+def test_list_images_goes_by_path_and_skips_what_is_no_image(tmp_path):
+    kept = ["10.PNG", "9.png", "b/1.jpeg", "b/a.c/2.TIF", "c d.bmp", "e.webp"]
+    skipped = [
+        "._9.png",
+        "b/._1.jpeg",
+        ".ipynb_checkpoints/9-checkpoint.png",
+        "Thumbs.db",
+        "a.txt",
+        "png",
+        "x.png/y",
+    ]
+    for name in kept + skipped:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == sorted(tmp_path / name for name in kept)
+
+
+def test_a_hidden_folder_above_the_data_set_does_not_hide_it(tmp_path):
+    path = write_png(tmp_path / ".cache" / "x.png", RGB)
+    assert list_images(tmp_path / ".cache") == [path]
+
+
+def test_a_dead_link_is_listed_and_then_named(tmp_path):
+    link = tmp_path / "x.png"
+    os.symlink(tmp_path / "gone.png", link)
+    assert list_images(tmp_path) == [link]
+    _assert_refused(link)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for folder in (tmp_path / "nowhere", tmp_path / "notes.txt", tmp_path):
+        with pytest.raises(UserError) as caught:
+            list_images(folder)
+        assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1, 128, 255])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
+def test_masks_are_everything_that_is_not_black(tmp_path, value, suffix):
+    marked = GREY > 128
+    image = Image.fromarray(np.where(marked, value, 0).astype(np.uint8))
+    found = read_mask(_save(tmp_path / f"m.{suffix}", image))
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, marked)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA"])
+def test_masks_in_other_modes(tmp_path, mode):
+    marked = GREY > 128
+    image = Image.fromarray(np.where(marked, 255, 0).astype(np.uint8)).convert(mode)
+    np.testing.assert_array_equal(read_mask(_save(tmp_path / "m.png", image)), marked)
+
+
+@pytest.mark.parametrize("color", [(1, 1, 1), (0, 0, 1), (255, 0, 0), (0, 0, 255), (0, 128, 0)])
+def test_coloured_masks(tmp_path, color):
+    marked = GREY > 128
+    path = write_png(tmp_path / "m.png", np.where(marked[..., None], color, 0).astype(np.uint8))
+    np.testing.assert_array_equal(read_mask(path), marked)
+
+
+@pytest.mark.parametrize("value", [1, 255, 257, 65535])
+def test_16_bit_masks(tmp_path, value):
+    marked = GREY > 128
+    image = Image.fromarray(np.where(marked, value, 0).astype(np.uint16))
+    np.testing.assert_array_equal(read_mask(_save(tmp_path / "m.png", image)), marked)
+
+
+def test_resizing_to_the_own_size_changes_nothing():
+    np.testing.assert_array_equal(resize(RGB, (HEIGHT, WIDTH)), RGB)
+
+
+@pytest.mark.parametrize("size", [(12, 20), (7, 9), (48, 80), (24, 100), (12, 80), (1, 1)])
+@pytest.mark.parametrize("source", [RGB, GREY], ids=["rgb", "grey"])
+def test_resize_gives_height_and_width_in_this_order(source, size):
+    found = resize(source, size)
+    assert found.shape == size + source.shape[2:]
+    assert found.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", [(12, 20), (8, 8), (6, 13), (48, 48), (33, 70), (16, 64), (128, 8)])
+def test_resizing_preserves_the_mean(size):
+    image = texture(1, 32)
+    assert resize(image, size).mean() == pytest.approx(image.mean(), abs=1.5)
+
+
+def test_shrinking_averages_and_does_not_skip_pixels():
+    image = np.zeros((32, 32), np.float32)
+    image[5, 6] = 64
+    assert resize(image, (4, 4)).max() == pytest.approx(1)
+
+
+def test_a_defect_of_one_pixel_survives_shrinking():
+    mask = np.zeros((500, 500), bool)
+    mask[123, 456] = True
+    found = resize_mask(mask, (16, 16))
+    assert found.dtype == bool
+    assert np.argwhere(found).tolist() == [[123 * 16 // 500, 456 * 16 // 500]]
+
+
+def test_a_resized_mask_stays_where_it_was():
+    mask = np.zeros((16, 16), bool)
+    mask[4:8, 8:12] = True
+    grown = resize_mask(mask, (32, 32))
+    assert grown[8:16, 16:24].all()
+    assert not grown[:6].any()
+    assert not grown[:, :14].any()

@@ -1,0 +1,279 @@
+"""Each layout of a data set on disk: what is listed, under which ids, and what is refused."""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import defective, texture, write_png
+
+from defects.config import DataConfig
+from defects.data.sources import demo, list_data
+from defects.errors import UserError
+
+
+def _data(root: Path, source: str, **more) -> DataConfig:
+    return DataConfig(name="set", source=source, root=root, image_size=(32, 32), **more)
+
+
+def _rows(listing, *columns: str) -> list[tuple]:
+    """Sorted rows of the columns, missing labels as None."""
+    table = listing.images[list(columns)].astype(object)
+    return sorted(table.where(table.notna(), None).itertuples(index=False, name=None), key=str)
+
+
+def _error(data: DataConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        list_data(data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _pictures(root: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        write_png(root / name, texture(i))
+
+
+def _masks(root: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        write_png(root / name, defective(i)[1])
+
+
+@pytest.fixture
+def mvtec(tmp_path) -> Path:
+    root = tmp_path / "bottle"
+    _pictures(
+        root,
+        "train/good/000.png",
+        "train/good/001.png",
+        "test/good/000.png",
+        "test/broken_large/000.png",
+        "test/broken_large/001.png",
+        "test/contamination/000.png",
+    )
+    _masks(
+        root,
+        "ground_truth/broken_large/000_mask.png",
+        "ground_truth/broken_large/001_mask.png",
+        "ground_truth/contamination/000_mask.png",
+    )
+    return root
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    root = tmp_path / "mine"
+    _pictures(root, "normal/1.png", "normal/line 2/1.png", "bad/a.png", "bad/line 2/a.png", "new/x.png")
+    _masks(root, "masks/a_mask.png", "masks/line 2/a.png")
+    return root
+
+
+# --- defect/normal ---------------------------------------------------------------------------------------
+
+
+def test_defect_normal(make_dataset):
+    listing = list_data(_data(make_dataset(defects=2, normals=1, tests=1), "defect_normal"))
+    assert listing.answers is None
+    assert _rows(listing, "image_id", "path", "split", "label", "mask_path") == [
+        (
+            f"defect_images/defect_{i}.png",
+            f"train/defect_images/defect_{i}.png",
+            "train",
+            1,
+            f"train/defect_masks/defect_{i}.png",
+        )
+        for i in range(2)
+    ] + [
+        ("normal_images/normal_0.png", "train/normal_images/normal_0.png", "train", 0, ""),
+        ("test_0.png", "test/images/test_0.png", "test", None, ""),
+    ]
+
+
+def test_defect_normal_without_masks_and_test_images(make_dataset):
+    root = make_dataset(defects=2, normals=3, tests=0)
+    (root / "train/defect_masks").rename(root / "unused")
+    listing = list_data(_data(root, "defect_normal"))
+    assert listing.images["split"].tolist() == ["train"] * 5
+    assert (listing.images["mask_path"] == "").all()
+
+
+@pytest.mark.parametrize(
+    "folder", ["train/defect_images", "train/normal_images", "train/defect_masks", "test/images"]
+)
+def test_defect_normal_names_an_empty_folder(make_dataset, folder):
+    root = make_dataset(defects=2, normals=2, tests=1)
+    for path in (root / folder).iterdir():
+        path.unlink()
+    assert str(root / folder) in _error(_data(root, "defect_normal"))
+
+
+@pytest.mark.parametrize("folder", ["train/defect_images", "train/normal_images"])
+def test_defect_normal_names_a_missing_folder(make_dataset, folder):
+    root = make_dataset(defects=2, normals=2, tests=1)
+    (root / folder).rename(root / "elsewhere")
+    message = _error(_data(root, "defect_normal"))
+    assert str(root / folder) in message
+    assert "data.root" in message
+
+
+def test_masks_may_have_another_suffix_and_another_spelling(make_dataset):
+    root = make_dataset(defects=1, normals=1, tests=0)
+    (root / "train/defect_images/defect_0.png").rename(root / "train/defect_images/Stu\u0308ck 1.png")
+    (root / "train/defect_masks/defect_0.png").rename(root / "train/defect_masks/Stück 1.bmp")
+    listing = list_data(_data(root, "defect_normal"))
+    assert listing.images["mask_path"].tolist() == ["", "train/defect_masks/Stück 1.bmp"]
+    assert listing.images["image_id"].tolist()[1] == "defect_images/Stück 1.png"
+    assert (root / listing.images["path"].iloc[1]).exists()
+
+
+def test_every_image_without_a_mask_is_named_or_kept_without(make_dataset):
+    root = make_dataset(defects=4, normals=1, tests=0)
+    for i in (1, 3):
+        (root / f"train/defect_masks/defect_{i}.png").unlink()
+    message = _error(_data(root, "defect_normal"))
+    assert "defect_1.png" in message
+    assert "defect_3.png" in message
+    assert "defect_0.png" not in message
+    dropped = list_data(_data(root, "defect_normal", bad_masks="drop")).images
+    assert (dropped["mask_path"] != "").tolist() == [False, True, False, True, False]
+
+
+# --- MVTec AD --------------------------------------------------------------------------------------------
+
+MVTEC_TEST = [
+    ("test/broken_large/000.png", 1, "broken_large", "ground_truth/broken_large/000_mask.png"),
+    ("test/broken_large/001.png", 1, "broken_large", "ground_truth/broken_large/001_mask.png"),
+    ("test/contamination/000.png", 1, "contamination", "ground_truth/contamination/000_mask.png"),
+    ("test/good/000.png", 0, "good", ""),
+]
+
+
+def test_mvtec_keeps_the_labels_of_its_test_images_apart(mvtec):
+    listing = list_data(_data(mvtec, "mvtec"))
+    test = listing.images[listing.images["split"] == "test"]
+    assert sorted(test["image_id"]) == [row[0] for row in MVTEC_TEST]
+    assert test["label"].isna().all()
+    assert (test[["mask_path", "kind"]] == "").all(axis=None)
+    answers = listing.answers[["image_id", "label", "kind", "mask_path"]]
+    assert sorted(answers.itertuples(index=False, name=None)) == MVTEC_TEST
+    train = listing.images[listing.images["split"] == "train"]
+    assert train["image_id"].tolist() == ["train/good/000.png", "train/good/001.png"]
+    assert train["label"].tolist() == [0, 0]
+
+
+def test_mvtec_test_images_may_join_the_training_side(mvtec):
+    listing = list_data(_data(mvtec, "mvtec", use_test_as="train"))
+    assert listing.answers is None
+    assert set(listing.images["split"]) == {"train"}
+    assert _rows(listing, "image_id", "label", "kind", "mask_path")[:4] == MVTEC_TEST
+
+
+def test_mvtec_without_masks(mvtec):
+    (mvtec / "ground_truth").rename(mvtec / "elsewhere")
+    listing = list_data(_data(mvtec, "mvtec"))
+    assert (listing.answers["mask_path"] == "").all()
+
+
+def test_mvtec_ignores_files_and_hidden_folders_among_the_kinds(mvtec):
+    (mvtec / "test" / "readme.txt").touch()
+    (mvtec / "test" / ".ipynb_checkpoints").mkdir()
+    assert len(list_data(_data(mvtec, "mvtec")).answers) == 4
+
+
+def test_mvtec_names_what_is_missing(mvtec):
+    (mvtec / "ground_truth/broken_large/001_mask.png").unlink()
+    assert "test/broken_large/001.png" in _error(_data(mvtec, "mvtec"))
+    (mvtec / "test").rename(mvtec / "elsewhere")
+    assert str(mvtec / "test") in _error(_data(mvtec, "mvtec"))
+    (mvtec / "train").rename(mvtec / "elsewhere2")
+    assert str(mvtec / "train" / "good") in _error(_data(mvtec, "mvtec"))
+
+
+# --- folders ---------------------------------------------------------------------------------------------
+
+NORMAL = [("normal/1.png", "train", 0, ""), ("normal/line 2/1.png", "train", 0, "")]
+
+
+def _abnormal(first: str, second: str) -> list[tuple]:
+    return [("bad/a.png", "train", 1, first), ("bad/line 2/a.png", "train", 1, second)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({}, NORMAL),
+        ({"abnormal": "bad"}, _abnormal("", "") + NORMAL),
+        (
+            {"abnormal": "bad", "masks": "masks"},
+            _abnormal("masks/a_mask.png", "masks/line 2/a.png") + NORMAL,
+        ),
+        ({"test": "new"}, [("new/x.png", "test", None, ""), *NORMAL]),
+    ],
+    ids=["normal only", "abnormal", "masks", "test"],
+)
+def test_folders(folders, names, expected):
+    listing = list_data(_data(folders, "folders", folders={"normal": "normal", **names}))
+    assert listing.answers is None
+    assert _rows(listing, "image_id", "split", "label", "mask_path") == sorted(expected, key=str)
+
+
+def test_folders_outside_the_root(folders, tmp_path):
+    _pictures(tmp_path / "elsewhere" / "good", "1.png")
+    for name in ("../elsewhere/good", str(tmp_path / "elsewhere" / "good")):
+        listing = list_data(_data(folders, "folders", folders={"normal": name, "abnormal": "bad"}))
+        assert set(listing.images["image_id"]) == {"good/1.png", "bad/a.png", "bad/line 2/a.png"}
+        assert all((folders / path).exists() for path in listing.images["path"])
+
+
+@pytest.mark.parametrize("key", ["normal", "abnormal", "masks", "test"])
+def test_folders_that_do_not_exist_are_named(folders, key):
+    names = {"normal": "normal", "abnormal": "bad", "masks": "masks", "test": "new"} | {key: "nowhere"}
+    assert str(folders / "nowhere") in _error(_data(folders, "folders", folders=names))
+
+
+# --- demo ------------------------------------------------------------------------------------------------
+
+
+def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
+    small = partial(demo.demo.generate, normal=3, defect=2, test=4)
+    monkeypatch.setattr(demo.demo, "generate", small)
+    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv")
+    first = list_data(data)
+    assert "generating the demo images" in capsys.readouterr().out
+    assert first.images.groupby(["split", "label"], dropna=False).size().tolist() == [4, 3, 2]
+    assert first.images["mask_path"].ne("").sum() == 2
+    monkeypatch.setattr(demo.demo, "generate", None)
+    assert list_data(data).images.equals(first.images)
+
+
+def test_demo_needs_a_place_for_its_answers(tmp_path):
+    assert "data.answers" in _error(_data(tmp_path / "demo", "demo"))
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf8_are_refused_in_readable_letters(tmp_path):
+    _pictures(tmp_path, "normal/1.png")
+    for name in (b"Pr\xfcfung.png", b"line\rend.png"):
+        os.rename(tmp_path / "normal/1.png", os.path.join(os.fsencode(tmp_path), b"normal", name))
+        message = _error(_data(tmp_path, "folders"))
+        assert message.isprintable()
+        assert "rename" in message
+        os.rename(os.path.join(os.fsencode(tmp_path), b"normal", name), tmp_path / "normal/1.png")
+
+
+def test_a_listing_is_the_same_in_every_order_of_the_disk(make_dataset, monkeypatch):
+    data = _data(make_dataset(defects=3, normals=5, tests=2), "defect_normal")
+    expected = list_data(data).images
+    found = Path.rglob
+
+    def shuffled(self: Path, pattern: str) -> list[Path]:
+        paths = list(found(self, pattern))
+        return [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+
+    monkeypatch.setattr(Path, "rglob", shuffled)
+    assert list_data(data).images.equals(expected)

@@ -1,0 +1,296 @@
+"""Training as a user meets it: run folders, resuming, selection, refusals."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from filelock import FileLock
+
+from defects.config import ROOT, validate
+from defects.data.folds import inner_holdout
+from defects.data.split import load_folds, load_training_rows
+from defects.errors import UserError
+from defects.models.classifier import Classifier, ClassifierOptions
+from defects.training.run import make_sides
+
+FILES = ["best.pt", "config.yaml", "last.pt", "metrics.jsonl", "oof.csv"]
+
+
+@pytest.fixture
+def tiny(make_dataset, config_file):
+    """Path of a config for a tiny data set; two folds, one epoch."""
+    return config_file(make_dataset())
+
+
+def run_dir(config_path, fold="fold0"):
+    return config_path.parent / "output" / config_path.stem / fold
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_fresh_start_runs_the_stages_above_and_says_so(tiny, run_script):
+    outcome = run_script("train.py", "--config", tiny)
+    assert outcome.code == 0
+    assert "preparing the data first" in outcome.stdout and "splitting first" in outcome.stdout
+    assert "epoch 1    train loss" in outcome.stdout and "macro-F1" in outcome.stdout
+    folder = run_dir(tiny)
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == FILES
+    row = metrics(folder)[0]
+    wanted = {f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "macro_f1")}
+    assert wanted <= row.keys()
+    oof = pd.read_csv(folder / "oof.csv")
+    folds = pd.read_csv(tiny.parent / "output" / "tiny_data" / "folds.csv")
+    assert sorted(oof["image_id"]) == sorted(folds.loc[folds["fold"] == 0, "image_id"])
+    assert oof["probability"].between(0, 1).all()
+
+
+def start(config_path, *arguments):
+    command = [sys.executable, str(ROOT / "src" / "train.py"), "--config", str(config_path), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_kill_and_resume_equals_an_undisturbed_run_bit_for_bit(make_dataset, config_file, run_script):
+    root = make_dataset(defects=20, normals=120)
+    train = {"epochs": 6, "ema": 0.9, "batch_size": 4}
+    whole, killed = (config_file(root, name, train=train) for name in ("whole", "killed"))
+    for path in (whole, killed):
+        path.write_text(path.read_text() + "augment:\n- {name: RandomBrightnessContrast, p: 0.5}\n")
+    assert run_script("train.py", "--config", whole).code == 0
+    process, seen = start(killed), run_dir(killed) / "metrics.jsonl"
+    while process.poll() is None and not (seen.exists() and len(seen.read_text().splitlines()) >= 2):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() != 0, "the run ended before it could be killed"
+    assert not (run_dir(killed) / "best.pt").exists()
+    resumed = start(killed)
+    output = resumed.communicate()[0].decode()
+    assert resumed.returncode == 0 and "resuming" in output
+    for name in ("metrics.jsonl", "oof.csv", "best.pt"):
+        assert (run_dir(whole) / name).read_bytes() == (run_dir(killed) / name).read_bytes(), name
+    states = [torch.load(run_dir(path) / "last.pt", weights_only=True) for path in (whole, killed)]
+    assert_equal(*states)
+
+
+def assert_equal(one, other):
+    """Equal values; pickles may still differ in which equal strings are one object."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, list):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_equal(*pair)
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_worker_processes_change_nothing(make_dataset, config_file, run_script):
+    root = make_dataset(defects=4, normals=8)
+    results = []
+    for workers in (0, 2):
+        path = config_file(root, f"workers{workers}", train={"workers": workers})
+        path.write_text(path.read_text() + "augment:\n- {name: GaussNoise, p: 0.9}\n")
+        assert run_script("train.py", "--config", path).code == 0
+        results.append((run_dir(path) / "oof.csv").read_bytes())
+    assert results[0] == results[1]
+
+
+def test_a_finished_run_is_skipped_and_restart_repeats_it(tiny, run_script):
+    run_script("train.py", "--config", tiny)
+    first = (run_dir(tiny) / "best.pt").read_bytes()
+    again = run_script("train.py", "--config", tiny)
+    assert again.code == 0 and "is finished" in again.stdout and "epoch" not in again.stdout
+    assert run_script("train.py", "--config", tiny, "--restart").code == 0
+    assert (run_dir(tiny) / "best.pt").read_bytes() == first
+
+
+def test_inner_selection_breaks_ties_by_loss_and_never_sees_the_fold(make_dataset, config_file, run_script):
+    inner = {"epochs": 4, "inner_holdout": 0.25, "select": "inner", "patience": 3}
+    path = config_file(make_dataset(defects=16, normals=40), train=inner)
+    assert run_script("train.py", "--config", path).code == 0
+    rows = metrics(run_dir(path))
+    best = max(rows, key=lambda row: (row["val_macro_f1"], -row["val_loss"], row["epoch"]))
+    content = torch.load(run_dir(path) / "best.pt", weights_only=True)
+    assert content["epoch"] == best["epoch"]
+    full = run_script("train.py", "--config", path, "--fold", "full")
+    assert full.code == 0
+    assert len(metrics(run_dir(path, "full"))) == best["epoch"]
+
+
+def test_sides_share_no_group(make_dataset, make_config):
+    config = make_config(make_dataset(defects=16, normals=40), "train.inner_holdout=0.25")
+    table = load_folds(config)
+    sides = make_sides(config, "0", table, load_training_rows(config, "0"))
+    assert len(sides.inner) and sides.watched is sides.inner
+    parts = [set(part["group"]) for part in (sides.fitted, sides.inner, sides.held)]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert not inner_holdout(table, 0.0, 0).any()
+    leaking = table.assign(group=table["group"].where(table["fold"] != "0", sides.fitted["group"].iloc[0]))
+    with pytest.raises(UserError, match="shares a group with held-out images"):
+        make_sides(config, "0", leaking, load_training_rows(config, "0"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["split.balance.method=sampler"],
+        ["split.balance.method=pos_weight"],
+        ["split.balance.method=undersample", "train.accumulate=2"],
+        ["model.options={loss: focal, pool: max}", "train.clip_norm=1.0"],
+        ["data.symmetries=flips", "train.channels_last=false", "train.save_every=1"],
+    ],
+)
+def test_every_alternative_trains(tiny, run_script, overrides):
+    sets = [part for override in overrides for part in ("--set", override)]
+    outcome = run_script("train.py", "--config", tiny, *sets)
+    assert outcome.code == 0, outcome.stderr
+    assert (run_dir(tiny) / "oof.csv").exists()
+    assert (run_dir(tiny) / "epoch1.pt").exists() == ("train.save_every=1" in overrides)
+
+
+def test_wandb_offline_works_without_key_or_network(tiny, run_script, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    outcome = run_script("train.py", "--config", tiny, "--set", "tracking.wandb=offline")
+    assert outcome.code == 0, outcome.stderr
+    assert list((run_dir(tiny) / "wandb").glob("offline-run-*"))
+
+
+def refused(outcome, *parts):
+    assert outcome.code == 2
+    lines = outcome.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_another_config_is_refused_and_the_difference_named(tiny, run_script):
+    run_script("train.py", "--config", tiny)
+    refused(
+        run_script("train.py", "--config", tiny, "--set", "train.lr=0.5"),
+        "best.pt belongs to another config (train.lr)",
+        "--restart",
+    )
+    refused(run_script("infer.py", "--config", tiny, "--set", "data.image_size=[64, 64]"), "image_size")
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_truncated_and_foreign_checkpoints(tiny, run_script, name):
+    run_script("train.py", "--config", tiny)
+    path = run_dir(tiny) / name
+    if name == "last.pt":  # as after a crash: the run is not finished
+        (run_dir(tiny) / "best.pt").unlink()
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(run_script("train.py", "--config", tiny), str(path), "truncated", "--restart")
+    torch.save({"fingerprint": pytest.raises}, path)  # holds a function: loading it could run code
+    refused(run_script("train.py", "--config", tiny), str(path), "no checkpoint")
+
+
+def test_second_process_in_the_same_run_folder(tiny, run_script):
+    folder = run_dir(tiny)
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        refused(run_script("train.py", "--config", tiny), "is being written by another process")
+
+
+@pytest.mark.parametrize("fold", ["2", "-1", "x", "../fold0"])
+def test_a_fold_that_does_not_exist(tiny, run_script, fold):
+    refused(run_script("train.py", "--config", tiny, f"--fold={fold}"), "the folds are 0 to 1 and full")
+
+
+def test_full_fit_on_selected_epochs_needs_folds(tiny, run_script):
+    arguments = ["--fold", "full", "--set", "train.select=inner", "--set", "train.inner_holdout=0.3"]
+    refused(run_script("train.py", "--config", tiny, *arguments), "train them first")
+
+
+def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny, run_script, monkeypatch):
+    run_script("train.py", "--config", tiny, "--set", "train.epochs=2")
+    (run_dir(tiny) / "best.pt").unlink()
+    before = torch.load(run_dir(tiny) / "last.pt", weights_only=True)
+    before["history"] = before["history"][:1]  # as if stopped after the first epoch
+    torch.save(before, run_dir(tiny) / "last.pt")
+    saved = (run_dir(tiny) / "last.pt").read_bytes()
+    original = Classifier.training_loss
+    monkeypatch.setattr(
+        Classifier, "training_loss", lambda self, batch: {"loss": original(self, batch)["loss"] * torch.nan}
+    )
+    refused(run_script("train.py", "--config", tiny, "--set", "train.epochs=2"), "epoch 2 is not finite")
+    assert (run_dir(tiny) / "last.pt").read_bytes() == saved
+
+
+def test_out_of_memory_names_the_settings_to_lower(tiny, run_script, monkeypatch):
+    def exhausted(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Classifier, "training_loss", exhausted)
+    refused(run_script("train.py", "--config", tiny), "train.batch_size", "data.image_size")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model.backbone.name=resnet_50", ["timm has no such model", "resnet50"]),
+        ("model.backbone.weights=nowhere.pt", ["nowhere.pt", "no such file"]),
+        ("model.name=patchwork", ["model.name=patchwork", "classifier"]),
+        ("model.options={looss: bce}", ["unknown key looss, did you mean loss?"]),
+        ("train.patience=3", ["train.inner_holdout"]),
+        ("augment=[{name: Blurr}]", ["'Blurr' is no transform"]),
+    ],
+)
+def test_settings_that_cannot_work(tiny, run_script, override, parts):
+    refused(run_script("train.py", "--config", tiny, "--set", override), *parts)
+
+
+def test_weights_from_a_file_must_fit_the_network(tiny, run_script, tmp_path):
+    good, bad, broken = tmp_path / "good.pt", tmp_path / "bad.pt", tmp_path / "broken.safetensors"
+    torch.save(timm.create_model("test_efficientnet", num_classes=0).state_dict(), good)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), bad)
+    broken.write_bytes(b"no weights")
+    assert run_script("train.py", "--config", tiny, "--set", f"model.backbone.weights={good}").code == 0
+    for path, text in ((bad, "does not fit test_efficientnet"), (broken, "no readable checkpoint")):
+        outcome = run_script(
+            "train.py", "--config", tiny, "--restart", "--set", f"model.backbone.weights={path}"
+        )
+        refused(outcome, str(path), text)
+
+
+def test_unreachable_hub_never_means_random_weights(tiny, run_script, monkeypatch):
+    def unreachable(*arguments, **keywords):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    outcome = run_script("train.py", "--config", tiny, "--set", "model.backbone.weights=imagenet")
+    refused(outcome, "the hub is not reachable", "model.backbone.weights=none")
+
+
+def test_rules_without_external_data_refuse_pretrained_weights(tiny, run_script):
+    rules = ["--set", "data.external_data=false", "--set", "data.pretrained_is_external=true"]
+    assert run_script("train.py", "--config", tiny, *rules).code == 0
+    outcome = run_script("train.py", "--config", tiny, *rules, "--set", "model.backbone.weights=imagenet")
+    refused(outcome, "refuses model.backbone.weights=imagenet")
+
+
+def test_a_classifier_needs_both_classes(make_dataset, config_file, run_script):
+    root = make_dataset()
+    folders = {"normal": "train/normal_images", "abnormal": None, "test": "test/images"}
+    data = {"source": "folders", "folders": folders, "sample_submission": None}
+    refused(
+        run_script("train.py", "--config", config_file(root, data=data)), "no defect images", "needs both"
+    )
+
+
+def test_fewer_defects_than_folds(make_dataset, config_file, run_script):
+    path = config_file(make_dataset(defects=3), split={"folds": 5})
+    refused(run_script("train.py", "--config", path), "3 distinct defect images for split.folds=5")
+
+
+def test_options_are_checked_by_the_detector():
+    with pytest.raises(UserError, match="did you mean focal_gamma"):
+        validate(ClassifierOptions, {"focal_gama": 1}, "model.options")
