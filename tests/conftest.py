@@ -57,7 +57,8 @@ def make_dataset(tmp_path) -> Callable[..., Path]:
     """make_dataset(name="data", *, defects=12, normals=30, tests=6, size=32) -> root of the data set.
 
     The defect/normal layout with masks and sample_submission.csv; files are named defect_0.png,
-    normal_0.png, test_0.png, ... Every third test image is defective. All pictures differ. tests=0 leaves out the test folder.
+    normal_0.png, test_0.png, ... Every third test image is defective. All pictures differ.
+    tests=0 leaves out the test folder.
     """
 
     def make(

@@ -1,5 +1,4 @@
 import io
-import os
 from pathlib import Path
 
 import cv2
@@ -238,7 +237,7 @@ def test_a_hidden_folder_above_the_data_set_does_not_hide_it(tmp_path):
 
 def test_a_dead_link_is_listed_and_then_named(tmp_path):
     link = tmp_path / "x.png"
-    os.symlink(tmp_path / "gone.png", link)
+    link.symlink_to(tmp_path / "gone.png")
     assert list_images(tmp_path) == [link]
     _assert_refused(link)
 

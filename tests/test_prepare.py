@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import texture, write_png, write_sample
+from PIL import Image
 
 from defects.config import ROOT
 from defects.data import prepare as stage
 from defects.data.prepare import IMAGE_COLUMNS, load_images, prepare, sample_ids
-from defects.files import read_json, sha256
+from defects.files import sha256
 
 OLD = "an older table\n"
 
@@ -42,10 +43,14 @@ def refused(fails_with_one_line, config_file, output) -> Callable[..., str]:
         options = [part for override in overrides for part in ("--set", override)]
         message = fails_with_one_line("prepare.py", "--config", config_file(root, **sections), *options)
         assert (output / "images.csv").read_text() == OLD
-        assert os.listdir(output) == ["images.csv"]
+        assert _names(output) == ["images.csv"]
         return message
 
     return run
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def _set_folder(root: Path, names: list[str]) -> None:
@@ -75,7 +80,7 @@ def test_images_csv(root, config_file, run_script, output):
         height, width = cv2.imread(str(root / row.path)).shape[:2]
         assert (row.height, row.width) == (height, width)
         assert row.sha256 == sha256(root / row.path)
-    assert sorted(os.listdir(output)) == ["images.csv", "prepare.json"]
+    assert _names(output) == ["images.csv", "prepare.json"]
 
 
 def test_counts_are_printed_per_split_and_class(root, config_file, run_script):
@@ -88,9 +93,11 @@ def test_counts_are_printed_per_split_and_class(root, config_file, run_script):
 
 
 def test_sizes_are_those_of_the_turned_image(root, make_config):
-    write_png(root / "train/normal_images/wide.png", np.tile(texture(77), (1, 2)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(np.tile(texture(77), (1, 2))).save(root / "train/normal_images/tall.jpg", exif=exif)
     images = prepare(make_config(root)).set_index("image_id")
-    assert images.loc["normal_images/wide.png", ["width", "height"]].tolist() == [64, 32]
+    assert images.loc["normal_images/tall.jpg", ["width", "height"]].tolist() == [32, 64]
 
 
 def test_the_same_command_writes_the_same_bytes(root, make_config, output):

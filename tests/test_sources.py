@@ -259,11 +259,11 @@ def test_demo_needs_a_place_for_its_answers(tmp_path):
 def test_names_that_are_no_utf8_are_refused_in_readable_letters(tmp_path):
     _pictures(tmp_path, "normal/1.png")
     for name in (b"Pr\xfcfung.png", b"line\rend.png"):
-        os.rename(tmp_path / "normal/1.png", os.path.join(os.fsencode(tmp_path), b"normal", name))
+        renamed = (tmp_path / "normal/1.png").rename(tmp_path / "normal" / os.fsdecode(name))
         message = _error(_data(tmp_path, "folders"))
         assert message.isprintable()
-        assert "rename" in message
-        os.rename(os.path.join(os.fsencode(tmp_path), b"normal", name), tmp_path / "normal/1.png")
+        assert "rename these files" in message
+        renamed.rename(tmp_path / "normal/1.png")
 
 
 def test_a_listing_is_the_same_in_every_order_of_the_disk(make_dataset, monkeypatch):

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defects.data.images import read_image
+from defects.data.images import read_image, resize
+from defects.files import write_bytes
 
 TILE = 150  # pixels: the square a picture is fitted into
 CAPTION = 18  # pixels under it, one line of text
@@ -18,20 +19,21 @@ BLACK, GREY, RED = (0, 0, 0), (200, 200, 200), (200, 0, 0)
 def draw_groups(
     paths: Sequence[Path], labels: Sequence, groups: Sequence[int], output: Path, max_groups: int = 40
 ) -> None:
-    """Write a PNG with a row per group of two or more images: name and label under each picture.
+    """Write a PNG with a row per group of two or more images: label and name under each picture.
 
-    The larger half of the `max_groups` rows are the largest groups, the others an even sample of the rest.
-    Groups with different labels are framed red (missing labels agree with every label).
+    Groups with different labels come first, framed red (missing labels agree with every label). Half of
+    the other rows, up to `max_groups`, are the largest groups, half an even sample of the rest.
     """
     labels, members = list(labels), _members(np.asarray(groups))
-    chosen = _choose(members, max_groups)
+    contradicting = [group for group in members if _contradict([labels[k] for k in group])]
+    others = [group for group in members if not _contradict([labels[k] for k in group])]
+    chosen = contradicting[:max_groups] + _choose(others, max(0, max_groups - len(contradicting)))
     rows = [_row([paths[k] for k in group], [labels[k] for k in group]) for group in chosen]
     title = f"{len(members)} groups of {len(paths)} images have two or more members, {len(chosen)} shown"
     width = max([row.shape[1] for row in rows], default=5 * TILE)
     page = [_text(title, width), *(_widen(row, width) for row in rows)]
-    output.parent.mkdir(parents=True, exist_ok=True)
     _, png = cv2.imencode(".png", np.vstack(page)[..., ::-1])
-    output.write_bytes(png.tobytes())  # not imwrite: on Windows it cannot write names outside the code page
+    write_bytes(output, png.tobytes())
 
 
 def _members(groups: np.ndarray) -> list[np.ndarray]:
@@ -54,18 +56,23 @@ def _row(paths: list[Path], labels: list) -> np.ndarray:
     if len(paths) > COLUMNS:
         more = _text(f"+{len(paths) - COLUMNS}", TILE // 3)
         row = np.hstack([row, np.pad(more, ((TILE, 0), (0, 0), (0, 0)), constant_values=255)])
-    contradiction = len({str(label) for label in labels if pd.notna(label)}) > 1
-    return cv2.copyMakeBorder(row, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=RED if contradiction else GREY)
+    return cv2.copyMakeBorder(
+        row, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=RED if _contradict(labels) else GREY
+    )
+
+
+def _contradict(labels: list) -> bool:
+    return len({str(label) for label in labels if pd.notna(label)}) > 1
 
 
 def _tile(path: Path, label: object) -> np.ndarray:
     """uint8 [TILE + CAPTION, TILE, 3]: the picture at its aspect ratio, over its name and label."""
     image = read_image(path)
     scale = (TILE - 4) / max(image.shape[:2])
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = resize(image, tuple(max(1, round(side * scale)) for side in image.shape[:2]))
     tile = np.full((TILE, TILE, 3), 255, np.uint8)
     tile[: small.shape[0], : small.shape[1]] = small
-    caption = f"{Path(path).stem}  {label}" if pd.notna(label) else Path(path).stem
+    caption = f"{label}  {Path(path).stem}" if pd.notna(label) else Path(path).stem
     return np.vstack([tile, _text(caption, TILE)])
 
 
