@@ -11,7 +11,7 @@ from defects import cli
 from defects.config import Config, resolve
 from defects.data.prepare import load_images
 from defects.errors import UserError
-from defects.files import read_csv, read_json
+from defects.files import read_csv, read_json, same_text
 from defects.scoring.outcome import outcome
 
 
@@ -49,7 +49,7 @@ def load_answers(config: Config) -> pd.DataFrame:
     )
     if not {"image_id", "label"} <= set(table.columns):
         raise UserError(f"{path} has the columns {', '.join(table.columns)}; expected ImageId, answer")
-    return table[["image_id", "label"]]
+    return table[["image_id", "label"]].assign(image_id=table["image_id"].map(same_text))
 
 
 def print_table(promised: dict, found: dict) -> None:

@@ -52,6 +52,23 @@ def write_sample(root: Path, names: list[str]) -> Path:
     return path
 
 
+def write_test_images(root: Path, names: list[str]) -> None:
+    """Replace the test images by others with these names."""
+    for path in (root / "test/images").iterdir():
+        path.unlink()
+    for i, name in enumerate(names):
+        write_png(root / "test/images" / name, texture(i))
+
+
+def raising(error: Exception) -> Callable:
+    """A function that raises `error` whatever it is called with, to put in place of another."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 @pytest.fixture
 def make_dataset(tmp_path) -> Callable[..., Path]:
     """make_dataset(name="data", *, defects=12, normals=30, tests=6, size=32) -> root of the data set.
@@ -112,6 +129,12 @@ def config_file(tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    """Where config_file() lets prepare.py write."""
+    return tmp_path / "output" / "tiny_data"
 
 
 @pytest.fixture

@@ -9,6 +9,11 @@ from pathlib import Path
 from defects.config import ROOT, Config, load_config
 from defects.errors import UserError
 
+UNWRITABLE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EROFS", "EACCES", "EPERM", "EDQUOT", "ENOTDIR", "EEXIST")
+    if hasattr(errno, name)  # Windows does not have them all
+}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -57,9 +62,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again to go on", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
-        _stop(f"{error.filename or 'output'}: {error.strerror}; free space or choose --set output=FOLDER", 2)
+        _stop(f"{error.filename or 'output'}: {error.strerror}; free it, or choose --set output=FOLDER", 2)
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
             raise

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -41,7 +42,7 @@ class KaggleConfig(Section):
 
 
 class DataConfig(Section):
-    name: str  # output/<name>/ holds images.csv and the folds
+    name: FolderName  # output/<name>/ holds images.csv and the folds
     source: Literal["demo", "defect_normal", "mvtec", "folders"]
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
@@ -134,7 +135,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    experiment: str  # output/<experiment>/; the config file's name by default
+    experiment: FolderName  # output/<experiment>/; the config file's name by default
     output: Path = Path("output")
     submissions: Path = Path("submissions")
     data: DataConfig
@@ -155,10 +156,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _external_data(self) -> "Config":
-        refused = self.data.pretrained_is_external and self.model.backbone.weights != "none"
-        if refused and not self.data.external_data:
+        weights = self.model.backbone.weights
+        if weights != "none" and self.data.pretrained_is_external and not self.data.external_data:
             raise ValueError(
-                f"data.external_data=false refuses model.backbone.weights={self.model.backbone.weights}, since "
+                f"data.external_data=false refuses model.backbone.weights={weights}, since "
                 "data.pretrained_is_external=true: set model.backbone.weights=none"
             )
         return self
@@ -200,7 +201,7 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _known_keys(model), n=1, cutoff=0.0)
+        near = difflib.get_close_matches(key, _known_keys(model), n=1, cutoff=0.4)
         return f"unknown key {key}, did you mean {near[0]}?" if near else f"unknown key {key}"
     if problem["type"] == "missing":
         return f"{key} is missing"
@@ -235,6 +236,8 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must name one config file")
     extended = _read_with_base(path.parent / base, (*seen, path))
     extended.pop("experiment", None)  # or two configs would write into one run folder
     return _merge(extended, values)

@@ -48,8 +48,11 @@ def load_images(config: Config) -> pd.DataFrame:
     return images.astype({"label": "Int64"})
 
 
-def sample_ids(data: DataConfig, images: pd.DataFrame) -> list[str]:
-    """Ids of the sample submission, in its order; UserError if they are not exactly the test images."""
+def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:
+    """The sample's own spelling of its ids, in its order, indexed by image_id.
+
+    Raises UserError if they are not exactly the test images.
+    """
     path = resolve(data.root) / data.sample_submission
     if not path.is_file():
         raise UserError(f"{path} does not exist: put the sample there, or change data.sample_submission")
@@ -67,7 +70,7 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> list[str]:
     ):
         if missing:
             raise UserError(f"{path}: {len(missing)} test images {text}: {', '.join(sorted(missing))}")
-    return ids.tolist()
+    return sample["ImageId"].set_axis(ids)
 
 
 def _settings(data: DataConfig) -> dict:

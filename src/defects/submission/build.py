@@ -31,9 +31,11 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     oof = oof.assign(probability=blend({name: pair[0] for name, pair in pairs.items()}))
     expected = estimate(oof.reset_index())
     ids = submission_ids(config)
-    answers = (probability >= expected["threshold"]).astype(int)
-    table = pd.DataFrame({"ImageId": ids, "answer": answers.reindex(ids).to_numpy()})
-    validate(table, ids, path)
+    probability = probability.reindex(ids.index)
+    answers = (probability >= expected["threshold"]).where(probability.notna())
+    table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
+    validate(table, ids.tolist(), path)
+    table = table.astype({"answer": int})
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
@@ -43,19 +45,20 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "estimate": expected,
         "inputs": {_shown(file): sha256(file) for file in _inputs(members)},
     }
-    scores = probability.reindex(ids).rename_axis("image_id").rename("probability").reset_index()
+    scores = probability.rename_axis("image_id").rename("probability").reset_index()
     write_csv(path.with_suffix(".scores.csv"), scores)
     write_json(path.with_suffix(".json"), summary)
-    write_csv(path, table.astype({"answer": int}))
+    write_csv(path, table)
     return summary
 
 
-def submission_ids(config: Config) -> list[str]:
-    """Ids in the order of the sample submission; without one, all test images by id."""
+def submission_ids(config: Config) -> pd.Series:
+    """Ids as to be submitted, by image_id, in the order of the sample; without one, by id."""
     images = load_images(config)
     if config.data.sample_submission:
         return sample_ids(config.data, images)
-    return images.loc[images["split"] == "test", "image_id"].tolist()
+    ids = images.loc[images["split"] == "test", "image_id"]
+    return ids.set_axis(ids)
 
 
 def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
