@@ -1,20 +1,24 @@
 """Time, memory, recall and precision of the sibling search on synthetic thumbnails with planted siblings.
 
-PYTHONPATH=src python benchmarks/grouping.py --images 50000
+python benchmarks/grouping.py --images 50000
 """
 
 import argparse
 import os
 import platform
 import resource
+import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from defects.config import DuplicateConfig
-from defects.data.duplicates import find_siblings
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from defects.config import DuplicateConfig  # noqa: E402
+from defects.data.duplicates import find_siblings  # noqa: E402
 
 SIZE = 64
 MARGIN = 3  # pixels a sibling may be shifted: 4 % of the side

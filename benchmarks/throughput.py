@@ -5,6 +5,7 @@ EfficientNet-B0 at 256 px from JPEG files of 512 px, the label-preserving copies
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,19 +17,21 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from defects.config import ROOT, Config, load_config
-from defects.data.datasets import training_loader
-from defects.models import build_detector
-from defects.training.run import score_table
-from defects.training.tracking import Tracker
-from defects.training.trainer import Trainer, TrainingStep, make_accelerator
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from defects.config import ROOT, Config, load_config  # noqa: E402
+from defects.data.datasets import training_loader  # noqa: E402
+from defects.models import build_detector  # noqa: E402
+from defects.training.run import score_table  # noqa: E402
+from defects.training.tracking import Tracker  # noqa: E402
+from defects.training.trainer import Trainer, TrainingStep, make_accelerator  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(

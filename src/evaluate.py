@@ -23,11 +23,12 @@ def main() -> None:
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
     path = arguments.submission or resolve(config.submissions) / "sample_submission.csv"
-    submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py").rename(
-        columns={"ImageId": "image_id"}
-    )
-    scores = read_csv(path.with_suffix(".scores.csv"), ["image_id", "probability"], "src/ensemble.py")
+    submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
+    submission["image_id"] = submission["ImageId"].map(same_text)
+    scores = read_csv(path.with_suffix(".scores.csv"), ["image_id", "score"], "src/ensemble.py")
     summary = read_json(path.with_suffix(".json"))
+    if summary is None:
+        raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
     if summary["data"] != config.data.name:
         raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
     answers = load_answers(config)

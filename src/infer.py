@@ -1,5 +1,7 @@
 """Score the test images with the trained folds and write submissions/<experiment>.csv."""
 
+from accelerate import PartialState
+
 from defects import cli
 from defects.config import resolve
 from defects.submission.build import build_submission
@@ -14,6 +16,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
     score_test(config, arguments.use)
+    if not PartialState().is_main_process:
+        return
     print(f"wrote {config.experiment_dir / 'test.csv'}")
     path = resolve(config.submissions) / f"{config.experiment}.csv"
     summary = build_submission(config, [config.experiment], path)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from defects import cli
 from defects.config import Config
-from defects.data.split import FULL, load_training_rows, split
+from defects.data.split import fold_names, load_training_rows, split
 from defects.files import read_csv
 
 
@@ -20,7 +20,7 @@ def fold_table(config: Config, table: pd.DataFrame) -> pd.DataFrame:
     """Per fold: held-out originals of each class and groups; training rows of each class, their ratio."""
     labels = table.set_index("image_id")["label"]
     lines = {}
-    for fold in [*map(str, range(config.split.folds)), FULL]:
+    for fold in fold_names(config):
         held = table[table["fold"] == fold]
         copies = load_training_rows(config, fold)["image_id"].map(labels)
         defect, normal = int((copies == 1).sum()), int((copies == 0).sum())

@@ -1,7 +1,7 @@
 """Train one experiment on one fold, on all of them, or on everything (full)."""
 
 from defects import cli
-from defects.data.split import FULL
+from defects.data.split import FULL, fold_names
 from defects.training.run import train_fold
 
 
@@ -11,9 +11,8 @@ def main() -> None:
     parser.add_argument("--restart", action="store_true", help="throw away what the run folder holds")
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
-    chosen = range(config.split.folds) if arguments.fold == "all" else [arguments.fold]
-    for fold in chosen:
-        train_fold(config, str(fold), arguments.restart)
+    for fold in fold_names(config)[:-1] if arguments.fold == "all" else [arguments.fold]:
+        train_fold(config, fold, arguments.restart)
 
 
 if __name__ == "__main__":

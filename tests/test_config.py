@@ -69,8 +69,8 @@ def test_an_unknown_key_below_an_optional_section(small):
 
 
 def test_all_problems_stand_in_one_line(small):
-    message = _error(small, "train.epochs=0", "train.batchsize=4", "data.source=cifar")
-    for key in ("train.epochs=0", "train.batchsize", "data.source='cifar'"):
+    message = _error(small, "train.epochs=0", "train.batchsize=4", "infer.tta=maybe")
+    for key in ("train.epochs=0", "train.batchsize", "infer.tta"):
         assert key in message
 
 

@@ -39,7 +39,7 @@ def test_images_csv(root, config_file, run_script, output):
         height, width = cv2.imread(str(root / row.path)).shape[:2]
         assert (row.height, row.width) == (height, width)
         assert row.sha256 == sha256(root / row.path)
-    assert sorted(path.name for path in output.iterdir()) == ["images.csv", "prepare.json"]
+    assert sorted(path.name for path in output.glob("[!.]*")) == ["images.csv", "prepare.json"]
 
 
 def test_counts_are_printed_per_split_and_class(root, config_file, run_script):
@@ -63,7 +63,7 @@ def test_the_same_command_writes_the_same_bytes(root, make_config, output):
     contents = []
     for _ in range(2):
         prepare(make_config(root))
-        contents.append({path.name: path.read_bytes() for path in output.iterdir()})
+        contents.append({path.name: path.read_bytes() for path in output.glob("[!.]*")})
     assert contents[0] == contents[1]
 
 

@@ -33,7 +33,7 @@ def refused(fails_with_one_line, config_file, output) -> Callable[..., str]:
         options = [part for override in overrides for part in ("--set", override)]
         message = fails_with_one_line("prepare.py", "--config", config_file(root), *options)
         assert (output / "images.csv").read_text() == OLD
-        assert sorted(path.name for path in output.iterdir()) == ["images.csv"]
+        assert sorted(path.name for path in output.glob("[!.]*")) == ["images.csv"]
         return message
 
     return run
@@ -303,7 +303,7 @@ def test_a_file_where_the_output_folder_should_be(root, config_file, fails_with_
     ("override", "text"),
     [
         ("data.bad_mask=drop", "did you mean data.bad_masks?"),
-        ("data.source=mvtek", "data.source='mvtek'"),
+        ("data.source=mvtek", "data.source=mvtek: the sources are defect_normal, demo, folders, mvtec"),
         ("data.root", "--set data.root: write section.key=value"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.metrics import f1_score
 
 from defects.errors import UserError
@@ -71,16 +71,17 @@ def confusion(labels, predicted):
     return [np.sum((labels == a) & (predicted == b)) for a, b in ((1, 1), (0, 1), (1, 0), (0, 0))]
 
 
-def oof_table(labels, probability, folds):
-    table = pd.DataFrame({"label": labels, "probability": probability, "fold": folds})
+def oof_table(labels, scores, folds):
+    table = pd.DataFrame({"label": labels, "score": scores, "fold": folds})
     return table.assign(image_id=[f"i{row}" for row in range(len(table))], group=range(len(table)))
 
 
 def test_estimate_of_a_perfect_and_of_a_single_fold():
-    table = oof_table([0, 0, 0, 1] * 10, [0.1, 0.2, 0.3, 0.9] * 10, ["0", "1"] * 20)
+    table = oof_table([0, 0, 0, 1] * 10, [-2.0, -1.0, -0.5, 3.0] * 10, ["0", "1"] * 20)
     found = estimate(table)
     assert found["macro_f1"] == found["nested_macro_f1"] == found["auroc"] == 1.0
-    assert found["confusion_matrix"] == [[30, 0], [0, 10]] and 0.3 < found["threshold"] < 0.9
+    assert found["confusion_matrix"] == [[30, 0], [0, 10]] and -0.5 < found["score_threshold"] < 3
+    assert found["threshold"] == pytest.approx(expit(found["score_threshold"]))
     assert estimate(table.assign(fold="0"))["nested_macro_f1"] is None
 
 
@@ -109,22 +110,32 @@ def fold_scores(rng, folds=5, images=400, test=500, shared=0.6):
 
 def test_averaging_undoes_the_folds_offsets_and_keeps_the_spread_of_one_model():
     oof, test = fold_scores(np.random.default_rng(0))
-    held, new = blending.align(oof, test)
+    held, new, (center, _) = blending.align(oof, test)
     assert held.groupby(oof["fold"]).median().std() < 1e-6
-    averaged = blending.average(test, new)
+    averaged = blending.average(test, new, center)
     assert len(averaged) == 500
-    single = new.groupby(test["fold"]).apply(lambda part: blending._scale(part)[1]).mean()
-    assert blending._scale(averaged)[1] == pytest.approx(single, rel=1e-6)
+    single = np.mean([blending._spread_below(part, center) for _, part in new.groupby(test["fold"])])
+    assert blending._spread_below(averaged, center) == pytest.approx(single, rel=1e-6)
+
+
+def test_scores_of_normal_images_do_not_depend_on_how_many_defects_the_test_set_holds():
+    oof, test = fold_scores(np.random.default_rng(3), images=1000, test=2000)
+    rare = blending.experiment_scores(oof, test)[1]
+    defects = test[test["image_id"].str.slice(1).astype(int) % 10 == 0]
+    copies = [defects.assign(image_id=defects["image_id"] + f"copy{number}") for number in range(8)]
+    common = blending.experiment_scores(oof, pd.concat([test, *copies], ignore_index=True))[1]
+    change = (common.reindex(rare.index) - rare).abs()
+    assert change.max() < 0.1 * rare.std()
 
 
 def test_alignment_keeps_the_ranking_within_each_fold_and_ignores_row_order():
     oof, test = fold_scores(np.random.default_rng(1))
-    held, _ = blending.align(oof, test)
+    held = blending.align(oof, test)[0]
     for fold in oof["fold"].unique():
         mine = oof["fold"] == fold
         assert (held[mine].rank() == oof.loc[mine, "probability"].rank()).all()
-    expected = blending.experiment_probabilities(oof, test)[1]
-    shuffled = blending.experiment_probabilities(oof.sample(frac=1), test.sample(frac=1, random_state=0))[1]
+    expected = blending.experiment_scores(oof, test)[1]
+    shuffled = blending.experiment_scores(oof.sample(frac=1), test.sample(frac=1, random_state=0))[1]
     pd.testing.assert_series_equal(expected.sort_index(), shuffled.sort_index())
 
 
@@ -133,13 +144,10 @@ def test_the_full_fit_is_placed_on_the_folds_scale(only_full):
     oof, test = fold_scores(np.random.default_rng(2))
     full = test[test["fold"] == "0"].assign(fold="full")
     test = full if only_full else pd.concat([test, full], ignore_index=True)
-    held, new = blending.align(oof, test)
-    placed = new[(test["fold"] == "full").to_numpy()]
-    target = (
-        held if only_full else blending.average(test[test["fold"] != "full"], new[test["fold"] != "full"])
-    )
-    # (median, spread) of all held-out scores differ a little from the folds' common one.
-    assert blending._scale(placed) == pytest.approx(blending._scale(target), rel=0.1, abs=0.1)
+    _, new, common = blending.align(oof, test)
+    folds = test["fold"] != "full"
+    target = common if only_full else blending._scale(blending.average(test[folds], new[folds], common[0]))
+    assert blending._scale(new[~folds]) == pytest.approx(target)
 
 
 def test_saturated_and_constant_scores_stay_finite():
@@ -147,13 +155,15 @@ def test_saturated_and_constant_scores_stay_finite():
     test = pd.DataFrame(
         {"image_id": list("xy") * 2, "fold": list("0011"), "probability": [1.0, 1.0, 0.5, 0.0]}
     )
-    assert all(np.isfinite(part).all() for part in blending.experiment_probabilities(oof, test))
+    assert all(np.isfinite(part).all() for part in blending.experiment_scores(oof, test))
 
 
 def test_blend_joins_by_id_and_names_experiments_that_differ():
-    one = pd.Series({"a": 0.2, "b": 0.4})
-    other = pd.Series({"b": 0.8, "a": 0.0})
-    assert blending.blend({"one": one, "other": other}).to_dict() == pytest.approx({"a": 0.1, "b": 0.6})
+    one, other = logit(pd.Series({"a": 0.2, "b": 0.4})), logit(pd.Series({"b": 0.8, "a": 0.1}))
+    blended = expit(blending.blend({"one": one, "other": other}))
+    assert blended.to_dict() == pytest.approx({"a": 0.15, "b": 0.6})
+    surer = pd.Series({"a": 50.0, "b": 60.0})  # both probabilities round to 1
+    assert blending.blend({"one": surer})["a"] < blending.blend({"one": surer})["b"]
     with pytest.raises(UserError, match="one and other scored different images"):
         blending.blend({"one": one, "other": other.rename({"a": "c"})})
 
@@ -162,7 +172,7 @@ def test_share_weights_turn_the_test_into_one_with_the_training_share():
     labels = np.array([1] * 47 + [0] * 53)
     weights = share_weights(labels, 0.05)
     assert weights.mean() == pytest.approx(1) and weights[labels == 1].sum() == pytest.approx(5)
-    table = pd.DataFrame({"label": labels, "answer": labels, "probability": labels * 0.5})
+    table = pd.DataFrame({"label": labels, "answer": labels, "score": labels * 0.5})
     found = outcome(table, 0.05)
     assert found["macro_f1"] == found["macro_f1_at_training_share"] == found["auroc"] == 1.0
     wrong = table.assign(answer=np.where(np.arange(100) < 60, 1, 0))  # thirteen normal images rejected

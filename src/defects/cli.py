@@ -44,7 +44,8 @@ def print_summary(summary: dict, path: Path) -> None:
     print(f"90 % interval             {low:.4f} - {high:.4f}")
     print(f"macro-F1, optimistic      {found['macro_f1']:.4f} at the threshold {found['threshold']:.4f}")
     print(f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}")
-    print(f"AUROC, average precision  {found['auroc']:.4f}, {found['average_precision']:.4f}")
+    if found["auroc"] is not None:
+        print(f"AUROC, average precision  {found['auroc']:.4f}, {found['average_precision']:.4f}")
     (tn, fp), (fn, tp) = found["confusion_matrix"]
     print(f"confusion                 {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected")
     print(f"called defective          {summary['called_defective']} of {summary['images']} test images")
@@ -58,7 +59,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _stop(str(error), 2)
+        # A loader process hands its errors on with its whole traceback; ours is the last part.
+        _stop(str(error).rsplit("UserError: ", 1)[-1], 2)
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again to go on", 130)
     except OSError as error:

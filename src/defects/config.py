@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
 
 
@@ -43,7 +44,7 @@ class KaggleConfig(Section):
 
 class DataConfig(Section):
     name: FolderName  # output/<name>/ holds images.csv and the folds
-    source: Literal["demo", "defect_normal", "mvtec", "folders"]
+    source: str  # a module of defects/data/sources
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
@@ -70,7 +71,10 @@ class DuplicateConfig(Section):
 
 
 class BalanceConfig(Section):
-    """How the rare class is brought to `ratio` rare images per normal one on the training side."""
+    """How the rare class is brought to `ratio` rare images per normal one on the training side.
+
+    Only `oversample` plans rotations and flips; with the others, state them in `augment`.
+    """
 
     method: Literal["oversample", "undersample", "sampler", "pos_weight", "none"] = "oversample"
     ratio: Annotated[float, Field(gt=0)] = 0.5
@@ -79,7 +83,7 @@ class BalanceConfig(Section):
 
 class SplitConfig(Section):
     folds: Annotated[int, Field(ge=2)] = 5
-    seed: int = 0
+    seed: Seed = 0
     group_file: Path | None = None  # CSV image_id,group: coil, part number; takes precedence
     group_pattern: str | None = None  # or a regular expression on image_id whose first group is the group
     duplicates: DuplicateConfig = DuplicateConfig()
@@ -98,7 +102,7 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    seed: int = 0
+    seed: Seed = 0
     epochs: Count = 12
     batch_size: Count = 16
     accumulate: Count = 1  # batches per optimiser step
@@ -109,8 +113,8 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weight average, None: off
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 where the GPU has it
     channels_last: bool = True
-    workers: Annotated[int, Field(ge=0)] = 1
-    inner_holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training side kept unseen
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0: threads of this one, best without a GPU
+    inner_holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training side kept unseen, 1/n
     select: Literal["last", "inner"] = (
         "last"  # whose weights are scored: last epoch, or best on the inner part
     )

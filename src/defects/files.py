@@ -5,16 +5,31 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from defects.errors import UserError
 
 TEXT_COLUMNS = dict.fromkeys(
-    ("image_id", "ImageId", "path", "split", "mask_path", "kind", "sha256", "target", "flip", "fold"), "str"
+    [
+        "image_id",
+        "ImageId",
+        "path",
+        "split",
+        "mask_path",
+        "kind",
+        "sha256",
+        "target",
+        "flip",
+        "fold",
+        "group",
+    ],
+    "str",
 )
 
 
@@ -81,3 +96,17 @@ def sha256(path: Path) -> str:
 def same_text(text: str) -> str:
     """One spelling for accented names: macOS stores `é` decomposed, submission files composed."""
     return unicodedata.normalize("NFC", text)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool) -> Iterator[None]:
+    """One process at a time in `folder`; the system releases the lock of a killed one.
+
+    Raises UserError at once if another holds it and `wait` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from None

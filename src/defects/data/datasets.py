@@ -1,17 +1,20 @@
 """Data sets and loaders: from rows of the training list, or of images.csv, to batches."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
-from defects.data.images import read_image, resize
+from defects.data.images import read_image
 from defects.data.transforms import augment, build_augmentation, rotate_flip
+from defects.seeds import derive
 
 Item = int | tuple[int, int]
 
@@ -35,9 +38,22 @@ class ImageDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
+        return self._sample(item, self._turned(item))
+
+    def __getitems__(self, items: list[Item]) -> list[dict[str, Any]]:
+        """A whole batch; in the main process its files are read by several threads (OpenCV lets them run)."""
+        if get_worker_info() is not None:
+            return [self[item] for item in items]
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(self._turned, items))
+        return [self._sample(item, image) for item, image in zip(items, images, strict=True)]
+
+    def _turned(self, item: Item) -> np.ndarray:
+        row = item[1] if isinstance(item, tuple) else item
+        return rotate_flip(read_image(self.paths[row], self.size), self.angles[row], self.flips[row])
+
+    def _sample(self, item: Item, image: np.ndarray) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
-        image = resize(read_image(self.paths[row]), self.size)
-        image = rotate_flip(image, self.angles[row], self.flips[row])
         if self.compose is not None:
             image = augment(self.compose, image, self.seed, epoch, row)
         return {
@@ -64,7 +80,7 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        generator = torch.Generator().manual_seed(derive(self.seed, self.epoch))
         if self.weights is None:
             order = torch.randperm(self.length, generator=generator)
         else:
@@ -110,9 +126,9 @@ def _loader(
         dataset,
         batch_size,
         sampler=sampler,
-        num_workers=min(workers, -(-len(dataset) // batch_size)),
+        num_workers=workers,
         worker_init_fn=_one_thread,
-        persistent_workers=False,
+        persistent_workers=workers > 0,  # epochs come with the items, so workers can stay
         pin_memory=torch.cuda.is_available(),
         drop_last=drop_last,
         generator=torch.Generator().manual_seed(0),  # or every iterator would draw from the global one

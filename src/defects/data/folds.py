@@ -7,7 +7,7 @@ import pandas as pd
 
 from defects.config import SplitConfig, resolve
 from defects.errors import UserError
-from defects.files import read_csv
+from defects.files import read_csv, same_text
 
 
 def assign_folds(groups: np.ndarray, targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -64,9 +64,11 @@ def given_groups(images: pd.DataFrame, split: SplitConfig) -> pd.Series | None:
     if split.group_file is not None:
         path = resolve(split.group_file)
         table = read_csv(path, ["image_id", "group"], "your own list (split.group_file)")
-        groups = images["image_id"].map(
-            table.drop_duplicates("image_id").set_index("image_id")["group"].astype(str)
-        )
+        table = table.assign(image_id=table["image_id"].map(same_text)).drop_duplicates(["image_id", "group"])
+        twice = table.loc[table["image_id"].duplicated(), "image_id"]
+        if len(twice):
+            raise UserError(f"{path} puts some images into two groups: {', '.join(twice)}")
+        groups = images["image_id"].map(table.set_index("image_id")["group"].replace("", None))
         source = str(path)
     elif split.group_pattern is not None:
         groups = _by_pattern(images["image_id"], split.group_pattern)

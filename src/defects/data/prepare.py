@@ -1,17 +1,16 @@
 """First stage: index every image once, refuse broken input before anything is trained on it."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, DataConfig, resolve
 from defects.data.images import read_image, read_mask
 from defects.data.sources import list_data
 from defects.errors import UserError
-from defects.files import read_csv, read_json, same_text, sha256, write_csv, write_json
+from defects.files import locked, read_csv, read_json, same_text, sha256, write_csv, write_json
 
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
 
@@ -21,6 +20,11 @@ def prepare(config: Config) -> pd.DataFrame:
 
     Raises UserError naming every file that cannot be used.
     """
+    with locked(config.dataset_dir, wait=True):
+        return _prepare(config)
+
+
+def _prepare(config: Config) -> pd.DataFrame:
     data, folder = config.data, config.dataset_dir
     listing = list_data(data)
     images = _examine(data, listing.images)
@@ -41,9 +45,10 @@ def prepare(config: Config) -> pd.DataFrame:
 def load_images(config: Config) -> pd.DataFrame:
     """images.csv; prepared first, and said so, when it is missing or made with other data settings."""
     path = config.dataset_dir / "images.csv"
-    if not path.exists() or read_json(config.dataset_dir / "prepare.json") != _settings(config.data):
-        print(f"{path} is missing or was made with other settings: preparing the data first")
-        prepare(config)
+    with locked(config.dataset_dir, wait=True):  # two folds may start at once on a fresh clone
+        if not path.exists() or read_json(config.dataset_dir / "prepare.json") != _settings(config.data):
+            print(f"{path} is missing or was made with other settings: preparing the data first")
+            _prepare(config)
     images = read_csv(path, IMAGE_COLUMNS, "src/prepare.py")
     return images.astype({"label": "Int64"})
 
@@ -90,9 +95,9 @@ def _settings(data: DataConfig) -> dict:
 def _examine(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
     """Decode every image and mask: adds width, height (pixels), sha256; collects all broken files."""
     root = resolve(data.root)
-    with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter lock
-        jobs = pool.map(partial(_examine_one, data, root), images["path"], images["mask_path"])
-        facts = list(tqdm(jobs, "reading images", len(images), leave=False, disable=None))
+    examine = partial(_examine_one, data, root)
+    bar = {"desc": "reading images", "leave": False, "disable": None}
+    facts = thread_map(examine, images["path"], images["mask_path"], **bar)  # decoding and hashing run freely
     facts = pd.DataFrame(facts, columns=["width", "height", "sha256", "mask_path", "problem"])
     problems = [text for text in facts["problem"] if text]
     if problems:

@@ -1,18 +1,17 @@
 """Second stage: group duplicates, cut leak-free folds, plan the oversampling."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, DuplicateConfig, resolve
 from defects.data import balance, duplicates, folds
 from defects.data.images import read_image
 from defects.data.prepare import load_images
 from defects.errors import UserError
-from defects.files import read_csv, read_json, sha256, write_csv, write_json
+from defects.files import locked, read_csv, read_json, sha256, write_csv, write_json
 
 FULL = "full"  # the training list of everything, for the final fit
 
@@ -23,43 +22,51 @@ def split(config: Config) -> pd.DataFrame:
     Returns the training images with group and fold. Raises UserError when a class is too rare.
     """
     images = load_images(config)
-    train = images[images["split"] == "train"].reset_index(drop=True)
-    if train.empty:
-        raise UserError(f"{config.dataset_dir / 'images.csv'} lists no training images: check data.root")
-    pairs = find_duplicates(config, train)
-    given = folds.given_groups(train, config.split)
-    groups = duplicates.group_ids(len(train), pairs) if given is None else pd.factorize(given)[0]
-    folds.check_counts(groups, train["label"], config.split.folds)
-    targets = folds.class_targets(train["label"])
-    fold = folds.assign_folds(groups, targets, config.split.folds, config.split.seed)
-    table = train.assign(group=groups, fold=fold.astype(str))
-    _write(config, table, pairs)
-    return table
+    with locked(config.dataset_dir, wait=True):
+        return _split(config, images[images["split"] == "train"].reset_index(drop=True))
 
 
 def load_folds(config: Config) -> pd.DataFrame:
     """images.csv's training rows with group and fold; split first, and said so, when out of date."""
     images = load_images(config)
     path = config.dataset_dir / "folds.csv"
-    if not path.exists() or read_json(config.dataset_dir / "split.json") != _settings(config):
-        print(f"{path} is missing or was made from other images or settings: splitting first")
-        split(config)
+    with locked(config.dataset_dir, wait=True):
+        if not path.exists() or read_json(config.dataset_dir / "split.json") != _settings(config):
+            print(f"{path} is missing or was made from other images or settings: splitting first")
+            _split(config, images[images["split"] == "train"].reset_index(drop=True))
     table = read_csv(path, ["image_id", "group", "fold"], "src/split.py")
     return images.merge(table, on="image_id", validate="one_to_one").sort_values(
         "image_id", ignore_index=True
     )
 
 
+def fold_names(config: Config) -> list[str]:
+    return [*map(str, range(config.split.folds)), FULL]
+
+
 def load_training_rows(config: Config, fold: str) -> pd.DataFrame:
     """train_fold<k>.csv or train_full.csv: image_id, angle, flip. UserError for an unknown fold."""
-    path = training_list(config, fold)
-    if not path.exists():
+    if fold not in fold_names(config):
         raise UserError(f"--fold {fold}: the folds are 0 to {config.split.folds - 1} and {FULL}")
-    return read_csv(path, ["image_id", "angle", "flip"], "src/split.py")
+    return read_csv(training_list(config, fold), ["image_id", "angle", "flip"], "src/split.py")
 
 
 def training_list(config: Config, fold: str) -> Path:
     return config.dataset_dir / (f"train_{FULL}.csv" if fold == FULL else f"train_fold{fold}.csv")
+
+
+def _split(config: Config, train: pd.DataFrame) -> pd.DataFrame:
+    if train.empty:
+        raise UserError(f"{config.dataset_dir / 'images.csv'} lists no training images: check data.root")
+    pairs = find_duplicates(config, train)
+    given = folds.given_groups(train, config.split)
+    groups = duplicates.group_ids(len(train), pairs) if given is None else given.to_numpy()
+    folds.check_counts(groups, train["label"], config.split.folds)
+    targets = folds.class_targets(train["label"])
+    fold = folds.assign_folds(groups, targets, config.split.folds, config.split.seed)
+    table = train.assign(group=groups, fold=fold.astype(str))
+    _write(config, table, pairs)
+    return table
 
 
 def find_duplicates(config: Config, train: pd.DataFrame) -> pd.DataFrame:
@@ -82,16 +89,17 @@ def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) 
     def one(path: str) -> np.ndarray:
         return duplicates.thumbnail(read_image(root / path), settings.thumbnail_size)
 
-    with ThreadPoolExecutor() as pool:
-        jobs = pool.map(one, train["path"])
-        return np.stack(list(tqdm(jobs, "thumbnails", len(train), leave=False, disable=None)))
+    return np.stack(thread_map(one, train["path"], desc="thumbnails", leave=False, disable=None))
 
 
 def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:
     folder, symmetries, plan = config.dataset_dir, config.data.symmetries, config.split.balance
+    (folder / "split.json").unlink(missing_ok=True)  # so a half-written split is never taken for a whole one
+    for surplus in folder.glob("train_*.csv"):
+        surplus.unlink()
     ids = table["image_id"].to_numpy()
     write_csv(folder / "pairs.csv", pairs.assign(i=ids[pairs["i"]], j=ids[pairs["j"]]))
-    for fold in [*map(str, range(config.split.folds)), FULL]:
+    for fold in fold_names(config):
         originals = table[table["fold"] != fold]
         rows = balance.training_rows(originals, symmetries, plan, config.split.seed)
         write_csv(training_list(config, fold), rows)
@@ -101,8 +109,10 @@ def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:
 
 def _settings(config: Config) -> dict:
     """What the folds depend on; a change of these means splitting again."""
+    groups = config.split.group_file
     return {
         "images": sha256(config.dataset_dir / "images.csv"),
+        "groups": sha256(resolve(groups)) if groups and resolve(groups).exists() else None,
         "symmetries": config.data.symmetries,
         **config.split.model_dump(mode="json"),
     }

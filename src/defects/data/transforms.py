@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from defects.errors import UserError
+from defects.seeds import derive
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network at import
 import albumentations  # noqa: E402
@@ -54,7 +55,7 @@ def augment(compose: albumentations.Compose, image: np.ndarray, *key: int) -> np
 
     A seed given once to Compose would repeat itself in every worker and every epoch.
     """
-    compose.set_random_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+    compose.set_random_seed(derive(*key))
     return compose(image=image)["image"]
 
 

@@ -1,20 +1,21 @@
-"""One module per detector, and the registry that configs name them by."""
+"""One module per detector; configs name the module (`model.name`), which holds its class as DETECTOR."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from defects.config import Config
 from defects.errors import UserError
 from defects.models.base import Batch, Detector
-from defects.models.classifier import Classifier
 
 __all__ = ["Batch", "Detector", "build_detector"]
-
-DETECTORS = {"classifier": Classifier}
 
 
 def build_detector(config: Config, pretrained: bool = True) -> Detector:
     """The configured detector; without `pretrained` its weights are left to a checkpoint."""
-    if config.model.name not in DETECTORS:
-        raise UserError(f"model.name={config.model.name}: the detectors are {', '.join(DETECTORS)}")
+    known = sorted({module.name for module in iter_modules(__path__)} - {"base", "backbone"})
+    if config.model.name not in known:
+        raise UserError(f"model.name={config.model.name}: the detectors are {', '.join(known)}")
     if not pretrained:
         config = config.model_copy(deep=True)
         config.model.backbone.weights = "none"
-    return DETECTORS[config.model.name](config)
+    return import_module(f"{__name__}.{config.model.name}").DETECTOR(config)

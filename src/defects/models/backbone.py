@@ -22,8 +22,12 @@ def create_backbone(backbone: BackboneConfig, **arguments) -> nn.Module:
         raise UserError(
             f"model.backbone.name={backbone.name}: timm has no such model; near: {', '.join(near)}"
         )
+    try:
+        network = timm.create_model(backbone.name, pretrained=False, **arguments)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"model.backbone.name={backbone.name} cannot be built so: {error}") from None
     if backbone.weights == "none":
-        return timm.create_model(backbone.name, pretrained=False, **arguments)
+        return network
     if backbone.weights == "imagenet":
         return _from_hub(backbone, arguments)
     return _from_file(backbone, resolve(backbone.weights), arguments)
@@ -34,8 +38,8 @@ def _from_hub(backbone: BackboneConfig, arguments: dict) -> nn.Module:
         return timm.create_model(backbone.name, pretrained=True, **arguments)
     except Exception as error:  # the hub's client raises a dozen kinds, from three libraries
         raise UserError(
-            f"model.backbone.weights=imagenet: no weights of {backbone.name} in the local cache and the hub "
-            f"is not reachable ({type(error).__name__}); go online once, give a file "
+            f"model.backbone.weights=imagenet: cannot fetch {backbone.name}, nor is it in the local cache "
+            f"({type(error).__name__}: {str(error)[:80]}); go online once, give a file "
             "(--set model.backbone.weights=FILE), or train from scratch (--set model.backbone.weights=none)"
         ) from None
 

@@ -1,8 +1,9 @@
 """The contract that every detector keeps, supervised or not."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 Batch = dict[str, torch.Tensor]
 
@@ -14,15 +15,15 @@ class Detector(nn.Module):
     C is 1 for defective or not, 4 for Severstal.
     """
 
-    def prepare(self, loader: DataLoader) -> None:
-        """Once, before the epochs: what sizes or feeds the network. Default: nothing."""
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Once, before the epochs, over the images learnt from, each once: PCA, statistics, banks."""
 
     def training_loss(self, batch: Batch) -> Batch:
         """Named scalars, `loss` among them; optionally `score` [B, C], detached, for training metrics."""
         raise NotImplementedError
 
-    def calibrate(self, loader: DataLoader) -> None:
-        """Once, after the epochs, on the inner hold-out: quantiles, score scale. Default: nothing."""
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Once, after the epochs, in evaluation mode, over the inner hold-out: quantiles, score scale."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, 3, H, W] -> score [B, C] (raw, higher = more defective), map [B, C, h, w] or None."""

@@ -18,7 +18,7 @@ class ClassifierOptions(Section):
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0  # Lin et al. 2017, section 3.2; no class weight
     drop_rate: Fraction = 0.2
     drop_path_rate: Fraction = 0.0
-    pool: Literal["avg", "max", "avgmax"] = "avg"  # max: a small defect is not averaged away
+    global_pool: Literal["avg", "max", "avgmax"] | None = None  # max: a small defect is not averaged away
 
 
 class Classifier(Detector):
@@ -27,10 +27,10 @@ class Classifier(Detector):
     def __init__(self, config: Config):
         super().__init__()
         self.options = validate(ClassifierOptions, config.model.options, "model.options")
-        rates = {name: getattr(self.options, name) for name in ("drop_rate", "drop_path_rate")}
-        self.network = create_backbone(
-            config.model.backbone, num_classes=1, global_pool=self.options.pool, **rates
-        )
+        # Only what is set: not every network takes each of these.
+        options = self.options.model_dump(include={"drop_rate", "drop_path_rate", "global_pool"})
+        arguments = {name: value for name, value in options.items() if value}
+        self.network = create_backbone(config.model.backbone, num_classes=1, **arguments)
         self.normalize = Normalize(self.network)
         # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
         for parameter in self.network.get_classifier().parameters():
@@ -46,3 +46,6 @@ class Classifier(Detector):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
         return self.network(self.normalize(images)), None
+
+
+DETECTOR = Classifier

@@ -17,14 +17,14 @@ BLACK, GREY, RED = (0, 0, 0), (200, 200, 200), (200, 0, 0)
 
 
 def draw_groups(
-    paths: Sequence[Path], labels: Sequence, groups: Sequence[int], output: Path, max_groups: int = 40
+    paths: Sequence[Path], labels: Sequence, groups: Sequence, output: Path, max_groups: int = 40
 ) -> None:
     """Write a PNG with a row per group of two or more images: label and name under each picture.
 
     Groups with different labels come first, framed red (missing labels agree with every label). Half of
     the other rows, up to `max_groups`, are the largest groups, half an even sample of the rest.
     """
-    labels, members = list(labels), _members(np.asarray(groups))
+    labels, members = list(labels), _members(pd.factorize(np.asarray(groups))[0])
     contradicting = [group for group in members if _contradict([labels[k] for k in group])]
     others = [group for group in members if not _contradict([labels[k] for k in group])]
     chosen = contradicting[:max_groups] + _choose(others, max(0, max_groups - len(contradicting)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from defects.errors import UserError
@@ -19,12 +20,14 @@ def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | N
 
 
 def estimate(oof: pd.DataFrame) -> dict:
-    """Threshold and expected score from `oof` (label, probability, fold, group), plain values only.
+    """Threshold and expected macro-F1 from `oof` (label, score, fold, group), plain values only.
+
+    Scores are log-odds; `threshold` is the same cut as a probability.
 
     `nested_macro_f1` is the promise: thresholds fitted on the other folds. Raises UserError for
     scores that are not finite.
     """
-    labels, scores = oof["label"].to_numpy(dtype=int), oof["probability"].to_numpy(dtype=float)
+    labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy(dtype=float)
     if not np.isfinite(scores).all():
         raise UserError(f"{int((~np.isfinite(scores)).sum())} out-of-fold scores are not finite: train again")
     threshold, fitted = thresholds.best_threshold(labels, scores)
@@ -32,12 +35,13 @@ def estimate(oof: pd.DataFrame) -> dict:
     predicted = (scores >= threshold).astype(int)
     groups = oof["group"].to_numpy()
     return {
-        "threshold": threshold,
+        "threshold": float(expit(threshold)),
+        "score_threshold": threshold,
         "images": len(oof),
         "defects": int(labels.sum()),
         "folds": sorted(oof["fold"].unique().tolist()),
         "macro_f1": fitted,
-        "macro_f1_at_half": thresholds.macro_f1(labels, scores >= 0.5),
+        "macro_f1_at_half": thresholds.macro_f1(labels, scores >= 0),
         "nested_macro_f1": None if nested is None else thresholds.macro_f1(labels, nested),
         "interval_90": thresholds.bootstrap_interval(labels, predicted if nested is None else nested, groups),
         **rank_metrics(labels, scores),

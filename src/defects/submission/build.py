@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
 from defects.errors import UserError
 from defects.files import sha256, write_csv, write_json
-from defects.scoring.blending import blend, experiment_probabilities
+from defects.scoring.blending import blend, experiment_scores, probability
 from defects.scoring.estimate import estimate
 from defects.training.inference import load_test
 from defects.training.run import load_oof
@@ -19,20 +18,19 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
 
     Beside it: <name>.json (weights, threshold, estimate, sha256 of every input) and <name>.scores.csv
-    (image_id, probability). Returns the JSON's content. Raises UserError for members that do not match.
+    (image_id, score as log-odds, probability). Returns the JSON's content. Raises UserError for members
+    that do not match.
     """
     members = {name: config.model_copy(update={"experiment": name}) for name in experiments}
     oofs = {name: load_oof(member) for name, member in members.items()}
-    pairs = {
-        name: experiment_probabilities(oofs[name], load_test(member)) for name, member in members.items()
-    }
-    probability = blend({name: pair[1] for name, pair in pairs.items()})
+    pairs = {name: experiment_scores(oofs[name], load_test(member)) for name, member in members.items()}
+    scores = blend({name: pair[1] for name, pair in pairs.items()})
     oof = oofs[experiments[0]].set_index("image_id")
-    oof = oof.assign(probability=blend({name: pair[0] for name, pair in pairs.items()}))
+    oof = oof.assign(score=blend({name: pair[0] for name, pair in pairs.items()}))
     expected = estimate(oof.reset_index())
     ids = submission_ids(config)
-    probability = probability.reindex(ids.index)
-    answers = (probability >= expected["threshold"]).where(probability.notna())
+    scores = scores.reindex(ids.index)
+    answers = (scores >= expected["score_threshold"]).where(scores.notna())
     table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
     validate(table, ids.tolist(), path)
     table = table.astype({"answer": int})
@@ -45,8 +43,8 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "estimate": expected,
         "inputs": {_shown(file): sha256(file) for file in _inputs(members)},
     }
-    scores = probability.rename_axis("image_id").rename("probability").reset_index()
-    write_csv(path.with_suffix(".scores.csv"), scores)
+    shown = pd.DataFrame({"score": scores, "probability": probability(scores)}).rename_axis("image_id")
+    write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
     write_json(path.with_suffix(".json"), summary)
     write_csv(path, table)
     return summary
@@ -63,21 +61,17 @@ def submission_ids(config: Config) -> pd.Series:
 
 def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
     """UserError unless `table` is ImageId, answer with exactly `ids` in order and answers 0 or 1."""
-    problems = []
     if list(table.columns) != ["ImageId", "answer"]:
-        problems.append(f"its columns are {', '.join(table.columns)}; expected ImageId, answer")
-    elif table["ImageId"].tolist() != list(ids):
-        missing, extra = sorted(set(ids) - set(table["ImageId"])), sorted(set(table["ImageId"]) - set(ids))
-        problems.append(
-            f"its ids differ from the sample's (missing {missing[:3]}, unknown {extra[:3]}, or order)"
+        raise UserError(f"{path}: its columns are {', '.join(table.columns)}; expected ImageId, answer")
+    if table["ImageId"].tolist() != list(ids):
+        found = set(table["ImageId"])
+        missing, extra = sorted(set(ids) - found)[:3], sorted(found - set(ids))[:3]
+        raise UserError(
+            f"{path}: its ids differ from the sample's (missing {missing}, unknown {extra}, or order)"
         )
-    elif not np.isin(table["answer"], [0, 1]).all():
-        wrong = table.loc[~table["answer"].isin([0, 1]), "ImageId"].tolist()
-        problems.append(
-            f"{len(wrong)} answers are not 0 or 1, that of {wrong[0]} first: run src/infer.py again"
-        )
-    if problems:
-        raise UserError(f"{path}: {problems[0]}")
+    wrong = table.loc[~table["answer"].isin([0, 1]), "ImageId"].tolist()
+    if wrong:
+        raise UserError(f"{path}: {len(wrong)} answers are not 0 or 1, that of {wrong[0]} first: score again")
 
 
 def _inputs(members: dict[str, Config]) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from defects.config import Config
+from defects.data.split import training_list
 from defects.errors import UserError
 from defects.files import sha256, write_bytes
 
@@ -30,7 +31,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist: run src/train.py first") from None
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is truncated or no checkpoint ({type(error).__name__}): train again with --restart"
+            f"{path} is truncated or no checkpoint ({type(error).__name__}): use src/train.py --restart"
         ) from None
 
 
@@ -42,17 +43,20 @@ def fingerprint(config: Config, fold: str, epochs: int) -> dict[str, Any]:
     values["image_size"] = list(config.data.image_size)
     values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
     values["fold"], values["epochs"] = fold, epochs
-    values["folds.csv"] = sha256(config.dataset_dir / "folds.csv")
-    return values
+    values["symmetries"] = config.data.symmetries
+    lists = [config.dataset_dir / "images.csv", config.dataset_dir / "folds.csv", training_list(config, fold)]
+    return values | {path.name: sha256(path) for path in lists}
 
 
-def check_fingerprint(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """UserError naming what differs between the run that wrote `path` and the present config."""
-    differing = sorted(_differences(saved, current, ""))
+def check_fingerprint(path: Path, content: dict[str, Any], current: dict[str, Any]) -> None:
+    """UserError naming what differs between the run that wrote the checkpoint and the present config."""
+    if "fingerprint" not in content:
+        raise UserError(f"{path} is no checkpoint of this program: train again with src/train.py --restart")
+    differing = sorted(_differences(content["fingerprint"], current, ""))
     if differing:
         raise UserError(
-            f"{path} belongs to another config ({', '.join(differing)}): use --set experiment=NAME for a new "
-            "run, or --restart to replace this one"
+            f"{path} belongs to another config or other data ({', '.join(differing)} differ): restore these, "
+            "train a new run (--set experiment=NAME), or replace this one (src/train.py --restart)"
         )
 
 

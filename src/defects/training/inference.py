@@ -1,6 +1,7 @@
 """Test scores of an experiment: one row per image and fold, resumable fold by fold."""
 
 import pandas as pd
+from accelerate import Accelerator
 
 from defects.config import Config
 from defects.data.prepare import load_images
@@ -13,27 +14,46 @@ from defects.training.trainer import make_accelerator
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
 
 
-def score_test(config: Config, use: str) -> pd.DataFrame:
-    """Write and return test.csv (TEST_COLUMNS); `use` is folds, full or both.
+def score_test(config: Config, use: str) -> None:
+    """Write test.csv (TEST_COLUMNS); `use` is folds, full or both.
 
     Trains fold 0 first, and says so, when nothing was trained. Raises UserError without test images.
     """
-    images = load_images(config)
+    accelerator = make_accelerator(config.train)
+    with accelerator.main_process_first():
+        images = load_images(config)
     test = images[images["split"] == "test"].reset_index(drop=True)
     if test.empty:
         raise UserError(
             f"{config.dataset_dir / 'images.csv'} lists no test images: there is nothing to score"
         )
     models = _models(config, use)
-    print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
-    table = pd.concat([_score_fold(config, test, fold) for fold in models], ignore_index=True)
-    table = table.sort_values(["image_id", "fold"], ignore_index=True)[TEST_COLUMNS]
-    write_csv(config.experiment_dir / "test.csv", table)
-    return table
+    accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
+    tables = [_score_fold(config, test, fold, accelerator) for fold in models]
+    if accelerator.is_main_process:
+        table = pd.concat(tables).sort_values(["image_id", "fold"], ignore_index=True)
+        write_csv(config.experiment_dir / "test.csv", table[TEST_COLUMNS])
+    accelerator.wait_for_everyone()
 
 
 def load_test(config: Config) -> pd.DataFrame:
-    return read_csv(config.experiment_dir / "test.csv", TEST_COLUMNS, "src/infer.py")
+    """test.csv. Raises UserError when it was scored with other models than those trained now."""
+    path = config.experiment_dir / "test.csv"
+    table = read_csv(path, TEST_COLUMNS, "src/infer.py")
+    scored, trained = sorted(set(table["fold"])), trained_folds(config)
+    current = all(
+        read_json(run_folder(config, fold) / "test.json") == _stamp(config, fold) for fold in scored
+    )
+    if not current or set(scored) - {FULL} not in (set(), set(trained)):
+        models = f"folds {', '.join(scored)}; trained are {', '.join(trained)}"
+        raise UserError(f"{path} was scored with other models ({models}): run src/infer.py again")
+    return table
+
+
+def _stamp(config: Config, fold: str) -> dict[str, str | None]:
+    """What a fold's test scores were made from; None for a model that is gone."""
+    files = [run_folder(config, fold) / "best.pt", config.dataset_dir / "images.csv"]
+    return {path.name: sha256(path) if path.exists() else None for path in files}
 
 
 def _models(config: Config, use: str) -> list[str]:
@@ -51,17 +71,15 @@ def _name(fold: str) -> str:
     return "the full fit" if fold == FULL else f"fold {fold}"
 
 
-def _score_fold(config: Config, test: pd.DataFrame, fold: str) -> pd.DataFrame:
+def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> pd.DataFrame:
     """Scores of one model; kept in its run folder with what they were made from."""
     folder = run_folder(config, fold)
-    stamp = {
-        "best.pt": sha256(folder / "best.pt"),
-        "images.csv": sha256(config.dataset_dir / "images.csv"),
-    }
+    stamp = _stamp(config, fold)
     detector = load_detector(config, fold)
     if (folder / "test.csv").exists() and read_json(folder / "test.json") == stamp:
         return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py")
-    table = score_table(detector, config, test, fold, make_accelerator(config.train))
-    write_csv(folder / "test.csv", table)
-    write_json(folder / "test.json", stamp)
+    table = score_table(detector, config, test, fold, accelerator)
+    if accelerator.is_main_process:
+        write_csv(folder / "test.csv", table)
+        write_json(folder / "test.json", stamp)
     return table

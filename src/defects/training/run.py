@@ -1,9 +1,7 @@
 """One experiment x one fold: the run folder, what goes into it, and when it counts as finished."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +10,33 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from filelock import FileLock, Timeout
 
 from defects.config import Config, as_yaml
 from defects.data.datasets import plain_loader, training_loader
-from defects.data.folds import inner_holdout
-from defects.data.split import FULL, load_folds, load_training_rows
+from defects.data.split import FULL, fold_names, load_folds, load_training_rows
 from defects.errors import UserError
-from defects.files import read_csv, write_bytes, write_csv
+from defects.files import locked, read_csv, write_bytes, write_csv
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.scorer import score_batches, tta_members
+from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
-from defects.training.trainer import Trainer, make_accelerator
+from defects.training.trainer import Trainer, device_batches, make_accelerator
 
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
 
 def run_folder(config: Config, fold: str) -> Path:
-    return config.experiment_dir / ("full" if fold == FULL else f"fold{fold}")
+    return config.experiment_dir / (FULL if fold == FULL else f"fold{fold}")
 
 
 def finished(config: Config, fold: str) -> bool:
     return (run_folder(config, fold) / "best.pt").exists()
+
+
+def trained_folds(config: Config) -> list[str]:
+    """Finished folds in order, without `full`."""
+    return [fold for fold in fold_names(config) if fold != FULL and finished(config, fold)]
 
 
 def train_fold(config: Config, fold: str, restart: bool = False) -> None:
@@ -42,27 +44,25 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
 
     Writes config.yaml, metrics.jsonl, last.pt, oof.csv and, last of all, best.pt.
     """
-    table, rows = load_folds(config), load_training_rows(config, fold)
+    accelerator = make_accelerator(config.train)
+    with accelerator.main_process_first():
+        table, rows = load_folds(config), load_training_rows(config, fold)
     planned, epochs = _plan(config, fold)
     sides = make_sides(planned, fold, table, rows)
     folder = run_folder(config, fold)
-    with _locked(folder):
-        if restart:
-            _clear(folder)
-        fingerprint = checkpoint.fingerprint(planned, fold, epochs)
-        if (folder / "best.pt").exists():
-            checkpoint.check_fingerprint(
-                folder / "best.pt", load_best(config, fold)["fingerprint"], fingerprint
-            )
-            print(f"{folder} is finished; --restart trains it again")
+    fingerprint = checkpoint.fingerprint(planned, fold, epochs)
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(locked(folder, wait=False))
+            if restart:
+                _clear(folder)
+        accelerator.wait_for_everyone()
+        if finished(config, fold):
+            checkpoint.check_fingerprint(folder / "best.pt", load_best(config, fold), fingerprint)
+            accelerator.print(f"{folder} is finished; --restart trains it again")
             return
-        _train(planned, fold, epochs, sides, fingerprint, folder)
-    print(f"wrote {folder}")
-
-
-def trained_folds(config: Config) -> list[str]:
-    """Finished folds in order, without `full`."""
-    return [fold for fold in map(str, range(config.split.folds)) if finished(config, fold)]
+        _train(planned, fold, epochs, sides, fingerprint, accelerator)
+    accelerator.print(f"wrote {folder}")
 
 
 def load_best(config: Config, fold: str) -> dict[str, Any]:
@@ -73,34 +73,55 @@ def load_best(config: Config, fold: str) -> dict[str, Any]:
 def load_detector(config: Config, fold: str) -> Detector:
     """The trained detector of a fold. Raises UserError if its checkpoint belongs to another config."""
     detector = build_detector(config, pretrained=False)
-    path = run_folder(config, fold) / "best.pt"
     content = load_best(config, fold)
-    # With fold "full" the number of epochs was chosen by the folds: it is the checkpoint's to tell.
-    current = checkpoint.fingerprint(_plan(config, fold)[0], fold, content["fingerprint"]["epochs"])
-    checkpoint.check_fingerprint(path, content["fingerprint"], current)
+    # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
+    planned = _without_inner(config) if fold == FULL else config
+    current = checkpoint.fingerprint(planned, fold, content.get("fingerprint", {}).get("epochs"))
+    checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current)
     detector.load_state_dict(content["detector"])
     return detector
 
 
 def load_oof(config: Config) -> pd.DataFrame:
-    """Out-of-fold rows of all finished folds, with the group of each image. UserError if there are none."""
-    files = sorted(config.experiment_dir.glob("fold*/oof.csv"))
-    if not files:
-        raise UserError(f"{config.experiment_dir} holds no oof.csv: run src/train.py first")
+    """Out-of-fold rows of all finished folds, with the group of each image.
+
+    Raises UserError if there are none, or if they are not those of the present folds.csv.
+    """
+    folds = load_folds(config)[["image_id", "fold", "group"]]
+    names = trained_folds(config)
+    if not names:
+        raise UserError(
+            f"{config.experiment_dir} holds no oof.csv of a finished fold: run src/train.py first"
+        )
+    files = [run_folder(config, fold) / "oof.csv" for fold in names]
     oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
-    groups = load_folds(config)[["image_id", "group"]]
-    return oof.merge(groups, on="image_id", validate="many_to_one")
+    expected = folds[folds["fold"].isin(names)]
+    joined = oof.merge(expected, on=["image_id", "fold"], how="outer", validate="one_to_one", indicator=True)
+    differing = joined.loc[joined["_merge"] != "both", "image_id"]
+    if len(differing):
+        raise UserError(
+            f"{config.experiment_dir}: its out-of-fold images are not those of "
+            f"{config.dataset_dir / 'folds.csv'} ({len(differing)} differ, {differing.iloc[0]} first): train "
+            "again with --restart"
+        )
+    return joined.drop(columns="_merge")
 
 
 def score_table(
     detector: Detector, config: Config, rows: pd.DataFrame, fold: str, accelerator: Accelerator
 ) -> pd.DataFrame:
-    """image_id, target, fold, score, probability for each of `rows`, TTA averaged."""
+    """image_id, target, fold, score, probability for each of `rows`, TTA averaged.
+
+    Raises UserError when a score is not finite.
+    """
     loader = accelerator.prepare(plain_loader(config, rows))
     members = tta_members(config.data.symmetries, config.infer.tta)
     scores = np.full(len(rows), np.nan)
     for index, score in score_batches(detector.to(accelerator.device), loader, members, accelerator):
         scores[index.numpy()] = score[:, 0].numpy()
+    if not np.isfinite(scores).all():
+        first = rows["image_id"].iloc[np.flatnonzero(~np.isfinite(scores))[0]]
+        raise UserError(f"fold {fold}: the score of {first} is not finite; train with a lower train.lr")
     with torch.inference_mode():
         probability = detector.cpu().probability(torch.from_numpy(scores))
     return pd.DataFrame(
@@ -109,96 +130,58 @@ def score_table(
 
 
 def _train(
-    config: Config, fold: str, epochs: int, sides: "Sides", fingerprint: dict[str, Any], folder: Path
+    config: Config,
+    fold: str,
+    epochs: int,
+    sides: Sides,
+    fingerprint: dict[str, Any],
+    accelerator: Accelerator,
 ) -> None:
-    accelerator = make_accelerator(config.train)
+    folder, main = run_folder(config, fold), accelerator.is_main_process
     set_seed(config.train.seed)
     detector = build_detector(config)
-    write_bytes(folder / "config.yaml", as_yaml(config).encode())
-    tracker = Tracker(config, fold, folder)
+    if main:
+        write_bytes(folder / "config.yaml", as_yaml(config).encode())
+    tracker = Tracker(config, fold, folder, active=main)
     trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker)
-    loader = training_loader(config, sides.fitted)
-    detector.prepare(loader)
-    trainer.fit(loader, plain_loader(config, sides.watched) if len(sides.watched) else None)
+    detector.prepare(device_batches(plain_loader(config, sides.originals), accelerator))
+    watched = plain_loader(config, sides.watched) if len(sides.watched) else None
+    trainer.fit(training_loader(config, sides.fitted), watched)
     if len(sides.inner):
-        detector.calibrate(plain_loader(config, sides.inner))
-    if len(sides.held):
-        oof = score_table(detector, config, sides.held, fold, accelerator)
-        oof = oof.merge(sides.held[["image_id", "label"]], on="image_id", validate="one_to_one")
-        write_csv(folder / "oof.csv", oof[OOF_COLUMNS])
-    best = {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}
-    checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
+        detector.eval().calibrate(device_batches(plain_loader(config, sides.inner), accelerator))
+    oof = score_table(detector, config, sides.held, fold, accelerator) if len(sides.held) else None
+    if main:
+        _finish(
+            folder, oof, sides.held, {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}, detector
+        )
     tracker.close()
+    accelerator.wait_for_everyone()
 
 
-@dataclass
-class Sides:
-    """Rows of images.csv: `fitted` in the rotations of the training list, `inner` kept unseen within the
-    training side, `held` the fold to be scored."""
-
-    fitted: pd.DataFrame
-    inner: pd.DataFrame
-    held: pd.DataFrame
-
-    @property
-    def watched(self) -> pd.DataFrame:
-        """What validation looks at each epoch: the inner part where there is one."""
-        return self.held if self.inner.empty else self.inner
-
-
-def make_sides(config: Config, fold: str, table: pd.DataFrame, rows: pd.DataFrame) -> Sides:
-    """Divide the images for one fold. Raises UserError if a group would be on two sides."""
-    side, held = table[table["fold"] != fold], table[table["fold"] == fold]
-    is_inner = inner_holdout(side, config.train.inner_holdout, config.split.seed)
-    inner = side[is_inner]
-    fitted = rows.merge(table, on="image_id", how="left", validate="many_to_one")
-    fitted = fitted[~fitted["image_id"].isin(inner["image_id"])].reset_index(drop=True)
-    unseen = pd.concat([inner, held])["group"]
-    shared = fitted.loc[fitted["group"].isin(unseen) | fitted["group"].isna(), "image_id"].unique()
-    if len(shared):
-        raise UserError(
-            f"{config.dataset_dir}: the training list of fold {fold} shares a group with held-out images "
-            f"({len(shared)} images, {shared[0]} first): run src/split.py again"
-        )
-    _check_classes(config, fitted)
-    return Sides(fitted, inner, held)
-
-
-def _check_classes(config: Config, fitted: pd.DataFrame) -> None:
-    present = set(fitted["label"].dropna())
-    missing = [name for label, name in ((0, "normal"), (1, "defect")) if label not in present]
-    if missing and config.model.name == "classifier":
-        raise UserError(
-            f"no {missing[0]} images among {config.data.name}'s training images: a classifier needs both"
-        )
+def _finish(
+    folder: Path, oof: pd.DataFrame | None, held: pd.DataFrame, best: dict[str, Any], detector: Detector
+) -> None:
+    if oof is not None:
+        oof = oof.merge(held[["image_id", "label"]], on="image_id", validate="one_to_one")
+        write_csv(folder / "oof.csv", oof[OOF_COLUMNS])
+    checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
 
 
 def _plan(config: Config, fold: str) -> tuple[Config, int]:
     """The full fit has nothing to select on: it takes the number of epochs that the folds chose."""
-    if fold != FULL or config.train.select == "last":
-        return _without_inner(config) if fold == FULL else config, config.train.epochs
+    if fold != FULL:
+        return config, config.train.epochs
+    if config.train.select == "last" and not config.train.patience:
+        return _without_inner(config), config.train.epochs
     chosen = [load_best(config, name)["epoch"] for name in trained_folds(config)]
     if not chosen:
-        raise UserError(
-            f"--fold {FULL} with train.select=inner takes its epochs from the folds: train them first"
-        )
+        raise UserError(f"--fold {FULL} takes its number of epochs from the folds: train them first")
     return _without_inner(config), round(float(np.median(chosen)))
 
 
 def _without_inner(config: Config) -> Config:
     changes = {"select": "last", "patience": None, "inner_holdout": 0.0}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a run folder; the system releases the lock of a killed one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from None
 
 
 def _clear(folder: Path) -> None:

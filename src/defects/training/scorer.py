@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from defects.data.datasets import as_input
 from defects.data.transforms import DIHEDRAL, turn
@@ -22,7 +23,7 @@ def score_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields (row [B], raw score [B, C]) batch by batch, on the CPU, so memory does not grow."""
     detector.eval()
-    for batch in loader:
+    for batch in tqdm(loader, "scoring", leave=False, disable=None):
         images = as_input(batch["image"].to(accelerator.device, non_blocking=True))
         with accelerator.autocast():
             scores = (

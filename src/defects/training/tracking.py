@@ -18,16 +18,18 @@ def summary(row: dict[str, Any], best: bool) -> str:
     """`epoch 3  train loss 0.0031  val loss 0.0040  macro-F1 0.991 (best)`"""
     parts = [f"epoch {row['epoch']:<3}", f"train loss {row['train_loss']:.4f}"]
     if "val_loss" in row:
-        parts += [f"val loss {row['val_loss']:.4f}", f"macro-F1 {row['val_macro_f1']:.3f}"]
+        parts.append(f"val loss {row['val_loss']:.4f}")
+    if "val_macro_f1" in row:
+        parts.append(f"macro-F1 {row['val_macro_f1']:.3f}")
     return "  ".join(parts) + (" (best)" if best else "")
 
 
 class Tracker:
-    """Sends each epoch to wandb; does nothing when tracking.wandb is off."""
+    """Sends each epoch to wandb; does nothing when tracking.wandb is off, or in all but one process."""
 
-    def __init__(self, config: Config, fold: str, folder: Path):
+    def __init__(self, config: Config, fold: str, folder: Path, active: bool = True):
         self.run = None
-        if config.tracking.wandb != "off":
+        if active and config.tracking.wandb != "off":
             self.run = _start_wandb(config, fold, folder)
 
     def log(self, row: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The one training loop: epochs of a gradient-trained detector, resumable bit for bit on the CPU."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from sklearn.metrics import accuracy_score
+from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -20,6 +23,7 @@ from defects.data.datasets import as_input
 from defects.errors import UserError
 from defects.models import Batch, Detector
 from defects.scoring.thresholds import macro_f1
+from defects.seeds import derive
 from defects.training import checkpoint
 from defects.training.tracking import Tracker, summary, write_metrics
 
@@ -36,11 +40,27 @@ class TrainingStep(nn.Module):
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
-    """Device and processes from the launcher; bf16 by default where the GPU has it."""
+    """Device and processes from the launcher; by default bf16 on GPUs that have it, fp16 on others."""
     precision = train.precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        # Older GPUs emulate bf16, slowly.
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if native else "fp16" if torch.cuda.is_available() else "no"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision=fp16 needs a CUDA GPU: use auto, no or bf16")
     return Accelerator(mixed_precision=precision, gradient_accumulation_steps=train.accumulate)
+
+
+def to_device(batch: Batch, device: torch.device, channels_last: bool = True) -> Batch:
+    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1]."""
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return batch | {"image": as_input(batch["image"], channels_last)}
+
+
+def device_batches(loader: DataLoader, accelerator: Accelerator) -> Iterator[Batch]:
+    """The batches of a loader for `Detector.prepare` and `calibrate`."""
+    for batch in loader:
+        yield to_device(batch, accelerator.device)
 
 
 @dataclass
@@ -76,8 +96,9 @@ class Trainer:
         train = self.train
         if train.channels_last:
             self.detector.to(memory_format=torch.channels_last)
-        parameters = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+        # Biases and normalisation are not decayed.
+        parameters = param_groups_weight_decay(self.detector, train.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=train.lr)
         self.step, self.optimizer, self.loader = self.accelerator.prepare(
             TrainingStep(self.detector), optimizer, training
         )
@@ -85,7 +106,7 @@ class Trainer:
         warmup = round(train.warmup_epochs * self.updates)
         self.scheduler = CosineLRScheduler(
             optimizer,
-            t_initial=max(self.epochs * self.updates, warmup + 1),
+            t_initial=max(train.epochs * self.updates, warmup + 1),
             warmup_t=warmup,
             warmup_lr_init=train.lr / 100,
             t_in_epochs=False,
@@ -94,10 +115,10 @@ class Trainer:
 
     def _epoch(self, epoch: int, validation: DataLoader | None) -> dict[str, Any]:
         # Everything random depends on (seed, epoch), so a resumed run needs no generator states.
-        set_seed(self.train.seed * 100_003 + epoch)
+        set_seed(derive(self.train.seed, epoch), device_specific=True)
         self.loader.set_epoch(epoch)
         self.step.train()
-        meter, update = Meter(), epoch * self.updates
+        meter, update = Meter(self.detector), epoch * self.updates
         bar = tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=None)
         for batch in bar:
             with self.accelerator.accumulate(self.step):
@@ -112,28 +133,29 @@ class Trainer:
                 update += 1
                 if self.ema:
                     self.ema.update(self.detector, step=update)
-            meter.add(losses, batch, self.accelerator)
+            meter.add(losses, batch)
         row = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
-        if not np.isfinite(row["train_loss"]):
-            raise UserError(
-                f"{self.folder}: the loss of epoch {epoch + 1} is not finite; lower train.lr or set "
-                "train.clip_norm; last.pt holds the epoch before"
-            )
+        self._check_finite(row)
         return row | (self._validate(validation) if validation is not None else {})
 
+    def _check_finite(self, row: dict[str, Any]) -> None:
+        weights = all(parameter.isfinite().all() for parameter in self.detector.parameters())
+        if not (weights and np.isfinite(row["train_loss"])):
+            raise UserError(
+                f"{self.folder}: training diverged in epoch {row['epoch']} (loss or weights not finite); "
+                "last.pt holds the epoch before; lower train.lr or set train.clip_norm, then --restart"
+            )
+
     def _losses(self, step: nn.Module, batch: Batch) -> Batch:
-        device = self.accelerator.device
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        batch["image"] = as_input(batch["image"], self.train.channels_last)
         with self.accelerator.autocast():
-            return step(batch)
+            return step(to_device(batch, self.accelerator.device, self.train.channels_last))
 
     @torch.no_grad()
     def _validate(self, loader: DataLoader) -> dict[str, Any]:
-        model = TrainingStep(self.ema.module if self.ema else self.detector).eval()
-        meter = Meter()
-        for batch in loader:
-            meter.add(self._losses(model, batch), batch, self.accelerator)
+        detector = self.ema.module if self.ema else self.detector
+        model, meter = TrainingStep(detector).eval(), Meter(detector)
+        for batch in tqdm(loader, "validation", leave=False, disable=None):
+            meter.add(self._losses(model, batch), batch)
         return meter.result("val")
 
     def _rank(self, row: dict[str, Any]) -> tuple[float, float, int]:
@@ -179,7 +201,7 @@ class Trainer:
         if not path.exists():
             return
         content = checkpoint.load(path)
-        checkpoint.check_fingerprint(path, content["fingerprint"], self.fingerprint)
+        checkpoint.check_fingerprint(path, content, self.fingerprint)
         self.detector.load_state_dict(content["detector"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.ema:
@@ -199,26 +221,27 @@ class Trainer:
 
 
 class Meter:
-    """Mean of named losses over images; accuracy and macro-F1 at probability 0.5 of the scores seen."""
+    """Mean of named losses over images, of all processes; accuracy and macro-F1 at probability 0.5."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.images, self.labels, self.predicted = 0, [], []
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.sums, self.labels, self.predicted = detector, Counter(), [], []
 
-    def add(self, losses: Batch, batch: Batch, accelerator: Accelerator) -> None:
-        count = len(batch["label"])
-        self.images += count
+    def add(self, losses: Batch, batch: Batch) -> None:
+        self.sums["images"] += len(batch["label"])
         for name, value in losses.items():
             if name != "score":
-                self.sums[name] = self.sums.get(name, 0.0) + value.item() * count
+                self.sums[name] += value.item() * len(batch["label"])
         if "score" in losses:
-            self.labels.append(batch["label"].cpu().numpy().ravel())
-            self.predicted.append(losses["score"].cpu().numpy().ravel() >= 0)
+            self.labels += batch["label"].flatten().tolist()
+            self.predicted += (self.detector.probability(losses["score"]) >= 0.5).flatten().tolist()
 
     def result(self, prefix: str) -> dict[str, float]:
-        values = {f"{prefix}_{name}": total / self.images for name, total in self.sums.items()}
-        if self.labels:
-            labels, predicted = np.concatenate(self.labels).astype(int), np.concatenate(self.predicted)
+        parts = gather_object([(self.sums, self.labels, self.predicted)])
+        sums = sum((part[0] for part in parts), Counter())
+        labels, predicted = ([value for part in parts for value in part[k]] for k in (1, 2))
+        images = sums.pop("images")
+        values = {f"{prefix}_{name}": total / images for name, total in sums.items()}
+        if labels:
             values[f"{prefix}_accuracy"] = float(accuracy_score(labels, predicted))
-            values[f"{prefix}_macro_f1"] = macro_f1(labels, predicted)
+            values[f"{prefix}_macro_f1"] = macro_f1(np.array(labels), np.array(predicted))
         return values

@@ -1,17 +1,19 @@
-"""One module per layout of a data set on disk; each lists its images in the same table."""
+"""One module per layout of a data set on disk; each lists its images in the same table.
+
+A new layout is a module here with `list_data(data: DataConfig) -> Listing`; configs name it.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from defects.config import DataConfig
-from defects.data.sources import defect_normal, demo, folders, mvtec
 from defects.data.sources.listing import Listing
-
-SOURCES = {
-    "demo": demo.list_data,
-    "defect_normal": defect_normal.list_data,
-    "mvtec": mvtec.list_data,
-    "folders": folders.list_data,
-}
+from defects.errors import UserError
 
 
 def list_data(data: DataConfig) -> Listing:
     """What is on disk, by the source that the config names. Raises UserError for a broken layout."""
-    return SOURCES[data.source](data)
+    known = sorted({module.name for module in iter_modules(__path__)} - {"listing"})
+    if data.source not in known:
+        raise UserError(f"data.source={data.source}: the sources are {', '.join(known)}")
+    return import_module(f"{__name__}.{data.source}").list_data(data)
