@@ -42,7 +42,10 @@ def rotate_flip(image: np.ndarray, angle: float, flip: str) -> np.ndarray:
 
 def turn(images: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
     """A member of the dihedral group on [B, C, H, W]; odd turns swap height and width."""
-    return torch.rot90(images.flip(3) if flip else images, turns, dims=(2, 3))
+    if not (turns or flip):
+        return images
+    turned = torch.rot90(images.flip(3) if flip else images, turns, dims=(2, 3))
+    return turned.contiguous(memory_format=torch.channels_last)  # rot90 loses it, convolutions want it
 
 
 def build_augmentation(steps: list[dict[str, Any]]) -> albumentations.Compose | None:
