@@ -21,9 +21,8 @@ def members(symmetries: str, copies: int, angle_step: float) -> list[Member]:
         angle_step /= 2
     angles = ANGLES.get(symmetries) or [turn * angle_step for turn in range(_turns(angle_step))]
     copies = min(copies, len(flips) * len(angles))
-    plain, flipped = (copies + 1) // 2, copies // 2
-    if len(flips) == 1 or plain > len(angles):
-        plain, flipped = copies, 0
+    flipped = copies // 2 if len(flips) == 2 else 0
+    plain = copies - flipped
     # The flipped copies take the angles half-way between those of the plain ones.
     return sorted(
         [(angle, "none") for angle in _spread(angles, plain, 0.0)]

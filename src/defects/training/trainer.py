@@ -237,10 +237,10 @@ class Meter:
 
     def result(self, prefix: str) -> dict[str, float]:
         parts = gather_object([(self.sums, self.labels, self.predicted)])
-        sums = sum((part[0] for part in parts), Counter())
+        totals = {name: sum(part[0][name] for part in parts) for name in self.sums}
         labels, predicted = ([value for part in parts for value in part[k]] for k in (1, 2))
-        images = sums.pop("images")
-        values = {f"{prefix}_{name}": total / images for name, total in sums.items()}
+        images = totals.pop("images")
+        values = {f"{prefix}_{name}": total / images for name, total in totals.items()}
         if labels:
             values[f"{prefix}_accuracy"] = float(accuracy_score(labels, predicted))
             values[f"{prefix}_macro_f1"] = macro_f1(np.array(labels), np.array(predicted))
