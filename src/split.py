@@ -47,6 +47,10 @@ def duplicates_report(config: Config, table: pd.DataFrame) -> str:
     differing = both_ways[both_ways["i"].map(labels).gt(both_ways["j"].map(labels))]
     for name, others in differing.groupby("i")["j"]:
         lines.append(f"note: {name} looks the same as {', '.join(sorted(others))}, labelled normal")
+    group = table.set_index("image_id")["group"].astype(str)
+    apart = int((pairs["i"].map(group).to_numpy() != pairs["j"].map(group).to_numpy()).sum())
+    if apart:
+        lines.append(f"note: {apart} pairs that look the same are in different groups of your own list")
     return "\n".join(lines)
 
 

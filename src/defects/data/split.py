@@ -80,7 +80,7 @@ def find_duplicates(config: Config, train: pd.DataFrame) -> pd.DataFrame:
         return pairs
     thumbnails = _thumbnails(config, train, settings)
     siblings = duplicates.find_siblings(thumbnails, settings).assign(kind="sibling")
-    return pd.concat([pairs, siblings], ignore_index=True)
+    return pd.concat([pairs, siblings]).drop_duplicates(["i", "j"], ignore_index=True)
 
 
 def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) -> np.ndarray:

@@ -1,0 +1,66 @@
+"""src/split.py as a user runs it: what it writes, prints and notices."""
+
+import pandas as pd
+import pytest
+from conftest import defective, texture, write_png
+
+from defects.data.split import load_folds
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    """A tiny set with an exact copy, a darker photograph of a normal object, and a contradicting one."""
+    root = make_dataset(defects=12, normals=30, size=96)
+    normal = root / "train" / "normal_images"
+    write_png(normal / "copy.png", texture(1003, 96))
+    write_png(normal / "darker.png", (texture(1005, 96) * 0.6).astype("uint8"))
+    write_png(normal / "contradicting.png", (defective(4, 96)[0] * 0.7).astype("uint8"))
+    return root
+
+
+def test_siblings_share_a_fold_and_contradictions_are_named(dataset, config_file, run_script):
+    path = config_file(dataset)
+    outcome = run_script("split.py", "--config", path)
+    assert outcome.code == 0, outcome.stderr
+    assert "45 images in 42 groups" in outcome.stdout and "1 exact copies" in outcome.stdout
+    assert "defect_images/defect_4.png looks the same as normal_images/contradicting.png" in outcome.stdout
+    assert "1:2.0" in outcome.stdout
+    folder = path.parent / "output" / "tiny_data"
+    folds = pd.read_csv(folder / "folds.csv").set_index("image_id")
+    for one, other in (("normal_3", "copy"), ("normal_5", "darker")):
+        pair = folds.loc[[f"normal_images/{one}.png", f"normal_images/{other}.png"]]
+        assert pair["group"].nunique() == pair["fold"].nunique() == 1
+    lists = sorted(file.name for file in folder.glob("train_*.csv"))
+    assert lists == ["train_fold0.csv", "train_fold1.csv", "train_full.csv"]
+    for fold in (0, 1):
+        rows = pd.read_csv(folder / f"train_fold{fold}.csv")
+        assert (folds.loc[rows["image_id"], "fold"] != fold).all()
+
+
+def test_groups_of_the_user_take_precedence_and_copies_across_them_are_told(dataset, config_file, run_script):
+    path = config_file(dataset, split={"folds": 2, "group_pattern": r"([^/]+)\.png$"})
+    outcome = run_script("split.py", "--config", path)
+    assert "45 images in 45 groups" in outcome.stdout
+    assert "3 pairs that look the same are in different groups of your own list" in outcome.stdout
+
+
+def test_fewer_folds_leave_no_list_of_the_old_ones(dataset, config_file, run_script):
+    run_script("split.py", "--config", config_file(dataset, split={"folds": 4}))
+    path = config_file(dataset, split={"folds": 2})
+    outcome = run_script("train.py", "--config", path, "--fold", "3")
+    assert outcome.code == 2 and "the folds are 0 to 1 and full" in outcome.stderr
+    assert "splitting first" in outcome.stdout
+
+
+def test_a_changed_group_file_means_splitting_again(dataset, config_file, make_config, tmp_path):
+    ids = [
+        f"{kind}_images/{name.name}"
+        for kind in ("defect", "normal")
+        for name in sorted((dataset / "train" / f"{kind}_images").iterdir())
+    ]
+    groups = tmp_path / "groups.csv"
+    for size in (1, 2):
+        rows = [f"{name},g{index // size:02}\n" for index, name in enumerate(ids)]
+        groups.write_text("image_id,group\n" + "".join(rows))
+        config = make_config(dataset, f"split.group_file={groups}")
+        assert load_folds(config)["group"].nunique() == -(-len(ids) // size)
