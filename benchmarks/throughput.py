@@ -29,8 +29,8 @@ from defects.training.trainer import Trainer, TrainingStep, make_accelerator  # 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=192)
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
