@@ -38,6 +38,8 @@ def main() -> None:
     images = load_images(config)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
     print_table(summary["estimate"], outcome(table, share))
+    runs = ", ".join(str(resolve(config.output) / name) for name in summary["weights"])
+    print(f"submission {path}\nruns       {runs}")
 
 
 def load_answers(config: Config) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,8 @@ def print_summary(summary: dict, path: Path) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a script: wrong input or a full disk ends in one line and exit code 2, Ctrl-C in 130."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # a Windows console may not know every letter
+        # A Windows console may not know every letter; a log file should not lag behind.
+        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     try:
         main()
     except UserError as error:
@@ -63,6 +65,9 @@ def run(main: Callable[[], None]) -> None:
         _stop(str(error).rsplit("UserError: ", 1)[-1], 2)
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again to go on", 130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
