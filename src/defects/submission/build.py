@@ -22,18 +22,13 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     that do not match.
     """
     members = {name: config.model_copy(update={"experiment": name}) for name in experiments}
-    oofs = {name: load_oof(member) for name, member in members.items()}
-    pairs = {name: experiment_scores(oofs[name], load_test(member)) for name, member in members.items()}
-    scores = blend({name: pair[1] for name, pair in pairs.items()})
-    oof = oofs[experiments[0]].set_index("image_id")
-    oof = oof.assign(score=blend({name: pair[0] for name, pair in pairs.items()}))
-    expected = estimate(oof.reset_index())
+    oof, scores = blend_experiments(members)
+    expected = estimate(oof)
     ids = submission_ids(config)
     scores = scores.reindex(ids.index)
     answers = (scores >= expected["score_threshold"]).where(scores.notna())
     table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
     validate(table, ids.tolist(), path)
-    table = table.astype({"answer": int})
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
@@ -46,8 +41,17 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     shown = pd.DataFrame({"score": scores, "probability": probability(scores)}).rename_axis("image_id")
     write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
     write_json(path.with_suffix(".json"), summary)
-    write_csv(path, table)
+    write_csv(path, table.astype({"answer": int}))
     return summary
+
+
+def blend_experiments(members: dict[str, Config]) -> tuple[pd.DataFrame, pd.Series]:
+    """Blended out-of-fold table (image_id, label, fold, group, score) and test scores by image_id."""
+    oofs = {name: load_oof(member) for name, member in members.items()}
+    pairs = {name: experiment_scores(oofs[name], load_test(member)) for name, member in members.items()}
+    held, scores = (blend({name: pair[side] for name, pair in pairs.items()}) for side in (0, 1))
+    first = next(iter(oofs.values())).set_index("image_id")[["label", "fold", "group"]]
+    return first.assign(score=held).reset_index(), scores
 
 
 def submission_ids(config: Config) -> pd.Series:
