@@ -82,7 +82,11 @@ def test_one_trained_fold_is_enough_and_is_named(make_dataset, config_file, run_
     assert outcome.code == 0, outcome.stderr
     assert "holds no trained fold: training fold 0 first" in outcome.stdout
     assert "scoring 6 test images with fold 0\n" in outcome.stdout
-    assert "needs two trained folds or more" in outcome.stdout
+    assert "needs two trained folds or more" in outcome.stdout and "interval" not in outcome.stdout
+    run_script("ensemble.py", "--config", path)
+    key = answers_file(path, [1, 0, 0, 1, 0, 0])
+    evaluated = run_script("evaluate.py", "--config", path, "--set", f"data.answers={key}")
+    assert evaluated.code == 0 and "one fold only" in evaluated.stdout
 
 
 @pytest.mark.parametrize(("use", "models"), [("full", ["full"]), ("both", ["0", "1", "full"])])

@@ -34,15 +34,14 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def print_summary(summary: dict, path: Path) -> None:
     """The promise of a submission, and the files it was written to."""
     found = summary["estimate"]
-    low, high = found["interval_90"]
-    nested = found["nested_macro_f1"]
     folds = ", ".join(found["folds"])
     print(f"out-of-fold images        {found['images']} ({found['defects']} defective), folds {folds}")
-    if nested is None:
+    if found["nested_macro_f1"] is None:
         print("nested macro-F1           needs two trained folds or more (src/train.py --fold all)")
     else:
-        print(f"nested macro-F1           {nested:.4f}")
-    print(f"90 % interval             {low:.4f} - {high:.4f}")
+        low, high = found["interval_90"]
+        print(f"nested macro-F1           {found['nested_macro_f1']:.4f}")
+        print(f"90 % interval             {low:.4f} - {high:.4f}")
     print(f"macro-F1, optimistic      {found['macro_f1']:.4f} at the threshold {found['threshold']:.4f}")
     print(f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}")
     if found["auroc"] is not None:

@@ -24,7 +24,8 @@ def estimate(oof: pd.DataFrame) -> dict:
 
     Scores are log-odds; `threshold` is the same cut as a probability.
 
-    `nested_macro_f1` is the promise: thresholds fitted on the other folds. Raises UserError for
+    `nested_macro_f1` and its interval are the promise: thresholds fitted on the other folds, None for a
+    single fold. Raises UserError for
     scores that are not finite.
     """
     labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy(dtype=float)
@@ -43,7 +44,7 @@ def estimate(oof: pd.DataFrame) -> dict:
         "macro_f1": fitted,
         "macro_f1_at_half": thresholds.macro_f1(labels, scores >= 0),
         "nested_macro_f1": None if nested is None else thresholds.macro_f1(labels, nested),
-        "interval_90": thresholds.bootstrap_interval(labels, predicted if nested is None else nested, groups),
+        "interval_90": None if nested is None else thresholds.bootstrap_interval(labels, nested, groups),
         **rank_metrics(labels, scores),
         "confusion_matrix": confusion_matrix(labels, predicted, labels=[0, 1]).tolist(),
     }
