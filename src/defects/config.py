@@ -96,7 +96,7 @@ class BackboneConfig(Section):
 
 
 class ModelConfig(Section):
-    name: str = "classifier"  # a detector of the registry
+    name: str = "classifier"  # a module of defects/models
     backbone: BackboneConfig
     options: dict[str, Any] = {}  # the detector's own settings, checked by the detector
 
@@ -111,13 +111,11 @@ class TrainConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weight average, None: off
-    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 where the GPU has it
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 or fp16 on a GPU
     channels_last: bool = True
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0: threads of this one, best without a GPU
     inner_holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training side kept unseen, 1/n
-    select: Literal["last", "inner"] = (
-        "last"  # whose weights are scored: last epoch, or best on the inner part
-    )
+    select: Literal["last", "inner"] = "last"  # the epoch that is scored: last, or best on the inner part
     patience: Count | None = None  # epochs without gain on the inner part before stopping
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
 

@@ -9,7 +9,7 @@ depend on how many defects the test set holds.
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, log_expit, logit, logsumexp
+from scipy.special import log_expit, logit, logsumexp
 
 from defects.errors import UserError
 
@@ -77,10 +77,6 @@ def blend(members: dict[str, pd.Series]) -> pd.Series:
     # In logarithms: probabilities within 1e-16 of 1 stay in order.
     mean = logsumexp(log_expit(table), axis=1) - logsumexp(log_expit(-table), axis=1)
     return pd.Series(mean, table.index)
-
-
-def probability(values: pd.Series) -> pd.Series:
-    return expit(values)
 
 
 def _scale(values: pd.Series) -> Scale:

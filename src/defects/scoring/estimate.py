@@ -22,11 +22,9 @@ def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | N
 def estimate(oof: pd.DataFrame) -> dict:
     """Threshold and expected macro-F1 from `oof` (label, score, fold, group), plain values only.
 
-    Scores are log-odds; `threshold` is the same cut as a probability.
-
-    `nested_macro_f1` and its interval are the promise: thresholds fitted on the other folds, None for a
-    single fold. Raises UserError for
-    scores that are not finite.
+    Scores are log-odds; `threshold` is `score_threshold` as a probability. `nested_macro_f1` and its
+    interval are the promise: thresholds fitted on the other folds, None for a single fold. Raises
+    UserError for scores that are not finite.
     """
     labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy(dtype=float)
     if not np.isfinite(scores).all():

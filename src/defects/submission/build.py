@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pandas as pd
+from scipy.special import expit
 
 from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
 from defects.errors import UserError
 from defects.files import sha256, write_csv, write_json
-from defects.scoring.blending import blend, experiment_scores, probability
+from defects.scoring.blending import blend, experiment_scores
 from defects.scoring.estimate import estimate
 from defects.training.inference import load_test
 from defects.training.run import load_oof
@@ -38,7 +39,7 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "estimate": expected,
         "inputs": {_shown(file): sha256(file) for file in _inputs(members)},
     }
-    shown = pd.DataFrame({"score": scores, "probability": probability(scores)}).rename_axis("image_id")
+    shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
     write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
     write_json(path.with_suffix(".json"), summary)
     write_csv(path, table.astype({"answer": int}))

@@ -25,9 +25,7 @@ def score_batches(
     detector.eval()
     for batch in tqdm(loader, "scoring", leave=False, disable=None):
         images = as_input(batch["image"].to(accelerator.device, non_blocking=True))
-        with accelerator.autocast():
-            scores = (
-                torch.stack([detector(turn(images, *member))[0] for member in members]).float().mean(dim=0)
-            )
+        # In full precision: a bf16 logit near 5 has steps of 0.03, which would tie images.
+        scores = torch.stack([detector(turn(images, *member))[0] for member in members]).mean(dim=0)
         rows, scores = accelerator.gather_for_metrics((batch["row"].to(accelerator.device), scores))
         yield rows.cpu(), scores.cpu()
