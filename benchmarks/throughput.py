@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from defects.config import ROOT, Config, load_config  # noqa: E402
 from defects.data.datasets import training_loader  # noqa: E402
 from defects.models import build_detector  # noqa: E402
+from defects.training.costs import Stopwatch
 from defects.training.run import score_table  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
 from defects.training.trainer import Trainer, TrainingStep, make_accelerator  # noqa: E402
@@ -108,7 +109,8 @@ def train_whole(config: Config, rows: pd.DataFrame) -> float:
     detector, accelerator = build_detector(config), make_accelerator(config.train)
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(config, "0", Path(folder))
-        trainer = Trainer(detector, config.train, 1, Path(folder), {}, accelerator, tracker)
+        stopwatch = Stopwatch(Path(folder) / "costs.json")
+        trainer = Trainer(detector, config.train, 1, Path(folder), {}, accelerator, tracker, stopwatch)
         loader = training_loader(config, rows)
         start = time.perf_counter()
         trainer.fit(loader, None)
@@ -130,9 +132,10 @@ def infer_bare(config: Config, rows: pd.DataFrame) -> float:
 
 def infer_whole(config: Config, rows: pd.DataFrame) -> float:
     detector, accelerator = build_detector(config), make_accelerator(config.train)
-    start = time.perf_counter()
-    score_table(detector, config, rows, "0", accelerator)
-    return time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        score_table(detector, config, rows, "0", accelerator, Path(folder) / "maps.npz")
+        return time.perf_counter() - start
 
 
 def memory_batch(size: int, config: Config, device: torch.device) -> dict[str, torch.Tensor]:

@@ -5,9 +5,9 @@ from defects.report.explore import explore
 
 
 def main() -> None:
-    config = cli.config_from(cli.parser(__doc__).parse_args())
-    for path in explore(config):
-        print(f"wrote {path}")
+    for config in cli.configs_from(cli.parser(__doc__).parse_args()):
+        for path in explore(config):
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from accelerate import PartialState
 
 from defects import cli
-from defects.config import resolve
+from defects.config import Config, resolve
 from defects.submission.build import build_submission
 from defects.training.inference import score_test
 
@@ -14,8 +14,12 @@ def main() -> None:
         "--use", choices=["folds", "full", "both"], default="folds", help="the models that score"
     )
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    score_test(config, arguments.use)
+    for config in cli.configs_from(arguments):
+        infer(config, arguments.use)
+
+
+def infer(config: Config, use: str) -> None:
+    score_test(config, use)
     if not PartialState().is_main_process:
         return
     print(f"wrote {config.experiment_dir / 'test.csv'}")

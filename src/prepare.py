@@ -1,7 +1,9 @@
 """Index a data set: output/<data.name>/images.csv. With --download, fetch it from Kaggle first."""
 
+import pandas as pd
+
 from defects import cli
-from defects.config import resolve
+from defects.config import Config, resolve
 from defects.data.prepare import prepare
 from defects.errors import UserError
 from defects.submission import kaggle_cli
@@ -13,18 +15,23 @@ def main() -> None:
         "--download", action="store_true", help="fetch the competition's files from Kaggle first"
     )
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    if arguments.download:
-        if config.data.kaggle is None:
-            raise UserError(f"{arguments.config} names no Kaggle competition (data.kaggle.competition)")
-        kaggle_cli.download(config.data.kaggle, resolve(config.data.root))
-    images = prepare(config)
-    counts = images.groupby(
-        ["split", images["label"].map({0: "normal", 1: "defect"}).fillna("unlabelled")]
-    ).size()
-    for (split, label), count in counts.items():
+    for config in cli.configs_from(arguments):
+        if arguments.download:
+            download(config)
+        print_counts(prepare(config))
+        print(f"wrote {config.dataset_dir / 'images.csv'}")
+
+
+def download(config: Config) -> None:
+    if config.data.kaggle is None:
+        raise UserError(f"{config.experiment} names no Kaggle competition (data.kaggle.competition)")
+    kaggle_cli.download(config.data.kaggle, resolve(config.data.root))
+
+
+def print_counts(images: pd.DataFrame) -> None:
+    classes = images["label"].map({0: "normal", 1: "defect"}).fillna("unlabelled")
+    for (split, label), count in images.groupby(["split", classes]).size().items():
         print(f"{split:6}{label:12}{count:7}")
-    print(f"wrote {config.dataset_dir / 'images.csv'}")
 
 
 if __name__ == "__main__":

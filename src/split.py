@@ -9,11 +9,11 @@ from defects.files import read_csv
 
 
 def main() -> None:
-    config = cli.config_from(cli.parser(__doc__).parse_args())
-    table = split(config)
-    print(fold_table(config, table).to_string())
-    print(duplicates_report(config, table))
-    print(f"wrote {config.dataset_dir / 'folds.csv'} and the training lists beside it")
+    for config in cli.configs_from(cli.parser(__doc__).parse_args()):
+        table = split(config)
+        print(fold_table(config, table).to_string())
+        print(duplicates_report(config, table))
+        print(f"wrote {config.dataset_dir / 'folds.csv'} and the training lists beside it")
 
 
 def fold_table(config: Config, table: pd.DataFrame) -> pd.DataFrame:

@@ -10,9 +10,9 @@ def main() -> None:
     parser.add_argument("--fold", default="0", help=f"a fold number, all, or {FULL} (every training image)")
     parser.add_argument("--restart", action="store_true", help="throw away what the run folder holds")
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    for fold in fold_names(config)[:-1] if arguments.fold == "all" else [arguments.fold]:
-        train_fold(config, fold, arguments.restart)
+    for config in cli.configs_from(arguments):
+        for fold in fold_names(config)[:-1] if arguments.fold == "all" else [arguments.fold]:
+            train_fold(config, fold, arguments.restart)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_experiment_and_data_set_cannot_share_a_folder(small):
     assert "experiment and data.name are both 'set'" in _error(small, "experiment=set")
 
 
-@pytest.mark.parametrize("key", ["data", "model", "data.name", "model.backbone"])
+@pytest.mark.parametrize("key", ["data", "model", "data.name"])
 def test_missing_keys_are_named(tmp_path, key):
     values = yaml.safe_load(SMALL)
     section = values

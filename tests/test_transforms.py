@@ -50,10 +50,10 @@ def test_tta_members_are_distinct_and_hold_the_identity(symmetries):
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone():
     first, second = build_augmentation(STEPS), build_augmentation(STEPS)
-    expected = augment(first, picture(), 0, 3, 7)
-    augment(second, picture(), 0, 3, 6)  # another worker, with another history
-    assert (augment(second, picture(), 0, 3, 7) == expected).all()
-    others = [augment(first, picture(), *key) for key in ((0, 3, 8), (0, 4, 7), (1, 3, 7))]
+    expected = augment(first, 0, 3, 7, image=picture())["image"]
+    augment(second, 0, 3, 6, image=picture())  # another worker, with another history
+    assert (augment(second, 0, 3, 7, image=picture())["image"] == expected).all()
+    others = [augment(first, *key, image=picture())["image"] for key in ((0, 3, 8), (0, 4, 7), (1, 3, 7))]
     assert all((other != expected).any() for other in others)
 
 

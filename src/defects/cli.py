@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from defects.config import ROOT, Config, load_config
+from defects.config import ROOT, Config, categories, load_config, of_category
 from defects.errors import UserError
 
 UNWRITABLE = {
@@ -19,16 +19,35 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the two options that all stages share."""
+    """An argument parser with the options that all stages share."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     made = argparse.ArgumentParser(description=description, formatter_class=formatter)
     made.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="experiment to run")
+    made.add_argument("--detector", default=None, help="a file of configs/detectors, in place of its own")
+    made.add_argument("--category", default=None, help="a category below data.root, or all")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     return made
 
 
+def configs_from(arguments: argparse.Namespace) -> list[Config]:
+    """The experiment, once for each category asked for."""
+    config = load_config(arguments.config, arguments.set, arguments.detector)
+    if arguments.category is None:
+        return [config]
+    known = categories(config)
+    if arguments.category not in (*known, "all"):
+        raise UserError(f"--category {arguments.category}: {config.data.root} holds {', '.join(known)}")
+    return [
+        of_category(config, name) for name in (known if arguments.category == "all" else [arguments.category])
+    ]
+
+
 def config_from(arguments: argparse.Namespace) -> Config:
-    return load_config(arguments.config, arguments.set)
+    """The experiment of a command that takes one category only."""
+    configs = configs_from(arguments)
+    if len(configs) > 1:
+        raise UserError("--category all: this command takes one category; name it")
+    return configs[0]
 
 
 def print_summary(summary: dict, path: Path) -> None:

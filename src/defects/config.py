@@ -97,7 +97,7 @@ class BackboneConfig(Section):
 
 class ModelConfig(Section):
     name: str = "classifier"  # a module of defects/models
-    backbone: BackboneConfig
+    backbone: BackboneConfig | None = None  # not every detector has one
     options: dict[str, Any] = {}  # the detector's own settings, checked by the detector
 
 
@@ -106,7 +106,11 @@ class TrainConfig(Section):
     epochs: Count = 12
     batch_size: Count = 16
     accumulate: Count = 1  # batches per optimiser step
+    steps: Count | None = None  # optimiser steps; rounded up to whole epochs, they replace `epochs`
+    optimizer: Literal["adamw", "adam"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    milestones: list[Fraction] | None = None  # lower lr by lr_factor at these shares; None: cosine to 0
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -117,6 +121,7 @@ class TrainConfig(Section):
     inner_holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training side kept unseen, 1/n
     select: Literal["last", "inner"] = "last"  # the epoch that is scored: last, or best on the inner part
     patience: Count | None = None  # epochs without gain on the inner part before stopping
+    validate_every: Count = 1  # look at unseen images every n epochs, and after the last
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
 
     @model_validator(mode="after")
@@ -129,6 +134,14 @@ class TrainConfig(Section):
 class InferConfig(Section):
     batch_size: Count = 32
     tta: bool = True  # average over the label-preserving members of the dihedral group
+    map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
+
+
+class ThresholdConfig(Section):
+    """How the decision threshold is found on out-of-fold scores; `fpr` also where there are no defects."""
+
+    rule: Literal["macro_f1", "equal_error", "expected_fpr"] = "macro_f1"
+    fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of held-out normal images called defective
 
 
 class TrackingConfig(Section):
@@ -146,6 +159,7 @@ class Config(Section):
     augment: list[dict[str, Any]] = []  # albumentations, in order: {name: HueSaturationValue, p: 0.5, ...}
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
+    threshold: ThresholdConfig = ThresholdConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -158,7 +172,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _external_data(self) -> "Config":
-        weights = self.model.backbone.weights
+        weights = self.model.backbone.weights if self.model.backbone else "none"
         if weights != "none" and self.data.pretrained_is_external and not self.data.external_data:
             raise ValueError(
                 f"data.external_data=false refuses model.backbone.weights={weights}, since "
@@ -180,15 +194,48 @@ def resolve(path: Path | str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
-def load_config(path: Path, overrides: list[str] = ()) -> Config:
+def load_config(path: Path, overrides: list[str] = (), detector: str | None = None) -> Config:
     """Read `path` with the configs it extends, apply `key.sub=value` overrides, validate.
 
-    Raises UserError for unreadable files, unknown keys (naming the nearest known one) and bad values.
+    `detector` names a file of configs/detectors/, whose model, train and augment replace those of `path`;
+    the experiment is then `<data.name>_<detector>`. Raises UserError for unreadable files, unknown keys
+    (naming the nearest known one) and bad values.
     """
     values = {"experiment": path.stem} | _read_with_base(path, ())
+    if detector is not None:
+        values = _with_detector(values, detector)
     for override in overrides:
         _merge(values, _parse_override(override))
     return validate(Config, values, str(path))
+
+
+def _with_detector(values: dict[str, Any], detector: str) -> dict[str, Any]:
+    folder = ROOT / "configs" / "detectors"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if detector not in known:
+        raise UserError(f"--detector {detector}: configs/detectors holds {', '.join(known)}")
+    # A learning rate or an option of another detector would be worse than the default.
+    shared = {key: value for key, value in values.items() if key not in ("model", "train", "augment")}
+    name = (values.get("data") or {}).get("name")
+    merged = _merge(shared, _read_with_base(folder / f"{detector}.yaml", ()))
+    return merged | {"experiment": f"{name}_{detector}"}
+
+
+def of_category(config: Config, category: str) -> Config:
+    """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
+    data = config.data.model_copy(
+        update={"root": config.data.root / category, "name": f"{config.data.name}_{category}"}
+    )
+    return config.model_copy(update={"data": data, "experiment": f"{config.experiment}_{category}"})
+
+
+def categories(config: Config) -> list[str]:
+    """Sub-folders of data.root that hold training images. Raises UserError if there are none."""
+    root = resolve(config.data.root)
+    found = sorted(path.parent.name for path in root.glob("*/train") if path.is_dir())
+    if not found:
+        raise UserError(f"{root} holds no categories (<name>/train/...): check data.root")
+    return found
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:

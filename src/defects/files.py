@@ -5,11 +5,13 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -53,6 +55,31 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+@contextmanager
+def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """An .npz that grows array by array: `add(name, array)`; read one with `numpy.load(path)[name]`.
+
+    Whole or not at all, and no file if nothing is added; equal arrays make equal bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+
+            def add(name: str, array: np.ndarray) -> None:
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, not today
+                archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+            yield add
+            empty = not archive.namelist()
+        if not empty:
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:

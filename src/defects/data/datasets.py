@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
-from defects.data.images import read_image
+from defects.data.images import read_image, read_mask, resize_mask
 from defects.data.transforms import augment, build_augmentation, rotate_flip
 from defects.seeds import derive
 
@@ -20,18 +20,28 @@ Item = int | tuple[int, int]
 
 
 class ImageDataset(Dataset):
-    """Images of `rows` (path; optional label, weight, angle, flip) under `root`.
+    """Images of `rows` (path; optional label, weight, angle, flip, mask_path) under `root`.
 
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
-    image uint8 [H, W, 3], label float32 [1] (NaN if unknown), weight float32 [1], row.
+    image uint8 [H, W, 3], label float32 [1] (NaN if unknown), weight float32 [1], row; with `masks` also
+    mask uint8 [H, W, 1] (1: defect) and masked float32 [1] (1: the mask is known).
     """
 
-    def __init__(self, rows: pd.DataFrame, root: Path, size: tuple[int, int], steps: list[dict], seed: int):
-        self.paths = [root / path for path in rows["path"]]
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        root: Path,
+        size: tuple[int, int],
+        steps: list[dict],
+        seed: int,
+        masks: bool = False,
+    ):
+        self.root, self.paths = root, rows["path"].tolist()
         self.labels = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))
         self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
+        self.mask_paths = rows["mask_path"].tolist() if masks else None
         self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
 
     def __len__(self) -> int:
@@ -45,23 +55,38 @@ class ImageDataset(Dataset):
         if get_worker_info() is not None:
             return [self[item] for item in items]
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(self._turned, items))
-        return [self._sample(item, image) for item, image in zip(items, images, strict=True)]
+            read = list(pool.map(self._turned, items))
+        return [self._sample(item, targets) for item, targets in zip(items, read, strict=True)]
 
-    def _turned(self, item: Item) -> np.ndarray:
+    def _turned(self, item: Item) -> dict[str, np.ndarray]:
         row = item[1] if isinstance(item, tuple) else item
-        return rotate_flip(read_image(self.paths[row], self.size), self.angles[row], self.flips[row])
+        targets = {"image": read_image(self.root / self.paths[row], self.size)}
+        if self.mask_paths is not None:
+            targets["mask"] = self._mask(self.mask_paths[row])
+        return {
+            name: rotate_flip(pixels, self.angles[row], self.flips[row]) for name, pixels in targets.items()
+        }
 
-    def _sample(self, item: Item, image: np.ndarray) -> dict[str, Any]:
+    def _mask(self, path: str) -> np.ndarray:
+        if not path:
+            return np.zeros(self.size, np.uint8)
+        return resize_mask(read_mask(self.root / path), self.size).astype(np.uint8)
+
+    def _sample(self, item: Item, targets: dict[str, np.ndarray]) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
         if self.compose is not None:
-            image = augment(self.compose, image, self.seed, epoch, row)
-        return {
-            "image": torch.from_numpy(image),
+            targets = augment(self.compose, self.seed, epoch, row, **targets)
+        sample = {
+            "image": torch.from_numpy(targets["image"]),
             "label": torch.tensor([self.labels[row]]),
             "weight": torch.tensor([self.weights[row]]),
             "row": row,
         }
+        if self.mask_paths is not None:
+            known = self.labels[row] == 0 or bool(self.mask_paths[row])
+            sample["mask"] = torch.from_numpy(targets["mask"])[..., None]
+            sample["masked"] = torch.tensor([float(known)])
+        return sample
 
 
 class EpochSampler(Sampler):
@@ -88,7 +113,7 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, row) for row in order.tolist()])
 
 
-def training_loader(config: Config, rows: pd.DataFrame) -> DataLoader:
+def training_loader(config: Config, rows: pd.DataFrame, masks: bool = False) -> DataLoader:
     """Shuffled, augmented batches of a training list (image_id, angle, flip joined with images.csv)."""
     train, data, balance = config.train, config.data, config.split.balance
     rare = rows["label"].to_numpy(dtype=float) == 1
@@ -96,17 +121,39 @@ def training_loader(config: Config, rows: pd.DataFrame) -> DataLoader:
     gain = balance.ratio * (~rare).sum() / max(rare.sum(), 1)
     if balance.method == "pos_weight":
         rows = rows.assign(weight=[gain if is_rare else 1.0 for is_rare in rare])
-    dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed)
+    dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed, masks)
     weights = torch.tensor([gain if is_rare else 1.0 for is_rare in rare], dtype=torch.float64)
     sampler = EpochSampler(len(rows), train.seed, weights if balance.method == "sampler" else None)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
 
 
-def plain_loader(config: Config, rows: pd.DataFrame) -> DataLoader:
+def plain_loader(config: Config, rows: pd.DataFrame, masks: bool = False) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
-    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0)
+    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0, masks)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_last: bool = True) -> dict:
+    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1]."""
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    if "mask" in batch:
+        batch["mask"] = batch["mask"].permute(0, 3, 1, 2).float()
+    return batch | {"image": as_input(batch["image"], channels_last)}
+
+
+class DeviceBatches:
+    """The images of `rows` for `Detector.prepare` and `calibrate`, as often as they are asked for."""
+
+    def __init__(self, config: Config, rows: pd.DataFrame, device: torch.device, masks: bool = False):
+        self.loader, self.images, self.device = plain_loader(config, rows, masks), len(rows), device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.loader:
+            yield to_device(batch, self.device)
 
 
 def as_input(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:

@@ -48,18 +48,24 @@ def turn(images: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
     return turned.contiguous(memory_format=torch.channels_last)  # rot90 loses it, convolutions want it
 
 
+def turn_back(maps: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
+    """Undo `turn`, so that maps [B, C, h, w] of turned images lie on the images again."""
+    maps = torch.rot90(maps, -turns, dims=(2, 3))
+    return maps.flip(3) if flip else maps
+
+
 def build_augmentation(steps: list[dict[str, Any]]) -> albumentations.Compose | None:
     """Albumentations by name: [{name: GaussNoise, p: 0.3, ...}]. UserError for unknown names or arguments."""
     return albumentations.Compose([_step(dict(step)) for step in steps]) if steps else None
 
 
-def augment(compose: albumentations.Compose, image: np.ndarray, *key: int) -> np.ndarray:
-    """Apply the augmentations with a generator of this item alone, key = (seed, epoch, row).
+def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Augment image (and mask) with a generator of this item alone, key = (seed, epoch, row).
 
     A seed given once to Compose would repeat itself in every worker and every epoch.
     """
     compose.set_random_seed(derive(*key))
-    return compose(image=image)["image"]
+    return compose(**targets)
 
 
 def _step(arguments: dict[str, Any]) -> albumentations.BasicTransform:

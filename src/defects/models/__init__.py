@@ -5,17 +5,19 @@ from pkgutil import iter_modules
 
 from defects.config import Config
 from defects.errors import UserError
-from defects.models.base import Batch, Detector
+from defects.models.base import Batch, Batches, Detector
 
-__all__ = ["Batch", "Detector", "build_detector"]
+__all__ = ["Batch", "Batches", "Detector", "build_detector"]
+
+PARTS = {"anomalies", "anomaly", "backbone", "base", "perlin", "textures"}  # modules that detectors are made of
 
 
 def build_detector(config: Config, pretrained: bool = True) -> Detector:
     """The configured detector; without `pretrained` its weights are left to a checkpoint."""
-    known = sorted({module.name for module in iter_modules(__path__)} - {"base", "backbone"})
+    known = sorted({module.name for module in iter_modules(__path__) if not module.ispkg} - PARTS)
     if config.model.name not in known:
         raise UserError(f"model.name={config.model.name}: the detectors are {', '.join(known)}")
-    if not pretrained:
+    if not pretrained and config.model.backbone:
         config = config.model_copy(deep=True)
         config.model.backbone.weights = "none"
     return import_module(f"{__name__}.{config.model.name}").DETECTOR(config)

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import load_state_dict
+from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
 
 from defects.config import BackboneConfig, resolve
 from defects.errors import UserError
 
 
-def create_backbone(backbone: BackboneConfig, **arguments) -> nn.Module:
+def create_backbone(backbone: BackboneConfig | None, **arguments) -> nn.Module:
     """A timm model with the configured weights; `arguments` go to timm.create_model.
 
     Raises UserError for an unknown name and for weights that cannot be had: never random ones instead.
     """
+    if backbone is None:
+        raise UserError("model.backbone is missing: name a timm model, {name: ..., weights: imagenet}")
     if not timm.is_model(backbone.name.split(".")[0]):
         near = difflib.get_close_matches(backbone.name, timm.list_models(), n=3, cutoff=0.0)
         raise UserError(
@@ -73,3 +75,82 @@ class Normalize(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (images - self.mean) / self.std
+
+
+class Features(nn.Module):
+    """Frozen feature maps of named layers: images [B, 3, H, W] in [0, 1] -> one [B, C, h, w] per layer.
+
+    The network is cut after the last layer asked for. `layers` are names of modules; None takes the last
+    of those with a stride of 8 and of 16 pixels (layer2 and layer3 of a ResNet). `channels` and `grids`
+    (height, width) are those of images of `size`. Raises UserError for unknown layers and for images
+    smaller than a stride.
+    """
+
+    def __init__(self, backbone: BackboneConfig | None, layers: list[str] | None, size: tuple[int, int]):
+        super().__init__()
+        network = create_backbone(backbone, num_classes=0)
+        self.layers = layers or _default_layers(network)
+        self.normalize = Normalize(network)
+        self.network = _cut(backbone, network, self.layers).eval().requires_grad_(False)
+        try:
+            maps = self(torch.zeros(1, 3, *size))
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"data.image_size={list(size)} does not suit {backbone.name}: {error}") from None
+        self.channels = [grid.shape[1] for grid in maps]
+        self.grids = [tuple(grid.shape[2:]) for grid in maps]
+        if min(map(min, self.grids)) < 2:
+            raise UserError(f"data.image_size={list(size)} is smaller than two strides of {backbone.name}")
+
+    def train(self, mode: bool = True) -> "Features":
+        return super().train(False)  # frozen statistics: batch normalisation must not learn
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return self.network(self.normalize(images))
+
+
+def _default_layers(network: nn.Module) -> list[str]:
+    layers = {stage["reduction"]: stage["module"] for stage in network.feature_info}
+    return [layers[stride] for stride in (8, 16) if stride in layers]
+
+
+def _cut(backbone: BackboneConfig, network: nn.Module, layers: list[str]) -> nn.Module:
+    """The network up to the last of `layers`, returning the list of their outputs."""
+    unknown = sorted(set(layers) - {name for name, _ in network.named_modules()})
+    if unknown:
+        known = ", ".join(name for name, _ in network.named_modules() if 0 <= name.count(".") < 2 and name)
+        raise UserError(f"{backbone.name} has no layer {', '.join(unknown)}: it has {known}")
+    if not hasattr(network, "patch_embed"):
+        return Trunk(network, layers)
+    # Transformers make tokens; timm's own feature extractor folds them into maps.
+    stages = [stage["module"] for stage in network.feature_info]
+    if layers != [stage for stage in stages if stage in layers]:
+        raise UserError(f"{backbone.name}: choose layers among {', '.join(stages)}, in this order")
+    return create_backbone(
+        backbone, features_only=True, out_indices=[stages.index(layer) for layer in layers]
+    )
+
+
+class Trunk(nn.Module):
+    """The graph of a network up to the last of `layers`; the list of their outputs."""
+
+    def __init__(self, network: nn.Module, layers: list[str]):
+        super().__init__()
+        self.layers = layers
+        names = {f"trunk.{layer}": layer for layer in layers}
+        self.graph = create_feature_extractor(WithoutHead(network), return_nodes=names)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        maps = self.graph(images)
+        return [maps[layer] for layer in self.layers]
+
+
+class WithoutHead(nn.Module):
+    """Only what can be traced symbolically: some heads look at the size of their input."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.trunk.forward_features(images)

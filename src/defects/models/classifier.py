@@ -44,6 +44,9 @@ class Classifier(Detector):
             losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
         return {"loss": (losses * batch["weight"]).mean(), "score": logits.detach()}
 
+    def validation(self, batch: Batch) -> Batch:
+        return self.training_loss(batch)
+
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
         return self.network(self.normalize(images)), None
 

@@ -13,7 +13,7 @@ from defects.errors import UserError
 from defects.files import sha256, write_bytes
 
 # Settings that change neither the weights nor what they mean.
-RUNTIME = {"workers", "save_every"}
+RUNTIME = {"workers", "save_every", "validate_every"}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -35,12 +35,13 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def fingerprint(config: Config, fold: str, epochs: int) -> dict[str, Any]:
+def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]:
     """What a run's weights depend on, to be compared before it is resumed or used."""
     values = config.model_dump(mode="json", include={"model", "augment"})
     values["train"] = config.train.model_dump(mode="json", exclude=RUNTIME)
     values["balance"] = config.split.balance.model_dump(mode="json")
     values["image_size"] = list(config.data.image_size)
+    values["threshold_fpr"] = config.threshold.fpr  # detectors are calibrated to it
     values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
     values["fold"], values["epochs"] = fold, epochs
     values["symmetries"] = config.data.symmetries

@@ -78,7 +78,7 @@ def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Acce
     detector = load_detector(config, fold)
     if (folder / "test.csv").exists() and read_json(folder / "test.json") == stamp:
         return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py")
-    table = score_table(detector, config, test, fold, accelerator)
+    table = score_table(detector, config, test, fold, accelerator, folder / "test_maps.npz")
     if accelerator.is_main_process:
         write_csv(folder / "test.csv", table)
         write_json(folder / "test.json", stamp)

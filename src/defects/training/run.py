@@ -1,6 +1,7 @@
 """One experiment x one fold: the run folder, what goes into it, and when it counts as finished."""
 
 import shutil
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from defects.config import Config, as_yaml
-from defects.data.datasets import plain_loader, training_loader
+from defects.data.datasets import DeviceBatches, plain_loader, training_loader
 from defects.data.split import FULL, fold_names, load_folds, load_training_rows
 from defects.errors import UserError
-from defects.files import locked, read_csv, write_bytes, write_csv
+from defects.files import array_archive, locked, read_csv, write_bytes, write_csv
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
-from defects.training.scorer import score_batches, tta_members
+from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
+from defects.training.scorer import score_batches
 from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
-from defects.training.trainer import Trainer, device_batches, make_accelerator
+from defects.training.trainer import Trainer, make_accelerator
 
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
@@ -42,7 +44,8 @@ def trained_folds(config: Config) -> list[str]:
 def train_fold(config: Config, fold: str, restart: bool = False) -> None:
     """Train one fold (or `full`) and score its held-out images; resumes, and skips what is finished.
 
-    Writes config.yaml, metrics.jsonl, last.pt, oof.csv and, last of all, best.pt.
+    Writes config.yaml, metrics.jsonl, costs.json, last.pt, oof.csv, oof_maps.npz (of a detector with maps)
+    and, last of all, best.pt.
     """
     accelerator = make_accelerator(config.train)
     with accelerator.main_process_first():
@@ -75,7 +78,7 @@ def load_detector(config: Config, fold: str) -> Detector:
     detector = build_detector(config, pretrained=False)
     content = load_best(config, fold)
     # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
-    planned = _without_inner(config) if fold == FULL else config
+    planned = _without_selection(config, detector) if fold == FULL else config
     current = checkpoint.fingerprint(planned, fold, content.get("fingerprint", {}).get("epochs"))
     checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current)
     detector.load_state_dict(content["detector"])
@@ -108,31 +111,42 @@ def load_oof(config: Config) -> pd.DataFrame:
 
 
 def score_table(
-    detector: Detector, config: Config, rows: pd.DataFrame, fold: str, accelerator: Accelerator
+    detector: Detector, config: Config, rows: pd.DataFrame, fold: str, accelerator: Accelerator, maps: Path
 ) -> pd.DataFrame:
-    """image_id, target, fold, score, probability for each of `rows`, TTA averaged.
+    """image_id, target, fold, score, probability for each of `rows`, TTA averaged; maps go to `maps`.
 
     Raises UserError when a score is not finite.
     """
     loader = accelerator.prepare(plain_loader(config, rows))
-    members = tta_members(config.data.symmetries, config.infer.tta)
-    scores = np.full(len(rows), np.nan)
-    for index, score in score_batches(detector.to(accelerator.device), loader, members, accelerator):
-        scores[index.numpy()] = score[:, 0].numpy()
+    scores, ids = np.full(len(rows), np.nan), rows["image_id"].to_numpy()
+    detector = detector.to(accelerator.device)
+    with array_archive(maps) as add:
+        for index, score, found in score_batches(
+            detector, loader, config.infer, config.data.symmetries, accelerator
+        ):
+            scores[index.numpy()] = score[:, 0].numpy()
+            if found is not None and accelerator.is_main_process:
+                for row, array in zip(index.tolist(), _half(found), strict=True):
+                    add(ids[row], array)
     if not np.isfinite(scores).all():
-        first = rows["image_id"].iloc[np.flatnonzero(~np.isfinite(scores))[0]]
+        first = ids[np.flatnonzero(~np.isfinite(scores))[0]]
         raise UserError(f"fold {fold}: the score of {first} is not finite; train with a lower train.lr")
     with torch.inference_mode():
         probability = detector.cpu().probability(torch.from_numpy(scores))
-    return pd.DataFrame(
-        {"image_id": rows["image_id"].to_numpy(), "target": "defect", "fold": fold, "score": scores}
-    ).assign(probability=probability.numpy())
+    table = pd.DataFrame({"image_id": ids, "target": "defect", "fold": fold, "score": scores})
+    return table.assign(probability=probability.numpy())
+
+
+def _half(maps: torch.Tensor) -> np.ndarray:
+    """[B, C, h, w] -> float16 [B, h, w] for a single target, [B, C, h, w] for several."""
+    largest = np.finfo(np.float16).max
+    return maps.clamp(-largest, largest).squeeze(1).numpy().astype(np.float16)
 
 
 def _train(
     config: Config,
     fold: str,
-    epochs: int,
+    epochs: int | None,
     sides: Sides,
     fingerprint: dict[str, Any],
     accelerator: Accelerator,
@@ -140,22 +154,50 @@ def _train(
     folder, main = run_folder(config, fold), accelerator.is_main_process
     set_seed(config.train.seed)
     detector = build_detector(config)
+    sides = sides.learnt_by(detector, config)
     if main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
     tracker = Tracker(config, fold, folder, active=main)
-    trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker)
-    detector.prepare(device_batches(plain_loader(config, sides.originals), accelerator))
-    watched = plain_loader(config, sides.watched) if len(sides.watched) else None
-    trainer.fit(training_loader(config, sides.fitted), watched)
-    if len(sides.inner):
-        detector.eval().calibrate(device_batches(plain_loader(config, sides.inner), accelerator))
-    oof = score_table(detector, config, sides.held, fold, accelerator) if len(sides.held) else None
+    stopwatch = Stopwatch(folder / "costs.json", active=main)
+    trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker, stopwatch)
+    _fit(trainer, config, sides)
+    stopwatch.lap()
+    oof = _score_held(trainer, config, fold, sides.held) if len(sides.held) else None
+    costs = {"peak_memory_mb": round(peak_memory_mb()), "device": device_name(accelerator.device)}
+    stopwatch.note(**model_size(detector), **costs)
     if main:
-        _finish(
-            folder, oof, sides.held, {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}, detector
-        )
+        best = {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}
+        _finish(folder, oof, sides.held, best, detector)
     tracker.close()
     accelerator.wait_for_everyone()
+
+
+def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
+    """Everything that a detector learns: preparation, epochs if it has weights to train, calibration."""
+    detector, device = trainer.detector, trainer.accelerator.device
+    detector.to(device)
+    if not trainer.resume():
+        with torch.no_grad():
+            batches = DeviceBatches(config, sides.originals, device, detector.uses_masks)
+            detector.eval().prepare(batches)
+        trainer.stopwatch.lap()
+        trainer.keep_prepared()
+    if any(weights.requires_grad for weights in detector.parameters()):
+        looked_at = sides.watched(config.train)
+        watched = plain_loader(config, looked_at, detector.uses_masks) if len(looked_at) else None
+        trainer.fit(training_loader(config, sides.fitted, detector.uses_masks), watched)
+    if detector.needs_holdout:
+        with torch.no_grad():
+            batches = DeviceBatches(config, sides.inner_normal, device, detector.uses_masks)
+            detector.to(device).eval().calibrate(batches)
+
+
+def _score_held(trainer: Trainer, config: Config, fold: str, held: pd.DataFrame) -> pd.DataFrame:
+    start, maps = time.perf_counter(), trainer.folder / "oof_maps.npz"
+    oof = score_table(trainer.detector, config, held, fold, trainer.accelerator, maps)
+    rate = len(held) / (time.perf_counter() - start)
+    trainer.stopwatch.note(score_images_per_second=round(rate, 2))
+    return oof
 
 
 def _finish(
@@ -167,20 +209,27 @@ def _finish(
     checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
 
 
-def _plan(config: Config, fold: str) -> tuple[Config, int]:
-    """The full fit has nothing to select on: it takes the number of epochs that the folds chose."""
+def _plan(config: Config, fold: str) -> tuple[Config, int | None]:
+    """The full fit has nothing to select on: it takes the number of epochs that the folds chose.
+
+    No number means as many as the config says.
+    """
     if fold != FULL:
-        return config, config.train.epochs
+        return config, None
+    planned = _without_selection(config, build_detector(config, pretrained=False))
     if config.train.select == "last" and not config.train.patience:
-        return _without_inner(config), config.train.epochs
+        return planned, None
     chosen = [load_best(config, name)["epoch"] for name in trained_folds(config)]
     if not chosen:
         raise UserError(f"--fold {FULL} takes its number of epochs from the folds: train them first")
-    return _without_inner(config), round(float(np.median(chosen)))
+    return planned, round(float(np.median(chosen)))
 
 
-def _without_inner(config: Config) -> Config:
-    changes = {"select": "last", "patience": None, "inner_holdout": 0.0}
+def _without_selection(config: Config, detector: Detector) -> Config:
+    """Every image is learnt from, but for those that the detector is calibrated on."""
+    changes: dict[str, Any] = {"select": "last", "patience": None}
+    if not detector.needs_holdout:
+        changes["inner_holdout"] = 0.0
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 

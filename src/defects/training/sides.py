@@ -1,12 +1,13 @@
 """Who learns, who is watched and who is scored: the images of one fold, never sharing an object."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from defects.config import Config
+from defects.config import Config, TrainConfig
 from defects.data.folds import inner_holdout
 from defects.errors import UserError
+from defects.models import Detector
 
 
 @dataclass
@@ -25,15 +26,37 @@ class Sides:
         return once.drop(columns=["angle", "flip"])
 
     @property
-    def watched(self) -> pd.DataFrame:
-        """What validation looks at each epoch: the inner part where there is one."""
-        return self.held if self.inner.empty else self.inner
+    def inner_normal(self) -> pd.DataFrame:
+        return self.inner[self.inner["label"] == 0].reset_index(drop=True)
+
+    def watched(self, train: TrainConfig) -> pd.DataFrame:
+        """What validation looks at: the inner part where it selects or stops, or else the fold itself."""
+        selects = train.select == "inner" or train.patience
+        return self.inner if selects or self.held.empty else self.held
+
+    def learnt_by(self, detector: Detector, config: Config) -> "Sides":
+        """Without defects to learn from if it learns from normal images.
+
+        Raises UserError where the images that the detector needs are missing.
+        """
+        labels = self.fitted["label"]
+        needed = {0: "normal"} if detector.learns_from == "normal" else {0: "normal", 1: "defect"}
+        missing = [name for label, name in needed.items() if not (labels == label).any()]
+        name = config.model.name
+        if missing:
+            raise UserError(f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them")
+        if detector.needs_holdout and self.inner_normal.empty:
+            raise UserError(
+                f"{name} is calibrated on held-out normal images: set train.inner_holdout, such as to 0.1"
+            )
+        wanted = labels == 0 if detector.learns_from == "normal" else labels.notna()
+        return replace(self, fitted=self.fitted[wanted].reset_index(drop=True))
 
 
 def make_sides(config: Config, fold: str, table: pd.DataFrame, rows: pd.DataFrame) -> Sides:
     """Divide the images of folds.csv by the training list `rows` of one fold.
 
-    Raises UserError if a group would be on two sides, or if a classifier would see one class only.
+    Raises UserError if a group would be on two sides.
     """
     side, held = table[table["fold"] != fold], table[table["fold"] == fold]
     inner = side[inner_holdout(side, config.train.inner_holdout, config.split.seed)]
@@ -46,12 +69,4 @@ def make_sides(config: Config, fold: str, table: pd.DataFrame, rows: pd.DataFram
             f"{config.dataset_dir}: the training list of fold {fold} shares a group with held-out images "
             f"({len(shared)} images, {shared[0]} first): run src/split.py again"
         )
-    _check_classes(config, fitted)
     return Sides(fitted, inner, held)
-
-
-def _check_classes(config: Config, fitted: pd.DataFrame) -> None:
-    present = set(fitted["label"].dropna())
-    missing = [name for label, name in ((0, "normal"), (1, "defect")) if label not in present]
-    if missing and config.model.name == "classifier":
-        raise UserError(f"{config.data.name}: no {missing[0]} images to learn from; a classifier needs both")

@@ -19,8 +19,9 @@ def summary(row: dict[str, Any], best: bool) -> str:
     parts = [f"epoch {row['epoch']:<3}", f"train loss {row['train_loss']:.4f}"]
     if "val_loss" in row:
         parts.append(f"val loss {row['val_loss']:.4f}")
-    if "val_macro_f1" in row:
-        parts.append(f"macro-F1 {row['val_macro_f1']:.3f}")
+    for name, title in (("val_auroc", "AUROC"), ("val_macro_f1", "macro-F1")):
+        if name in row:
+            parts.append(f"{title} {row[name]:.3f}")
     return "  ".join(parts) + (" (best)" if best else "")
 
 

@@ -1,42 +1,39 @@
 """The one training loop: epochs of a gradient-trained detector, resumable bit for bit on the CPU."""
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from sklearn.metrics import accuracy_score
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from accelerate.utils import set_seed
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from defects.config import TrainConfig
-from defects.data.datasets import as_input
+from defects.data.datasets import to_device
 from defects.errors import UserError
 from defects.models import Batch, Detector
-from defects.scoring.thresholds import macro_f1
 from defects.seeds import derive
 from defects.training import checkpoint
+from defects.training.costs import Stopwatch
+from defects.training.meter import Meter
 from defects.training.tracking import Tracker, summary, write_metrics
 
 
 class TrainingStep(nn.Module):
-    """The loss as a forward pass, which is what distributed wrappers synchronise."""
+    """The losses as a forward pass, which is what distributed wrappers synchronise."""
 
     def __init__(self, detector: Detector):
         super().__init__()
         self.detector = detector
 
     def forward(self, batch: Batch) -> Batch:
-        return self.detector.training_loss(batch)
+        return self.detector.training_loss(batch) if self.training else self.detector.validation(batch)
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
@@ -51,67 +48,83 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     return Accelerator(mixed_precision=precision, gradient_accumulation_steps=train.accumulate)
 
 
-def to_device(batch: Batch, device: torch.device, channels_last: bool = True) -> Batch:
-    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1]."""
-    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return batch | {"image": as_input(batch["image"], channels_last)}
-
-
-def device_batches(loader: DataLoader, accelerator: Accelerator) -> Iterator[Batch]:
-    """The batches of a loader for `Detector.prepare` and `calibrate`."""
-    for batch in loader:
-        yield to_device(batch, accelerator.device)
-
-
 @dataclass
 class Trainer:
     """Trains `detector` and keeps last.pt; `history` has one dict of plain values per epoch.
 
     `validation` is only looked at: selection (`train.select=inner`) and stopping are allowed when it is
-    an inner hold-out of the training side, never on the fold that is scored afterwards.
+    an inner hold-out of the training side, never on the fold that is scored afterwards. `epochs` None
+    means as many as the config says, in epochs or in steps.
     """
 
     detector: Detector
     train: TrainConfig
-    epochs: int
+    epochs: int | None
     folder: Path
     fingerprint: dict[str, Any]
     accelerator: Accelerator
     tracker: Tracker
+    stopwatch: Stopwatch
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def resume(self) -> bool:
+        """Bring the detector and the history back from last.pt; False if there is none."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return False
+        self.saved = checkpoint.load(path)
+        checkpoint.check_fingerprint(path, self.saved, self.fingerprint)
+        self.detector.load_state_dict(self.saved["detector"])
+        self.history = self.saved["history"]
+        write_metrics(self.folder / "metrics.jsonl", self.history)
+        self.accelerator.print(f"resuming {self.folder} after epoch {len(self.history)}")
+        return True
+
+    def keep_prepared(self) -> None:
+        """Write last.pt before the first epoch, so that `Detector.prepare` is not repeated."""
+        if self.accelerator.is_main_process:
+            content = {"fingerprint": self.fingerprint, "history": [], "detector": self.detector.state_dict()}
+            checkpoint.save(self.folder / "last.pt", content)
+            write_metrics(self.folder / "metrics.jsonl", [])
+
     def fit(self, training: DataLoader, validation: DataLoader | None) -> None:
-        """Train up to `epochs`, from last.pt if there is one, and leave the chosen weights in `detector`."""
+        """Train up to `epochs`, on from where `resume` came to; leaves the chosen weights in `detector`."""
         self._set_up(training)
-        self._resume()
         while len(self.history) < self.epochs and not self._exhausted():
             row = self._epoch(len(self.history), validation)
             self.history.append(row)
+            self.stopwatch.lap()
             self._save()
             self.tracker.log(row)
-            self.accelerator.print(summary(row, validation is not None and self._best() == row["epoch"]))
+            self.accelerator.print(summary(row, "val_auroc" in row and self._best() == row["epoch"]))
         self._load_chosen()
 
     def _set_up(self, training: DataLoader) -> None:
         train = self.train
         if train.channels_last:
             self.detector.to(memory_format=torch.channels_last)
-        # Biases and normalisation are not decayed.
-        parameters = param_groups_weight_decay(self.detector, train.weight_decay)
-        optimizer = torch.optim.AdamW(parameters, lr=train.lr)
+        parameters = self.detector.parameter_groups(train.weight_decay)
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
+        optimizer = kind(parameters, lr=train.lr)
         self.step, self.optimizer, self.loader = self.accelerator.prepare(
             TrainingStep(self.detector), optimizer, training
         )
         self.updates = -(-len(self.loader) // train.accumulate)  # optimiser steps in an epoch
-        warmup = round(train.warmup_epochs * self.updates)
-        self.scheduler = CosineLRScheduler(
-            optimizer,
-            t_initial=max(train.epochs * self.updates, warmup + 1),
-            warmup_t=warmup,
-            warmup_lr_init=train.lr / 100,
-            t_in_epochs=False,
-        )
+        if self.epochs is None:
+            self.epochs = -(-train.steps // self.updates) if train.steps else train.epochs
+        self.scheduler = self._schedule(optimizer)
         self.ema = ModelEmaV3(self.detector, decay=train.ema, use_warmup=True) if train.ema else None
+        if self.history:
+            self._restore()
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        train, steps = self.train, self.train.steps or self.train.epochs * self.updates
+        warmup = round(train.warmup_epochs * self.updates)
+        shared = {"warmup_t": warmup, "warmup_lr_init": train.lr / 100, "t_in_epochs": False}
+        if train.milestones is None:
+            return CosineLRScheduler(optimizer, t_initial=max(steps, warmup + 1), **shared)
+        milestones = [round(share * steps) for share in train.milestones]
+        return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=train.lr_factor, **shared)
 
     def _epoch(self, epoch: int, validation: DataLoader | None) -> dict[str, Any]:
         # Everything random depends on (seed, epoch), so a resumed run needs no generator states.
@@ -124,6 +137,7 @@ class Trainer:
             with self.accelerator.accumulate(self.step):
                 self.scheduler.step_update(update)
                 losses = self._losses(self.step, batch)
+                self._check_losses(losses, epoch, update)
                 self.accelerator.backward(losses["loss"])
                 if self.train.clip_norm and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.step.parameters(), self.train.clip_norm)
@@ -135,16 +149,23 @@ class Trainer:
                     self.ema.update(self.detector, step=update)
             meter.add(losses, batch)
         row = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
-        self._check_finite(row)
-        return row | (self._validate(validation) if validation is not None else {})
+        if not all(parameter.isfinite().all() for parameter in self.detector.parameters()):
+            self._diverged(f"a weight is not finite after epoch {epoch + 1}")
+        looked_at = (epoch + 1) % self.train.validate_every == 0 or epoch + 1 == self.epochs
+        return row | (self._validate(validation) if validation is not None and looked_at else {})
 
-    def _check_finite(self, row: dict[str, Any]) -> None:
-        weights = all(parameter.isfinite().all() for parameter in self.detector.parameters())
-        if not (weights and np.isfinite(row["train_loss"])):
-            raise UserError(
-                f"{self.folder}: training diverged in epoch {row['epoch']} (loss or weights not finite); "
-                "last.pt holds the epoch before; lower train.lr or set train.clip_norm, then --restart"
+    def _check_losses(self, losses: Batch, epoch: int, update: int) -> None:
+        broken = [name for name, value in losses.items() if not value.isfinite().all()]
+        if broken:
+            self._diverged(
+                f"{', '.join(broken)} not finite in epoch {epoch + 1}, optimiser step {update + 1}"
             )
+
+    def _diverged(self, what: str) -> None:
+        raise UserError(
+            f"{self.folder}: training diverged ({what}); last.pt holds the epoch before; lower train.lr or "
+            "set train.clip_norm, then --restart"
+        )
 
     def _losses(self, step: nn.Module, batch: Batch) -> Batch:
         with self.accelerator.autocast():
@@ -159,8 +180,9 @@ class Trainer:
         return meter.result("val")
 
     def _rank(self, row: dict[str, Any]) -> tuple[float, float, int]:
-        """Better epochs rank higher: macro-F1, then the lower loss, then the later epoch."""
-        return row["val_macro_f1"], -row["val_loss"], row["epoch"]
+        """Better epochs rank higher: by macro-F1 at 0.5 or else AUROC, then lower loss, then later."""
+        merit = row.get("val_macro_f1", row.get("val_auroc", -1.0))
+        return merit, -row.get("val_loss", 0.0), row["epoch"]
 
     def _best(self) -> int:
         return max(self.history, key=self._rank)["epoch"]
@@ -196,21 +218,12 @@ class Trainer:
         checkpoint.save(self.folder / "last.pt", content)
         write_metrics(self.folder / "metrics.jsonl", self.history)
 
-    def _resume(self) -> None:
-        path = self.folder / "last.pt"
-        if not path.exists():
-            return
-        content = checkpoint.load(path)
-        checkpoint.check_fingerprint(path, content, self.fingerprint)
-        self.detector.load_state_dict(content["detector"])
-        self.optimizer.load_state_dict(content["optimizer"])
+    def _restore(self) -> None:
+        self.optimizer.load_state_dict(self.saved["optimizer"])
         if self.ema:
-            self.ema.module.load_state_dict(content["ema"])
+            self.ema.module.load_state_dict(self.saved["ema"])
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(content["scaler"])
-        self.history = content["history"]
-        write_metrics(self.folder / "metrics.jsonl", self.history)
-        self.accelerator.print(f"resuming {self.folder} after epoch {len(self.history)}")
+            self.accelerator.scaler.load_state_dict(self.saved["scaler"])
 
     def _load_chosen(self) -> None:
         if self.train.select == "inner":
@@ -218,30 +231,3 @@ class Trainer:
             self.detector.load_state_dict(checkpoint.load(self.folder / "selected.pt"))
         elif self.ema:
             self.detector.load_state_dict(self.ema.module.state_dict())
-
-
-class Meter:
-    """Mean of named losses over images, of all processes; accuracy and macro-F1 at probability 0.5."""
-
-    def __init__(self, detector: Detector) -> None:
-        self.detector, self.sums, self.labels, self.predicted = detector, Counter(), [], []
-
-    def add(self, losses: Batch, batch: Batch) -> None:
-        self.sums["images"] += len(batch["label"])
-        for name, value in losses.items():
-            if name != "score":
-                self.sums[name] += value.item() * len(batch["label"])
-        if "score" in losses:
-            self.labels += batch["label"].flatten().tolist()
-            self.predicted += (self.detector.probability(losses["score"]) >= 0.5).flatten().tolist()
-
-    def result(self, prefix: str) -> dict[str, float]:
-        parts = gather_object([(self.sums, self.labels, self.predicted)])
-        totals = {name: sum(part[0][name] for part in parts) for name in self.sums}
-        labels, predicted = ([value for part in parts for value in part[k]] for k in (1, 2))
-        images = totals.pop("images")
-        values = {f"{prefix}_{name}": total / images for name, total in totals.items()}
-        if labels:
-            values[f"{prefix}_accuracy"] = float(accuracy_score(labels, predicted))
-            values[f"{prefix}_macro_f1"] = macro_f1(np.array(labels), np.array(predicted))
-        return values

@@ -1,0 +1,50 @@
+"""What an epoch tells: mean losses, and how well the scores separate the classes."""
+
+from collections import Counter
+
+import numpy as np
+from accelerate.utils import gather_object
+from sklearn.metrics import accuracy_score
+
+from defects.models import Batch, Detector
+from defects.scoring.estimate import rank_metrics
+from defects.scoring.thresholds import best_threshold, macro_f1
+
+
+class Meter:
+    """Mean of named losses over images, of all processes, and metrics of the scores where there are any.
+
+    accuracy and macro_f1 are those at probability 0.5, for detectors whose probability does not wait for
+    a calibration; auroc and macro_f1_best need both classes.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.sums, self.labels, self.scores = detector, Counter(), [], []
+        self.predicted: list[bool] = []
+
+    def add(self, losses: Batch, batch: Batch) -> None:
+        images = len(batch["label"])
+        self.sums["images"] += images
+        for name, value in losses.items():
+            if name != "score":
+                self.sums[name] += value.item() * images
+        if "score" in losses:
+            self.labels += batch["label"].flatten().tolist()
+            self.scores += losses["score"].flatten().tolist()
+            self.predicted += (self.detector.probability(losses["score"]) >= 0.5).flatten().tolist()
+
+    def result(self, prefix: str) -> dict[str, float]:
+        parts = gather_object([(self.sums, self.labels, self.scores, self.predicted)])
+        totals = {name: sum(part[0][name] for part in parts) for name in self.sums}
+        labels, scores, predicted = (
+            np.array([value for part in parts for value in part[index]]) for index in (1, 2, 3)
+        )
+        images = totals.pop("images")
+        values = {name: total / images for name, total in totals.items()}
+        if len(labels) and not self.detector.needs_holdout:
+            values["accuracy"] = float(accuracy_score(labels, predicted))
+            values["macro_f1"] = macro_f1(labels, predicted)
+        if len(np.unique(labels)) == 2:
+            values["auroc"] = rank_metrics(labels, scores)["auroc"]
+            values["macro_f1_best"] = best_threshold(labels, scores)[1]
+        return {f"{prefix}_{name}": value for name, value in values.items()}
