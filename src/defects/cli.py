@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from defects.config import ROOT, Config, categories, load_config, of_category
+from defects.config import ROOT, Config, categories, load_config, of_category, resolve
 from defects.errors import UserError
 
 UNWRITABLE = {
@@ -34,12 +34,12 @@ def configs_from(arguments: argparse.Namespace) -> list[Config]:
     config = load_config(arguments.config, arguments.set, arguments.detector)
     if arguments.category is None:
         return [config]
-    known = categories(config)
-    if arguments.category not in (*known, "all"):
-        raise UserError(f"--category {arguments.category}: {config.data.root} holds {', '.join(known)}")
-    return [
-        of_category(config, name) for name in (known if arguments.category == "all" else [arguments.category])
-    ]
+    known = categories(config.data)
+    wanted = known if arguments.category == "all" else [arguments.category]
+    if not known or not set(wanted) <= set(known):
+        held = ", ".join(known) or "no folder with a train folder in it"
+        raise UserError(f"--category {arguments.category}: {resolve(config.data.root)} holds {held}")
+    return [of_category(config, name) for name in wanted]
 
 
 def config_from(arguments: argparse.Namespace) -> Config:
@@ -55,20 +55,35 @@ def print_summary(summary: dict, path: Path) -> None:
     found = summary["estimate"]
     folds = ", ".join(found["folds"])
     print(f"out-of-fold images        {found['images']} ({found['defects']} defective), folds {folds}")
-    if found["nested_macro_f1"] is None:
-        print("nested macro-F1           needs two trained folds or more (src/train.py --fold all)")
-    else:
-        low, high = found["interval_90"]
-        print(f"nested macro-F1           {found['nested_macro_f1']:.4f}")
-        print(f"90 % interval             {low:.4f} - {high:.4f}")
-    print(f"macro-F1, optimistic      {found['macro_f1']:.4f} at the threshold {found['threshold']:.4f}")
-    print(f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}")
+    for line in _promise(found):
+        print(line)
+    print(f"threshold                 {found['threshold']:.4f}, by {found['rule']}")
     if found["auroc"] is not None:
         print(f"AUROC, average precision  {found['auroc']:.4f}, {found['average_precision']:.4f}")
     (tn, fp), (fn, tp) = found["confusion_matrix"]
     print(f"confusion                 {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected")
     print(f"called defective          {summary['called_defective']} of {summary['images']} test images")
     print(f"wrote {path}, {path.with_suffix('.json').name}, {path.with_suffix('.scores.csv').name}")
+
+
+def _promise(found: dict) -> list[str]:
+    if not found["defects"]:
+        lines = ["macro-F1                  cannot be promised: no defects among the out-of-fold images"]
+        if found["nested_false_rejection"] is not None:
+            lines.append(f"normal images rejected    {found['nested_false_rejection']:.2%} (nested)")
+        return lines
+    optimistic = [
+        f"macro-F1, optimistic      {found['macro_f1']:.4f}",
+        f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}",
+    ]
+    if found["nested_macro_f1"] is None:
+        return [
+            "nested macro-F1           needs two trained folds or more (src/train.py --fold all)",
+            *optimistic,
+        ]
+    low, high = found["interval_90"]
+    nested = f"nested macro-F1           {found['nested_macro_f1']:.4f}"
+    return [nested, f"90 % interval             {low:.4f} - {high:.4f}", *optimistic]
 
 
 def run(main: Callable[[], None]) -> None:

@@ -229,13 +229,9 @@ def of_category(config: Config, category: str) -> Config:
     return config.model_copy(update={"data": data, "experiment": f"{config.experiment}_{category}"})
 
 
-def categories(config: Config) -> list[str]:
-    """Sub-folders of data.root that hold training images. Raises UserError if there are none."""
-    root = resolve(config.data.root)
-    found = sorted(path.parent.name for path in root.glob("*/train") if path.is_dir())
-    if not found:
-        raise UserError(f"{root} holds no categories (<name>/train/...): check data.root")
-    return found
+def categories(data: DataConfig) -> list[str]:
+    """Sub-folders of data.root that hold training images."""
+    return sorted(path.parent.name for path in resolve(data.root).glob("*/train") if path.is_dir())
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config import DataConfig, categories, resolve
 from defects.data.images import list_images
 from defects.data.sources.listing import Listing, attach_masks, rows
 from defects.errors import UserError
@@ -17,6 +17,9 @@ def list_data(data: DataConfig) -> Listing:
     training side with `data.use_test_as: train` (then a classifier has defects to learn from).
     """
     root = resolve(data.root)
+    inside = categories(data)
+    if inside and not (root / "train").is_dir():
+        raise UserError(f"{root} holds several categories: name one with --category ({', '.join(inside)})")
     good = rows(data, list_images(root / "train" / "good"), root, "train", 0)
     test = pd.concat([_kind(data, folder.name) for folder in _kinds(root / "test")], ignore_index=True)
     if data.use_test_as == "train":

@@ -1,0 +1,70 @@
+"""Data sets of several categories, and any detector on any data set."""
+
+import pytest
+import yaml
+from conftest import defective, texture, write_png
+
+from defects.config import ROOT, load_config
+from defects.errors import UserError
+
+DETECTORS = sorted(path.stem for path in (ROOT / "configs" / "detectors").glob("*.yaml"))
+
+
+@pytest.fixture
+def two_categories(tmp_path, config_file):
+    """Config of a folder with the categories bottle and cable."""
+    root = tmp_path / "parts"
+    for category in ("bottle", "cable"):
+        for i in range(4):
+            write_png(root / category / "train/good" / f"{i}.png", texture(i))
+            image, mask = defective(i)
+            write_png(root / category / "test/hole" / f"{i}.png", image)
+            write_png(root / category / "ground_truth/hole" / f"{i}_mask.png", mask)
+    return config_file(root, data={"source": "mvtec", "sample_submission": None})
+
+
+def test_every_category_gets_its_own_data_set(two_categories, run_script, tmp_path):
+    outcome = run_script("prepare.py", "--config", two_categories, "--category", "all")
+    assert outcome.code == 0
+    for category in ("bottle", "cable"):
+        assert (tmp_path / "output" / f"tiny_data_{category}" / "images.csv").exists()
+
+
+def test_one_category_can_be_trained(two_categories, run_script, tmp_path):
+    arguments = ["--category", "cable", "--set", "data.use_test_as=train"]
+    assert run_script("train.py", "--config", two_categories, *arguments).code == 0
+    assert (tmp_path / "output" / "tiny_cable" / "fold0" / "oof.csv").exists()
+    assert not (tmp_path / "output" / "tiny_data_bottle").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "parts"),
+    [
+        ("prepare.py", ["--category", "botle"], ["--category botle", "bottle, cable"]),
+        ("prepare.py", [], ["--category", "bottle, cable"]),
+        ("ensemble.py", ["--category", "all"], ["one category"]),
+        ("prepare.py", ["--set", "data.root=nowhere", "--category", "all"], ["nowhere", "no folder"]),
+        ("train.py", ["--detector", "patchcor"], ["--detector patchcor", "patchcore"]),
+    ],
+)
+def test_wrong_names_are_told(two_categories, fails_with_one_line, script, arguments, parts):
+    message = fails_with_one_line(script, "--config", two_categories, *arguments)
+    assert all(part in message for part in parts)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_detector_replaces_the_model_of_any_data_set(detector, tmp_path):
+    path = tmp_path / "mine.yaml"
+    values = yaml.safe_load((ROOT / "configs" / "defect_normal.yaml").read_text())
+    values["data"]["external_data"] = True
+    path.write_text(yaml.safe_dump(values))
+    config = load_config(path, ["train.seed=7"], detector)
+    assert config.experiment == f"defect_normal_{detector}"
+    assert config.data.name == "defect_normal"
+    assert "drop_path_rate" not in config.model.options  # of the classifier that was replaced
+    assert config.model.name != "classifier" and config.train.seed == 7
+
+
+def test_a_mistyped_key_of_a_detector_is_told(tmp_path):
+    with pytest.raises(UserError, match="did you mean train.milestones"):
+        load_config(ROOT / "configs/demo.yaml", ["train.milestone=[0.5]"], DETECTORS[0])
