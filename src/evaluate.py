@@ -1,17 +1,16 @@
 """Compare what was promised with the answers, where these are known (demo, MVTec, past competitions).
 
-The only stage that reads an answer key. Look once, at the end: choosing by it is leaking.
+Only this stage and `compare.py --test` read an answer key. Look once, at the end: choosing by it is leaking.
 """
 
 from pathlib import Path
 
-import pandas as pd
-
 from defects import cli
-from defects.config import Config, resolve
+from defects.config import resolve
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_csv, read_json, same_text
+from defects.scoring.answers import load_answers
 from defects.scoring.outcome import outcome
 
 
@@ -42,25 +41,13 @@ def main() -> None:
     print(f"submission {path}\nruns       {runs}")
 
 
-def load_answers(config: Config) -> pd.DataFrame:
-    """image_id, label of the test images, from data.answers or the source's own key."""
-    path = resolve(config.data.answers) if config.data.answers else config.dataset_dir / "answers.csv"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name the answer key with --set data.answers=FILE")
-    table = read_csv(path, [], "the data set's source").rename(
-        columns={"ImageId": "image_id", "answer": "label"}
-    )
-    if not {"image_id", "label"} <= set(table.columns):
-        raise UserError(f"{path} has the columns {', '.join(table.columns)}; expected ImageId, answer")
-    return table[["image_id", "label"]].assign(image_id=table["image_id"].map(same_text))
-
-
 def print_table(promised: dict, found: dict) -> None:
     at_share = found["macro_f1_at_training_share"]
-    lines = [
-        *promise_lines(promised, at_share),
-        ("hidden-test macro-F1", f"{found['macro_f1']:.4f}"),
-        (f"  at the training share of defects ({found['training_share']:.1%})", f"{at_share:.4f}"),
+    lines = [*promise_lines(promised, at_share), ("hidden-test macro-F1", f"{found['macro_f1']:.4f}")]
+    if at_share is not None:
+        share = f"  at the training share of defects ({found['training_share']:.1%})"
+        lines.append((share, f"{at_share:.4f}"))
+    lines += [
         ("  at the best possible threshold", f"{found['macro_f1_best_threshold']:.4f}"),
         ("hidden-test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"),
     ]
@@ -68,10 +55,11 @@ def print_table(promised: dict, found: dict) -> None:
         print(f"{name:48}{value:>18}")
 
 
-def promise_lines(promised: dict, at_share: float) -> list[tuple[str, str]]:
+def promise_lines(promised: dict, at_share: float | None) -> list[tuple[str, str]]:
     """The nested estimate and whether the test score, at the training share, fell inside its interval."""
     if promised["nested_macro_f1"] is None:
-        return [("out-of-fold macro-F1 (nested)", "one fold only")]
+        why = "one fold only" if promised["defects"] else "no defects"
+        return [("out-of-fold macro-F1 (nested)", why)]
     low, high = promised["interval_90"]
     return [
         ("out-of-fold macro-F1 (nested)", f"{promised['nested_macro_f1']:.4f}"),

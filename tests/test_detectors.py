@@ -2,121 +2,150 @@
 
 import json
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
-from conftest import texture
+from conftest import defective, texture, write_png
 from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.split import load_folds
 from defects.models import build_detector
-from defects.training.run import load_detector
+from defects.training.distill import distill
+from defects.training.run import load_detector, train_fold
 
-NETWORK = ["model.backbone={name: test_resnet, weights: none}"]
+SIZE = 64
+NETWORK = "model.backbone={name: test_resnet, weights: none}"
+SHARED = [f"data.image_size=[{SIZE}, {SIZE}]", "train.batch_size=4", "train.inner_holdout=0.3"]
 TINY = {
-    "convae": ["model.options={width: 8}"],
-    "dfr": NETWORK + ["model.options={layers: [layer1, layer2]}"],
-    "patchcore": NETWORK,
-    "draem": ["model.options={width_reconstructive: 4, width_discriminative: 4}"],
-    "efficientad": NETWORK,
-    "supersimplenet": NETWORK + ["model.options={hidden: 16, class_channels: 8}"],
-    "supersimplenet_supervised": NETWORK,
-}
-SHARED = [
-    "data.image_size=[64, 64]",
-    "train.epochs=1",
-    "train.batch_size=4",
-    "train.inner_holdout=0.3",
-    "infer.tta=false",
-]
-EXTRA = {
-    "supersimplenet_supervised": ["train.inner_holdout=0"],
-    "efficientad": ["train.steps=4", "model.options.width=0.125", "model.options.channels=16"],
+    "convae_reduced": ["model.options={width: 8, error: l2, smoothing: 2.0}", "train.epochs=20"],
+    "dfr_reduced": [NETWORK, "model.options.layers=[layer1, layer2]", "train.epochs=8"],
+    "patchcore_reduced": [NETWORK],
+    "draem_reduced": ["model.options.width_reconstructive=8", "train.epochs=25", "train.lr=0.003"],
+    "efficientad_reduced": [NETWORK, "train.steps=40"],
+    "supersimplenet_reduced": [NETWORK, "model.options.hidden=64", "train.epochs=20", "train.lr=0.002"],
+    "supersimplenet_supervised_reduced": [
+        *(NETWORK, "model.options.hidden=32", "train.epochs=8", "train.inner_holdout=0")
+    ],
 }
 
 
-def overrides(name, teacher):
-    values = SHARED + TINY[name] + EXTRA.get(name, [])
-    return values + ([f"model.options.teacher={teacher}"] if name == "efficientad" else [])
+def plain(seed, height=SIZE, width=SIZE):
+    """A faint texture: what there is to learn is learnt in seconds."""
+    return (128 + (texture(seed, max(height, width))[:height, :width].astype(float) - 128) / 4).astype(
+        np.uint8
+    )
 
 
-@pytest.fixture
-def teacher(tmp_path, run_script, request):
-    """A teacher for EfficientAD, distilled from generated images."""
-    path = tmp_path / "teacher.pt"
-    return path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set of 24 normal images and 6 defects, and the YAML that describes it."""
+    root = tmp_path_factory.mktemp("detectors")
+    for i in range(24):
+        write_png(root / "normal" / f"{i}.png", plain(i))
+        write_png(root / "others" / f"{i}.png", texture(500 + i, SIZE))
+    for i in range(6):
+        mask = defective(i, SIZE)[1]
+        write_png(
+            root / "abnormal" / f"{i}.png", np.where(mask, 255 * (i % 2), plain(100 + i)).astype(np.uint8)
+        )
+        write_png(root / "masks" / f"{i}.png", mask)
+    folders = {"normal": "normal", "abnormal": "abnormal", "masks": "masks"}
+    data = {
+        "name": "textures",
+        "source": "folders",
+        "root": str(root),
+        "folders": folders,
+        "image_size": [8, 8],
+    }
+    values = {"output": str(root / "output"), "data": data, "split": {"folds": 2}, "infer": {"tta": False}}
+    values["split"]["duplicates"] = {"enabled": False}
+    (root / "textures.yaml").write_text(yaml.safe_dump(values | {"model": {"name": "convae"}}))
+    return root
 
 
-@pytest.fixture
-def config(make_dataset, config_file):
-    return config_file(make_dataset(defects=6, normals=24, tests=4))
+@pytest.fixture(scope="module", params=sorted(TINY))
+def trained(request, folder):
+    """(config, run folder) of fold 0 of each detector, trained for seconds."""
+    sets = SHARED + TINY[request.param]
+    if "efficientad" in request.param:
+        sets += [f"model.options.teacher={folder / 'teacher.pt'}"]
+        sets += [f"model.options.distillation.{key}" for key in ("steps=20", "image_size=64", "batch_size=4")]
+    config = load_config(folder / "textures.yaml", sets, request.param)
+    if "efficientad" in request.param:
+        distill(config, folder / "others")
+    train_fold(config, "0")
+    return config, config.experiment_dir / "fold0"
 
 
-@pytest.fixture(params=sorted(TINY))
-def trained(request, config, run_script, tmp_path):
-    """(config, run folder) of fold 0 of each detector."""
-    name = request.param
-    sets = overrides(name, tmp_path / "teacher.pt")
-    flags = [part for value in sets for part in ("--set", value)]
-    detector = f"{name}_reduced"
-    if name == "efficientad":
-        distil(config, detector, flags, run_script, tmp_path)
-    outcome = run_script("train.py", "--config", config, "--detector", detector, *flags)
-    assert outcome.code == 0, outcome.stderr
-    loaded = load_config(config, sets, detector)
-    return loaded, loaded.experiment_dir / "fold0"
+def scores(config, images):
+    """Raw scores of uint8 [H, W] images."""
+    stacked = torch.from_numpy(np.stack([np.stack([image] * 3) for image in images])).float() / 255
+    with torch.inference_mode():
+        return load_detector(config, "0").eval()(stacked)
 
 
-def distil(config, detector, flags, run_script, tmp_path):
-    images = tmp_path / "data" / "train" / "normal_images"
-    outcome = run_script("distill.py", "--config", config, "--detector", detector, "--images", images, *flags)
-    assert outcome.code == 0, outcome.stderr
-
-
-def test_a_detector_from_training_to_its_file_and_back(trained, run_script):
-    config, folder = trained
+def test_files_of_a_run(trained):
+    _, folder = trained
     costs = json.loads((folder / "costs.json").read_text())
-    assert costs["fit_seconds"] > 0 and costs["score_images_per_second"] > 0 and costs["peak_memory_mb"] > 0
+    assert min(costs[name] for name in ("fit_seconds", "score_images_per_second", "peak_memory_mb")) > 0
     oof = pd.read_csv(folder / "oof.csv").set_index("image_id")
     assert len(oof) == 15 and oof["probability"].between(0, 1).all()
     maps = np.load(folder / "oof_maps.npz")
     assert sorted(maps.files) == sorted(oof.index)
     assert all(max(maps[name].shape) <= 64 and np.isfinite(maps[name]).all() for name in maps.files)
-    # Loaded from its file, and without the files that training started from, it scores the same.
-    detector = load_detector(config, "0").eval()
-    held = load_folds(config)
-    held = held[held["fold"] == "0"]
+
+
+def test_loaded_from_its_file_it_scores_the_same(trained):
+    config, folder = trained
+    detector, oof = load_detector(config, "0").eval(), pd.read_csv(folder / "oof.csv").set_index("image_id")
+    held = load_folds(config).query("fold == '0'")
     with torch.inference_mode():
         batches = DeviceBatches(config, held, torch.device("cpu"))
         again = torch.cat([detector(batch["image"])[0][:, 0] for batch in batches])
     assert again.tolist() == oof.loc[held["image_id"], "score"].tolist()
 
 
-def test_a_defect_lights_up_where_it_is(trained):
-    """After next to no training this holds for what compares features; the others have tests of their own."""
-    config, _ = trained
-    detector = load_detector(config, "0").eval()
-    with torch.inference_mode():
-        for height, width in ((64, 64), (64, 96)):
-            image = torch.from_numpy(np.stack([texture(5, 96)[:height, :width]] * 3)).float()[None] / 255
-            score, maps = detector(image)
-            assert score.shape == (1, 1)
-            # The map covers the image: its sides are in the same proportion.
-            assert maps.shape[2] / maps.shape[3] == pytest.approx(height / width, rel=0.15)
-
-
-def test_scores_do_not_depend_on_the_rest_of_the_batch(trained):
-    detector = load_detector(trained[0], "0").eval()
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        together, alone = detector(images)[0], torch.cat([detector(image[None])[0] for image in images])
-    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
-
-
 def test_built_for_a_checkpoint_it_needs_no_other_file(trained):
     config, folder = trained
+    (folder.parents[2] / "teacher.pt").rename(folder.parents[2] / "gone.pt") if "teacher" in str(
+        config.model.options
+    ) else None
     state = torch.load(folder / "best.pt", weights_only=True)["detector"]
-    detector = build_detector(config, pretrained=False)
-    assert detector.load_state_dict(state).missing_keys == []
+    loaded = build_detector(config, pretrained=False).load_state_dict(state)
+    assert not loaded.missing_keys and not loaded.unexpected_keys
+
+
+def painted(image, seed):
+    """A stain or a stroke of another grey on a normal image."""
+    rng, canvas = np.random.default_rng(seed), image.copy()
+    start, end = (tuple(int(value) for value in rng.integers(12, SIZE - 12, 2)) for _ in range(2))
+    grey = int(rng.choice([0, 255]))
+    if seed % 2:
+        return cv2.line(canvas, start, end, grey, 4)
+    return cv2.circle(canvas, start, 7, grey, -1)
+
+
+def test_paint_on_normal_images_raises_the_score(trained):
+    normal = [plain(2000 + i) for i in range(12)]
+    clean = scores(trained[0], normal)[0]
+    dirty = scores(trained[0], [painted(image, i) for i, image in enumerate(normal)])[0]
+    assert (dirty > clean).float().mean() >= 0.9
+    assert dirty.median() > clean.max()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
+def test_the_map_covers_the_image(trained, shape):
+    score, maps = scores(trained[0], [plain(9, *shape)])
+    assert score.shape == (1, 1) and maps.shape[:2] == (1, 1)
+    assert maps.shape[2] / maps.shape[3] == pytest.approx(shape[0] / shape[1], rel=0.1)
+
+
+def test_a_score_does_not_depend_on_the_other_images(trained):
+    images = [plain(i) for i in range(3)]
+    together = scores(trained[0], images)[0]
+    alone = torch.cat([scores(trained[0], [image])[0] for image in images])
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,8 @@ from defects.config import load_config
 from defects.data.images import read_image
 from defects.data.split import load_folds
 from defects.report import explore as page
-from defects.report.explore import COLUMNS, CONTOUR, TILE
+from defects.report.drawing import CONTOUR, TILE, caption, image_tile
+from defects.report.explore import COLUMNS
 
 
 def _images(**columns) -> pd.DataFrame:
@@ -77,7 +78,7 @@ def test_outline_runs_around_the_defect_without_covering_it(tmp_path):
     mask[100:300, 100:104] = 255
     write_png(tmp_path / "image.png", image)
     write_png(tmp_path / "mask.png", mask)
-    tile = page.sample_tile(tmp_path, "image.png", "mask.png")
+    tile = image_tile(tmp_path, "image.png", "mask.png")
     assert tile.shape == (TILE, TILE // 2, 3)
     assert (tile[100, 50:52] == 100).all()
     yellow = cv2.boundingRect((tile == CONTOUR).all(axis=2).astype(np.uint8))
@@ -144,4 +145,4 @@ def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
 
 
 def test_long_captions_are_cut_in_the_middle():
-    assert page.caption("bent/a_rather_long_name_0042.png", "bent") == "bent\na_rather_…_name_0042"
+    assert caption("bent/a_rather_long_name_0042.png", "bent") == "bent\na_rather_…_name_0042"

@@ -1,18 +1,22 @@
 """Thresholds, estimates and blending, against brute force and by the invariances they promise."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 from sklearn.metrics import f1_score
 
+from defects.cli import print_summary
 from defects.errors import UserError
 from defects.scoring import blending, thresholds
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome, share_weights
+from evaluate import promise_lines
 
 
 @st.composite
@@ -39,6 +43,42 @@ def test_best_threshold_is_the_exact_optimum_and_reaches_what_it_claims(sample):
     assert thresholds.macro_f1(labels, scores >= threshold) == pytest.approx(value, abs=1e-12)
 
 
+@settings(max_examples=100, deadline=None)
+@given(labelled_scores())
+def test_equal_error_brings_both_rates_as_near_as_any_cut_does(sample):
+    labels, scores = sample
+    assume(labels.any() and not labels.all())
+    threshold, rate = thresholds.equal_error(labels, scores)
+
+    def rates(cut):
+        return np.mean(scores[labels == 1] < cut), np.mean(scores[labels == 0] >= cut)
+
+    distances = [abs(np.subtract(*rates(cut))) for cut in [*np.unique(scores), np.inf]]
+    assert abs(np.subtract(*rates(threshold))) == pytest.approx(min(distances), abs=1e-12)
+    assert rate == pytest.approx(np.mean(rates(threshold)))
+    assert thresholds.choose_threshold(labels, scores, "equal_error") == threshold
+
+
+@settings(max_examples=200, deadline=None)
+@given(labelled_scores(), st.sampled_from([0.001, 0.05, 0.07, 0.29, 0.5, 0.999]))
+def test_expected_fpr_is_kept_and_no_lower_threshold_keeps_it(sample, fpr):
+    labels, scores = sample
+    normal = scores[labels == 0]
+    assume(len(normal))
+    threshold = thresholds.choose_threshold(labels, scores, "expected_fpr", fpr)
+    assert np.mean(normal >= threshold) <= fpr
+    assert np.mean(normal >= np.nextafter(threshold, -np.inf)) > fpr
+    shuffled = np.where(labels == 1, scores - 1, scores)  # defects have no say
+    assert thresholds.choose_threshold(labels, shuffled, "expected_fpr", fpr) == threshold
+
+
+@pytest.mark.parametrize("rule", ["macro_f1", "equal_error", "expected_fpr"])
+def test_one_class_alone_leaves_one_rule(rule):
+    scores = np.arange(100.0)
+    assert 94 < thresholds.choose_threshold(np.zeros(100), scores, rule, 0.05) <= 95
+    assert thresholds.choose_threshold(np.ones(100), scores, rule, 0.05) == 0
+
+
 def test_threshold_sits_in_the_middle_of_the_widest_gap():
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
     assert thresholds.best_threshold(labels, scores) == (pytest.approx(0.5), 1.0)
@@ -52,6 +92,18 @@ def test_nested_prediction_of_a_fold_never_uses_its_own_labels():
     after = thresholds.nested_predictions(labels, scores, folds)
     assert (before[folds == 1] == after[folds == 1]).all()
     assert thresholds.nested_predictions(labels, scores, np.zeros(60)) is None
+
+
+@pytest.mark.parametrize("rule", ["macro_f1", "equal_error", "expected_fpr"])
+def test_nested_predictions_follow_the_rule(rule):
+    rng = np.random.default_rng(0)
+    labels = (np.arange(60) % 4 == 0).astype(int)
+    scores, folds = rng.normal(size=60) + labels, np.arange(60) % 3
+    predicted = thresholds.nested_predictions(labels, scores, folds, rule, 0.1)
+    for fold in range(3):
+        held = folds == fold
+        threshold = thresholds.choose_threshold(labels[~held], scores[~held], rule, 0.1)
+        assert (predicted[held] == (scores[held] >= threshold)).all()
 
 
 def test_bootstrap_interval_agrees_with_drawing_groups_one_by_one():
@@ -84,6 +136,35 @@ def test_estimate_of_a_perfect_and_of_a_single_fold():
     assert found["threshold"] == pytest.approx(expit(found["score_threshold"]))
     single = estimate(table.assign(fold="0"))  # nothing is promised by the images a threshold was fitted on
     assert single["nested_macro_f1"] is None and single["interval_90"] is None
+
+
+def test_estimate_by_another_rule_tells_the_errors_of_its_threshold():
+    rng = np.random.default_rng(2)
+    labels = (np.arange(400) % 8 == 0).astype(int)
+    table = oof_table(labels, rng.normal(size=400) + 2 * labels, (np.arange(400) % 4).astype(str))
+    equal, tenth = estimate(table, "equal_error"), estimate(table, "expected_fpr", 0.1)
+    assert equal["false_acceptance"] == pytest.approx(equal["false_rejection"], abs=0.02)
+    assert equal["equal_error_rate"] == tenth["equal_error_rate"]
+    assert tenth["false_rejection"] == 0.1 and abs(tenth["nested_false_rejection"] - 0.1) < 0.03
+    assert estimate(table)["macro_f1"] >= max(equal["macro_f1"], tenth["macro_f1"])
+
+
+@pytest.mark.parametrize("folds", [["0", "1"], ["0"]])
+def test_without_defects_no_macro_f1_is_promised(folds, capsys):
+    table = oof_table([0] * 40, np.arange(40.0), folds * (40 // len(folds)))
+    found = estimate(table, "macro_f1", 0.05)
+    assert found["rule"] == "expected_fpr" and found["false_rejection"] == 0.05
+    assert {found[name] for name in ("macro_f1", "nested_macro_f1", "interval_90", "auroc")} == {None}
+    print_summary({"estimate": found, "called_defective": 3, "images": 9}, Path("submission.csv"))
+    printed = capsys.readouterr().out
+    assert "macro-F1                  cannot be promised: no defects" in printed
+    assert promise_lines(found, None) == [("out-of-fold macro-F1 (nested)", "no defects")]
+    assert ("rejected    " in printed and "(nested)" in printed) == (len(folds) == 2)
+
+
+def test_an_outcome_without_training_defects_has_no_macro_f1_at_their_share():
+    table = pd.DataFrame({"label": [0, 1], "answer": [0, 1], "score": [0.1, 0.9]})
+    assert outcome(table, 0.0)["macro_f1_at_training_share"] is None
 
 
 def test_scores_that_are_not_finite_are_refused():

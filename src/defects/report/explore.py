@@ -4,40 +4,32 @@ Its panels compare what must not differ between the classes, or between training
 levels. Where they do differ, a detector will learn that difference instead of the defects.
 """
 
-import io
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from defects.config import Config, resolve
-from defects.data.images import read_image, read_mask, resize, resize_mask
+from defects.data.images import read_image, read_mask
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.files import write_bytes
 from defects.report.contact_sheet import draw_groups
+from defects.report.drawing import DEFECT, NORMAL, caption, headline, image_tile, png, shorten
 
-COLOURS = {"train defect": "#e45756", "train normal": "#4c78a8", "test": "#8a8a8a"}  # of the parts
+COLOURS = {"train defect": DEFECT, "train normal": NORMAL, "test": "#8a8a8a"}  # of the parts
 SAMPLE_ROWS = {"train defect": 2, "train normal": 2, "test": 1}  # rows of sample images on the page
 COLUMNS = 8  # sample images per row
 MEASURED = 650  # images of each part whose pixels are read: below 2,000 in all
 KINDS = 8  # kinds of defect listed one by one
-TILE = 220  # pixels, longer side of a sample image
-CONTOUR = (255, 230, 0)  # yellow: visible on grey, rust and black
-
-# Fonts with Chinese, Japanese and Korean letters, for file names; those installed are used.
-WIDE_FONTS = ["Noto Sans CJK SC", "Microsoft YaHei", "Malgun Gothic", "Hiragino Sans", "WenQuanYi Zen Hei"]
 
 
 def explore(config: Config) -> list[Path]:
@@ -46,7 +38,7 @@ def explore(config: Config) -> list[Path]:
     images, folds = load_images(config), load_folds(config)
     images = images.assign(part=part(images))
     page, sheet = folder / "explore.png", folder / "groups.png"
-    write_bytes(page, draw_page(config.data.name, root, images, folds))
+    write_bytes(page, png(partial(build_figure, config.data.name, root, images, folds)))
     classes = folds["label"].map({0: "normal", 1: "defect"})
     draw_groups([root / path for path in folds["path"]], classes, folds["group"], sheet)
     return [page, sheet]
@@ -56,17 +48,6 @@ def part(images: pd.DataFrame) -> pd.Categorical:
     """[N], a key of COLOURS and in their order: where each image of images.csv belongs."""
     train = np.where(images["label"].eq(1).fillna(False), "train defect", "train normal")
     return pd.Categorical(np.where(images["split"] == "test", "test", train), list(COLOURS), ordered=True)
-
-
-def draw_page(name: str, root: Path, images: pd.DataFrame, folds: pd.DataFrame) -> bytes:
-    """The page as PNG. `images` has a part, `folds` a group; paths are relative to `root`."""
-    buffer = io.BytesIO()
-    fonts = ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())]
-    settings = {"font.family": fonts, "font.size": 9, "text.parse_math": False}  # `$` in a name is a `$`
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a letter that no font has is drawn as a box
-        build_figure(name, root, images, folds).savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
 
 
 def build_figure(name: str, root: Path, images: pd.DataFrame, folds: pd.DataFrame) -> Figure:
@@ -152,13 +133,6 @@ def draw_charts(figure: SubFigure, images: pd.DataFrame, folds: pd.DataFrame, me
     draw_grey_levels(axes[3], measured, totals, "mean", "Brightness of each image")
     draw_grey_levels(axes[4], measured, totals, "deviation", "Contrast of each image")
     draw_area(axes[5], measured["area"].dropna())
-    for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
-
-
-def _title(axes: Axes, text: str, detail: str) -> None:
-    axes.set_title(text, loc="left", weight="bold", pad=20)
-    axes.text(0, 1.02, detail, transform=axes.transAxes, va="bottom", color="#444444")
 
 
 def draw_counts(axes: Axes, counts: pd.Series) -> None:
@@ -170,7 +144,7 @@ def draw_counts(axes: Axes, counts: pd.Series) -> None:
     axes.set_xlabel("images")
     normal, defect = counts["train normal"], counts["train defect"]
     detail = f"1 defect to {normal / defect:.1f} normal images" if defect else "no defects to learn from"
-    _title(axes, "Classes", detail)
+    headline(axes, "Classes", detail)
 
 
 def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
@@ -185,7 +159,7 @@ def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
     for key in sizes["part"].drop_duplicates().sort_values():
         axes.scatter([], [], 40, COLOURS[key], label=key)
     axes.legend(title="area: number of images")
-    _title(axes, "Image sizes", size_summary(images))
+    headline(axes, "Image sizes", size_summary(images))
 
 
 def size_summary(images: pd.DataFrame) -> str:
@@ -221,7 +195,7 @@ def draw_group_sizes(axes: Axes, folds: pd.DataFrame) -> None:
     members = folds["group"].map(folds["group"].value_counts())
     mixed = int((folds.groupby("group")["label"].nunique() > 1).sum())
     siblings = f"{int((members > 1).sum()):,} of {len(folds):,} images have a sibling"
-    _title(axes, "Photographs of the same thing", f"{siblings}; {mixed:,} groups hold both classes")
+    headline(axes, "Photographs of the same thing", f"{siblings}; {mixed:,} groups hold both classes")
 
 
 def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, column: str, title: str) -> None:
@@ -237,14 +211,14 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
     axes.margins(y=0.5)  # room for the legend
     axes.legend(loc="upper right")
     means = {"mean": "mean grey level", "deviation": "standard deviation of the grey levels"}
-    _title(axes, title, means[column])
+    headline(axes, title, means[column])
 
 
 def draw_area(axes: Axes, area: pd.Series) -> None:
     """`area`: marked share of each image with a mask, per cent."""
     if area.empty:
         axes.set_axis_off()
-        _title(axes, "Defective area", "no masks in this data set")
+        headline(axes, "Defective area", "no masks in this data set")
         return
     low, high = area.min() / 2, min(100, 2 * area.max())
     axes.hist(area, np.geomspace(low, high, 18), color=COLOURS["train defect"])
@@ -252,7 +226,7 @@ def draw_area(axes: Axes, area: pd.Series) -> None:
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="share of the image marked in its mask, %", ylabel="images")
     detail = f"{len(area):,} masks; median {area.median():.2g} %, {area.min():.2g} to {area.max():.2g} %"
-    _title(axes, "Defective area", detail)
+    headline(axes, "Defective area", detail)
 
 
 def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int) -> None:
@@ -265,29 +239,5 @@ def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int)
     for axes in panels:
         axes.set_axis_off()
     for axes, row in zip(panels, shown.itertuples(), strict=False):
-        axes.imshow(sample_tile(root, row.path, row.mask_path))
+        axes.imshow(image_tile(root, row.path, row.mask_path))
         axes.set_title(caption(row.image_id, row.kind), fontsize=8, pad=3)
-
-
-def sample_tile(root: Path, path: str, mask_path: str) -> np.ndarray:
-    """uint8 [h, w, 3] whose longer side is TILE; the outline of the mask drawn in."""
-    image = read_image(root / path)
-    scale = TILE / max(image.shape[:2])
-    size = tuple(max(3, round(scale * side)) for side in image.shape[:2])
-    tile = np.ascontiguousarray(resize(image, size))
-    if mask_path:
-        mask = resize_mask(read_mask(root / mask_path), size).astype(np.uint8)
-        around = cv2.dilate(mask, np.ones((7, 7), np.uint8))  # or the line would cover a thin crack
-        outlines, _ = cv2.findContours(around, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(tile, outlines, -1, CONTOUR, 2)
-    return tile
-
-
-def caption(image_id: str, kind: str) -> str:
-    """The file's name and, above it, the kind of defect where it is known."""
-    return "\n".join(shorten(line) for line in (kind, Path(image_id).stem) if line)
-
-
-def shorten(text: str) -> str:
-    """Long names lose their middle: files of one folder often differ at the end only."""
-    return text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}"

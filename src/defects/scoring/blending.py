@@ -30,18 +30,23 @@ def experiment_scores(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series,
     return held.set_axis(oof["image_id"]), average(test, new, common[0])
 
 
+def align_held(oof: pd.DataFrame) -> tuple[pd.Series, dict[str, Scale], Scale]:
+    """Out-of-fold log-odds on one scale, in the order of `oof`; each fold's own scale, and the common one."""
+    held = log_odds(oof["probability"])
+    scales = {fold: _scale(part) for fold, part in held.groupby(oof["fold"])}
+    common = tuple(np.median(list(scales.values()), axis=0))
+    moved = held.groupby(oof["fold"], group_keys=False)
+    return moved.apply(lambda part: _move(part, scales[part.name], common)), scales, common
+
+
 def align(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series, Scale]:
     """Log-odds of both tables on one scale, and that scale: each fold's by its own held-out scores.
 
     Test scores of the `full` fit, which has no held-out images, are placed like the average of the
     folds on the same images; without folds, as if the test set had the training share of defects.
     """
-    held, new = log_odds(oof["probability"]), log_odds(test["probability"])
-    scales = {fold: _scale(part) for fold, part in held.groupby(oof["fold"])}
-    common = tuple(np.median(list(scales.values()), axis=0))
-    held = held.groupby(oof["fold"], group_keys=False).apply(
-        lambda part: _move(part, scales[part.name], common)
-    )
+    held, scales, common = align_held(oof)
+    new = log_odds(test["probability"])
     folds = test["fold"].isin(scales)
     target = common
     if folds.any():

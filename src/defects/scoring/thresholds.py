@@ -1,10 +1,27 @@
-"""Thresholds for macro-F1: the exact optimum, its nested estimate, a bootstrap interval.
+"""Decision thresholds by three rules, the nested estimate of a rule, and a bootstrap interval.
 
 An image is called defective when its score reaches the threshold (score >= threshold).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from sklearn.metrics import f1_score
+
+
+class Cuts(NamedTuple):
+    """All ways to cut a list of scores, lowest threshold first; the last calls nothing defective.
+
+    threshold and gap (the distance between the two scores it lies between) [K]; errors as counts [K]:
+    fp normal images called defective, fn defects passed; `normal` and `defects` are the totals.
+    """
+
+    threshold: np.ndarray
+    gap: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    normal: float
+    defects: float
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -14,26 +31,75 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | No
     )
 
 
+def choose_threshold(
+    labels: np.ndarray, scores: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+) -> float:
+    """The threshold by `threshold.rule`: macro_f1, equal_error or expected_fpr.
+
+    Where only one class is there, no rule can weigh both: without defects it is expected_fpr, without
+    normal images everything is called defective.
+    """
+    if not (labels == 0).any():
+        return float(scores.min())
+    if rule == "expected_fpr" or not (labels == 1).any():
+        return fpr_threshold(scores[labels == 0], fpr)
+    if rule == "equal_error":
+        return equal_error(labels, scores)[0]
+    return best_threshold(labels, scores)[0]
+
+
 def best_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """The threshold with the highest macro-F1 on these scores, and that macro-F1.
 
     Every cut between distinct scores is tried, by one sort. Among equal optima the one in the widest
     gap is taken: it is the least likely to be crossed by a new score.
     """
+    cuts = all_cuts(labels, scores)
+    value = _macro_f1_of_counts(cuts.defects - cuts.fn, cuts.fp, cuts.fn, cuts.normal - cuts.fp)
+    best = np.lexsort((-cuts.gap, -value))[0]
+    return float(cuts.threshold[best]), float(value[best])
+
+
+def equal_error(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The threshold at which false acceptance equals false rejection, and that rate.
+
+    False acceptance is the share of the defects that pass, false rejection the share of the normal images
+    that do not. Where no cut makes them equal, the one that brings them nearest is taken (of several the
+    one with fewer errors, then the widest gap), and the rate is their mean. Needs both classes.
+    """
+    cuts = all_cuts(labels, scores)
+    # Over the common denominator: rates of equal distance would differ by rounding.
+    accepted, rejected = cuts.fn * cuts.normal, cuts.fp * cuts.defects
+    best = np.lexsort((-cuts.gap, accepted + rejected, abs(accepted - rejected)))[0]
+    rate = (accepted[best] + rejected[best]) / (2 * cuts.normal * cuts.defects)
+    return float(cuts.threshold[best]), float(rate)
+
+
+def fpr_threshold(normal_scores: np.ndarray, fpr: float) -> float:
+    """The lowest threshold that at most a share `fpr` of these normal images reaches: an exact quantile."""
+    ordered = np.sort(normal_scores)
+    above = len(ordered) - np.searchsorted(ordered, ordered, side="right")
+    return float(np.nextafter(ordered[above / len(ordered) <= fpr][0], np.inf))
+
+
+def all_cuts(labels: np.ndarray, scores: np.ndarray) -> Cuts:
+    """Every distinct way to cut `scores` [N]; thresholds lie in the middle between two of them."""
     distinct, position = np.unique(scores, return_inverse=True)
-    positive = np.bincount(position, weights=labels == 1, minlength=len(distinct))
-    negative = np.bincount(position, weights=labels == 0, minlength=len(distinct))
-    # Cut i calls distinct[i:] defective; the last cut calls nothing defective.
-    tp = np.append(positive[::-1].cumsum()[::-1], 0)
-    fp = np.append(negative[::-1].cumsum()[::-1], 0)
-    value = _macro_f1_of_counts(tp, fp, positive.sum() - tp, negative.sum() - fp)
-    cuts = np.concatenate([distinct[:1], _between(distinct), [np.nextafter(distinct[-1], np.inf)]])
-    gaps = np.concatenate([[0.0], np.diff(distinct), [0.0]])
-    best = np.lexsort((-gaps, -value))[0]
-    return float(cuts[best]), float(value[best])
+    defects = np.bincount(position, weights=labels == 1, minlength=len(distinct))
+    normal = np.bincount(position, weights=labels == 0, minlength=len(distinct))
+    return Cuts(
+        threshold=np.concatenate([distinct[:1], _between(distinct), [np.nextafter(distinct[-1], np.inf)]]),
+        gap=np.concatenate([[0.0], np.diff(distinct), [0.0]]),
+        fp=np.append(normal[::-1].cumsum()[::-1], 0),
+        fn=np.append(0, defects.cumsum()),
+        normal=normal.sum(),
+        defects=defects.sum(),
+    )
 
 
-def nested_predictions(labels: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray | None:
+def nested_predictions(
+    labels: np.ndarray, scores: np.ndarray, folds: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+) -> np.ndarray | None:
     """0/1 [N], each fold called by the threshold fitted on all others; None for a single fold."""
     names = np.unique(folds)
     if len(names) < 2:
@@ -41,7 +107,7 @@ def nested_predictions(labels: np.ndarray, scores: np.ndarray, folds: np.ndarray
     predicted = np.zeros(len(labels), dtype=int)
     for name in names:
         held = folds == name
-        predicted[held] = scores[held] >= best_threshold(labels[~held], scores[~held])[0]
+        predicted[held] = scores[held] >= choose_threshold(labels[~held], scores[~held], rule, fpr)
     return predicted
 
 

@@ -24,7 +24,7 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     """
     members = {name: config.model_copy(update={"experiment": name}) for name in experiments}
     oof, scores = blend_experiments(members)
-    expected = estimate(oof)
+    expected = estimate(oof, **config.threshold.model_dump())
     ids = submission_ids(config)
     scores = scores.reindex(ids.index)
     answers = (scores >= expected["score_threshold"]).where(scores.notna())

@@ -1,0 +1,103 @@
+"""Metrics of anomaly maps against masks: pixel AUROC, and the area under per-region overlap (AUPRO)."""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from defects.data.images import read_mask, resize
+from defects.errors import UserError
+
+FPR_LIMIT = 0.3  # AUPRO looks no further
+LEVELS = 1 << 16  # distinct half-precision numbers
+SIGN = np.uint16(0x8000)
+
+
+def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
+    """`pixel_auroc` and `aupro` of pairs (map [h, w], mask bool [H, W]) of one model; None without defects.
+
+    A map is brought bilinearly to the size of its mask, which is the image's own, and compared in half
+    precision, in which maps are kept: memory does not grow with the number of pixels. Maps are kept at
+    `infer.map_size`, so the figures of defects finer than that are lower than those of whole maps.
+
+    AUPRO (Bergmann et al. 2020, "Uninformed Students", section 4): over all thresholds, the share of each
+    defect region that is found, averaged over the regions of all images, against the share of normal pixels
+    called defective; its area up to FPR_LIMIT, divided by FPR_LIMIT. Regions are 8-connected. The curve is
+    exact: its last piece ends at the limit by interpolation, where popular code samples some hundred
+    thresholds or leaves that piece out. Chance is 0.5 for pixel AUROC and 0.15 for AUPRO.
+    """
+    normal, defect, overlap = np.zeros((3, LEVELS))
+    for scores, mask in pairs:
+        level = _levels(resize(scores.astype(np.float32), mask.shape))
+        normal += np.bincount(level[~mask], minlength=LEVELS)
+        if mask.any():
+            defect += np.bincount(level[mask], minlength=LEVELS)
+            overlap += np.bincount(level[mask], weights=_region_shares(mask), minlength=LEVELS)
+    return {"pixel_auroc": _area(normal, defect, 1.0), "aupro": _area(normal, overlap, FPR_LIMIT)}
+
+
+def masked_maps(
+    rows: pd.DataFrame, maps: Mapping[str, np.ndarray], root: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(map, mask) of `rows` (image_id, label, mask_path, width, height); defects of unknown mask left out."""
+    known = rows[(rows["label"] == 0) | (rows["mask_path"] != "")]
+    for row in known[known["image_id"].isin(set(maps))].itertuples():
+        if row.mask_path:
+            yield maps[row.image_id], read_mask(root / row.mask_path)
+        else:
+            yield maps[row.image_id], np.zeros((row.height, row.width), bool)
+
+
+class Maps(Mapping[str, np.ndarray]):
+    """The float16 maps [h, w] of an .npz by image_id, read one at a time; empty if there is no file.
+
+    Raises UserError for an unreadable file and for a map that is not finite.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.archive = path, {}
+        if path.exists():
+            try:
+                self.archive = np.load(path)
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(f"{path} is no archive of maps ({error}): make it again") from None
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        try:
+            values = self.archive[image_id]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path}: map {image_id} is broken ({error}): make it again") from None
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path}: map {image_id} is not finite: train with a lower train.lr")
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.archive)
+
+    def __len__(self) -> int:
+        return len(self.archive)
+
+
+def _levels(scores: np.ndarray) -> np.ndarray:
+    """Whole numbers below LEVELS in the order of the scores, equal for scores equal in half precision."""
+    bits = (scores.astype(np.float16) + np.float16(0)).view(np.uint16)  # + 0: there are two zeros
+    return np.where(bits & SIGN, ~bits, bits | SIGN)
+
+
+def _region_shares(mask: np.ndarray) -> np.ndarray:
+    """For each pixel of a mask, in row order: the share that it is of its 8-connected region."""
+    region = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1][mask]
+    return 1 / np.bincount(region)[region]
+
+
+def _area(normal: np.ndarray, positive: np.ndarray, limit: float) -> float | None:
+    """Area up to `limit`, over `limit`, under the curve of shares that reach a level, highest level first."""
+    if not (normal.any() and positive.any()):
+        return None
+    x, y = (np.append(0, weights[::-1].cumsum() / weights.sum()) for weights in (normal, positive))
+    inside = x <= limit
+    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+    return float(np.trapezoid(y, x) / limit)

@@ -1,0 +1,165 @@
+"""Experiments side by side: means, spreads, seeds, categories, test figures, bad input."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import defective, texture, write_png
+from runs import write_runs
+from sklearn.metrics import roc_auc_score
+
+from defects.config import load_config, of_category
+from defects.data.images import read_image
+from defects.report.comparison_page import markdown, summarise, text_table
+
+
+@pytest.fixture
+def config(make_dataset, make_config):
+    return make_config(make_dataset(defects=16, normals=40))
+
+
+def of(config, name, **changes):
+    """The experiment `name`, with settings of train changed."""
+    train = config.train.model_copy(update=changes)
+    return config.model_copy(update={"experiment": name, "train": train})
+
+
+def compare(run_script, config, *arguments):
+    """The written table, by experiment, and what was printed."""
+    outcome = run_script("compare.py", "--config", config.output.parent / "tiny.yaml", *arguments)
+    assert outcome.code == 0, outcome.stderr
+    return pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment"), outcome.stdout
+
+
+def test_table_holds_means_and_spreads_over_folds(config, run_script):
+    first = write_runs(of(config, "first"))
+    write_runs(of(config, "second", epochs=7), folds="0", maps=False, seed=1)
+    table, printed = compare(run_script, config, "--experiments", "second", "first")
+    assert table.index.tolist() == ["second", "first"] and table["folds"].tolist() == [1, 2]
+    aurocs = [roc_auc_score(rows["label"].astype(int), rows["score"]) for _, rows in first.groupby("fold")]
+    assert table.loc["first", "auroc"] == pytest.approx(np.mean(aurocs))
+    assert table.loc["first", "auroc_spread"] == pytest.approx(np.std(aurocs, ddof=1))
+    assert table.loc["first", ["fit_seconds", "score_images_per_second"]].tolist() == [10.5, 12.5]
+    assert table.loc["first", "aupro"] > 0.6 and table.loc["second"][["aupro", "macro_f1"]].isna().all()
+    assert 0 < table.loc["first", "macro_f1_low"] < table.loc["first", "macro_f1"]
+    low, high = table.loc["first", ["macro_f1_low", "macro_f1_high"]]
+    assert f"{table.loc['first', 'macro_f1']:.3f} ({low:.3f} to {high:.3f})" in printed
+    assert f"{np.mean(aurocs):.3f} ± {np.std(aurocs, ddof=1):.3f}" in printed
+    html = (config.dataset_dir / "compare.html").read_text(encoding="utf-8")
+    assert all(text in html for text in ("first", "second", f"{np.mean(aurocs):.3f}", "CPU, 1 threads"))
+    assert "http" not in html and html.count("src=") == html.count('src="data:image/png;base64,') == 1
+    assert (config.dataset_dir / "compare.md").read_text(encoding="utf-8") in printed
+    assert np.ptp(read_image(config.dataset_dir / "compare.png")) > 200
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_script):
+    tables = [write_runs(of(config, "run")), write_runs(of(config, "run_seed1", seed=1), seed=1)]
+    write_runs(of(config, "slower", lr=1e-4), seed=2)
+    table, _ = compare(run_script, config)  # all that are trained
+    assert table.index.tolist() == ["run", "slower"] and table["seeds"].tolist() == [2, 1]
+    folds = [rows for table in tables for _, rows in table.groupby("fold")]
+    aurocs = [roc_auc_score(rows["label"].astype(int), rows["score"]) for rows in folds]
+    assert table.loc["run", ["auroc", "auroc_spread"]].tolist() == pytest.approx(
+        [np.mean(aurocs), np.std(aurocs, ddof=1)]
+    )
+    assert table.loc["run", "macro_f1_spread"] > 0 and np.isnan(table.loc["slower", "macro_f1_spread"])
+
+
+def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, run_script):
+    write_runs(config)
+    before = (config.dataset_dir / "folds.csv").read_bytes()
+    split = config.split.model_copy(update={"seed": 1})
+    write_runs(config.model_copy(update={"experiment": "recut", "split": split}))
+    recut = (config.dataset_dir / "folds.csv").read_bytes()
+    assert recut != before
+    table, _ = compare(run_script, config)
+    assert table["seeds"].tolist() == [2]
+    assert (config.dataset_dir / "folds.csv").read_bytes() == recut
+
+
+def test_reduced_and_published_settings_are_named(config, run_script):
+    for name in ("tiny_data_convae_reduced", "tiny_data_convae", "tiny_data_mine"):
+        write_runs(of(config, name, epochs=len(name)), maps=False)
+    table, _ = compare(run_script, config)
+    assert table["setting"].to_dict() == {
+        "tiny_data_convae": "published",
+        "tiny_data_convae_reduced": "reduced",
+        "tiny_data_mine": "own",
+    }
+
+
+def write_category(root, seed):
+    """The MVTec layout: six normal images, a test half with two scratches."""
+    for number in range(6):
+        write_png(root / "train" / "good" / f"{number}.png", texture(seed + number))
+    for number in range(3):
+        write_png(root / "test" / "good" / f"{number}.png", texture(seed + 50 + number))
+        image, mask = defective(seed + number)
+        write_png(root / "test" / "scratch" / f"{number}.png", image)
+        write_png(root / "ground_truth" / "scratch" / f"{number}_mask.png", mask)
+
+
+def test_categories_have_rows_of_their_own_and_a_mean(tmp_path, config_file, run_script):
+    for seed, name in enumerate(["bottle", "cable"]):
+        write_category(tmp_path / "mvtec" / name, 100 * seed)
+    mvtec = {"name": "mvtec", "source": "mvtec", "sample_submission": None, "use_test_as": "train"}
+    path = config_file(tmp_path / "mvtec", data=mvtec, split={"folds": 2, "duplicates": {"enabled": False}})
+    for seed, name in enumerate(["bottle", "cable"]):
+        write_runs(of_category(load_config(path), name), seed=seed)
+    outcome = run_script("compare.py", "--config", path, "--category", "all", "--experiments", "tiny")
+    assert outcome.code == 0, outcome.stderr
+    table = pd.read_csv(tmp_path / "output" / "mvtec" / "compare.csv").set_index("category")
+    assert table.index.tolist() == ["bottle", "cable", "mean"] and set(table["experiment"]) == {"tiny"}
+    for metric in ("auroc", "aupro", "fit_seconds"):
+        assert table.loc["mean", metric] == pytest.approx(table[metric].iloc[:2].mean())
+    assert "| tiny | mean |" in outcome.stdout
+    one = run_script("compare.py", "--config", path, "--category", "cable")
+    assert one.code == 0 and "| tiny | cable |" in one.stdout and "mean" not in one.stdout
+
+
+def test_a_mean_needs_every_category():
+    rows = [("a", "x", "auroc", 0.5), ("a", "y", "auroc", 0.7), ("a", "x", "aupro", 0.4)]
+    values = pd.DataFrame(rows, columns=["experiment", "category", "metric", "value"])
+    about = {"detector": "d", "setting": "own", "device": "", "source": "a", "fold": "0"}
+    mean = summarise(values.assign(**about)).set_index("category").loc["mean"]
+    assert mean["auroc"] == pytest.approx(0.6) and np.isnan(mean["aupro"])
+    table = text_table(summarise(values.assign(**about)))
+    assert markdown(table).splitlines()[-1] == "| a | mean | d | own | 1 | 0.600 | – |"
+
+
+def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, tmp_path):
+    key = tmp_path / "key.csv"
+    path = config_file(make_dataset(tests=9), data={"answers": str(key)})
+    assert run_script("train.py", "--config", path, "--fold", "all").code == 0
+    assert run_script("infer.py", "--config", path).code == 0
+    assert run_script("compare.py", "--config", path).code == 0
+    refused = run_script("compare.py", "--config", path, "--test")
+    assert refused.code == 2 and "name the answer key" in refused.stderr
+    key.write_text("ImageId,answer\n" + "".join(f"test_{row}.png,{int(row % 3 == 0)}\n" for row in range(9)))
+    assert run_script("compare.py", "--config", path, "--test").code == 0
+    table = pd.read_csv(tmp_path / "output" / "tiny_data" / "compare.csv").iloc[0]
+    scores = pd.read_csv(tmp_path / "output" / "tiny" / "test.csv")
+    labels = (scores["image_id"].str.extract(r"(\d+)")[0].astype(int) % 3 == 0).astype(int)
+    each = [roc_auc_score(labels[rows.index], rows["score"]) for _, rows in scores.groupby("fold")]
+    assert table["test_model_auroc"] == pytest.approx(np.mean(each))
+    assert 0 <= table["test_auroc"] <= 1 and 0 < table["test_macro_f1"] <= 1
+    key.write_text("ImageId,answer\ntest_0.png,1\n")
+    refused = run_script("compare.py", "--config", path, "--test")
+    assert refused.code == 2 and "the answer key lacks 8 of its test images" in refused.stderr
+
+
+def test_bad_input_ends_in_one_line(config, fails_with_one_line):
+    path = config.output.parent / "tiny.yaml"
+    assert "no experiment is trained on tiny_data" in fails_with_one_line("compare.py", "--config", path)
+    write_runs(config)
+    asked = ["compare.py", "--config", path, "--experiments"]
+    assert "(trained on tiny_data so far: tiny)" in fails_with_one_line(*asked, "tiny", "other")
+    other = config.data.model_copy(update={"name": "other_data"})
+    write_runs(config.model_copy(update={"data": other, "experiment": "foreign"}))
+    assert "was trained on other_data, not on tiny_data" in fails_with_one_line(*asked, "foreign")
+    held = config.experiment_dir / "fold0" / "oof.csv"
+    rows = pd.read_csv(held)
+    rows.assign(label=1 - rows["label"]).to_csv(held, index=False)
+    assert "its out-of-fold images are not those of" in fails_with_one_line(*asked, "tiny")
+    for broken in ("model: [", ""):
+        (config.experiment_dir / "fold0" / "config.yaml").write_text(broken)
+        assert "config.yaml is not readable" in fails_with_one_line(*asked, "tiny")
