@@ -9,7 +9,8 @@ from defects.models.base import Batch, Batches, Detector
 
 __all__ = ["Batch", "Batches", "Detector", "build_detector"]
 
-PARTS = {"anomalies", "anomaly", "backbone", "base", "perlin", "textures"}  # modules that detectors are made of
+# no detectors
+PARTS = {"anomalies", "anomaly", "backbone", "base", "coreset", "losses", "pca", "pdn", "perlin", "textures"}
 
 
 def build_detector(config: Config, pretrained: bool = True) -> Detector:
@@ -17,7 +18,9 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
     known = sorted({module.name for module in iter_modules(__path__) if not module.ispkg} - PARTS)
     if config.model.name not in known:
         raise UserError(f"model.name={config.model.name}: the detectors are {', '.join(known)}")
-    if not pretrained and config.model.backbone:
+    if not pretrained:
         config = config.model_copy(deep=True)
-        config.model.backbone.weights = "none"
+        config.model.options.pop("teacher", None)  # a distilled network is in the checkpoint too
+        if config.model.backbone:
+            config.model.backbone.weights = "none"
     return import_module(f"{__name__}.{config.model.name}").DETECTOR(config)

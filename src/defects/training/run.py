@@ -137,6 +137,30 @@ def score_table(
     return table.assign(probability=probability.numpy())
 
 
+def write_result(
+    detector: Detector,
+    config: Config,
+    fold: str,
+    held: pd.DataFrame,
+    accelerator: Accelerator,
+    best: dict[str, Any],
+) -> None:
+    """Score the held-out images, if there are any: oof.csv and its maps; then best.pt, which ends a run."""
+    folder, start = run_folder(config, fold), time.perf_counter()
+    if len(held):
+        oof = score_table(detector, config, held, fold, accelerator, folder / "oof_maps.npz")
+        rate = len(held) / (time.perf_counter() - start)
+        Stopwatch(folder / "costs.json", accelerator.is_main_process).note(
+            score_images_per_second=round(rate, 2)
+        )
+    if not accelerator.is_main_process:
+        return
+    if len(held):
+        oof = oof.merge(held[["image_id", "label"]], on="image_id", validate="one_to_one")
+        write_csv(folder / "oof.csv", oof[OOF_COLUMNS])
+    checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
+
+
 def _half(maps: torch.Tensor) -> np.ndarray:
     """[B, C, h, w] -> float16 [B, h, w] for a single target, [B, C, h, w] for several."""
     largest = np.finfo(np.float16).max
@@ -162,12 +186,10 @@ def _train(
     trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker, stopwatch)
     _fit(trainer, config, sides)
     stopwatch.lap()
-    oof = _score_held(trainer, config, fold, sides.held) if len(sides.held) else None
     costs = {"peak_memory_mb": round(peak_memory_mb()), "device": device_name(accelerator.device)}
     stopwatch.note(**model_size(detector), **costs)
-    if main:
-        best = {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}
-        _finish(folder, oof, sides.held, best, detector)
+    best = {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}
+    write_result(detector, config, fold, sides.held, accelerator, best)
     tracker.close()
     accelerator.wait_for_everyone()
 
@@ -190,23 +212,6 @@ def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
         with torch.no_grad():
             batches = DeviceBatches(config, sides.inner_normal, device, detector.uses_masks)
             detector.to(device).eval().calibrate(batches)
-
-
-def _score_held(trainer: Trainer, config: Config, fold: str, held: pd.DataFrame) -> pd.DataFrame:
-    start, maps = time.perf_counter(), trainer.folder / "oof_maps.npz"
-    oof = score_table(trainer.detector, config, held, fold, trainer.accelerator, maps)
-    rate = len(held) / (time.perf_counter() - start)
-    trainer.stopwatch.note(score_images_per_second=round(rate, 2))
-    return oof
-
-
-def _finish(
-    folder: Path, oof: pd.DataFrame | None, held: pd.DataFrame, best: dict[str, Any], detector: Detector
-) -> None:
-    if oof is not None:
-        oof = oof.merge(held[["image_id", "label"]], on="image_id", validate="one_to_one")
-        write_csv(folder / "oof.csv", oof[OOF_COLUMNS])
-    checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
 
 
 def _plan(config: Config, fold: str) -> tuple[Config, int | None]:

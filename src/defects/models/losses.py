@@ -1,0 +1,65 @@
+"""What torch and torchvision lack: structural similarity, and the focal loss of two-channel maps."""
+
+import torch
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from defects.errors import UserError
+
+C1, C2 = 0.01**2, 0.03**2  # Wang et al. 2004, K1 and K2, for values from 0 to 1
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5) -> torch.Tensor:
+    """Structural similarity of every pixel's neighbourhood, [B, C, H, W] in -1 to 1; 1: identical.
+
+    Wang et al. 2004, equation 13, on `a` and `b` [B, C, H, W] in [0, 1], channel by channel, with a Gaussian
+    window of `window` pixels and standard deviation `sigma`, weights summing to one. The paper leaves out
+    the border; here the images are mirrored there, so that the map covers all of them (DRAEM's code pads
+    with zeros, which look alike in both images and flatter the border). Computed in float32 whatever the
+    precision of the run. Raises UserError for a window that is even or does not fit the images.
+    """
+    check_window(window, a.shape[2:])
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = a.float(), b.float()
+        moments = _blur(torch.cat([a, b, a * a, b * b, a * b], 1), window, sigma)
+    mean_a, mean_b, square_a, square_b, product = moments.chunk(5, 1)
+    variances = square_a - mean_a**2 + square_b - mean_b**2
+    covariance = product - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    return luminance * (2 * covariance + C2) / (variances + C2)
+
+
+def focal(logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+    """Focal loss (Lin et al. 2017) without alpha of the softmax over two channels; [B, 1, H, W], no mean.
+
+    `logits` [B, 2, H, W]: normal, then defective; `target` [B, 1, H, W], 1: defective. A softmax over two
+    channels is the sigmoid of their difference, so torchvision's loss does the rest, from logits and in
+    float32: finite everywhere. DRAEM's code gets there by adding 1e-5 to the probability, which changes the
+    loss by as little, but takes the gradient from pixels that are confidently wrong. For a single logit
+    call torchvision.ops.sigmoid_focal_loss(..., alpha=-1).
+    """
+    difference = logits[:, 1:].float() - logits[:, :1].float()
+    return sigmoid_focal_loss(difference, target.float(), alpha=-1, gamma=gamma)
+
+
+def check_window(window: int, size: tuple[int, int]) -> None:
+    """UserError unless `window` is odd and fits images of `size` (height, width)."""
+    if window % 2 == 0:
+        raise UserError(f"the SSIM window of {window} pixels in model.options has no centre: make it odd")
+    if window > min(size):
+        raise UserError(
+            f"the SSIM window of {window} pixels in model.options does not fit images of "
+            f"{' x '.join(map(str, size))}: lower it, or enlarge data.image_size"
+        )
+
+
+def _blur(images: torch.Tensor, window: int, sigma: float) -> torch.Tensor:
+    """Gaussian averages of [B, C, H, W], mirrored at the border."""
+    channels, radius = images.shape[1], window // 2
+    steps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    for shape, pad in (((1, 1, 1, -1), (radius, radius, 0, 0)), ((1, 1, -1, 1), (0, 0, radius, radius))):
+        weights = kernel.view(shape).expand(channels, -1, -1, -1)
+        images = functional.conv2d(functional.pad(images, pad, mode="reflect"), weights, groups=channels)
+    return images

@@ -1,0 +1,185 @@
+"""PatchCore: distance to a memory bank of normal patches. Roth et al. 2022 (arXiv 2106.08265)."""
+
+from typing import Annotated
+
+import psutil
+import torch
+from pydantic import Field
+from torch.nn import functional
+from tqdm import tqdm
+
+from defects.config import Config, Count, Section, validate
+from defects.errors import UserError
+from defects.models.anomaly import AnomalyDetector, Smooth
+from defects.models.backbone import Features
+from defects.models.base import Batches
+from defects.models.coreset import Coreset, greedy_coreset
+
+CELL = 4  # pixels of the image per pixel of the map
+PRODUCTS = 2**20  # distances held at a time while scoring: they stay in the cache
+
+
+class PatchCoreOptions(Section):
+    layers: list[str] | None = None  # None: those of strides 8 and 16
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the candidate patches that make the bank
+    max_bank: Count | None = None  # patches in the bank, whatever the ratio
+    max_patches: Count = 250_000  # candidates; beyond it a random part of each image
+    neighbours: Annotated[int, Field(ge=0)] = 9  # of the matched patch, which weight the score; 0: none
+    top_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the patches, averaged; 0: the largest alone
+    projection: Count | None = 128  # dimensions in which patches are chosen if they have more; None: all
+    smoothing: Annotated[float, Field(gt=0)] = 4.0  # sigma of the map, in pixels of the image
+
+
+class PatchCore(AnomalyDetector):
+    """The distance of each patch to the nearest of a bank of normal ones; the largest is the score.
+
+    A patch is the mean of 3x3 neighbours in each layer (section 3.1), all layers on the finest grid,
+    bilinearly, side by side. The published code then averages channels down to 1,024; this one keeps all.
+    Borders are padded with zeros, as there: averaging only what lies within the image raises more false
+    alarms at borders. Distances are Euclidean as in the paper (equation 6), where its code leaves them
+    squared, and the score is weighted by the neighbourhood (equation 7), which its code leaves out.
+    `top_share` puts the mean of the largest distances in place of the largest, as AnomalyDINO does
+    (Damm et al. 2025, arXiv 2405.14529). The map is interpolated bilinearly and smoothed on a quarter of
+    the image's resolution.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.options = validate(PatchCoreOptions, config.model.options, "model.options")
+        self.features = Features(config.model.backbone, self.options.layers, config.data.image_size)
+        self.cells = max(height * width for height, width in self.features.grids)
+        self.smooth = Smooth(self.options.smoothing / CELL)
+        self.seed = config.train.seed
+        self.register_buffer("memory_bank", torch.empty(0, sum(self.features.channels)))
+        self.register_buffer("bank_norms", torch.empty(0))
+        # Every candidate lies within it of the bank, in the space where the bank was chosen.
+        self.register_buffer("radius", torch.zeros(()))
+
+    def prepare(self, batches: Batches) -> None:
+        pool = self._pool(batches)
+        bank = self._choose(pool, self._bank_size(len(pool)))
+        self._set_bank(pool[bank.indices], bank.radius)
+
+    def update(self, batches: Batches) -> int:
+        """Add what is new in further normal images to the bank; the number of patches that entered.
+
+        New is what lies beyond the radius within which the bank covered its own candidates. With
+        `max_bank` exceeded the whole bank is thinned by the same choice, and covers a wider radius.
+        """
+        pool, radius = self._pool(batches), float(self.radius)
+        new = self._choose(pool, len(pool), self._reduced(self.memory_bank), radius)
+        bank = torch.cat([self.memory_bank, pool[new.indices]])
+        if self.options.max_bank and len(bank) > self.options.max_bank:
+            thinned = self._choose(bank, self.options.max_bank)
+            bank, radius = bank[thinned.indices], max(radius, thinned.radius)
+        self._set_bank(bank, radius)
+        return len(new.indices)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        grid = self._patches(images)
+        patches = grid.flatten(0, 2)
+        distances, nearest = self._nearest(patches)
+        distances, nearest = (each.view(len(images), -1) for each in (distances, nearest))
+        score = self._weighted(patches.view(*distances.shape, -1), distances, nearest)
+        return score[:, None], self._map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
+
+    def _patches(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, h, w, C], float32."""
+        maps = [functional.avg_pool2d(found.float(), 3, 1, 1) for found in self.features(images)]
+        finest = max((found.shape[2:] for found in maps), key=lambda shape: shape.numel())
+        same = [found if found.shape[2:] == finest else _resize(found, finest) for found in maps]
+        return torch.cat(same, 1).permute(0, 2, 3, 1)
+
+    def _nearest(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distance [N] and index [N] of the nearest in the bank of each patch [N, C]."""
+        rows, found = max(16, PRODUCTS // len(self.memory_bank)), []
+        for part in patches.split(rows):
+            # |c|^2 - 2xc finds the nearest; the distance itself comes from differences, to all its digits.
+            found.append(torch.addmm(self.bank_norms, part, self.memory_bank.T, alpha=-2).min(1).indices)
+        nearest = torch.cat(found)
+        return (patches - self.memory_bank[nearest]).square().sum(1).sqrt(), nearest
+
+    def _weighted(
+        self, patches: torch.Tensor, distances: torch.Tensor, nearest: torch.Tensor
+    ) -> torch.Tensor:
+        """Image scores [B]: the largest distances, less where the match lies in a crowd (equation 7).
+
+        patches [B, P, C], distances and nearest [B, P].
+        """
+        top = max(1, round(self.options.top_share * distances.shape[1]))
+        score = distances.topk(top, 1).values.mean(1)
+        count = min(self.options.neighbours, len(self.memory_bank))
+        if count < 2:
+            return score
+        largest, at = distances.max(1)
+        image = torch.arange(len(score), device=score.device)
+        patch, match = patches[image, at], self.memory_bank[nearest[image, at]]
+        around = torch.addmm(self.bank_norms, match, self.memory_bank.T, alpha=-2)
+        around = self.memory_bank[around.topk(count, largest=False).indices]
+        away = (patch[:, None] - around).square().sum(2).sqrt()
+        return (1 - (largest - away.logsumexp(1)).exp()) * score
+
+    def _map(self, distances: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """[B, 1, h, w] on the grid of patches -> [B, 1, H / 4, W / 4]."""
+        return self.smooth(_resize(distances, [max(1, round(side / CELL)) for side in size]))
+
+    def _pool(self, batches: Batches) -> torch.Tensor:
+        """Candidate patches [N, C] of all images, or a random part of each."""
+        share = min(self.cells, max(1, self.options.max_patches // batches.images))
+        pool = self._allocate(share * batches.images)
+        generator, filled = torch.Generator().manual_seed(self.seed), 0
+        for batch in tqdm(batches, "patches", leave=False, disable=None):
+            for patches in self._patches(batch["image"]).flatten(1, 2):
+                if share < self.cells:
+                    patches = patches[torch.randperm(len(patches), generator=generator)[:share]]
+                pool[filled : filled + share] = patches
+                filled += share
+        return pool
+
+    def _allocate(self, count: int) -> torch.Tensor:
+        """Room for `count` patches. UserError if these, and what choosing among them takes, do not fit."""
+        width, device = self.memory_bank.shape[1], self.memory_bank.device
+        chosen_in = self.options.projection or width
+        extra = chosen_in if chosen_in < width else 0
+        values = count * (width + extra + 8) + 2 * (self._bank_size(count) + len(self.memory_bank)) * width
+        needed, free = 4 * values / 2**30, _free_memory(device) / 2**30
+        if needed > free:
+            raise UserError(
+                f"patchcore needs {needed:.1f} GiB for {count:,} patches of {width} values, and {free:.1f} "
+                f"are free: lower model.options.max_patches={self.options.max_patches}, model.options.ratio "
+                "or model.options.max_bank"
+            )
+        return torch.empty(count, width, device=device)
+
+    def _bank_size(self, candidates: int) -> int:
+        size = max(1, int(self.options.ratio * candidates))
+        return min(size, self.options.max_bank or size)
+
+    def _choose(self, vectors: torch.Tensor, count: int, *known) -> Coreset:
+        return greedy_coreset(self._reduced(vectors), count, *known)
+
+    def _reduced(self, vectors: torch.Tensor) -> torch.Tensor:
+        """As they are, or randomly projected if that makes them narrower; lengths are kept on average."""
+        width, narrow = vectors.shape[1], self.options.projection
+        if narrow is None or narrow >= width:
+            return vectors
+        matrix = torch.randn(width, narrow, generator=torch.Generator().manual_seed(self.seed))
+        return vectors @ (matrix / narrow**0.5).to(vectors.device)
+
+    def _set_bank(self, bank: torch.Tensor, radius: float) -> None:
+        self.memory_bank, self.bank_norms = bank, bank.square().sum(1)
+        self.radius.fill_(radius)
+
+
+def _resize(maps: torch.Tensor, size: list[int]) -> torch.Tensor:
+    return functional.interpolate(maps, size, mode="bilinear")
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+DETECTOR = PatchCore
