@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_paper():
     new, bank = Images(range(50, 54)), detector.memory_bank.double()
     found = scores(detector, new)
     for image, score in zip(new.pixels, found, strict=True):
-        patches = detector._patches(image[None])[0].flatten(0, 1).double()
+        patches = detector.patches(image[None])[0].flatten(0, 1).double()
         distances = torch.cdist(patches, bank)
         largest, at = distances.min(1).values.max(0)
         match = distances[at].argmin()
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_paper():
 def test_a_share_of_the_patches_makes_the_score(share):
     detector = prepared(Images(range(8)), neighbours=0, top_share=share)
     new = Images(range(50, 54))
-    patches = detector._patches(new.pixels).flatten(1, 2)
+    patches = detector.patches(new.pixels).flatten(1, 2)
     distances = torch.cdist(patches, detector.memory_bank).min(2).values.sort(1, descending=True).values
     count = {0.0: 1, 0.1: 6, 1.0: 64}[share]
     assert torch.allclose(scores(detector, new), distances[:, :count].mean(1), rtol=1e-4)
@@ -79,7 +79,7 @@ def test_a_share_of_the_patches_makes_the_score(share):
 def test_patches_are_means_of_neighbours_on_the_finest_grid():
     detector = patchcore((64, 96), layers=["layer2", "layer3"])
     fine, coarse = detector.features(Images([0], (64, 96)).pixels)
-    found = detector._patches(Images([0], (64, 96)).pixels)[0].numpy()
+    found = detector.patches(Images([0], (64, 96)).pixels)[0].numpy()
     padded = np.pad(fine[0].numpy(), ((0, 0), (1, 1), (1, 1)))
     assert found.shape == (8, 12, 48 + 192)
     for y, x in ((0, 0), (3, 5), (7, 11)):
@@ -154,7 +154,7 @@ def test_the_bank_has_the_size_asked_for(options, patches):
     images = Images(range(8))
     detector = prepared(images, **options)
     assert detector.memory_bank.shape == (patches, 240)
-    pool = detector._patches(images.pixels).flatten(0, 2)
+    pool = detector.patches(images.pixels).flatten(0, 2)
     assert (torch.cdist(detector.memory_bank, pool).min(1).values < 1e-3).all()
     assert torch.isfinite(scores(detector, images)).all()
 
@@ -162,7 +162,7 @@ def test_the_bank_has_the_size_asked_for(options, patches):
 def test_every_patch_lies_within_the_radius():
     images = Images(range(8))
     detector = prepared(images, projection=None)
-    pool = detector._patches(images.pixels).flatten(0, 2)
+    pool = detector.patches(images.pixels).flatten(0, 2)
     farthest = torch.cdist(pool, detector.memory_bank).min(1).values.max()
     assert float(detector.radius) == pytest.approx(float(farthest), rel=1e-4)
 

@@ -56,7 +56,7 @@ class PatchCore(AnomalyDetector):
         self.register_buffer("radius", torch.zeros(()))
 
     def prepare(self, batches: Batches) -> None:
-        pool = self._pool(batches)
+        pool = self.candidates(batches)
         bank = self._choose(pool, self._bank_size(len(pool)))
         self._set_bank(pool[bank.indices], bank.radius)
 
@@ -66,7 +66,7 @@ class PatchCore(AnomalyDetector):
         New is what lies beyond the radius within which the bank covered its own candidates. With
         `max_bank` exceeded the whole bank is thinned by the same choice, and covers a wider radius.
         """
-        pool, radius = self._pool(batches), float(self.radius)
+        pool, radius = self.candidates(batches), float(self.radius)
         new = self._choose(pool, len(pool), self._reduced(self.memory_bank), radius)
         bank = torch.cat([self.memory_bank, pool[new.indices]])
         if self.options.max_bank and len(bank) > self.options.max_bank:
@@ -76,14 +76,14 @@ class PatchCore(AnomalyDetector):
         return len(new.indices)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        grid = self._patches(images)
+        grid = self.patches(images)
         patches = grid.flatten(0, 2)
         distances, nearest = self._nearest(patches)
         distances, nearest = (each.view(len(images), -1) for each in (distances, nearest))
         score = self._weighted(patches.view(*distances.shape, -1), distances, nearest)
         return score[:, None], self._map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
 
-    def _patches(self, images: torch.Tensor) -> torch.Tensor:
+    def patches(self, images: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C], float32."""
         maps = [functional.avg_pool2d(found.float(), 3, 1, 1) for found in self.features(images)]
         finest = max((found.shape[2:] for found in maps), key=lambda shape: shape.numel())
@@ -123,13 +123,13 @@ class PatchCore(AnomalyDetector):
         """[B, 1, h, w] on the grid of patches -> [B, 1, H / 4, W / 4]."""
         return self.smooth(_resize(distances, [max(1, round(side / CELL)) for side in size]))
 
-    def _pool(self, batches: Batches) -> torch.Tensor:
+    def candidates(self, batches: Batches) -> torch.Tensor:
         """Candidate patches [N, C] of all images, or a random part of each."""
         share = min(self.cells, max(1, self.options.max_patches // batches.images))
         pool = self._allocate(share * batches.images)
         generator, filled = torch.Generator().manual_seed(self.seed), 0
         for batch in tqdm(batches, "patches", leave=False, disable=None):
-            for patches in self._patches(batch["image"]).flatten(1, 2):
+            for patches in self.patches(batch["image"]).flatten(1, 2):
                 if share < self.cells:
                     patches = patches[torch.randperm(len(patches), generator=generator)[:share]]
                 pool[filled : filled + share] = patches

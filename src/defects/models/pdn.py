@@ -68,7 +68,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 def initialize(layer: nn.Module) -> None:
-    """He's initialisation; with torch's own, signals fade on their way and the first thousand steps are lost."""
+    """He's initialisation: with torch's own, signals fade on their way and the first epochs are lost."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)

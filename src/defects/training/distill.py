@@ -5,6 +5,7 @@ arXiv 2106.08265, section 3.1).
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,7 +217,7 @@ class Distillation:
         return loss.detach()
 
     def _save(self, loss: float) -> None:
-        if loss - loss != 0:
+        if not math.isfinite(loss):
             raise UserError(
                 f"distillation diverged before step {self.step}, {self.last} is the last good state: lower "
                 "model.options.distillation.lr"
