@@ -94,6 +94,13 @@ def test_a_stain_raises_the_score_and_lights_up_where_it_is(make_convae, size, e
         assert score > before
 
 
+@pytest.mark.parametrize("size", [(40, 48), (41, 47), (33, 39)])
+def test_what_is_filled_up_is_cropped_where_it_was_added(make_convae, size):
+    detector, images = make_convae(size=size), torch.rand(1, 3, *size)
+    detector.encoder, detector.decoder = nn.Identity(), nn.Identity()
+    assert torch.equal(detector.restore(images), images)
+
+
 @pytest.mark.parametrize("size", [(256, 1600), (5, 7)])
 def test_strips_and_tiny_images_keep_their_size(make_convae, size):
     with torch.no_grad():

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-
 from conftest import defective, texture, write_png
+
 from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.split import load_folds
@@ -23,10 +23,18 @@ SHARED = [f"data.image_size=[{SIZE}, {SIZE}]", "train.batch_size=4", "train.inne
 TINY = {
     "convae_reduced": ["model.options={width: 8, error: l2, smoothing: 2.0}", "train.epochs=20"],
     "dfr_reduced": [NETWORK, "model.options.layers=[layer1, layer2]", "train.epochs=8"],
-    "patchcore_reduced": [NETWORK],
+    "patchcore_reduced": [NETWORK, "model.options.layers=null"],
     "draem_reduced": ["model.options.width_reconstructive=8", "train.epochs=25", "train.lr=0.003"],
     "efficientad_reduced": [NETWORK, "train.steps=40"],
-    "supersimplenet_reduced": [NETWORK, "model.options.hidden=64", "train.epochs=20", "train.lr=0.002"],
+    "supersimplenet_reduced": [
+        *(
+            NETWORK,
+            "model.options.hidden=64",
+            "model.options.noise_std=2",
+            "train.epochs=30",
+            "train.lr=0.003",
+        )
+    ],
     "supersimplenet_supervised_reduced": [
         *(NETWORK, "model.options.hidden=32", "train.epochs=8", "train.inner_holdout=0")
     ],
@@ -123,7 +131,7 @@ def painted(image, seed):
     """A stain or a stroke of another grey on a normal image."""
     rng, canvas = np.random.default_rng(seed), image.copy()
     start, end = (tuple(int(value) for value in rng.integers(12, SIZE - 12, 2)) for _ in range(2))
-    grey = int(rng.choice([0, 255]))
+    grey = int(rng.choice([60, 196]))
     if seed % 2:
         return cv2.line(canvas, start, end, grey, 4)
     return cv2.circle(canvas, start, 7, grey, -1)
