@@ -12,6 +12,7 @@ from conftest import defective, texture, write_png
 
 from defects.config import load_config
 from defects.data.datasets import DeviceBatches
+from defects.data.images import read_image
 from defects.data.split import load_folds
 from defects.models import build_detector
 from defects.training.distill import distill
@@ -24,7 +25,11 @@ TINY = {
     "convae_reduced": ["model.options={width: 8, error: l2, smoothing: 2.0}", "train.epochs=20"],
     "dfr_reduced": [NETWORK, "model.options.layers=[layer1, layer2]", "train.epochs=8"],
     "patchcore_reduced": [NETWORK, "model.options.layers=null"],
-    "draem_reduced": ["model.options.width_reconstructive=8", "train.epochs=25", "train.lr=0.003"],
+    "draem_reduced": [
+        "model.options={width_reconstructive: 8, samples: 4}",
+        "train.epochs=25",
+        "train.lr=0.003",
+    ],
     "efficientad_reduced": [NETWORK, "train.steps=40"],
     "supersimplenet_reduced": [
         *(
@@ -105,6 +110,13 @@ def test_files_of_a_run(trained):
     maps = np.load(folder / "oof_maps.npz")
     assert sorted(maps.files) == sorted(oof.index)
     assert all(max(maps[name].shape) <= 64 and np.isfinite(maps[name]).all() for name in maps.files)
+
+
+def test_made_up_training_samples_can_be_looked_at(trained):
+    config, folder = trained
+    assert (folder / "samples.png").exists() == (config.model.name == "draem")
+    if config.model.name == "draem":
+        assert read_image(folder / "samples.png").shape == (4 * SIZE, 3 * SIZE, 3)
 
 
 def test_loaded_from_its_file_it_scores_the_same(trained):

@@ -229,8 +229,8 @@ def test_score_never_ties_where_probabilities_round_to_one():
     assert (detector.score(logits).flatten().diff() > 0).all()
 
 
-def test_the_sample_grid_shows_image_mask_and_anomaly():
-    grid = make((32, 48), samples=3).sample_grid(normal_batch(5, (32, 48)))
+def test_the_training_samples_shows_image_mask_and_anomaly():
+    grid = make((32, 48), samples=3).training_samples(normal_batch(5, (32, 48)))
     assert grid.shape == (3 * 32, 3 * 48, 3)
     assert grid.dtype == np.uint8
     assert np.array_equal(grid[:32, :48, 0], texture(0, 48)[:32])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
@@ -44,6 +45,10 @@ class Detector(nn.Module):
         Not called for a detector without trainable parameters: `prepare` is its whole training.
         """
         raise NotImplementedError
+
+    def training_samples(self, batch: Batch) -> np.ndarray | None:
+        """What training makes of a batch, to be looked at: uint8 RGB [H, W, 3]; None if it makes nothing."""
+        return None
 
     def validation(self, batch: Batch) -> Batch:
         """What is watched on unseen images: `score` [B, C] and, where it means something, named losses."""

@@ -133,10 +133,12 @@ class Draem(AnomalyDetector):
         p, q = (_box_mean(side.sigmoid(), window).clamp(min=1e-37) for side in (anomalous, -anomalous))
         return (p.log() - q.log()).amax(dim=(2, 3))
 
-    def sample_grid(self, batch: Batch) -> np.ndarray:
+    def training_samples(self, batch: Batch) -> np.ndarray | None:
         """uint8 [n H, 3 W, 3]: the first `options.samples` images of a batch, each with a new mask and the
         anomaly it makes, as in training. Draws from numpy's global generator.
         """
+        if not self.options.samples:
+            return None
         rows = []
         for image in _pixels(batch["image"])[: self.options.samples]:
             mixed, mask = paste_anomaly(image, self.source)

@@ -27,6 +27,10 @@ SECTIONS = {  # title -> text, pictures
         "one scale for all images, with a line in cyan around what exceeds it.",
         ["gallery_defect", "gallery_normal"],
     ),
+    "Training samples": (
+        "What the first fold learnt from: a normal image, where it was changed, and how.",
+        ["samples"],
+    ),
     "Training": ("Means over the images of an epoch; from unseen images nothing was learnt.", ["training"]),
 }
 FOLD_COLUMNS = {
@@ -72,6 +76,9 @@ def draw_pictures(config: Config, oof: pd.DataFrame, expected: dict) -> dict[str
         rows = oof[oof["label"] == label]
         if len(rows):
             found[name] = draw_gallery(root, rows, maps, scales, threshold).png()
+    samples = next(iter(folders.values())) / "samples.png"
+    if samples.exists():
+        found["samples"] = samples.read_bytes()
     histories = {fold: read_history(folder / "metrics.jsonl") for fold, folder in folders.items()}
     if any(len(history) for history in histories.values()):
         found["training"] = png(partial(training_charts, histories))

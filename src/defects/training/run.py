@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -207,11 +208,20 @@ def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
     if any(weights.requires_grad for weights in detector.parameters()):
         looked_at = sides.watched(config.train)
         watched = plain_loader(config, looked_at, detector.uses_masks) if len(looked_at) else None
+        _keep_samples(trainer, DeviceBatches(config, sides.originals, device, detector.uses_masks))
         trainer.fit(training_loader(config, sides.fitted, detector.uses_masks), watched)
     if detector.needs_holdout:
         with torch.no_grad():
             batches = DeviceBatches(config, sides.inner_normal, device, detector.uses_masks)
             detector.to(device).eval().calibrate(batches)
+
+
+def _keep_samples(trainer: Trainer, batches: DeviceBatches) -> None:
+    """samples.png: what the detector learns from, if it makes that itself."""
+    samples = trainer.detector.training_samples(next(iter(batches)))
+    if samples is not None and trainer.accelerator.is_main_process:
+        encoded = cv2.imencode(".png", cv2.cvtColor(samples, cv2.COLOR_RGB2BGR))[1]
+        write_bytes(trainer.folder / "samples.png", encoded.tobytes())
 
 
 def _plan(config: Config, fold: str) -> tuple[Config, int | None]:
