@@ -122,7 +122,7 @@ def write_inputs(folder: Path, weights: str) -> None:
     network = create_backbone(BackboneConfig(name=NETWORK, weights=weights), num_classes=0)
     torch.save(network.state_dict(), folder / "weights.pt")
     draw_images(folder / "normal", 209, 0, ["normal"])
-    labels = draw_images(folder / "test", 160, 1, ["normal", "scratch", "normal", "pit"])
+    labels = draw_images(folder / "test", 240, 1, ["normal", "scratch", "normal", "pit"])
     (folder / "labels.json").write_text(json.dumps(labels))
     detector, batches, _ = here(folder, folder / "normal")
     with torch.inference_mode():
@@ -130,20 +130,19 @@ def write_inputs(folder: Path, weights: str) -> None:
 
 
 def draw_images(folder: Path, count: int, seed: int, kinds: list[str]) -> dict[str, int]:
-    """Two textures of the demo, enlarged and with sensor noise; labels by file name."""
+    """Textures of the demo, enlarged; labels by file name."""
     import cv2
 
-    from defects.data.demo import draw
+    from defects.data.demo import TEXTURES, draw
 
     folder.mkdir()
     labels = {}
     for index in range(count):
-        kind, texture = kinds[index % len(kinds)], ["brushed", "weave"][index // 4 % 2]
-        image = cv2.resize(draw([seed, index], texture, kind)[0], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        noise = np.random.default_rng([seed, index]).normal(0, 4, image.shape)
+        kind, texture = kinds[index % len(kinds)], list(TEXTURES)[index // len(kinds) % len(TEXTURES)]
+        image = draw([seed, index], texture, kind)[0]
+        image = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        (folder / f"{index}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
         labels[f"{index}.png"] = int(kind != "normal")
-        pixels = np.clip(image + noise, 0, 255).astype(np.uint8)
-        (folder / f"{index}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     return labels
 
 

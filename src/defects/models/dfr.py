@@ -27,7 +27,7 @@ class DFR(AnomalyDetector):
 
     The map is the channel-mean squared error of each cell, the score its maximum. The width of the latent
     vector is the number of principal components that explain `variance` on all training images; the
-    published code takes the first ten, for want of memory.
+    published code looks at the first ten, for want of memory.
 
     Two thresholds are kept, for the same expected rate and on held-out normal images (the published one is
     swept in 100 steps on the training images, which the autoencoder knows): `image_cut` is exceeded by a
@@ -97,9 +97,9 @@ class DFR(AnomalyDetector):
         """All layers on one grid [B, C, H / cell, W / cell].
 
         The published code brings every layer to the image's size, bilinearly, and averages squares of 4x4
-        pixels. Layer by layer that is averaging where the layer is finer than the grid and, up to a little
-        blur, bilinear interpolation where it is coarser, in a thirtieth of the memory. Corners are not
-        aligned, since averages are not either.
+        pixels. Averaging layers that are finer than the grid and interpolating coarser ones gives the same,
+        up to a little blur, layer by layer in a sixteenth of the memory. Corners are not aligned, since
+        averages are not either.
         """
         grid = [max(1, round(side / self.options.cell)) for side in images.shape[2:]]
         return torch.cat([_resize(maps.float(), grid) for maps in self.features(images)], 1)
