@@ -8,8 +8,10 @@ from defects.config import load_config
 from defects.training.run import load_detector
 
 SETS = [
-    *("model.backbone={name: test_resnet, weights: none}", "model.options.layers=null", "model.options.neighbours=0"),
-    *("data.image_size=[64, 64]", "train.inner_holdout=0.3"),
+    "model.backbone={name: test_resnet, weights: none}",
+    "model.options={layers: null, neighbours: 0}",
+    "data.image_size=[64, 64]",
+    "train.inner_holdout=0.3",
 ]
 FLAGS = ["--detector", "patchcore_reduced", *(part for value in SETS for part in ("--set", value))]
 
