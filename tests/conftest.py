@@ -1,5 +1,6 @@
 """What several test modules share: a tiny data set, a config for it, and a way to run the scripts."""
 
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import yaml
 
 from defects.config import ROOT, Config, load_config
+
+# Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Outcome(NamedTuple):
