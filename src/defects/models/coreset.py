@@ -77,8 +77,7 @@ class _Distances:
         norms = centres.square().sum(1)
         blocks = (part.split(ROWS) for part in (self.vectors, self.norms, self.squared, self.nearest))
         for vectors, own, squared, nearest in zip(*blocks, strict=True):
-            products = torch.addmm(norms, vectors - self.origin, centres.T, alpha=-2)
-            found, index = products.min(1)
+            found, index = torch.addmm(norms, vectors - self.origin, centres.T, alpha=-2).min(1)
             found.add_(own).clamp_(min=0)
             nearer = found < squared
             torch.where(nearer, found, squared, out=squared)
