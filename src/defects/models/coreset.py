@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-ROWS = 16_384  # vectors compared at a time
-CENTRES = 512  # with so many centres
+ROWS = 8192  # vectors compared at a time
+CENTRES = 256  # with so many centres
 CANDIDATES = 2048  # vectors among which the next centres are looked for
 STEPS = 64  # centres chosen before their distances are looked at: every look makes a GPU wait
 
