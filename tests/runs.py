@@ -12,7 +12,7 @@ from defects.data.split import load_folds
 from defects.files import array_archive, write_bytes, write_csv, write_json
 from defects.training.run import OOF_COLUMNS, run_folder
 
-COSTS = {"score_images_per_second": 12.5, "peak_memory_mb": 900, "model_mb": 8.5, "device": "CPU, 1 threads"}
+COSTS = {"score_images_per_second": 12.5, "peak_memory_mb": 900, "model_mb": 8.5, "device": "CPU, 2 threads"}
 
 
 def write_runs(

@@ -45,7 +45,7 @@ def test_table_holds_means_and_spreads_over_folds(config, run_script):
     assert f"{table.loc['first', 'macro_f1']:.3f} ({low:.3f} to {high:.3f})" in printed
     assert f"{np.mean(aurocs):.3f} ± {np.std(aurocs, ddof=1):.3f}" in printed
     html = (config.dataset_dir / "compare.html").read_text(encoding="utf-8")
-    assert all(text in html for text in ("first", "second", f"{np.mean(aurocs):.3f}", "CPU, 1 threads"))
+    assert all(text in html for text in ("first", "second", f"{np.mean(aurocs):.3f}", "CPU, 2 threads"))
     assert "http" not in html and html.count("src=") == html.count('src="data:image/png;base64,') == 1
     assert (config.dataset_dir / "compare.md").read_text(encoding="utf-8") in printed
     assert np.ptp(read_image(config.dataset_dir / "compare.png")) > 200
@@ -77,14 +77,20 @@ def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, r
 
 
 def test_reduced_and_published_settings_are_named(config, run_script):
-    for name in ("tiny_data_convae_reduced", "tiny_data_convae", "tiny_data_mine"):
-        write_runs(of(config, name, epochs=len(name)), maps=False)
-    table, _ = compare(run_script, config)
-    assert table["setting"].to_dict() == {
-        "tiny_data_convae": "published",
-        "tiny_data_convae_reduced": "reduced",
-        "tiny_data_mine": "own",
-    }
+    path = config.output.parent / "tiny.yaml"
+    for name in ("convae", "convae_reduced", "efficientad_m", "patchcore"):
+        loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], name)
+        write_runs(loaded.model_copy(update={"experiment": name}), maps=False)
+    # The name says nothing: a setting is what it is called only while nothing in it is changed.
+    for change in ("train.epochs=3", "data.image_size=[32, 32]", "model.options.width=5"):
+        loaded = load_config(path, [change], "convae_reduced")
+        experiment = f"convae_reduced_{change.partition('=')[0]}"
+        write_runs(loaded.model_copy(update={"experiment": experiment}), maps=False)
+    settings = compare(run_script, config)[0]["setting"]
+    assert settings[["convae", "convae_reduced", "efficientad_m", "patchcore"]].tolist() == [
+        *("published", "reduced", "published", "published")
+    ]
+    assert set(settings[settings.index.str.contains("train|data|model")]) == {"own"} and len(settings) == 7
 
 
 def write_category(root, seed):

@@ -69,15 +69,15 @@ def test_an_unknown_key_below_an_optional_section(small):
 
 
 def test_all_problems_stand_in_one_line(small):
-    message = _error(small, "train.epochs=0", "train.batchsize=4", "infer.tta=maybe")
-    for key in ("train.epochs=0", "train.batchsize", "infer.tta"):
+    message = _error(small, "train.epochs=-1", "train.batchsize=4", "infer.tta=maybe")
+    for key in ("train.epochs=-1", "train.batchsize", "infer.tta"):
         assert key in message
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "train.epochs=0",
+        "train.epochs=-1",
         "train.epochs=many",
         "train.epochs=1.5",
         "train.lr=-1",

@@ -14,6 +14,7 @@ from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.images import read_image
 from defects.data.split import load_folds
+from defects.errors import UserError
 from defects.models import build_detector
 from defects.training.distill import distill
 from defects.training.run import load_detector, train_fold
@@ -110,6 +111,26 @@ def test_files_of_a_run(trained):
     maps = np.load(folder / "oof_maps.npz")
     assert sorted(maps.files) == sorted(oof.index)
     assert all(max(maps[name].shape) <= 64 and np.isfinite(maps[name]).all() for name in maps.files)
+
+
+def test_untrained_it_is_scored_too(trained):
+    """As a comparison: preparation and calibration, no epochs."""
+    config, _ = trained
+    train = config.train.model_copy(update={"epochs": 0, "steps": None})
+    untrained = config.model_copy(update={"train": train, "experiment": f"{config.experiment}_untrained"})
+    train_fold(untrained, "0")
+    scored = [pd.read_csv(each.experiment_dir / "fold0" / "oof.csv")["score"] for each in (config, untrained)]
+    learns = any(weights.requires_grad for weights in build_detector(config, False).parameters())
+    assert scored[0].equals(scored[1]) != learns
+
+
+def test_averages_over_turned_images_need_a_calibration_of_their_own(trained):
+    config, _ = trained
+    changes = {"infer": config.infer.model_copy(update={"tta": True}), "experiment": "turned"}
+    if not build_detector(config, pretrained=False).needs_holdout:
+        pytest.skip("not calibrated on normal images")
+    with pytest.raises(UserError, match="infer.tta=false"):
+        train_fold(config.model_copy(update=changes), "0")
 
 
 def test_made_up_training_samples_can_be_looked_at(trained):

@@ -11,7 +11,7 @@ from torch.nn import functional
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.models.dfr import DFR
-from defects.models.pca import StreamingCovariance, explained_components
+from defects.models.parts.pca import StreamingCovariance, explained_components
 
 SIZES = [(64, 64), (48, 96), (70, 44), (41, 57)]
 

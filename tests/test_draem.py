@@ -9,11 +9,12 @@ from torch.nn import functional
 from defects.config import Config
 from defects.data.transforms import rotate_flip
 from defects.errors import UserError
-from defects.models import anomalies, build_detector, draem
-from defects.models.anomalies import distort, paste_anomaly
+from defects.models import build_detector, draem
 from defects.models.draem import Discriminative, Reconstructive
-from defects.models.perlin import perlin_mask
-from defects.models.textures import drawn_texture
+from defects.models.parts import anomalies
+from defects.models.parts.anomalies import distort, paste_anomaly
+from defects.models.parts.perlin import perlin_mask
+from defects.models.parts.textures import drawn_texture
 
 NARROW = {"width_reconstructive": 4, "width_discriminative": 4}
 WIDER = {"width_reconstructive": 8, "width_discriminative": 8}

@@ -10,7 +10,7 @@ from defects.config import Config
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.models.efficientad import Autoencoder, EfficientADOptions, OtherImages, hard_mean, jitter
-from defects.models.pdn import PatchDescription
+from defects.models.parts.pdn import PatchDescription
 
 NARROW = {"width": 0.0625, "channels": 6, "autoencoder_width": 0.125, "latent": 4}
 

@@ -6,7 +6,7 @@ import torch
 
 from defects.config import BackboneConfig
 from defects.errors import UserError
-from defects.models.backbone import Features
+from defects.models.parts.backbone import Features, Trunk
 
 RESNET = BackboneConfig(name="test_resnet", weights="none")
 
@@ -45,6 +45,39 @@ def test_maps_are_those_of_the_whole_network():
     assert torch.allclose(found[0].relu(), expected[0], atol=1e-6)
     for one, other in zip(found[1:], expected[1:], strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("test_resnet", ["layer1", "layer2"]),  # activations of their own after the normalisation
+        ("test_efficientnet", ["blocks.0.0.bn1", "blocks.1"]),  # activations within it
+        (
+            "test_resnet",
+            ["layer1.0.conv1", "layer2"],
+        ),  # the convolution is asked for
+    ],
+)
+def test_normalisation_is_folded_without_changing_the_maps(name, layers):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                values.uniform_(0.5, 1.5)
+    seen = {}
+    for layer in layers:
+        network.get_submodule(layer).register_forward_hook(
+            lambda _module, _inputs, found, layer=layer: seen.update({layer: found.clone()})
+        )
+    images = torch.rand(2, 3, 64, 64)
+    network.forward_features(images)
+    expected = [seen[layer] for layer in layers]
+    trunk = Trunk(network, layers)
+    folded = [module for module in trunk.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(folded) == ("layer1.0.conv1" in layers)
+    for found, whole in zip(trunk(images), expected, strict=True):
+        assert torch.allclose(found, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_the_network_is_cut_after_the_last_layer():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from defects.models.perlin import perlin_mask, perlin_noise
+from defects.models.parts.perlin import perlin_mask, perlin_noise
 
 
 def by_definition(gradients: np.ndarray, y: float, x: float) -> float:

@@ -5,6 +5,7 @@ import pytest
 from conftest import texture, write_png
 
 from defects.config import load_config
+from defects.data.images import read_image
 from defects.training.run import load_detector
 
 SETS = [
@@ -47,11 +48,14 @@ def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tm
     assert not pd.read_csv(run / "test.csv")["score"].equals(tests["score"])
 
 
-def test_images_of_the_data_set_are_refused(trained, fails_with_one_line):
-    before = bank(trained)
-    images = trained.parent / "data" / "train" / "normal_images"
-    message = fails_with_one_line("update.py", images, "--config", trained, *FLAGS)
-    assert "normal_0.png" in message and "lacks" in message
+@pytest.mark.parametrize("alter", [lambda image: image, lambda image: image[::-1] // 4 * 3])
+def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_one_line, tmp_path, alter):
+    before, oof = bank(trained), tmp_path / "output" / "tiny_data_patchcore_reduced" / "fold0" / "oof.csv"
+    held = pd.read_csv(oof).query("label == 0")["image_id"].iloc[0]
+    image = read_image(trained.parent / "data" / "train" / held)
+    write_png(tmp_path / "new" / "again.png", alter(image))
+    message = fails_with_one_line("update.py", tmp_path / "new", "--config", trained, *FLAGS)
+    assert "again.png shows what" in message and held in message
     assert (bank(trained) == before).all()
 
 

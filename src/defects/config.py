@@ -103,7 +103,7 @@ class ModelConfig(Section):
 
 class TrainConfig(Section):
     seed: Seed = 0
-    epochs: Count = 12
+    epochs: Annotated[int, Field(ge=0)] = 12  # 0: left as it starts, for comparison
     batch_size: Count = 16
     accumulate: Count = 1  # batches per optimiser step
     steps: Count | None = None  # optimiser steps; rounded up to whole epochs, they replace `epochs`
@@ -128,6 +128,8 @@ class TrainConfig(Section):
     def _inner_needed(self) -> "TrainConfig":
         if self.inner_holdout == 0 and (self.select == "inner" or self.patience):
             raise ValueError("train.select=inner and train.patience need train.inner_holdout above 0")
+        if self.epochs == 0 and self.select == "inner":
+            raise ValueError("train.select=inner needs an epoch to select: train.epochs above 0")
         return self
 
 
@@ -203,15 +205,20 @@ def load_config(path: Path, overrides: list[str] = (), detector: str | None = No
     """
     values = {"experiment": path.stem} | _read_with_base(path, ())
     if detector is not None:
-        values = _with_detector(values, detector)
+        values = with_detector(values, detector)
     for override in overrides:
         _merge(values, _parse_override(override))
     return validate(Config, values, str(path))
 
 
-def _with_detector(values: dict[str, Any], detector: str) -> dict[str, Any]:
-    folder = ROOT / "configs" / "detectors"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+def known_detectors() -> list[str]:
+    """Names for --detector."""
+    return sorted(path.stem for path in (ROOT / "configs" / "detectors").glob("*.yaml"))
+
+
+def with_detector(values: dict[str, Any], detector: str) -> dict[str, Any]:
+    """`values` with what a file of configs/detectors says in place of their own; UserError if there is none."""
+    folder, known = ROOT / "configs" / "detectors", known_detectors()
     if detector not in known:
         raise UserError(f"--detector {detector}: configs/detectors holds {', '.join(known)}")
     # A learning rate or an option of another detector would be worse than the default.

@@ -9,13 +9,12 @@ from defects.models.base import Batch, Batches, Detector
 
 __all__ = ["Batch", "Batches", "Detector", "build_detector"]
 
-# no detectors
-PARTS = {"anomalies", "anomaly", "backbone", "base", "coreset", "losses", "pca", "pdn", "perlin", "textures"}
+CONTRACT = {"base", "anomaly"}  # modules that hold no detector; what detectors are made of is in parts
 
 
 def build_detector(config: Config, pretrained: bool = True) -> Detector:
     """The configured detector; without `pretrained` its weights are left to a checkpoint."""
-    known = sorted({module.name for module in iter_modules(__path__) if not module.ispkg} - PARTS)
+    known = sorted({module.name for module in iter_modules(__path__) if not module.ispkg} - CONTRACT)
     if config.model.name not in known:
         raise UserError(f"model.name={config.model.name}: the detectors are {', '.join(known)}")
     if not pretrained:

@@ -9,8 +9,8 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from defects.config import Config, Fraction, Section, validate
-from defects.models.backbone import Normalize, create_backbone
 from defects.models.base import Batch, Detector
+from defects.models.parts.backbone import Normalize, create_backbone
 
 
 class ClassifierOptions(Section):

@@ -10,7 +10,7 @@ from torch.nn import functional
 from defects.config import Config, Count, Section, validate
 from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batch
-from defects.models.losses import check_window, ssim
+from defects.models.parts.losses import check_window, ssim
 
 STRIDE = 8  # of the three poolings together
 

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from defects.config import Config, Count, Section, validate
 from defects.models.anomaly import AnomalyDetector, exact_quantile
-from defects.models.backbone import Features
 from defects.models.base import Batch, Batches
-from defects.models.pca import StreamingCovariance, explained_components
+from defects.models.parts.backbone import Features
+from defects.models.parts.pca import StreamingCovariance, explained_components
 
 
 class DFROptions(Section):

@@ -15,11 +15,11 @@ from defects.data.datasets import as_input
 from defects.data.external import refuse_external
 from defects.data.transforms import rotate_flip
 from defects.errors import UserError
-from defects.models.anomalies import paste_anomaly
 from defects.models.anomaly import AnomalyDetector
 from defects.models.base import Batch, Batches
-from defects.models.losses import focal, ssim
-from defects.models.textures import FolderTextures, TextureSource, drawn_texture
+from defects.models.parts.anomalies import paste_anomaly
+from defects.models.parts.losses import focal, ssim
+from defects.models.parts.textures import FolderTextures, TextureSource, drawn_texture
 
 ANOMALOUS = 0.5  # share of the normal images that get a synthetic anomaly
 TURNED = 0.3  # share of the normal images that are turned by up to 90 degrees

@@ -20,7 +20,7 @@ from defects.data.images import list_images, read_image
 from defects.errors import UserError
 from defects.models.anomaly import AnomalyDetector, exact_quantile
 from defects.models.base import Batch, Batches
-from defects.models.pdn import (
+from defects.models.parts.pdn import (
     FIELD,
     SHAPE,
     STRIDE,

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from defects.config import Config, Count, Section, validate
 from defects.errors import UserError
 from defects.models.anomaly import AnomalyDetector, Smooth
-from defects.models.backbone import Features
 from defects.models.base import Batches
-from defects.models.coreset import Coreset, greedy_coreset
+from defects.models.parts.backbone import Features
+from defects.models.parts.coreset import Coreset, greedy_coreset
 
 CELL = 4  # pixels of the image per pixel of the map
 PRODUCTS = 2**20  # distances held at a time while scoring: they stay in the cache

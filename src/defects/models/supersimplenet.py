@@ -15,9 +15,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from defects.config import Config, Count, Section, validate
 from defects.models.anomaly import AnomalyDetector, Smooth
-from defects.models.backbone import Features
 from defects.models.base import Batch, Batches
-from defects.models.perlin import perlin_mask
+from defects.models.parts.backbone import Features
+from defects.models.parts.perlin import perlin_mask
 
 MARGIN, GAMMA = 0.5, 4.0  # of the truncated L1 and of the focal loss
 ADAPTOR_LR = 0.5  # of the heads' learning rate

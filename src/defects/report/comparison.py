@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from defects.config import ROOT, Config, resolve, validate
+from defects.config import Config, known_detectors, resolve, validate, with_detector
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_csv, read_json
@@ -65,7 +65,7 @@ def measure(studies: list[Study], test: bool = False) -> pd.DataFrame:
             loaded = run_config(study.config, name)
             shown = names.setdefault(_without_seeds(loaded), name.removesuffix(study.ending))
             run = study.config.model_copy(update={"experiment": name, "split": loaded.split})
-            about = (shown, study.category, loaded.model.name, setting(study, name), device(run), name)
+            about = (shown, study.category, loaded.model.name, setting(loaded), device(run), name)
             rows += [(*about, *value) for value in measure_one(run, test)]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
@@ -143,12 +143,24 @@ def run_config(config: Config, name: str) -> Config:
     return loaded
 
 
-def setting(study: Study, name: str) -> str:
-    """`published` or `reduced` by the file of configs/detectors that `name` was made with; else `own`."""
-    for path in (ROOT / "configs" / "detectors").glob("*.yaml"):
-        if f"{name}_".startswith(f"{study.data_name}_{path.stem}_"):
-            return "reduced" if "_reduced" in name else "published"
+def setting(run: Config) -> str:
+    """`published` or `reduced` if `run` is set as a file of configs/detectors says, `own` otherwise."""
+    values = run.model_dump(mode="json")
+    for name in known_detectors():
+        if _method(validate(Config, with_detector(values, name), name)) == _method(run):
+            return "reduced" if name.endswith("_reduced") else "published"
     return "own"
+
+
+def _method(config: Config) -> dict:
+    """What makes a detector what it is: not its seed, nor where its weights lie, nor the machine."""
+    values = config.model_dump(mode="json", include={"model", "train", "augment"})
+    for key in ("seed", "workers", "precision", "channels_last", "save_every"):
+        del values["train"][key]
+    values["model"]["options"].pop("teacher", None)
+    if values["model"]["backbone"]:
+        del values["model"]["backbone"]["weights"]
+    return values | {"image_size": list(config.data.image_size)}
 
 
 def device(run: Config) -> str:

@@ -27,9 +27,9 @@ from defects.data.images import list_images
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import locked
-from defects.models.backbone import Features
 from defects.models.efficientad import EfficientADOptions
-from defects.models.pdn import SHAPE, ChannelMoments, PatchDescription, read_tensors
+from defects.models.parts.backbone import Features
+from defects.models.parts.pdn import SHAPE, ChannelMoments, PatchDescription, read_tensors
 from defects.training import checkpoint
 from defects.training.tracking import write_metrics
 from defects.training.trainer import make_accelerator

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from defects.data.images import list_images, read_image
 from defects.data.transforms import rotate_flip
 from defects.errors import UserError
-from defects.models.perlin import perlin_noise
+from defects.models.parts.perlin import perlin_noise
 
 TextureSource = Callable[[np.ndarray], np.ndarray]  # image -> texture, both uint8 RGB [H, W, 3]
 

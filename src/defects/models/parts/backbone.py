@@ -1,12 +1,14 @@
 """Networks and their weights from timm: from the hub, from a file, or explicitly random."""
 
 import difflib
+import gc
 from pathlib import Path
 
 import timm
 import torch
 from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config import BackboneConfig, resolve
 from defects.errors import UserError
@@ -132,13 +134,15 @@ def _cut(backbone: BackboneConfig, network: nn.Module, layers: list[str]) -> nn.
 
 
 class Trunk(nn.Module):
-    """The graph of a network up to the last of `layers`; the list of their outputs."""
+    """The graph of a network, in evaluation mode, up to the last of `layers`; the list of their outputs."""
 
     def __init__(self, network: nn.Module, layers: list[str]):
         super().__init__()
         self.layers = layers
         names = {f"trunk.{layer}": layer for layer in layers}
-        self.graph = create_feature_extractor(WithoutHead(network), return_nodes=names)
+        self.graph = create_feature_extractor(WithoutHead(network), return_nodes=names).eval()
+        _fold_norms(self.graph)
+        gc.collect()  # tracing leaves cycles, which keep what was cut off: half a gigabyte of a VGG
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         maps = self.graph(images)
@@ -154,3 +158,16 @@ class WithoutHead(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.trunk.forward_features(images)
+
+
+def _fold_norms(graph: nn.Module) -> None:
+    """Frozen batch normalisations go into the convolutions before them: same maps, a third more images/s."""
+    modules = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        pair = modules.get(getattr(before, "target", None)), modules.get(node.target)
+        if not (isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)):
+            continue
+        if len(before.users) == 1:  # or somebody wants the convolution's own output
+            graph.set_submodule(before.target, fuse_conv_bn_eval(*pair))
+            graph.set_submodule(node.target, getattr(pair[1], "act", nn.Identity()))

@@ -7,8 +7,8 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from defects.data.transforms import rotate_flip
-from defects.models.perlin import perlin_mask
-from defects.models.textures import TextureSource
+from defects.models.parts.perlin import perlin_mask
+from defects.models.parts.textures import TextureSource
 
 MOST_OF_ORIGINAL = 0.8  # the image keeps up to this share inside the mask
 OPERATIONS = 3  # of the ten below, on each texture
