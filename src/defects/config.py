@@ -217,7 +217,7 @@ def known_detectors() -> list[str]:
 
 
 def with_detector(values: dict[str, Any], detector: str) -> dict[str, Any]:
-    """`values` with what a file of configs/detectors says in place of their own; UserError if there is none."""
+    """`values` with what a file of configs/detectors says in place of theirs; UserError if there is none."""
     folder, known = ROOT / "configs" / "detectors", known_detectors()
     if detector not in known:
         raise UserError(f"--detector {detector}: configs/detectors holds {', '.join(known)}")
