@@ -78,7 +78,7 @@ def test_outline_runs_around_the_defect_without_covering_it(tmp_path):
     mask[100:300, 100:104] = 255
     write_png(tmp_path / "image.png", image)
     write_png(tmp_path / "mask.png", mask)
-    tile = image_tile(tmp_path, "image.png", "mask.png")
+    tile = image_tile(tmp_path, {"path": "image.png", "mask_path": "mask.png"})
     assert tile.shape == (TILE, TILE // 2, 3)
     assert (tile[100, 50:52] == 100).all()
     yellow = cv2.boundingRect((tile == CONTOUR).all(axis=2).astype(np.uint8))

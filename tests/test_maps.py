@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from defects.config import InferConfig
 from defects.data.datasets import ImageDataset, to_device
+from defects.data.labels import Labels
 from defects.data.transforms import DIHEDRAL, turn, turn_back
 from defects.files import array_archive
 from defects.training.scorer import score_batches
@@ -88,7 +89,7 @@ def test_masks_turn_with_their_image(tmp_path, steps, angle, flip):
             "flip": flip,
         }
     )
-    dataset = ImageDataset(rows, tmp_path, (16, 16), steps, 0, masks=True)
+    dataset = ImageDataset(rows, tmp_path, (16, 16), steps, 0, Labels(masks=True))
     batch = to_device(next(iter(DataLoader(dataset, 3))), torch.device("cpu"))
     assert batch["masked"].flatten().tolist() == [1, 0, 1]  # a defect without a mask file, a normal image
     assert torch.equal(batch["mask"][0, 0], batch["image"][0, 0])

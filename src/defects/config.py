@@ -50,6 +50,7 @@ class DataConfig(Section):
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
     sample_submission: str | None = None  # relative to root
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only
+    classes: list[str] = []  # targets of a data set with several defect classes; empty: defective or not
     use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
     folders: FoldersConfig = FoldersConfig()
     kaggle: KaggleConfig | None = None
@@ -57,6 +58,11 @@ class DataConfig(Section):
     pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
     contradictions: Literal["error", "report"] = "error"  # one picture filed as normal and as defective
     bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What can be asked of an image: which classes, and last of all whether there is any defect."""
+        return (*self.classes, "defect")
 
 
 class DuplicateConfig(Section):

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
-from defects.data.images import read_image, read_mask, resize_mask
+from defects.data.images import read_image, resize_mask
+from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
 from defects.data.transforms import augment, build_augmentation, rotate_flip
 from defects.seeds import derive
 
@@ -20,11 +21,11 @@ Item = int | tuple[int, int]
 
 
 class ImageDataset(Dataset):
-    """Images of `rows` (path; optional label, weight, angle, flip, mask_path) under `root`.
+    """Images of `rows` under `root`: path, label; optional weight, angle, flip; for masks all of images.csv.
 
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
-    image uint8 [H, W, 3], label float32 [1] (NaN if unknown), weight float32 [1], row; with `masks` also
-    mask uint8 [H, W, 1] (1: defect) and masked float32 [1] (1: the mask is known).
+    image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
+    also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
     """
 
     def __init__(
@@ -34,14 +35,14 @@ class ImageDataset(Dataset):
         size: tuple[int, int],
         steps: list[dict],
         seed: int,
-        masks: bool = False,
+        labels: Labels = ANY_DEFECT,
     ):
         self.root, self.paths = root, rows["path"].tolist()
-        self.labels = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))
+        self.labels, self.known = target_labels(rows, labels.targets), labels
         self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.mask_paths = rows["mask_path"].tolist() if masks else None
+        self.truth = rows.to_dict("records") if labels.masks else None
         self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
 
     def __len__(self) -> int:
@@ -61,16 +62,18 @@ class ImageDataset(Dataset):
     def _turned(self, item: Item) -> dict[str, np.ndarray]:
         row = item[1] if isinstance(item, tuple) else item
         targets = {"image": read_image(self.root / self.paths[row], self.size)}
-        if self.mask_paths is not None:
-            targets["mask"] = self._mask(self.mask_paths[row])
+        if self.truth is not None:
+            targets["mask"] = self._mask(self.truth[row])
         return {
             name: rotate_flip(pixels, self.angles[row], self.flips[row]) for name, pixels in targets.items()
         }
 
-    def _mask(self, path: str) -> np.ndarray:
-        if not path:
-            return np.zeros(self.size, np.uint8)
-        return resize_mask(read_mask(self.root / path), self.size).astype(np.uint8)
+    def _mask(self, row: dict[str, Any]) -> np.ndarray:
+        masks = read_masks(row, self.root, self.known.classes)
+        if masks is None:
+            return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
+        planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
+        return np.stack(planes, axis=2).astype(np.uint8)
 
     def _sample(self, item: Item, targets: dict[str, np.ndarray]) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
@@ -78,13 +81,13 @@ class ImageDataset(Dataset):
             targets = augment(self.compose, self.seed, epoch, row, **targets)
         sample = {
             "image": torch.from_numpy(targets["image"]),
-            "label": torch.tensor([self.labels[row]]),
+            "label": torch.from_numpy(self.labels[row]),
             "weight": torch.tensor([self.weights[row]]),
             "row": row,
         }
-        if self.mask_paths is not None:
-            known = self.labels[row] == 0 or bool(self.mask_paths[row])
-            sample["mask"] = torch.from_numpy(targets["mask"])[..., None]
+        if self.truth is not None:
+            known = has_mask(self.truth[row])
+            sample["mask"] = torch.from_numpy(targets["mask"])
             sample["masked"] = torch.tensor([float(known)])
         return sample
 
@@ -113,7 +116,7 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, row) for row in order.tolist()])
 
 
-def training_loader(config: Config, rows: pd.DataFrame, masks: bool = False) -> DataLoader:
+def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Shuffled, augmented batches of a training list (image_id, angle, flip joined with images.csv)."""
     train, data, balance = config.train, config.data, config.split.balance
     rare = rows["label"].to_numpy(dtype=float) == 1
@@ -121,16 +124,16 @@ def training_loader(config: Config, rows: pd.DataFrame, masks: bool = False) -> 
     gain = balance.ratio * (~rare).sum() / max(rare.sum(), 1)
     if balance.method == "pos_weight":
         rows = rows.assign(weight=[gain if is_rare else 1.0 for is_rare in rare])
-    dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed, masks)
+    dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed, labels)
     weights = torch.tensor([gain if is_rare else 1.0 for is_rare in rare], dtype=torch.float64)
     sampler = EpochSampler(len(rows), train.seed, weights if balance.method == "sampler" else None)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
 
 
-def plain_loader(config: Config, rows: pd.DataFrame, masks: bool = False) -> DataLoader:
+def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
-    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0, masks)
+    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0, labels)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 
@@ -145,8 +148,8 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_las
 class DeviceBatches:
     """The images of `rows` for `Detector.prepare` and `calibrate`, as often as they are asked for."""
 
-    def __init__(self, config: Config, rows: pd.DataFrame, device: torch.device, masks: bool = False):
-        self.loader, self.images, self.device = plain_loader(config, rows, masks), len(rows), device
+    def __init__(self, config: Config, rows: pd.DataFrame, device: torch.device, labels: Labels = ANY_DEFECT):
+        self.loader, self.images, self.device = plain_loader(config, rows, labels), len(rows), device
 
     def __len__(self) -> int:
         return len(self.loader)

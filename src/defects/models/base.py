@@ -8,6 +8,8 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from defects.data.labels import DEFECT, Labels
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -24,17 +26,25 @@ class Batches(Protocol):
 class Detector(nn.Module):
     """Images in, defect scores out; normalisation, smoothing and score scaling live inside `forward`.
 
-    A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective), weight [B, C]; for a
-    detector that `uses_masks` also mask [B, 1, H, W] (1: defect) and masked [B, 1] (1: the mask is known,
-    as it is for every normal image). C is 1 for defective or not, 4 for Severstal.
+    A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective), weight [B, 1]; for a
+    detector that `uses_masks` also mask [B, K, H, W] (1: defect) and masked [B, 1] (1: the mask is known,
+    as it is for every normal image). C counts `targets`, the last of which is whether there is any defect;
+    K their classes, or is 1.
 
     Randomness comes from torch's and numpy's global generators, which are seeded for every epoch.
     Buffers may take their size in `prepare`: loading a checkpoint brings it back.
     """
 
+    targets: tuple[str, ...] = (DEFECT,)  # what its scores answer; data.targets if it tells classes apart
     learns_from: Literal["normal", "both"] = "both"  # classes that prepare and training_loss are given
     uses_masks = False
+    segments = False  # its maps are probabilities that a pixel is defective
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
+
+    @property
+    def labels(self) -> Labels:
+        """What it wants to be told of its training images."""
+        return Labels(self.targets, self.uses_masks)
 
     def prepare(self, batches: Batches) -> None:
         """Once, before the epochs, over the images learnt from: PCA, statistics, banks."""
@@ -58,9 +68,9 @@ class Detector(nn.Module):
         """Once, after the epochs, in evaluation mode, over the inner hold-out: quantiles, score scale."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, 3, H, W] -> score [B, C] (raw, higher = more defective), map [B, C, h, w] or None.
+        """[B, 3, H, W] -> score [B, C] (raw, higher = more defective), map [B, K, h, w] or None.
 
-        The map covers the whole image, whatever its resolution.
+        The map covers the whole image, whatever its resolution; a probability where `segments`.
         """
         raise NotImplementedError
 

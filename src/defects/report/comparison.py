@@ -13,17 +13,18 @@ import pandas as pd
 import yaml
 
 from defects.config import Config, known_detectors, resolve, validate, with_detector
+from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_csv, read_json
-from defects.report.results import TEST_MAPS, all_fold_figures, fold_figures
+from defects.report.results import all_fold_figures, fold_figures
 from defects.scoring.answers import load_answers
 from defects.scoring.blending import align_held, experiment_scores
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome
 from defects.scoring.pixels import Maps
 from defects.training.inference import load_test
-from defects.training.run import OOF_COLUMNS, run_folder, trained_folds
+from defects.training.run import OOF_COLUMNS, TEST_MAPS, run_folder, trained_folds
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
@@ -109,6 +110,7 @@ def _out_of_fold(run: Config) -> pd.DataFrame:
     """
     files = [run_folder(run, fold) / "oof.csv" for fold in trained_folds(run)]
     oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
+    oof = oof[oof["target"] == DEFECT].reset_index(drop=True)
     groups = read_csv(run.dataset_dir / "folds.csv", ["image_id", "group"], "src/split.py")
     images = load_images(run).rename(columns={"label": "known"})
     joined = oof.merge(groups[["image_id", "group"]], on="image_id", how="left")

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib as mpl
@@ -13,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
-from defects.data.images import read_image, read_mask, resize, resize_mask
+from defects.data.images import read_image, resize, resize_mask
+from defects.data.labels import read_masks
 
 DPI = 100  # pixels per inch of a figure
 TILE = 220  # pixels, longer side of an image on a page
@@ -49,14 +51,15 @@ def headline(axes: Axes, text: str, detail: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def image_tile(root: Path, path: str, mask_path: str, side: int = TILE) -> np.ndarray:
-    """uint8 [h, w, 3] whose longer side is `side` pixels; the outline of the mask drawn in."""
-    image = read_image(root / path)
+def image_tile(root: Path, row: dict[str, Any], side: int = TILE, marked: bool = True) -> np.ndarray:
+    """uint8 [h, w, 3] of a row of images.csv, longer side `side` pixels; if `marked`, defects outlined."""
+    image = read_image(root / row["path"])
     scale = side / max(image.shape[:2])
     size = tuple(max(3, round(scale * side)) for side in image.shape[:2])
     tile = np.ascontiguousarray(resize(image, size))
-    if mask_path:
-        mask = resize_mask(read_mask(root / mask_path), size).astype(np.uint8)
+    mask = read_masks(row, root, []) if marked else None
+    if mask is not None:
+        mask = resize_mask(mask[..., 0], size).astype(np.uint8)
         around = cv2.dilate(mask, np.ones((7, 7), np.uint8))  # or the line would cover a thin crack
         outline(tile, around, CONTOUR)
     return tile

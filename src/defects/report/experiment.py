@@ -14,10 +14,10 @@ from defects.report import page
 from defects.report.curves import score_charts, training_charts
 from defects.report.drawing import png
 from defects.report.gallery import draw_gallery, map_scales
-from defects.report.results import OOF_MAPS, all_fold_figures, out_of_fold, read_history
+from defects.report.results import all_fold_figures, out_of_fold, read_history
 from defects.scoring.estimate import estimate
 from defects.scoring.pixels import Maps
-from defects.training.run import run_folder
+from defects.training.run import OOF_MAPS, run_folder
 
 SECTIONS = {  # title -> text, pictures
     "Scores and errors": ("", ["scores"]),

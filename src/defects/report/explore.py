@@ -7,6 +7,7 @@ levels. Where they do differ, a detector will learn that difference instead of t
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from defects.config import Config, resolve
-from defects.data.images import read_image, read_mask
+from defects.data.images import read_image
+from defects.data.labels import is_marked, read_masks
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.files import write_bytes
@@ -90,15 +92,16 @@ def measure(root: Path, images: pd.DataFrame) -> pd.DataFrame:
     """Of at most MEASURED images of each part: part, mean and deviation (grey levels), area (per cent)."""
     sample = pd.concat([spread(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-        jobs = pool.map(partial(_measure_one, root), sample["path"], sample["mask_path"])
+        jobs = pool.map(partial(_measure_one, root), sample.to_dict("records"))
         facts = list(tqdm(jobs, "measuring images", len(sample), leave=False, disable=None))
     facts = pd.DataFrame(facts, columns=["mean", "deviation", "area"])
     return facts.assign(part=sample["part"].array)
 
 
-def _measure_one(root: Path, path: str, mask_path: str) -> tuple[float, float, float]:
-    mean, deviation = cv2.meanStdDev(cv2.cvtColor(read_image(root / path), cv2.COLOR_RGB2GRAY))
-    area = 100 * float(read_mask(root / mask_path).mean()) if mask_path else np.nan
+def _measure_one(root: Path, row: dict[str, Any]) -> tuple[float, float, float]:
+    mean, deviation = cv2.meanStdDev(cv2.cvtColor(read_image(root / row["path"]), cv2.COLOR_RGB2GRAY))
+    mask = read_masks(row, root, [])
+    area = np.nan if mask is None else 100 * float(mask.mean())
     return mean.item(), deviation.item(), area
 
 
@@ -232,12 +235,13 @@ def draw_area(axes: Axes, area: pd.Series) -> None:
 def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int) -> None:
     """A grid of images spread evenly over the part, and so over its kinds; masks as outlines."""
     shown = spread(images.sort_values(["kind", "image_id"]), rows * COLUMNS)
-    outlined = ", defects outlined" if (shown["mask_path"] != "").any() else ""
+    marked = any(is_marked(row) for row in shown.to_dict("records"))
+    outlined = ", defects outlined" if marked else ""
     title = f"{images['part'].iloc[0]}: {len(shown)} of {len(images):,} images{outlined}"
     figure.suptitle(title, x=0.008, ha="left", weight="bold")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, row in zip(panels, shown.itertuples(), strict=False):
-        axes.imshow(image_tile(root, row.path, row.mask_path))
-        axes.set_title(caption(row.image_id, row.kind), fontsize=8, pad=3)
+    for axes, row in zip(panels, shown.to_dict("records"), strict=False):
+        axes.imshow(image_tile(root, row))
+        axes.set_title(caption(row["image_id"], row["kind"]), fontsize=8, pad=3)

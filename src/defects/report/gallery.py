@@ -110,17 +110,17 @@ def draw_gallery(
 def _draw_row(sheet: Sheet, root: Path, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales) -> None:
     strip = sheet.add(CAPTION + SIDE + GAP)
     step = WIDTH // (COLUMNS // 2 if scales else COLUMNS)
-    for place, row in enumerate(rows.itertuples()):
-        tiles = [image_tile(root, row.path, row.mask_path, SIDE)]
-        if row.image_id in maps[row.fold]:
-            plain = image_tile(root, row.path, "", SIDE)
-            tiles.append(heat_tile(plain, maps[row.fold][row.image_id], scales[row.fold]))
+    for place, row in enumerate(rows.to_dict("records")):
+        tiles, fold = [image_tile(root, row, SIDE)], row["fold"]
+        if row["image_id"] in maps[fold]:
+            plain = image_tile(root, row, SIDE, marked=False)
+            tiles.append(heat_tile(plain, maps[fold][row["image_id"]], scales[fold]))
         for number, tile in enumerate(tiles):
             left = GAP + place * step + number * (tile.shape[1] + GAP)
             strip[CAPTION : CAPTION + tile.shape[0], left : left + tile.shape[1]] = tile
-        text = f"{caption(row.image_id, row.kind)}\n{expit(row.score):.3g}, fold {row.fold}"
+        text = f"{caption(row['image_id'], row['kind'])}\n{expit(row['score']):.3g}, fold {fold}"
         y = CAPTION - 5 - LINE * (text.count("\n") + 1)
-        style = {"linespacing": 1.1, "color": DEFECT if row.wrong else "black"}
+        style = {"linespacing": 1.1, "color": DEFECT if row["wrong"] else "black"}
         sheet.write(GAP + place * step, y, text, **style)
 
 

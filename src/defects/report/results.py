@@ -13,9 +13,8 @@ from defects.files import read_json
 from defects.scoring.blending import align_held
 from defects.scoring.estimate import rank_metrics
 from defects.scoring.pixels import Maps, masked_maps, pixel_metrics
-from defects.training.run import load_oof, run_folder
+from defects.training.run import OOF_MAPS, load_oof, run_folder
 
-OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb", "parameters", "device"]
 
 

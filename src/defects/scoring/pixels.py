@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defects.data.images import read_mask, resize
+from defects.data.images import resize
+from defects.data.labels import has_mask, read_masks
 from defects.errors import UserError
 
 FPR_LIMIT = 0.3  # AUPRO looks no further
@@ -42,17 +43,19 @@ def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, f
 def masked_maps(
     rows: pd.DataFrame, maps: Mapping[str, np.ndarray], root: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(map, mask) of `rows` (image_id, label, mask_path, width, height); defects of unknown mask left out."""
-    known = rows[(rows["label"] == 0) | (rows["mask_path"] != "")]
-    for row in known[known["image_id"].isin(set(maps))].itertuples():
-        if row.mask_path:
-            yield maps[row.image_id], read_mask(root / row.mask_path)
-        else:
-            yield maps[row.image_id], np.zeros((row.height, row.width), bool)
+    """(map, mask of all defects) of `rows` of images.csv; defects of unknown mask left out."""
+    for row in rows[rows["image_id"].isin(set(maps))].to_dict("records"):
+        if not has_mask(row):
+            continue
+        mask = read_masks(row, root, [])
+        size = (row["height"], row["width"])
+        yield maps[row["image_id"]], np.zeros(size, bool) if mask is None else mask[..., 0] > 0
 
 
 class Maps(Mapping[str, np.ndarray]):
-    """The float16 maps [h, w] of an .npz by image_id, read one at a time; empty if there is no file.
+    """The maps [h, w] of an .npz by image_id, read one at a time; empty if there is no file.
+
+    Where classes have maps of their own, the largest of them; `of_classes` has them all.
 
     Raises UserError for an unreadable file and for a map that is not finite.
     """
@@ -66,13 +69,22 @@ class Maps(Mapping[str, np.ndarray]):
                 raise UserError(f"{path} is no archive of maps ({error}): make it again") from None
 
     def __getitem__(self, image_id: str) -> np.ndarray:
+        return self.of_classes(image_id).max(axis=0)
+
+    def of_classes(self, image_id: str) -> np.ndarray:
+        """float16 [K, h, w]; probabilities, kept as bytes, come back as such."""
         try:
             values = self.archive[image_id]
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path}: map {image_id} is broken ({error}): make it again") from None
         if not np.isfinite(values).all():
             raise UserError(f"{self.path}: map {image_id} is not finite: train with a lower train.lr")
-        return values
+        if values.dtype == np.uint8:
+            values = (values / np.float32(255)).astype(np.float16)
+        return values.reshape(-1, *values.shape[-2:])
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.archive
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.archive)

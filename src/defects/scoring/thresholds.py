@@ -88,7 +88,7 @@ def all_cuts(labels: np.ndarray, scores: np.ndarray) -> Cuts:
     defects = np.bincount(position, weights=labels == 1, minlength=len(distinct))
     normal = np.bincount(position, weights=labels == 0, minlength=len(distinct))
     return Cuts(
-        threshold=np.concatenate([distinct[:1], _between(distinct), [np.nextafter(distinct[-1], np.inf)]]),
+        threshold=np.concatenate([distinct[:1], between(distinct), [np.nextafter(distinct[-1], np.inf)]]),
         gap=np.concatenate([[0.0], np.diff(distinct), [0.0]]),
         fp=np.append(normal[::-1].cumsum()[::-1], 0),
         fn=np.append(0, defects.cumsum()),
@@ -127,7 +127,8 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _between(distinct: np.ndarray) -> np.ndarray:
+def between(distinct: np.ndarray) -> np.ndarray:
+    """Cuts [K - 1] between ascending values [K]: reaching a cut is being one of those above it."""
     middle = distinct[:-1] / 2 + distinct[1:] / 2
     # Between neighbouring floats there is no middle: reaching the upper one is the cut.
     return np.where(middle > distinct[:-1], middle, distinct[1:])

@@ -22,7 +22,7 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     (image_id, score as log-odds, probability). Returns the JSON's content. Raises UserError for members
     that do not match.
     """
-    members = {name: config.model_copy(update={"experiment": name}) for name in experiments}
+    members = members_of(config, experiments)
     oof, scores = blend_experiments(members)
     expected = estimate(oof, **config.threshold.model_dump())
     ids = submission_ids(config)
@@ -37,13 +37,17 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "called_defective": int(table["answer"].sum()),
         "images": len(table),
         "estimate": expected,
-        "inputs": {_shown(file): sha256(file) for file in _inputs(members)},
+        "inputs": input_hashes(members),
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
     write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
     write_json(path.with_suffix(".json"), summary)
     write_csv(path, table.astype({"answer": int}))
     return summary
+
+
+def members_of(config: Config, experiments: list[str]) -> dict[str, Config]:
+    return {name: config.model_copy(update={"experiment": name}) for name in experiments}
 
 
 def blend_experiments(members: dict[str, Config]) -> tuple[pd.DataFrame, pd.Series]:
@@ -77,6 +81,11 @@ def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
     wrong = table.loc[~table["answer"].isin([0, 1]), "ImageId"].tolist()
     if wrong:
         raise UserError(f"{path}: {len(wrong)} answers are not 0 or 1, that of {wrong[0]} first: score again")
+
+
+def input_hashes(members: dict[str, Config]) -> dict[str, str]:
+    """sha256 of every file that a blend of `members` was made from."""
+    return {_shown(file): sha256(file) for file in _inputs(members)}
 
 
 def _inputs(members: dict[str, Config]) -> list[Path]:

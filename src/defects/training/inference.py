@@ -4,11 +4,20 @@ import pandas as pd
 from accelerate import Accelerator
 
 from defects.config import Config
+from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
 from defects.data.split import FULL
 from defects.errors import UserError
 from defects.files import read_csv, read_json, sha256, write_csv, write_json
-from defects.training.run import finished, load_detector, run_folder, score_table, train_fold, trained_folds
+from defects.training.run import (
+    TEST_MAPS,
+    finished,
+    load_detector,
+    run_folder,
+    score_table,
+    train_fold,
+    trained_folds,
+)
 from defects.training.trainer import make_accelerator
 
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
@@ -31,13 +40,15 @@ def score_test(config: Config, use: str) -> None:
     accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
     tables = [_score_fold(config, test, fold, accelerator) for fold in models]
     if accelerator.is_main_process:
-        table = pd.concat(tables).sort_values(["image_id", "fold"], ignore_index=True)
+        table = pd.concat(tables).sort_values(["image_id", "fold"], kind="stable", ignore_index=True)
         write_csv(config.experiment_dir / "test.csv", table[TEST_COLUMNS])
     accelerator.wait_for_everyone()
 
 
-def load_test(config: Config) -> pd.DataFrame:
-    """test.csv. Raises UserError when it was scored with other models than those trained now."""
+def load_test(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFrame:
+    """Rows of test.csv for `targets`. Raises UserError when it was scored with other models than those
+    trained now.
+    """
     path = config.experiment_dir / "test.csv"
     table = read_csv(path, TEST_COLUMNS, "src/infer.py")
     scored, trained = sorted(set(table["fold"])), trained_folds(config)
@@ -47,7 +58,7 @@ def load_test(config: Config) -> pd.DataFrame:
     if not current or set(scored) - {FULL} not in (set(), set(trained)):
         models = f"folds {', '.join(scored)}; trained are {', '.join(trained)}"
         raise UserError(f"{path} was scored with other models ({models}): run src/infer.py again")
-    return table
+    return table[table["target"].isin(targets)].reset_index(drop=True)
 
 
 def _stamp(config: Config, fold: str) -> dict[str, str | None]:
@@ -78,7 +89,7 @@ def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Acce
     detector = load_detector(config, fold)
     if (folder / "test.csv").exists() and read_json(folder / "test.json") == stamp:
         return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py")
-    table = score_table(detector, config, test, fold, accelerator, folder / "test_maps.npz")
+    table = score_table(detector, config, test, fold, accelerator, folder / TEST_MAPS)
     if accelerator.is_main_process:
         write_csv(folder / "test.csv", table)
         write_json(folder / "test.json", stamp)

@@ -12,7 +12,8 @@ from defects.scoring.thresholds import best_threshold, macro_f1
 
 
 class Meter:
-    """Mean of named losses over images, of all processes, and metrics of the scores where there are any.
+    """Mean of named losses over images, of all processes, and metrics of the scores where there are any:
+    of the last target, whether there is any defect.
 
     accuracy and macro_f1 are those at probability 0.5, for detectors whose probability does not wait for
     a calibration; auroc and macro_f1_best need both classes.
@@ -29,9 +30,10 @@ class Meter:
             if name != "score":
                 self.sums[name] += value.item() * images
         if "score" in losses:
-            self.labels += batch["label"].flatten().tolist()
-            self.scores += losses["score"].flatten().tolist()
-            self.predicted += (self.detector.probability(losses["score"]) >= 0.5).flatten().tolist()
+            score = losses["score"][:, -1]
+            self.labels += batch["label"][:, -1].tolist()
+            self.scores += score.tolist()
+            self.predicted += (self.detector.probability(score) >= 0.5).tolist()
 
     def result(self, prefix: str) -> dict[str, float]:
         parts = gather_object([(self.sums, self.labels, self.scores, self.predicted)])

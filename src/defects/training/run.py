@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 
 from defects.config import Config, as_yaml
 from defects.data.datasets import DeviceBatches, plain_loader, training_loader
+from defects.data.labels import DEFECT, target_labels
 from defects.data.split import FULL, fold_names, load_folds, load_training_rows
 from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_bytes, write_csv
@@ -26,6 +27,7 @@ from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator
 
+OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a run folder
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
 
@@ -86,8 +88,8 @@ def load_detector(config: Config, fold: str) -> Detector:
     return detector
 
 
-def load_oof(config: Config) -> pd.DataFrame:
-    """Out-of-fold rows of all finished folds, with the group of each image.
+def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFrame:
+    """Out-of-fold rows of all finished folds for `targets`, with the group of each image.
 
     Raises UserError if there are none, or if they are not those of the present folds.csv.
     """
@@ -99,8 +101,11 @@ def load_oof(config: Config) -> pd.DataFrame:
         )
     files = [run_folder(config, fold) / "oof.csv" for fold in names]
     oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
-    expected = folds[folds["fold"].isin(names)]
-    joined = oof.merge(expected, on=["image_id", "fold"], how="outer", validate="one_to_one", indicator=True)
+    oof = oof[oof["target"].isin(targets)]
+    answered = pd.DataFrame({"target": oof["target"].unique()})
+    expected = folds[folds["fold"].isin(names)].merge(answered, "cross")
+    keys = ["image_id", "fold", "target"]
+    joined = oof.merge(expected, on=keys, how="outer", validate="one_to_one", indicator=True)
     differing = joined.loc[joined["_merge"] != "both", "image_id"]
     if len(differing):
         raise UserError(
@@ -119,23 +124,24 @@ def score_table(
     Raises UserError when a score is not finite.
     """
     loader = accelerator.prepare(plain_loader(config, rows))
-    scores, ids = np.full(len(rows), np.nan), rows["image_id"].to_numpy()
+    scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
     detector = detector.to(accelerator.device)
     with array_archive(maps) as add:
         for index, score, found in score_batches(
             detector, loader, config.infer, config.data.symmetries, accelerator
         ):
-            scores[index.numpy()] = score[:, 0].numpy()
+            scores[index.numpy()] = score.numpy()
             if found is not None and accelerator.is_main_process:
-                for row, array in zip(index.tolist(), _half(found), strict=True):
+                for row, array in zip(index.tolist(), _packed(found, detector.segments), strict=True):
                     add(ids[row], array)
     if not np.isfinite(scores).all():
-        first = ids[np.flatnonzero(~np.isfinite(scores))[0]]
+        first = ids[np.argwhere(~np.isfinite(scores))[0, 0]]
         raise UserError(f"fold {fold}: the score of {first} is not finite; train with a lower train.lr")
     with torch.inference_mode():
         probability = detector.cpu().probability(torch.from_numpy(scores))
-    table = pd.DataFrame({"image_id": ids, "target": "defect", "fold": fold, "score": scores})
-    return table.assign(probability=probability.numpy())
+    table = _long(ids, detector.targets, score=scores, probability=probability.numpy())
+    table.insert(2, "fold", fold)
+    return table
 
 
 def write_result(
@@ -149,7 +155,7 @@ def write_result(
     """Score the held-out images, if there are any: oof.csv and its maps; then best.pt, which ends a run."""
     folder, start = run_folder(config, fold), time.perf_counter()
     if len(held):
-        oof = score_table(detector, config, held, fold, accelerator, folder / "oof_maps.npz")
+        oof = score_table(detector, config, held, fold, accelerator, folder / OOF_MAPS)
         rate = len(held) / (time.perf_counter() - start)
         Stopwatch(folder / "costs.json", accelerator.is_main_process).note(
             score_images_per_second=round(rate, 2)
@@ -157,15 +163,29 @@ def write_result(
     if not accelerator.is_main_process:
         return
     if len(held):
-        oof = oof.merge(held[["image_id", "label"]], on="image_id", validate="one_to_one")
+        ids, labels = held["image_id"].to_numpy(), target_labels(held, detector.targets)
+        labels = _long(ids, detector.targets, label=labels).astype({"label": "Int64"})
+        oof = oof.merge(labels, on=["image_id", "target"], validate="one_to_one")
         write_csv(folder / "oof.csv", oof[OOF_COLUMNS])
     checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
 
 
-def _half(maps: torch.Tensor) -> np.ndarray:
-    """[B, C, h, w] -> float16 [B, h, w] for a single target, [B, C, h, w] for several."""
+def _long(ids: np.ndarray, targets: tuple[str, ...], **values: np.ndarray) -> pd.DataFrame:
+    """A row for each image and target, with a column for each array [N, C]."""
+    keys = {"image_id": np.repeat(ids, len(targets)), "target": np.tile(targets, len(ids))}
+    return pd.DataFrame(keys | {name: array.ravel() for name, array in values.items()})
+
+
+def _packed(maps: torch.Tensor, probabilities: bool) -> np.ndarray:
+    """[B, K, h, w] -> [B, h, w] for a single class, else [B, K, h, w].
+
+    float16; probabilities as uint8 of 0 to 255, a fiftieth of the size: most are next to 0, but not equal.
+    """
+    maps = maps.squeeze(1).numpy()
+    if probabilities:
+        return (maps * 255).round().astype(np.uint8)
     largest = np.finfo(np.float16).max
-    return maps.clamp(-largest, largest).squeeze(1).numpy().astype(np.float16)
+    return maps.clip(-largest, largest).astype(np.float16)
 
 
 def _train(
@@ -201,18 +221,18 @@ def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
     detector.to(device)
     if not trainer.resume():
         with torch.no_grad():
-            batches = DeviceBatches(config, sides.originals, device, detector.uses_masks)
+            batches = DeviceBatches(config, sides.originals, device, detector.labels)
             detector.eval().prepare(batches)
         trainer.stopwatch.lap()
         trainer.keep_prepared()
     if any(weights.requires_grad for weights in detector.parameters()):
         looked_at = sides.watched(config.train)
-        watched = plain_loader(config, looked_at, detector.uses_masks) if len(looked_at) else None
-        _keep_samples(trainer, DeviceBatches(config, sides.originals, device, detector.uses_masks))
-        trainer.fit(training_loader(config, sides.fitted, detector.uses_masks), watched)
+        watched = plain_loader(config, looked_at, detector.labels) if len(looked_at) else None
+        _keep_samples(trainer, DeviceBatches(config, sides.originals, device, detector.labels))
+        trainer.fit(training_loader(config, sides.fitted, detector.labels), watched)
     if detector.needs_holdout:
         with torch.no_grad():
-            batches = DeviceBatches(config, sides.inner_normal, device, detector.uses_masks)
+            batches = DeviceBatches(config, sides.inner_normal, device, detector.labels)
             detector.to(device).eval().calibrate(batches)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import gc
+import logging
 from pathlib import Path
 
 import timm
@@ -12,6 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config import BackboneConfig, resolve
 from defects.errors import UserError
+
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # parts of a file that are not needed
 
 
 def create_backbone(backbone: BackboneConfig | None, **arguments) -> nn.Module:

@@ -1,0 +1,62 @@
+"""What is known of images: labels of one or several targets, and masks from files or runs."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from defects.data.images import read_mask
+from defects.data.rle import decode
+
+DEFECT = "defect"  # the target that every data set has: is there any?
+COLUMN = "defect_"  # + class: its runs in images.csv, "" where there is none
+
+
+class Labels(NamedTuple):
+    """What a batch tells of its images: labels of `targets`, in this order, and the masks if `masks`."""
+
+    targets: tuple[str, ...] = (DEFECT,)
+    masks: bool = False
+
+    @property
+    def classes(self) -> list[str]:
+        return [target for target in self.targets if target != DEFECT]
+
+
+ANY_DEFECT = Labels()
+
+
+def target_labels(rows: pd.DataFrame, targets: tuple[str, ...]) -> np.ndarray:
+    """0/1 float32 [N, C] of rows of images.csv; NaN where unknown."""
+    known = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))
+    columns = [known if name == DEFECT else (rows[COLUMN + name] != "") + 0 * known for name in targets]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def is_marked(row: dict[str, Any]) -> bool:
+    """Whether a row of images.csv says where a defect is."""
+    return bool(row["mask_path"]) or any(row[name] for name in _class_columns(row))
+
+
+def has_mask(row: dict[str, Any]) -> bool:
+    """Whether the mask is known, an empty one of a normal image included."""
+    return row["label"] == 0 or is_marked(row)
+
+
+def read_masks(row: dict[str, Any], root: Path, classes: list[str]) -> np.ndarray | None:
+    """uint8 [H, W, K] of a row of images.csv: a mask of each class, or with no classes one of all defects.
+
+    None where nothing is marked.
+    """
+    if not is_marked(row):
+        return None
+    if row["mask_path"]:
+        return read_mask(root / row["mask_path"]).astype(np.uint8)[..., None]
+    columns = [COLUMN + name for name in classes] or _class_columns(row)
+    masks = np.stack([decode(row[name], (row["height"], row["width"])) for name in columns], axis=2)
+    return masks if classes else masks.max(axis=2, keepdims=True)
+
+
+def _class_columns(row: dict[str, Any]) -> list[str]:
+    return [name for name in row if name.startswith(COLUMN)]

@@ -1,0 +1,141 @@
+"""From probability maps to masks: thresholds of labels and pixels and smallest areas, fitted out of fold."""
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from defects.data.images import resize
+from defects.scoring.dice import pair_dice
+from defects.scoring.thresholds import between
+
+PIXELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # thresholds tried
+COMPONENTS = (0.0, 0.0004, 0.0015)  # shares of the image tried
+
+
+class Rule(NamedTuple):
+    """How a map of one class becomes a mask; the defaults are those of somebody who tunes nothing."""
+
+    label: float = 0.5  # probability of the class from which on anything is marked
+    pixel: float = 0.5  # probability from which on a pixel is marked
+    component: float = 0.0  # share of the image: connected parts below it are removed
+    area: float = 0.0  # share of the image: a mask below it in all is emptied
+
+
+class Candidate(NamedTuple):
+    """One map [h, w] of probabilities of one class, and the mask [H, W] that it should become."""
+
+    image_id: str
+    target: str
+    fold: str
+    label: float
+    probabilities: np.ndarray
+    truth: np.ndarray
+
+
+def marked(probabilities: np.ndarray, size: tuple[int, int], pixel: float, component: float) -> np.ndarray:
+    """bool [H, W]: pixels of a map, brought bilinearly to `size`, in parts that are large enough."""
+    if probabilities.max() < pixel:
+        return np.zeros(size, bool)
+    mask = resize(probabilities.astype(np.float32), size) >= pixel
+    return remove_small(mask, component * mask.size) if component else mask
+
+
+def remove_small(mask: np.ndarray, pixels: float) -> np.ndarray:
+    """Without its 8-connected parts of fewer than `pixels` pixels."""
+    _, part, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    large = facts[:, cv2.CC_STAT_AREA] >= pixels
+    large[0] = False  # the background
+    return large[part]
+
+
+def to_mask(probabilities: np.ndarray, label: float, size: tuple[int, int], rule: Rule) -> np.ndarray:
+    """bool [H, W] by a rule; `label` is the probability that the class is there at all."""
+    if label < rule.label:
+        return np.zeros(size, bool)
+    mask = marked(probabilities, size, rule.pixel, rule.component)
+    return mask if mask.mean() >= rule.area else np.zeros(size, bool)
+
+
+def measure(candidates: Iterable[Candidate]) -> pd.DataFrame:
+    """What every choice of (pixel, component) would make of each candidate.
+
+    Columns image_id, target, fold, label, pixel, component, area (share of the image), dice, empty (1.0 where
+    nothing should be marked: the Dice of an empty mask).
+    """
+    return pd.DataFrame([row for candidate in candidates for row in _outcomes(candidate)])
+
+
+def _outcomes(candidate: Candidate) -> Iterator[dict]:
+    truth = candidate.truth
+    about = {"image_id": candidate.image_id, "target": candidate.target, "fold": candidate.fold}
+    about |= {"label": candidate.label, "empty": float(not truth.any())}
+    for pixel, component in product(PIXELS, COMPONENTS):
+        mask = marked(candidate.probabilities, truth.shape, pixel, component)
+        outcome = {"area": float(mask.mean()), "dice": pair_dice(mask, truth)}
+        yield about | {"pixel": pixel, "component": component} | outcome
+
+
+def fit_rules(outcomes: pd.DataFrame) -> dict[str, Rule]:
+    """For each target the rule with the highest mean Dice on these outcomes; `label` and `area` exactly."""
+    return {target: _fit(rows) for target, rows in outcomes.groupby("target")}
+
+
+def _fit(outcomes: pd.DataFrame) -> Rule:
+    found = []
+    for (pixel, component), rows in outcomes.groupby(["pixel", "component"]):
+        kept, empty = rows["dice"].to_numpy(), rows["empty"].to_numpy()
+        label = best_cut(rows["label"].to_numpy(), kept, empty)
+        kept = np.where(rows["label"] >= label, kept, empty)
+        rule = Rule(label, pixel, component, best_cut(rows["area"].to_numpy(), kept, empty))
+        found.append((apply_rule(rows, rule).mean(), pixel == Rule().pixel, -component, rule))
+    return max(found)[-1]  # of equally good ones the plainest
+
+
+def best_cut(values: np.ndarray, reached: np.ndarray, below: np.ndarray) -> float:
+    """The threshold t with the largest sum of `reached` where values >= t, and of `below` elsewhere.
+
+    0 where no other is better; else in the middle between two values.
+    """
+    distinct, position = np.unique(values, return_inverse=True)
+    gain = np.zeros(len(distinct) + 1)
+    np.add.at(gain, position + 1, below - reached)
+    gain = gain.cumsum()  # of emptying all that lie below the i-th value
+    best = int(gain.argmax())
+    if gain[best] <= 1e-9:
+        return 0.0
+    return float(np.append(between(distinct), np.nextafter(distinct[-1], np.inf))[best - 1])
+
+
+def apply_rule(outcomes: pd.DataFrame, rule: Rule) -> pd.Series:
+    """Dice of each image under a rule whose pixel and component are among those measured."""
+    rows = outcomes[(outcomes["pixel"] == rule.pixel) & (outcomes["component"] == rule.component)]
+    kept = (rows["label"] >= rule.label) & (rows["area"] >= rule.area)
+    return rows["dice"].where(kept, rows["empty"]).set_axis(rows["image_id"])
+
+
+def dice_under(outcomes: pd.DataFrame, rules: dict[str, Rule]) -> pd.DataFrame:
+    """image_id, target, dice, empty: every pair under the rule of its target."""
+    parts = []
+    for target, rows in outcomes.groupby("target"):
+        truth = rows.drop_duplicates("image_id").set_index("image_id")["empty"] == 1
+        table = pd.DataFrame({"dice": apply_rule(rows, rules[target]), "empty": truth}).reset_index()
+        parts.append(table.assign(target=target))
+    return pd.concat(parts, ignore_index=True)
+
+
+def nested_dice(outcomes: pd.DataFrame) -> pd.DataFrame | None:
+    """As dice_under, each fold under the rules fitted on all others; None for a single fold."""
+    folds = outcomes["fold"].unique()
+    if len(folds) < 2:
+        return None
+    return pd.concat(
+        [
+            dice_under(rows, fit_rules(outcomes[outcomes["fold"] != fold]))
+            for fold, rows in outcomes.groupby("fold")
+        ],
+        ignore_index=True,
+    )

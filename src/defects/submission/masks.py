@@ -1,0 +1,142 @@
+"""Mask submissions: members blended, maps made into masks by rules fitted out of fold, written as runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from defects.config import Config, resolve
+from defects.data.images import resize
+from defects.data.labels import read_masks
+from defects.data.prepare import load_images
+from defects.data.rle import encode
+from defects.data.rle_table import read_rle_table, table_form, write_rle_table
+from defects.errors import UserError
+from defects.files import write_json
+from defects.scoring.dice import mean_dice
+from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
+from defects.scoring.pixels import Maps
+from defects.submission.build import input_hashes, members_of
+from defects.training.inference import load_test
+from defects.training.run import OOF_MAPS, TEST_MAPS, load_oof, run_folder
+
+
+def build_mask_submission(config: Config, experiments: list[str], path: Path) -> dict:
+    """Blend the experiments, fit the rules out of fold, write `path` in the form of the sample.
+
+    Members without maps (classifiers) have their say in whether a class is there, those with maps also in
+    where. Beside it <name>.untuned.csv, masks by the default rule, and <name>.json: rules, estimates, sha256
+    of every input; its content is returned. Raises UserError if no member has maps.
+    """
+    members, classes = members_of(config, experiments), config.data.classes
+    outcomes = measure(_candidates(config, members))
+    rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
+    nested = nested_dice(outcomes)
+    summary = {
+        "data": config.data.name,
+        "experiments": experiments,
+        "rules": {name: rule._asdict() for name, rule in rules.items()},
+        "estimate": {
+            "untuned": mean_dice(dice_under(outcomes, plain)),
+            "tuned_nested": None if nested is None else mean_dice(nested),
+            "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
+        },
+        "inputs": input_hashes(members),
+    }
+    tuned, untuned = _test_runs(config, members, [rules, plain])
+    sample = _sample(config)
+    form = table_form(sample) if sample else "joined"
+    write_rle_table(path.with_suffix(".untuned.csv"), untuned, form)
+    write_json(path.with_suffix(".json"), summary)
+    write_rle_table(path, tuned, form)
+    return summary
+
+
+def _candidates(config: Config, members: dict[str, Config]) -> Iterator[Candidate]:
+    """Every held-out image and class: its blended label and map, and the truth."""
+    classes, root = config.data.classes, resolve(config.data.root)
+    tables = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
+    blend = Blend(members, tables, OOF_MAPS)
+    folds = next(iter(tables.values())).drop_duplicates("image_id").set_index("image_id")["fold"]
+    images = load_images(config).set_index("image_id", drop=False).loc[folds.index].to_dict("records")
+    for row in tqdm(images, "masks of the folds", leave=False, disable=None):
+        image_id, maps = row["image_id"], blend.maps(row["image_id"])
+        masks = read_masks(row, root, classes)
+        if masks is None:
+            masks = np.zeros((row["height"], row["width"], len(classes)), np.uint8)
+        for index, name in enumerate(classes):
+            label, truth = blend.labels[image_id, name], masks[..., index] > 0
+            yield Candidate(image_id, name, folds[image_id], label, maps[index], truth)
+
+
+def _test_runs(
+    config: Config, members: dict[str, Config], choices: list[dict[str, Rule]]
+) -> list[pd.DataFrame]:
+    """For each choice of rules: image_id, target, runs of every test image, in the order of the sample."""
+    classes = config.data.classes
+    tables = {name: load_test(member, tuple(classes)) for name, member in members.items()}
+    blend = Blend(members, tables, TEST_MAPS)
+    images = load_images(config).query("split == 'test'").to_dict("records")
+    found = [{} for _ in choices]
+    for row in tqdm(images, "masks of the test images", leave=False, disable=None):
+        image_id, size, maps = row["image_id"], (row["height"], row["width"]), blend.maps(row["image_id"])
+        for index, name in enumerate(classes):
+            label = blend.labels[image_id, name]
+            for runs, rules in zip(found, choices, strict=True):
+                runs[image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
+    order = _order(config, list(found[0]))
+    keys = list(order.itertuples(index=False, name=None))
+    return [order.assign(runs=[runs[key] for key in keys]) for runs in found]
+
+
+def _order(config: Config, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """image_id, target as the sample lists them."""
+    sample = _sample(config)
+    if sample is None:
+        return pd.DataFrame(pairs, columns=["image_id", "target"])
+    return read_rle_table(sample, config.data.classes)[["image_id", "target"]]
+
+
+def _sample(config: Config) -> Path | None:
+    name = config.data.sample_submission
+    return resolve(config.data.root) / name if name else None
+
+
+class Blend:
+    """What several members say of the same images, averaged over their models and then over the members.
+
+    `labels`: probability by (image_id, target). Raises UserError if the members answer for other images, or
+    if none has maps.
+    """
+
+    def __init__(self, members: dict[str, Config], tables: dict[str, pd.DataFrame], file: str):
+        keys, parts = ["image_id", "target"], tables.items()
+        means = pd.concat({name: part.groupby(keys)["probability"].mean() for name, part in parts}, axis=1)
+        lacking = means.index[means.isna().any(axis=1)]
+        if len(lacking):
+            raise UserError(
+                f"experiments {', '.join(members)} scored different images or classes ({len(lacking)}, such "
+                f"as {lacking[0]}): train and infer all of them on the same data and folds"
+            )
+        self.labels = means.mean(axis=1)
+        archives = [
+            [Maps(run_folder(members[name], fold) / file) for fold in sorted(set(part["fold"]))]
+            for name, part in parts
+        ]
+        self.archives = [maps for maps in archives if any(map(len, maps))]
+        if not self.archives:
+            raise UserError(f"{', '.join(members)}: no maps to make masks of; name a segmenter's run too")
+
+    def maps(self, image_id: str) -> np.ndarray:
+        """float32 [K, h, w], at the resolution of the finest."""
+        held = [[maps for maps in each if image_id in maps] for each in self.archives]
+        return _mean(_mean(maps.of_classes(image_id) for maps in each) for each in held)
+
+
+def _mean(maps: Iterator[np.ndarray]) -> np.ndarray:
+    """Of maps [K, h, w] of several resolutions."""
+    maps = [each.astype(np.float32) for each in maps]
+    size = max((each.shape[1:] for each in maps), key=np.prod)
+    return np.mean([[resize(plane, size) for plane in each] for each in maps], axis=0)
