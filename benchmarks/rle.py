@@ -44,7 +44,7 @@ def main() -> None:
         encoding, decoding = encoding + encoded - started, decoding + time.perf_counter() - encoded
         values += len(runs.split())
         assert np.array_equal(decoded, mask)
-    print(f"machine: {platform.machine()}, one thread; {args.masks} masks, {values / 2 / args.masks:.0f} runs each")
+    print(f"{platform.machine()}, one thread; {args.masks} masks, {values / 2 / args.masks:.0f} runs each")
     print(f"encoding {encoding:.1f} s, decoding {decoding:.1f} s")
 
 
