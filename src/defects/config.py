@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from defects.errors import UserError
 
@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=32)]  # pixels, of an image that is generated
 Seed = Annotated[int, Field(ge=0)]
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
+# Joined to image ids by `_` and to each other by `+`; YAML reads [1, 2] as numbers.
+ClassName = Annotated[str, Field(pattern=r"^[^\s_+,]+$", coerce_numbers_to_str=True)]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -42,6 +45,15 @@ class KaggleConfig(Section):
     expected: dict[str, int] = {}
 
 
+class StripsConfig(Section):
+    """What the `strips` source generates where data.root does not exist yet."""
+
+    images: Count = 240  # labelled ones
+    test: Annotated[int, Field(ge=0)] = 120
+    size: tuple[Side, Side] = (128, 800)  # height, width in pixels
+    seed: Seed = 0
+
+
 class DataConfig(Section):
     name: FolderName  # output/<name>/ holds images.csv and the folds
     source: str  # a module of defects/data/sources
@@ -50,9 +62,10 @@ class DataConfig(Section):
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
     sample_submission: str | None = None  # relative to root
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only
-    classes: list[str] = []  # targets of a data set with several defect classes; empty: defective or not
+    classes: list[ClassName] = []  # of a data set with several kinds of defects; empty: defective or not
     use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
     folders: FoldersConfig = FoldersConfig()
+    strips: StripsConfig = StripsConfig()
     kaggle: KaggleConfig | None = None
     external_data: bool = True  # false: the competition forbids outside images
     pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
@@ -63,6 +76,13 @@ class DataConfig(Section):
     def targets(self) -> tuple[str, ...]:
         """What can be asked of an image: which classes, and last of all whether there is any defect."""
         return (*self.classes, "defect")
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_classes(cls, classes: list[str]) -> list[str]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("a class is named twice")
+        return classes
 
 
 class DuplicateConfig(Section):

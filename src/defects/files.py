@@ -21,6 +21,9 @@ TEXT_COLUMNS = dict.fromkeys(
     [
         "image_id",
         "ImageId",
+        "ClassId",
+        "ImageId_ClassId",
+        "EncodedPixels",
         "path",
         "split",
         "mask_path",

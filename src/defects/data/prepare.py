@@ -8,7 +8,9 @@ from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, DataConfig, resolve
 from defects.data.images import read_image, read_mask
+from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
+from defects.data.sources.listing import class_columns
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, same_text, sha256, write_csv, write_json
 
@@ -18,7 +20,8 @@ IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "wid
 def prepare(config: Config) -> pd.DataFrame:
     """Write images.csv (IMAGE_COLUMNS, sorted by image_id) and, where the source has one, answers.csv.
 
-    Raises UserError naming every file that cannot be used.
+    Where data.classes names classes, images.csv holds their run-length masks too (`class_columns`). Raises
+    UserError naming every file that cannot be used.
     """
     with locked(config.dataset_dir, wait=True):
         return _prepare(config)
@@ -30,9 +33,13 @@ def _prepare(config: Config) -> pd.DataFrame:
     images = _examine(data, listing.images)
     _check_ids(images)
     _check_contradictions(data, images)
+    if listing.runs is not None:
+        sizes = images.set_index("image_id")[["height", "width"]].apply(tuple, axis=1)
+        check_runs(listing.runs, sizes, listing.runs_file)
     if data.sample_submission and (images["split"] == "test").any():
         sample_ids(data, images)
-    images = images.sort_values("image_id", ignore_index=True)[IMAGE_COLUMNS]
+    columns = IMAGE_COLUMNS + class_columns(data.classes)
+    images = images.sort_values("image_id", ignore_index=True)[columns]
     # Gone first, written last: after an interruption, load_images prepares again instead of mixing tables.
     (folder / "prepare.json").unlink(missing_ok=True)
     write_csv(folder / "images.csv", images)
@@ -49,7 +56,7 @@ def load_images(config: Config) -> pd.DataFrame:
         if not path.exists() or read_json(config.dataset_dir / "prepare.json") != _settings(config.data):
             print(f"{path} is missing or was made with other settings: preparing the data first")
             _prepare(config)
-    images = read_csv(path, IMAGE_COLUMNS, "src/prepare.py")
+    images = read_csv(path, IMAGE_COLUMNS + class_columns(config.data.classes), "src/prepare.py")
     return images.astype({"label": "Int64"})
 
 
@@ -61,6 +68,18 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:
     path = resolve(data.root) / data.sample_submission
     if not path.is_file():
         raise UserError(f"{path} does not exist: put the sample there, or change data.sample_submission")
+    ids = _sample_images(path, data.classes) if data.classes else _sample_answers(path)
+    on_disk = set(images.loc[images["split"] == "test", "image_id"])
+    for missing, text in (
+        (set(ids.index) - on_disk, "are not on disk"),
+        (on_disk - set(ids.index), "are not listed in it"),
+    ):
+        if missing:
+            raise UserError(f"{path}: {len(missing)} test images {text}: {', '.join(sorted(missing))}")
+    return ids
+
+
+def _sample_answers(path: Path) -> pd.Series:
     sample = read_csv(path, [], "the competition's archive")
     if list(sample.columns) != ["ImageId", "answer"]:
         raise UserError(f"{path} has the columns {', '.join(sample.columns)}; expected ImageId, answer")
@@ -68,14 +87,18 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:
     repeated = sorted(set(ids[ids.duplicated()]))
     if repeated:
         raise UserError(f"{path} lists some ids twice: {', '.join(repeated)}; remove the repeated rows")
-    on_disk = set(images.loc[images["split"] == "test", "image_id"])
-    for missing, text in (
-        (set(ids) - on_disk, "are not on disk"),
-        (on_disk - set(ids), "are not listed in it"),
-    ):
-        if missing:
-            raise UserError(f"{path}: {len(missing)} test images {text}: {', '.join(sorted(missing))}")
     return sample["ImageId"].set_axis(ids)
+
+
+def _sample_images(path: Path, classes: list[str]) -> pd.Series:
+    """The images of a sample with several classes; in its older form every class has a row of its own."""
+    sample = read_rle_table(path, classes)
+    count = sample.groupby("image_id")["target"].nunique()
+    if table_form(path) == "joined" and (count < len(classes)).any():
+        first = sample.loc[sample["image_id"].map(count) < len(classes), "image_id"].iloc[0]
+        raise UserError(f"{path}: {first} has {count[first]} rows for {len(classes)} classes: add the others")
+    ids = sample["image_id"].drop_duplicates()
+    return ids.set_axis(ids)
 
 
 def _settings(data: DataConfig) -> dict:

@@ -16,4 +16,7 @@ def list_data(data: DataConfig) -> Listing:
     known = sorted({module.name for module in iter_modules(__path__)} - {"listing"})
     if data.source not in known:
         raise UserError(f"data.source={data.source}: the sources are {', '.join(known)}")
-    return import_module(f"{__name__}.{data.source}").list_data(data)
+    listing = import_module(f"{__name__}.{data.source}").list_data(data)
+    if data.classes and listing.runs is None:
+        raise UserError(f"data.source={data.source} has no classes to tell apart: leave data.classes empty")
+    return listing

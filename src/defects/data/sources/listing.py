@@ -20,11 +20,20 @@ COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
 class Listing:
     """`images`: one row per image (COLUMNS; paths relative to data.root, label empty where unknown).
 
+    Where data.classes names classes, also `class_columns`: the run-length mask of each class, "" without
+    one; label is then 1 if there is any. `runs` is the same as a long table (read_rle_table), as it was
+    found in `runs_file`.
     `answers`: image_id, label, kind, mask_path of labelled test images, kept away from training.
     """
 
     images: pd.DataFrame
     answers: pd.DataFrame | None = None
+    runs: pd.DataFrame | None = None
+    runs_file: Path | None = None
+
+
+def class_columns(classes: list[str]) -> list[str]:
+    return [f"defect_{name}" for name in classes]
 
 
 def rows(
