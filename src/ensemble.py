@@ -2,7 +2,7 @@
 
 from defects import cli
 from defects.config import resolve
-from defects.submission.build import build_submission
+from defects.submission.summary import build_and_print
 from defects.training.inference import score_test
 
 
@@ -18,7 +18,7 @@ def main() -> None:
         print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
         score_test(config, "folds")
     path = resolve(config.submissions) / "sample_submission.csv"
-    cli.print_summary(build_submission(config, list(dict.fromkeys(experiments)), path), path)
+    build_and_print(config, list(dict.fromkeys(experiments)), path)
 
 
 if __name__ == "__main__":

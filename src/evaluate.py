@@ -6,11 +6,13 @@ Only this stage and `compare.py --test` read an answer key. Look once, at the en
 from pathlib import Path
 
 from defects import cli
-from defects.config import resolve
+from defects.config import Config, resolve
 from defects.data.prepare import load_images
+from defects.data.rle_table import all_pairs, check_runs, read_rle_table
 from defects.errors import UserError
 from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
+from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
 
 
@@ -22,14 +24,38 @@ def main() -> None:
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
     path = arguments.submission or resolve(config.submissions) / "sample_submission.csv"
+    if config.data.classes:
+        evaluate_masks(config, path)
+    else:
+        evaluate_answers(config, path)
+
+
+def evaluate_masks(config: Config, path: Path) -> None:
+    """Dice of the masks, and of those made without tuning, beside what was promised."""
+    summary, classes = load_summary(config, path), config.data.classes
+    if config.data.answers is None:
+        raise UserError("data.answers is missing: name the answer key with --set data.answers=FILE")
+    key = resolve(config.data.answers)
+    images = load_images(config).query("split == 'test'").set_index("image_id")
+    sizes = images[["height", "width"]].apply(tuple, axis=1)
+    tables = {"truth": key, "tuned": path, "untuned": path.with_suffix(".untuned.csv")}
+    tables = {name: read_rle_table(file, classes) for name, file in tables.items()}
+    check_runs(tables["truth"], sizes, key)
+    truth, *others = (all_pairs(table, list(images.index), classes) for table in tables.values())
+    found = [mean_dice(dice_table(table, truth, sizes)) for table in others]
+    print(f"{'':34}{'tuned':>10}{'untuned':>10}")
+    promised = [summary["estimate"][name] or {} for name in ("tuned_nested", "untuned")]
+    lines = [("out-of-fold Dice, all pairs", promised, "dice"), ("hidden-test Dice, all pairs", found, "dice")]
+    lines += [(f"  {line[0].replace('all', 'non-empty')}", line[1], "dice_non_empty") for line in lines]
+    for text, figures, name in lines:
+        print(f"{text:34}" + "".join(f"{each[name]:10.4f}" if name in each else f"{'-':>10}" for each in figures))
+
+
+def evaluate_answers(config: Config, path: Path) -> None:
     submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
     submission["image_id"] = submission["ImageId"].map(same_text)
     scores = read_csv(path.with_suffix(".scores.csv"), ["image_id", "score"], "src/ensemble.py")
-    summary = read_json(path.with_suffix(".json"))
-    if summary is None:
-        raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
-    if summary["data"] != config.data.name:
-        raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
+    summary = load_summary(config, path)
     answers = load_answers(config)
     table = submission.merge(scores, on="image_id").merge(answers, on="image_id", how="left")
     if table["label"].isna().any():
@@ -39,6 +65,16 @@ def main() -> None:
     print_table(summary["estimate"], outcome(table, share))
     runs = ", ".join(str(resolve(config.output) / name) for name in summary["weights"])
     print(f"submission {path}\nruns       {runs}")
+
+
+def load_summary(config: Config, path: Path) -> dict:
+    """What was written beside a submission. Raises UserError if it is gone, or about other data."""
+    summary = read_json(path.with_suffix(".json"))
+    if summary is None:
+        raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
+    if summary["data"] != config.data.name:
+        raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
+    return summary
 
 
 def print_table(promised: dict, found: dict) -> None:

@@ -4,7 +4,8 @@ from accelerate import PartialState
 
 from defects import cli
 from defects.config import Config, resolve
-from defects.submission.build import build_submission
+from defects.models import build_detector
+from defects.submission.summary import build_and_print
 from defects.training.inference import score_test
 
 
@@ -24,8 +25,10 @@ def infer(config: Config, use: str) -> None:
         return
     print(f"wrote {config.experiment_dir / 'test.csv'}")
     path = resolve(config.submissions) / f"{config.experiment}.csv"
-    summary = build_submission(config, [config.experiment], path)
-    cli.print_summary(summary, path)
+    if config.data.classes and not build_detector(config, pretrained=False).segments:
+        print("it makes no masks: join it with a segmenter by src/ensemble.py --experiments")
+        return
+    build_and_print(config, [config.experiment], path)
 
 
 if __name__ == "__main__":

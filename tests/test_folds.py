@@ -14,6 +14,10 @@ from defects.errors import UserError
 SYMMETRIES = ["rotations", "dihedral", "flips", "none"]
 
 
+def labelled(labels):
+    return pd.DataFrame({"label": labels}).astype("Int64")
+
+
 @st.composite
 def grouped_images(draw):
     groups = np.array(draw(st.lists(st.integers(0, 30), min_size=10, max_size=120)))
@@ -25,7 +29,7 @@ def grouped_images(draw):
 @given(grouped_images(), st.integers(2, 6), st.integers(0, 3))
 def test_groups_stay_whole_and_classes_reach_every_fold(images, count, seed):
     groups, defect = images
-    fold = folds.assign_folds(groups, folds.class_targets(pd.Series(defect.astype(int))), count, seed)
+    fold = folds.assign_folds(groups, folds.class_targets(labelled(defect.astype(int))), count, seed)
     assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
     rarer = defect if defect.sum() <= (~defect).sum() else ~defect
     expected = min(count, len(np.unique(groups[rarer])))
@@ -36,25 +40,62 @@ def test_groups_stay_whole_and_classes_reach_every_fold(images, count, seed):
 @given(st.integers(10, 200), st.integers(2, 5), st.integers(0, 9))
 def test_without_groups_the_folds_are_even(count, parts, seed):
     labels = pd.Series((np.arange(count) % 7 == 0).astype(int))
-    fold = folds.assign_folds(np.arange(count), folds.class_targets(labels), parts, seed)
+    fold = folds.assign_folds(np.arange(count), folds.class_targets(labelled(labels)), parts, seed)
     for label in (0, 1):
         sizes = np.bincount(fold[labels == label], minlength=parts)
         assert sizes.max() - sizes.min() <= 2
 
 
 def test_folds_depend_on_the_seed_alone():
-    targets = folds.class_targets(pd.Series([0, 1] * 30))
+    targets = folds.class_targets(labelled([0, 1] * 30))
     first, again, other = (folds.assign_folds(np.arange(60), targets, 5, seed) for seed in (1, 1, 2))
     assert (first == again).all() and (first != other).any()
 
 
 def test_too_few_distinct_defects_for_the_folds():
-    labels = pd.Series([1, 1, 1, 1, 1] + [0] * 20)
+    images = labelled([1, 1, 1, 1, 1] + [0] * 20)
     groups = np.array([0, 0, 1, 2, 3, *range(4, 24)])  # five defects, but of four objects
     with pytest.raises(UserError, match="4 distinct defect images for split.folds=5"):
-        folds.check_counts(groups, labels, 5)
-    folds.check_counts(groups, labels, 4)
-    folds.check_counts(np.arange(20), pd.Series([0] * 20), 5)  # no defect at all is a case of its own
+        folds.check_counts(groups, images, [], 5)
+    folds.check_counts(groups, images, [], 4)
+    folds.check_counts(np.arange(20), labelled([0] * 20), [], 5)  # no defect at all is a case of its own
+
+
+def with_classes(*kinds):
+    """Rows of images.csv for classes 1 to 3; each kind is a text of the classes that an image has."""
+    runs = {f"defect_{name}": ["1 1" if name in kind else "" for kind in kinds] for name in "123"}
+    return labelled([int(kind != "") for kind in kinds]).assign(**runs)
+
+
+def test_with_several_classes_the_rarest_is_shared_out_first():
+    """Images of two classes count for both, and whole groups stay together."""
+    images = with_classes(*["3"] * 40, *["1"] * 12, *["13"] * 6, *["2", "23", "2", "23", "2"], *[""] * 30)
+    groups = np.arange(len(images)) // 2 * 2  # pairs
+    groups[58:63] = np.arange(58, 63)
+    fold = folds.assign_folds(groups, folds.class_targets(images), 5, 0)
+    held = pd.DataFrame(folds.class_targets(images)).groupby(fold).sum()
+    assert (held[1] == 1).all()  # class 2 has five images
+    assert (held.max() - held.min() <= [2, 0, 5, 4]).all()
+
+
+def test_a_class_may_be_absent_but_not_too_rare_for_the_folds():
+    images = with_classes(*["3"] * 9, "1", "1", "1")
+    with pytest.raises(UserError, match="3 distinct class 1 images for split.folds=4"):
+        folds.check_counts(np.arange(12), images, ["1", "2", "3"], 4)
+    folds.check_counts(np.arange(12), images, ["1", "2", "3"], 3)
+
+
+def test_rare_classes_are_turned_as_often_as_a_strip_allows():
+    images = with_classes(*["3"] * 40, *["1"] * 8, "2", "23", *[""] * 5)
+    images["image_id"] = [str(number) for number in range(len(images))]
+    rows = balance.training_rows(images, "flips", BalanceConfig(ratio=0.5), 0)
+    times = rows["image_id"].value_counts()[images["image_id"]].to_numpy()
+    assert times[:40].tolist() == [1] * 40 and times[40:48].tolist() == [3] * 8  # of 41, half are 20.5
+    assert times[48:50].tolist() == [4, 4] and times[50:].tolist() == [1] * 5
+    assert set(zip(rows["angle"], rows["flip"], strict=True)) <= {
+        (angle, flip) for angle in (0.0, 180.0) for flip in ("none", "horizontal")
+    }
+    assert not rows.duplicated().any()
 
 
 def images_named(*names):

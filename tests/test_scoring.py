@@ -1,7 +1,5 @@
 """Thresholds, estimates and blending, against brute force and by the invariances they promise."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +9,11 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 from sklearn.metrics import f1_score
 
-from defects.cli import print_summary
 from defects.errors import UserError
 from defects.scoring import blending, thresholds
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome, share_weights
+from defects.submission.summary import answer_lines
 from evaluate import promise_lines
 
 
@@ -155,7 +153,7 @@ def test_without_defects_no_macro_f1_is_promised(folds, capsys):
     found = estimate(table, "macro_f1", 0.05)
     assert found["rule"] == "expected_fpr" and found["false_rejection"] == 0.05
     assert {found[name] for name in ("macro_f1", "nested_macro_f1", "interval_90", "auroc")} == {None}
-    print_summary({"estimate": found, "called_defective": 3, "images": 9}, Path("submission.csv"))
+    print("\n".join(answer_lines({"estimate": found, "called_defective": 3, "images": 9})))
     printed = capsys.readouterr().out
     assert "macro-F1                  cannot be promised: no defects" in printed
     assert promise_lines(found, None) == [("out-of-fold macro-F1 (nested)", "no defects")]

@@ -50,42 +50,6 @@ def config_from(arguments: argparse.Namespace) -> Config:
     return configs[0]
 
 
-def print_summary(summary: dict, path: Path) -> None:
-    """The promise of a submission, and the files it was written to."""
-    found = summary["estimate"]
-    folds = ", ".join(found["folds"])
-    print(f"out-of-fold images        {found['images']} ({found['defects']} defective), folds {folds}")
-    for line in _promise(found):
-        print(line)
-    print(f"threshold                 {found['threshold']:.4f}, by {found['rule']}")
-    if found["auroc"] is not None:
-        print(f"AUROC, average precision  {found['auroc']:.4f}, {found['average_precision']:.4f}")
-    (tn, fp), (fn, tp) = found["confusion_matrix"]
-    print(f"confusion                 {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected")
-    print(f"called defective          {summary['called_defective']} of {summary['images']} test images")
-    print(f"wrote {path}, {path.with_suffix('.json').name}, {path.with_suffix('.scores.csv').name}")
-
-
-def _promise(found: dict) -> list[str]:
-    if not found["defects"]:
-        lines = ["macro-F1                  cannot be promised: no defects among the out-of-fold images"]
-        if found["nested_false_rejection"] is not None:
-            lines.append(f"normal images rejected    {found['nested_false_rejection']:.2%} (nested)")
-        return lines
-    optimistic = [
-        f"macro-F1, optimistic      {found['macro_f1']:.4f}",
-        f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}",
-    ]
-    if found["nested_macro_f1"] is None:
-        return [
-            "nested macro-F1           needs two trained folds or more (src/train.py --fold all)",
-            *optimistic,
-        ]
-    low, high = found["interval_90"]
-    nested = f"nested macro-F1           {found['nested_macro_f1']:.4f}"
-    return [nested, f"90 % interval             {low:.4f} - {high:.4f}", *optimistic]
-
-
 def run(main: Callable[[], None]) -> None:
     """Run a script: wrong input or a full disk ends in one line and exit code 2, Ctrl-C in 130."""
     for stream in (sys.stdout, sys.stderr):

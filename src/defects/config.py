@@ -91,6 +91,7 @@ class DuplicateConfig(Section):
     enabled: bool = True
     thumbnail_size: Annotated[int, Field(ge=32)] = 64  # pixels; images are compared at this size
     neighbours: Count = 16  # candidates per image
+    ignore: tuple[int, int, int, int] | None = None  # top, left, bottom, right: a burnt-in text, in pixels
     max_shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.08  # of the side, between two photographs
     min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.46  # of two photographs of one object
     min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # mean square of the texture; below it: flat
@@ -98,6 +99,8 @@ class DuplicateConfig(Section):
 
 class BalanceConfig(Section):
     """How the rare class is brought to `ratio` rare images per normal one on the training side.
+
+    With several classes: each to `ratio` images per one of the most frequent class.
 
     Only `oversample` plans rotations and flips; with the others, state them in `augment`.
     """

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from defects.config import BalanceConfig
+from defects.data.labels import class_names, target_labels
 
 Member = tuple[float, str]  # degrees counter-clockwise, and the flip ("none" or "horizontal") made before
 
@@ -33,7 +34,7 @@ def members(symmetries: str, copies: int, angle_step: float) -> list[Member]:
 def training_rows(
     originals: pd.DataFrame, symmetries: str, balance: BalanceConfig, seed: int
 ) -> pd.DataFrame:
-    """image_id, angle, flip: every row one training sample, from originals (image_id, label) alone.
+    """image_id, angle, flip: every row one training sample, from originals (rows of images.csv) alone.
 
     Normal images draw their transforms from the very list that the rare copies use, so neither border
     nor interpolation tells the classes apart.
@@ -46,7 +47,10 @@ def training_rows(
         normal = np.sort(rng.choice(normal, keep, replace=False))
     copies = [1] * len(rare)
     if balance.method == "oversample" and len(rare):
-        copies = _copies(len(rare), round(balance.ratio * len(normal)), rng)
+        if class_names(originals):
+            copies = np.ceil(gains(originals, balance.ratio)[originals["label"] == 1]).astype(int)
+        else:
+            copies = _copies(len(rare), round(balance.ratio * len(normal)), rng)
     rows = [
         (name, *member)
         for name, count in zip(rare, copies, strict=True)
@@ -56,6 +60,22 @@ def training_rows(
     drawn = rng.permutation(np.resize(np.arange(len(used)), len(normal)))
     rows += [(name, *used[index]) for name, index in zip(normal, drawn, strict=True)]
     return pd.DataFrame(rows, columns=["image_id", "angle", "flip"])
+
+
+def gains(rows: pd.DataFrame, ratio: float) -> np.ndarray:
+    """How often each row [N] must count for the rare ones to reach `ratio`.
+
+    Of defects for each normal image; of several classes, of each class for each image of the most frequent
+    one: then an image counts as its rarest class demands, and never less than once.
+    """
+    defect = rows["label"].to_numpy(dtype=float) == 1
+    names = class_names(rows)
+    if not names:
+        return np.where(defect, ratio * (~defect).sum() / max(defect.sum(), 1), 1.0)
+    member = target_labels(rows, tuple(names))
+    counts = member.sum(axis=0)
+    wanted = ratio * counts.max() / np.maximum(counts, 1)
+    return np.maximum(1.0, (member * wanted).max(axis=1))
 
 
 def _turns(angle_step: float) -> int:

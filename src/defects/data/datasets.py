@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
+from defects.data.balance import gains
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
 from defects.data.transforms import augment, build_augmentation, rotate_flip
@@ -119,14 +120,12 @@ class EpochSampler(Sampler):
 def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Shuffled, augmented batches of a training list (image_id, angle, flip joined with images.csv)."""
     train, data, balance = config.train, config.data, config.split.balance
-    rare = rows["label"].to_numpy(dtype=float) == 1
-    # How much each rare row must count for the configured ratio to hold.
-    gain = balance.ratio * (~rare).sum() / max(rare.sum(), 1)
+    gain = gains(rows, balance.ratio)
     if balance.method == "pos_weight":
-        rows = rows.assign(weight=[gain if is_rare else 1.0 for is_rare in rare])
+        rows = rows.assign(weight=gain)
     dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed, labels)
-    weights = torch.tensor([gain if is_rare else 1.0 for is_rare in rare], dtype=torch.float64)
-    sampler = EpochSampler(len(rows), train.seed, weights if balance.method == "sampler" else None)
+    weights = torch.from_numpy(gain) if balance.method == "sampler" else None
+    sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from defects.config import SplitConfig, resolve
+from defects.data.labels import DEFECT, class_names, target_labels
 from defects.errors import UserError
 from defects.files import read_csv, same_text
 
@@ -32,10 +33,10 @@ def assign_folds(groups: np.ndarray, targets: np.ndarray, folds: int, seed: int)
     return fold_of[member]
 
 
-def class_targets(labels: pd.Series) -> np.ndarray:
-    """[N, 2] one-hot of defect and normal."""
-    defect = labels.to_numpy(dtype=float)
-    return np.stack([defect, 1 - defect], axis=1)
+def class_targets(images: pd.DataFrame) -> np.ndarray:
+    """0/1 [N, C] of rows of images.csv: every class of defects, or defect as such, and normal."""
+    defect = target_labels(images, tuple(class_names(images)) or (DEFECT,))
+    return np.column_stack([defect, images["label"] == 0])
 
 
 def inner_holdout(table: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
@@ -46,14 +47,18 @@ def inner_holdout(table: pd.DataFrame, fraction: float, seed: int) -> np.ndarray
     if fraction == 0:
         return np.zeros(len(table), dtype=bool)
     parts = max(2, round(1 / fraction))
-    return assign_folds(table["group"].to_numpy(), class_targets(table["label"]), parts, seed) == 0
+    return assign_folds(table["group"].to_numpy(), class_targets(table), parts, seed) == 0
 
 
-def check_counts(groups: np.ndarray, labels: pd.Series, folds: int) -> None:
-    """UserError when there are fewer groups of a class than folds (no defect at all is allowed)."""
-    for label, name in ((1, "defect"), (0, "normal")):
-        found = len(np.unique(groups[labels.to_numpy() == label]))
-        if (found or name == "normal") and found < folds:
+def check_counts(groups: np.ndarray, images: pd.DataFrame, classes: list[str], folds: int) -> None:
+    """UserError when there are fewer groups of a class than folds.
+
+    Without classes there may be no defect at all, with them no normal image, or none of a class.
+    """
+    names = [*(f"class {name}" for name in classes), "normal"] if classes else ["defect", "normal"]
+    for name, member in zip(names, class_targets(images).T, strict=True):
+        found = len(np.unique(groups[member == 1]))
+        if found < folds and (found or (name == "normal" and not classes)):
             raise UserError(
                 f"{found} distinct {name} images for split.folds={folds}: lower split.folds or add images"
             )

@@ -27,6 +27,11 @@ class Labels(NamedTuple):
 ANY_DEFECT = Labels()
 
 
+def class_names(rows: pd.DataFrame) -> list[str]:
+    """The classes that images.csv tells apart."""
+    return [name.removeprefix(COLUMN) for name in rows.columns if name.startswith(COLUMN)]
+
+
 def target_labels(rows: pd.DataFrame, targets: tuple[str, ...]) -> np.ndarray:
     """0/1 float32 [N, C] of rows of images.csv; NaN where unknown."""
     known = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))

@@ -61,8 +61,8 @@ def _split(config: Config, train: pd.DataFrame) -> pd.DataFrame:
     pairs = find_duplicates(config, train)
     given = folds.given_groups(train, config.split)
     groups = duplicates.group_ids(len(train), pairs) if given is None else given.to_numpy()
-    folds.check_counts(groups, train["label"], config.split.folds)
-    targets = folds.class_targets(train["label"])
+    folds.check_counts(groups, train, config.data.classes, config.split.folds)
+    targets = folds.class_targets(train)
     fold = folds.assign_folds(groups, targets, config.split.folds, config.split.seed)
     table = train.assign(group=groups, fold=fold.astype(str))
     _write(config, table, pairs)
@@ -87,7 +87,11 @@ def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) 
     root = resolve(config.data.root)
 
     def one(path: str) -> np.ndarray:
-        return duplicates.thumbnail(read_image(root / path), settings.thumbnail_size)
+        image = read_image(root / path)
+        if settings.ignore:
+            top, left, bottom, right = settings.ignore
+            image[top:bottom, left:right] = 0
+        return duplicates.thumbnail(image, settings.thumbnail_size)
 
     return np.stack(thread_map(one, train["path"], desc="thumbnails", leave=False, disable=None))
 

@@ -41,6 +41,8 @@ class Sides:
         """
         labels = self.fitted["label"]
         needed = {0: "normal"} if detector.learns_from == "normal" else {0: "normal", 1: "defect"}
+        if len(detector.targets) > 1:
+            del needed[0]  # classes differ from each other too
         missing = [name for label, name in needed.items() if not (labels == label).any()]
         name = config.model.name
         if missing:
