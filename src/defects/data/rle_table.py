@@ -3,7 +3,7 @@
 Read, each has one row per image and class: image_id, target (the class), runs ("" where there are none).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +53,7 @@ def write_rle_table(path: Path, table: pd.DataFrame, form: Form) -> None:
     write_csv(path, pd.DataFrame(written))
 
 
-def all_pairs(table: pd.DataFrame, image_ids: list[str], classes: list[str]) -> pd.DataFrame:
+def all_pairs(table: pd.DataFrame, image_ids: Iterable[str], classes: list[str]) -> pd.DataFrame:
     """The long table with one row for every image and class, in that order, empty where it had none."""
     pairs = pd.MultiIndex.from_product([image_ids, classes], names=COLUMNS[:2])
     return table.set_index(COLUMNS[:2])["runs"].reindex(pairs, fill_value="").reset_index()

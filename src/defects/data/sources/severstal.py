@@ -6,7 +6,7 @@ import pandas as pd
 
 from defects.config import DataConfig, resolve
 from defects.data.images import list_images
-from defects.data.rle_table import read_rle_table
+from defects.data.rle_table import all_pairs, read_rle_table
 from defects.data.sources.listing import Listing, class_columns, rows
 from defects.errors import UserError
 
@@ -35,12 +35,11 @@ def list_data(data: DataConfig) -> Listing:
 
 
 def _with_classes(train: pd.DataFrame, runs: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    marked = runs[runs["runs"] != ""]
-    absent = [name for name in classes if not (marked["target"] == name).any()]
+    absent = [name for name in classes if not ((runs["target"] == name) & (runs["runs"] != "")).any()]
     if absent:
         print(f"note: no training image has a defect of class {', '.join(absent)}")
-    masks = marked.pivot(index="image_id", columns="target", values="runs")
-    masks = masks.reindex(index=train["image_id"], columns=classes).fillna("").to_numpy(dtype=object)
+    masks = all_pairs(runs, train["image_id"], classes)["runs"].to_numpy(dtype=object)
+    masks = masks.reshape(len(train), len(classes))
     kinds = ["+".join(name for name, text in zip(classes, row, strict=True) if text) for row in masks]
     label = pd.array([int(kind != "") for kind in kinds], "Int64")
     return train.assign(label=label, kind=kinds, **dict(zip(class_columns(classes), masks.T, strict=True)))

@@ -1,0 +1,145 @@
+"""Every form in which run-length tables come: read, written back, and refused by row."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from defects.data.rle_table import all_pairs, check_runs, read_rle_table, table_form, write_rle_table
+from defects.errors import UserError
+
+CLASSES = ["1", "2", "3", "4"]
+OLD = "ImageId_ClassId,EncodedPixels\nb.jpg_1,\nb.jpg_2,3 4\na_2.jpg_1,1 1 5 2\na_2.jpg_2,\n"
+NEW = "ImageId,ClassId,EncodedPixels\nb.jpg,2,3 4\na_2.jpg,1,1 1 5 2\n"
+MARKED = [("b.jpg", "2", "3 4"), ("a_2.jpg", "1", "1 1 5 2")]
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "train.csv"
+
+
+def _rows(table: pd.DataFrame) -> list[tuple]:
+    return list(table.itertuples(index=False, name=None))
+
+
+def _error(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_rle_table(path, CLASSES)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "rows"),
+    [
+        (OLD, "joined", [("b.jpg", "1", ""), MARKED[0], MARKED[1], ("a_2.jpg", "2", "")]),
+        (NEW, "split", MARKED),
+        ("EncodedPixels,ImageId,ClassId\n3 4,b.jpg,2\n1 1 5 2,a_2.jpg,1\n", "split", MARKED),
+        ("\ufeff" + NEW.replace("\n", "\r\n"), "split", MARKED),
+        (
+            "ImageId_ClassId,EncodedPixels\nNA_1,\n007_2,1 1\n",
+            "joined",
+            [("NA", "1", ""), ("007", "2", "1 1")],
+        ),
+        ("ImageId,ClassId,EncodedPixels\nu\u0308,1,\n", "split", [("ü", "1", "")]),
+        ("ImageId,ClassId,EncodedPixels\n", "split", []),
+    ],
+)
+def test_forms(path, text, form, rows):
+    path.write_text(text, encoding="utf-8", newline="")
+    assert table_form(path) == form
+    assert _rows(read_rle_table(path, CLASSES)) == rows
+
+
+def test_a_sample_without_classes_stands_for_all_of_them(path):
+    path.write_text("ImageId,EncodedPixels,ClassId\nb.jpg,1 409600,0\na.jpg,1 409600,0\n")
+    expected = [(name, target, "1 409600") for name in ("b.jpg", "a.jpg") for target in CLASSES]
+    assert _rows(read_rle_table(path, CLASSES)) == expected
+
+
+def test_a_class_that_is_called_0(path):
+    path.write_text("ImageId,EncodedPixels,ClassId\nb.jpg,1 4,0\n")
+    assert _rows(read_rle_table(path, ["0", "1"])) == [("b.jpg", "0", "1 4")]
+
+
+@pytest.mark.parametrize("form", ["joined", "split"])
+def test_written_and_read_again(path, form):
+    path.write_text(OLD)
+    table = read_rle_table(path, CLASSES)
+    write_rle_table(path, table, form)
+    assert table_form(path) == form
+    assert read_rle_table(path, CLASSES).equals(table)
+    if form == "joined":
+        assert path.read_text() == OLD
+
+
+def test_all_pairs():
+    table = pd.DataFrame(MARKED, columns=["image_id", "target", "runs"])
+    assert _rows(all_pairs(table, ["a_2.jpg", "b.jpg", "c.jpg"], ["1", "2"])) == [
+        ("a_2.jpg", "1", "1 1 5 2"),
+        ("a_2.jpg", "2", ""),
+        ("b.jpg", "1", ""),
+        ("b.jpg", "2", "3 4"),
+        ("c.jpg", "1", ""),
+        ("c.jpg", "2", ""),
+    ]
+
+
+HEAD = "ImageId,ClassId,EncodedPixels\n"
+JOINED = "ImageId_ClassId,EncodedPixels\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEAD + "a,1,1 1\nb,0,2 2\n", "row 3: class 0 is none of 1, 2, 3, 4"),
+        (HEAD + "a,0,1 1\nb,0,2 2\n", "row 2: class 0"),
+        (HEAD + "a,5,1 1\n", "row 2: class 5"),
+        (HEAD + "a,,1 1\n", "row 2: class "),
+        (HEAD + "a,1,1 1\na,2,\na,1,4 1\n", "row 4: a with class 1 came before"),
+        (HEAD + "a,0,1 1\nb,0,1 1\na,0,1 1\n", "row 4: a with class 0 came before"),
+        (HEAD + "a,1,1 1\n,1,1 1\n", "row 3: the image has no name"),
+        (HEAD + "a,1,1 1,7\n", "more than 3 values"),
+        (JOINED + "a.jpg_1,\na.jpg,1 1\n", "row 3: the id 'a.jpg' is not of the kind NAME.jpg_CLASS"),
+        (JOINED + "a.jpg_,\n", "row 2: the id 'a.jpg_'"),
+        (JOINED + "_1,\n", "row 2: the id '_1'"),
+        (JOINED + "a.jpg_5,\n", "row 2: class 5"),
+        (JOINED + "a.jpg_1,\na.jpg_1,\n", "row 3: a.jpg with class 1 came before"),
+        (
+            "ImageId,EncodedPixels\na,1 1\n",
+            "columns ImageId, EncodedPixels; expected ImageId_ClassId",
+        ),
+        ("ImageId;ClassId;EncodedPixels\na;1;1 1\n", "expected"),
+        ("", "not a readable CSV"),
+    ],
+)
+def test_rows_that_mean_nothing(path, text, expected):
+    assert expected in _error(path, text)
+
+
+def test_a_missing_file(path):
+    with pytest.raises(UserError, match=r"train\.csv does not exist"):
+        read_rle_table(path, CLASSES)
+
+
+@pytest.mark.parametrize("kind", [dict, pd.Series])
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [("1 2 2 1", "overlap"), ("11 3", "past the last of 12 pixels (4x3)"), ("5", "odd"), ("x 1", "whole")],
+)
+def test_the_first_bad_row_is_named_and_the_others_counted(path, kind, runs, reason):
+    path.write_text(f"{HEAD}a,1,12 1\na,2,\nb,3,{runs}\nb,1,0 1\nc,1,1 1\n")
+    sizes = {"a": (3, 4), "b": (3, 4)}
+    with pytest.raises(UserError) as caught:
+        check_runs(read_rle_table(path, CLASSES), kind(sizes), path)
+    assert f"{path}: row 4 (b, class 3): " in str(caught.value)
+    assert reason in str(caught.value)
+    assert "and 2 more such rows" in str(caught.value)
+
+
+def test_good_runs_pass(path):
+    path.write_text(OLD)
+    check_runs(read_rle_table(path, CLASSES), {"a_2.jpg": (3, 4), "b.jpg": (2, 3)}, path)
