@@ -15,6 +15,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
+# owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
+KernelName = Annotated[str, Field(pattern=r"^[\w-]+/[a-z0-9][a-z0-9-]{4,42}$")]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,10 +38,16 @@ class FoldersConfig(Section):
 
 
 class KaggleConfig(Section):
-    """A competition on Kaggle, and how many files its archive must hold (glob -> count)."""
+    """A competition on Kaggle, and how many files its archive must hold (glob -> count).
+
+    `kernel` is for code competitions: your private notebook, which runs src/infer.py there.
+    """
 
     competition: str
     expected: dict[str, int] = {}
+    kernel: KernelName | None = None  # owner/slug; its files become the data set <owner/slug>-bundle
+    gpu: bool = True  # of the notebook
+    wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
 
 
 class DataConfig(Section):
