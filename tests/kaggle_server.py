@@ -110,11 +110,11 @@ def _dataset(server: KaggleServer, body: dict[str, Any]) -> dict[str, Any]:
 
 def _create_dataset(server: KaggleServer, body: dict[str, Any]) -> dict[str, Any]:
     server.datasets[body["slug"]] = []
-    return _new_version(server, body["slug"], body["files"])
+    return _new_version(server, body["slug"], body.get("files", []))
 
 
 def _version_dataset(server: KaggleServer, body: dict[str, Any]) -> dict[str, Any]:
-    return _new_version(server, body["datasetSlug"], body["body"]["files"])
+    return _new_version(server, body["datasetSlug"], body["body"].get("files", []))
 
 
 def _new_version(server: KaggleServer, slug: str, files: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,15 +8,18 @@ import zipfile
 
 import pandas as pd
 import pytest
-from conftest import texture, write_png, write_sample, write_test_images
+from conftest import raising, texture, write_png, write_sample, write_test_images
 
+from defects.config import ROOT
+from defects.errors import UserError
 from defects.submission import kernel, send
+from defects.submission.bundle import fetch_wheels
 
 NOTEBOOK = {"competition": "steel", "kernel": "tester/steel-defects", "gpu": False}
 
 
 @pytest.fixture
-def trained(make_dataset, config_file, run_script, tmp_path):
+def trained(make_dataset, config_file, run_script):
     """Config of a code competition whose two folds are trained and whose submission is written."""
     path = config_file(make_dataset(), data={"kaggle": NOTEBOOK})
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["ensemble.py"]):
@@ -47,59 +50,103 @@ def bundle_folder(config):
     return config.parent / "submissions" / "sample_submission_bundle"
 
 
-def run_cells(notebook, kaggle, site):
-    """The code cells in one fresh interpreter, with `kaggle` for /kaggle and every connection refused."""
-    cells = json.loads(notebook.read_text())["cells"]
-    assert all(cell["cell_type"] == "code" for cell in cells)
-    source = "\n".join("".join(cell["source"]) for cell in cells)
+@pytest.fixture
+def kaggle(trained, wheels, run_script, tmp_path):
+    """kaggle(data, bundle) -> the folder that stands for /kaggle; both names are places below its input.
+
+    Home's own files are moved there: their old paths lead nowhere.
+    """
+
+    def make(data, bundle):
+        outcome = run_script("submit.py", "--config", trained, "--wheels", wheels, "--dry-run")
+        assert outcome.code == 0, outcome.stderr
+        (tmp_path / "kaggle" / "working").mkdir(parents=True)
+        for source, name in ((tmp_path / "data", data), (bundle_folder(trained) / "dataset", bundle)):
+            place = tmp_path / "kaggle" / "input" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(place)
+        return tmp_path / "kaggle"
+
+    return make
+
+
+def run_cells(config, kaggle, replace_last=None):
+    """The notebook's cells in one fresh interpreter, with `kaggle` for /kaggle, every connection refused.
+
+    pip installs into kaggle/site. `replace_last` is a cell in place of the last one.
+    """
+    site, notebook = kaggle / "site", bundle_folder(config) / "kernel" / "notebook.ipynb"
+    site.mkdir()
     (site / "sitecustomize.py").write_text(
         "import socket\n"
         "def refuse(*_, **__):\n"
         "    raise OSError('no network in this notebook')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
     )
+    cells = ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+    source = "\n".join([*cells[:-1], replace_last or cells[-1]])
     environment = os.environ | {"PYTHONPATH": str(site), "PIP_TARGET": str(site), "TMPDIR": str(site)}
-    environment.pop("PIP_INDEX_URL", None)
     command = [sys.executable, "-c", source.replace('"/kaggle/', f'"{kaggle.as_posix()}/')]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=site)
 
 
-@pytest.mark.parametrize("unpacked", [False, True])
-def test_the_notebook_writes_a_valid_submission_without_network(
-    trained, wheels, run_script, tmp_path, unpacked
-):
-    """On other test images than those seen at home, as when Kaggle runs it on the hidden ones."""
-    assert run_script("submit.py", "--config", trained, "--wheels", wheels, "--dry-run").code == 0
-    folder, kaggle, site = bundle_folder(trained), tmp_path / "kaggle", tmp_path / "site"
-    data = kaggle / "input" / ("competitions/steel" if unpacked else "steel")
-    bundle = kaggle / "input" / ("datasets/tester" if unpacked else ".") / "steel-defects-bundle"
-    for made in (data.parent, bundle.parent, kaggle / "working", site):
-        made.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "data").rename(data)  # home's own paths lead nowhere there
-    (folder / "dataset").rename(bundle)
-    if unpacked:
-        with zipfile.ZipFile(bundle / "project.zip") as archive:
-            archive.extractall(bundle / "project")
-        (bundle / "project.zip").unlink()
+def test_the_notebook_writes_a_valid_submission_without_network(trained, kaggle, run_script):
+    """A blend, on other test images than those at home, as when Kaggle runs it on the hidden ones."""
+    other = ["--set", "experiment=other"]
+    for script, *options in (
+        ["train.py", *other, "--fold", "all"],
+        ["train.py", *other, "--fold", "full"],
+        ["infer.py", *other, "--use", "both"],
+        ["ensemble.py", "--experiments", "tiny", "other"],
+    ):
+        assert run_script(script, "--config", trained, *options).code == 0
+    place = kaggle("competitions/steel", "datasets/tester/steel-defects-bundle")
+    data = place / "input" / "competitions" / "steel"
     hidden = [f"hidden_{i}.png" for i in range(8)]
     write_test_images(data, hidden)
     write_sample(data, hidden[::-1])
-    done = run_cells(folder / "kernel" / "notebook.ipynb", kaggle, site)
+    done = run_cells(trained, place)
     assert done.returncode == 0, done.stderr
-    table = pd.read_csv(kaggle / "working" / "submission.csv")
+    assert "scoring 8 test images with fold 0, fold 1, the full fit" in done.stdout
+    table = pd.read_csv(place / "working" / "submission.csv")
     assert table["ImageId"].tolist() == hidden[::-1] and table["answer"].isin([0, 1]).all()
-    assert (site / "extra_tool.py").exists()
+    assert (place / "site" / "extra_tool.py").exists()
     assert "splitting first" not in done.stdout  # the folds came along
 
 
-def test_another_version_of_the_bundle_stops_the_notebook(trained, wheels, run_script, tmp_path):
-    run_script("submit.py", "--config", trained, "--wheels", wheels, "--dry-run")
-    folder, kaggle = bundle_folder(trained), tmp_path / "kaggle"
-    (kaggle / "input" / "steel").mkdir(parents=True)
-    (folder / "dataset").rename(kaggle / "input" / "steel-defects-bundle")
-    (kaggle / "input" / "steel-defects-bundle" / "bundle.json").write_text('{"sha256": "of an older one"}')
-    done = run_cells(folder / "kernel" / "notebook.ipynb", kaggle, tmp_path)
-    assert done.returncode != 0 and "is not the version that this notebook was made for" in done.stderr
+def test_what_stands_for_kaggle_has_no_network(trained, kaggle):
+    place = kaggle("steel", "steel-defects-bundle")
+    connect = "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')"
+    done = run_cells(
+        trained, place, replace_last=f"run = [sys.executable, '-c', {connect!r}]\nsubprocess.run(run)"
+    )
+    assert "no network in this notebook" in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["project", "project/project"])
+def test_an_archive_that_kaggle_unpacked_itself_is_found(trained, kaggle, folder):
+    place = kaggle("steel", "steel-defects-bundle")
+    bundle = place / "input" / "steel-defects-bundle"
+    with zipfile.ZipFile(bundle / "project.zip") as archive:
+        archive.extractall(bundle / folder)
+    (bundle / "project.zip").unlink()
+    done = run_cells(trained, place, replace_last="print((project / 'src/infer.py').read_text())")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / "src" / "infer.py").read_text() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bundle: (bundle / "bundle.json").write_text('{"sha256": "1"}'), "is not the version"),
+        (lambda bundle: bundle.rename(bundle.parent / "other"), "is not attached to this notebook"),
+    ],
+)
+def test_a_wrong_bundle_stops_the_notebook(trained, kaggle, change, message):
+    place = kaggle("steel", "steel-defects-bundle")
+    change(place / "input" / "steel-defects-bundle")
+    done = run_cells(trained, place)
+    assert done.returncode != 0 and f"steel-defects-bundle {message}" in done.stderr
 
 
 def test_dry_run_names_every_command_and_file(trained, kaggle_server, run_script):
@@ -163,6 +210,9 @@ def test_from_upload_to_submission_through_every_failure(
     refused("not valid competition sources")
     server.hangs_up = "SaveKernel"
     refused("Kaggle cannot be reached")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.time, "sleep", raising(KeyboardInterrupt()))
+        assert run_script(*command).code == 130
     server.runs = ["queued", "error"]
     refused("ended with status error (it broke): see `kaggle kernels logs tester/steel-defects`")
     server.runs = ["complete"]
@@ -179,6 +229,7 @@ def test_from_upload_to_submission_through_every_failure(
     assert (sent["kernelSlug"], sent["kernelVersion"]) == ("steel-defects", 3)
     (row,) = pd.read_csv(trained.parent / "submissions" / "ledger.csv").to_dict("records")
     assert (row["ref"], row["status"], row["experiments"]) == (1000, "pending", "tiny")
+    assert row["options"] == "-k tester/steel-defects -v 3 -f submission.csv"
     assert server.submissions[0]["description"].startswith(f"[{row['tag']}] tiny, out of fold ")
 
 
@@ -190,3 +241,28 @@ def test_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp
     assert outcome.code == 0, outcome.stderr
     assert "scoring 7 test images with fold 0, fold 1" in outcome.stdout
     assert "splitting first" not in outcome.stdout
+
+
+def test_only_missing_wheels_are_downloaded_and_others_go(wheels, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    folder, wheel = tmp_path / "dataset", wheels / "extra_tool-1.0-py3-none-any.whl"
+    folder.mkdir()
+    (folder / "extra_tool-0.9-py3-none-any.whl").write_bytes(b"of an older pin")
+    fetch_wheels(["extra-tool==1.0"], folder)
+    assert [path.name for path in folder.iterdir()] == [wheel.name]
+    wheel.unlink()
+    fetch_wheels(["extra-tool==1.0"], folder)  # there already
+    with pytest.raises(UserError, match=r"wheels of extra-tool==2.0 cannot be downloaded .*--wheels"):
+        fetch_wheels(["extra-tool==2.0"], folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.kaggle.wheels=[nothing]", "data.kaggle.wheels: requirements.txt pins no nothing"),
+        ("data.kaggle.kernel=no-owner", "data.kaggle.kernel='no-owner'"),
+    ],
+)
+def test_settings_that_cannot_work(trained, fails_with_one_line, setting, message):
+    assert message in fails_with_one_line("submit.py", "--config", trained, "--set", setting, "--dry-run")

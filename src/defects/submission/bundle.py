@@ -36,25 +36,30 @@ def build_bundle(config: Config, summary: dict, folder: Path, wheels: Path | Non
     when `summary` was not made from the present runs.
     """
     _check_inputs(summary)
-    kaggle = config.data.kaggle
+    kaggle, uploaded = config.data.kaggle, folder / "dataset"
     dataset = f"{kaggle.kernel}-bundle"
     members = {name: _member(config, name) for name in summary["weights"]}
-    archive = folder / "dataset" / "project.zip"
-    _write_archive(archive, _project(config, members))
-    held = _copy_wheels(wheels, folder / "dataset") if wheels else pins(kaggle)
-    digest = hashlib.sha256("\n".join([sha256(archive), *held]).encode()).hexdigest()
-    write_json(folder / "dataset" / "bundle.json", {"sha256": digest})
-    write_json(folder / "dataset" / "dataset-metadata.json", dataset_metadata(dataset))
+    _write_archive(uploaded / "project.zip", _project(config, members))
+    held = _copy_wheels(wheels, uploaded) if wheels else pins(kaggle)
+    digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *held]).encode()).hexdigest()
+    write_json(uploaded / "bundle.json", {"sha256": digest})
+    write_json(uploaded / "dataset-metadata.json", dataset_metadata(dataset))
+    _write_kernel(folder / "kernel", kaggle, dataset, digest, members)
+    return Bundle(folder, dataset, kaggle.kernel, sha256(folder / "kernel" / "notebook.ipynb"))
+
+
+def _write_kernel(
+    folder: Path, kaggle: KaggleConfig, dataset: str, digest: str, members: dict[str, Config]
+) -> None:
     constants = {
         "COMPETITION": kaggle.competition,
         "BUNDLE": dataset.partition("/")[2],
         "SHA256": digest,
         "EXPERIMENTS": {name: _use(member) for name, member in members.items()},
     }
-    write_json(folder / "kernel" / "notebook.ipynb", notebook(constants))
+    write_json(folder / "notebook.ipynb", notebook(constants))
     metadata = kernel_metadata(kaggle.kernel, kaggle.competition, dataset, kaggle.gpu)
-    write_json(folder / "kernel" / "kernel-metadata.json", metadata)
-    return Bundle(folder, dataset, kaggle.kernel, sha256(folder / "kernel" / "notebook.ipynb"))
+    write_json(folder / "kernel-metadata.json", metadata)
 
 
 def pins(kaggle: KaggleConfig) -> list[str]:
@@ -146,11 +151,15 @@ def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | byt
     files["configs/submission.yaml"] = _portable(config)
     for name, member in members.items():
         files[f"configs/{name}.yaml"] = _portable(member)
-        for fold in [*trained_folds(member), *([FULL] if _use(member) != "folds" else [])]:
-            for path in (run_folder(member, fold) / kept for kept in ("best.pt", "oof.csv")):
-                if path.exists():  # the full fit has no out-of-fold images
-                    files[f"output/{name}/{path.parent.name}/{path.name}"] = path
+        files |= {f"output/{name}/{path.parent.name}/{path.name}": path for path in _models(member)}
     return files
+
+
+def _models(member: Config) -> list[Path]:
+    """Checkpoints, and the out-of-fold scores that the threshold comes from."""
+    full = [] if _use(member) == "folds" else [run_folder(member, FULL) / "best.pt"]
+    folders = [run_folder(member, fold) for fold in trained_folds(member)]
+    return [folder / name for folder in folders for name in ("best.pt", "oof.csv")] + full
 
 
 def _group_file(config: Config) -> dict[str, Path]:
@@ -177,10 +186,11 @@ def _write_archive(path: Path, files: dict[str, Path | bytes]) -> None:
     try:
         with zipfile.ZipFile(partial, "w") as archive:
             for name in sorted(files):
-                entry = zipfile.ZipInfo(name)  # dated 1980, not today
-                entry.compress_type = zipfile.ZIP_DEFLATED
                 content = files[name]
-                archive.writestr(entry, content if isinstance(content, bytes) else content.read_bytes())
+                entry = zipfile.ZipInfo(name)  # dated 1980, not today
+                packing = zipfile.ZIP_STORED if name.endswith(".pt") else zipfile.ZIP_DEFLATED
+                data = content if isinstance(content, bytes) else content.read_bytes()
+                archive.writestr(entry, data, packing)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle, s
 
 POLL_SECONDS = 20.0
 DATASET_POLLS = 90  # half an hour
+DATASET_APPEARS = 3  # polls until a new one has to be known to Kaggle
 INVALID_SOURCES = re.compile(r"not valid (?:dataset|competition) sources.*")
 
 
@@ -82,7 +83,7 @@ def _note(bundle: Bundle, state: dict, **done: int) -> None:
 
 def _upload(bundle: Bundle) -> int:
     """Create the data set or a new version of it; returns the number of the version."""
-    before = _dataset(bundle)
+    before = _version_before(bundle)
     command = version_command(bundle) if before else create_command(bundle)
     print(f"uploading {bundle.folder / 'dataset'} as {bundle.dataset}")
     output = run_kaggle(command)
@@ -92,26 +93,34 @@ def _upload(bundle: Bundle) -> int:
     if lost or not re.search(r"[Dd]ataset (?:version )?is being created", output):
         what = f"{', '.join(lost)} not uploaded" if lost else last_line(output)
         raise UserError(f"kaggle datasets {command[1]} {bundle.dataset}: {what}: run again")
-    return (before["current_version_number"] or 0) + 1 if before else 1
+    return before + 1
 
 
-def _dataset(bundle: Bundle) -> dict | None:
-    """status and current_version_number of the data set; None if there is none yet."""
+def _version_before(bundle: Bundle) -> int:
+    """0 if there is no such data set yet, which Kaggle words in several ways; `create` tells the rest."""
     try:
-        return printed_json(run_kaggle(["datasets", "status", bundle.dataset, "--format", "json"]))
-    except UserError as error:
-        if "access denied" not in str(error):  # which is also said of what does not exist
-            raise
-        return None
+        return _dataset(bundle)["current_version_number"] or 1
+    except UserError:
+        return 0
+
+
+def _dataset(bundle: Bundle) -> dict:
+    """Its status and current_version_number. Raises UserError if it cannot be had."""
+    return printed_json(run_kaggle(["datasets", "status", bundle.dataset, "--format", "json"]))
 
 
 def _wait_for_dataset(bundle: Bundle, version: int) -> None:
     """The notebook must not be started with the version before."""
-    for _ in range(DATASET_POLLS):
-        found = _dataset(bundle)
-        if found and found["status"] == "ready" and found["current_version_number"] >= version:
+    for look in range(DATASET_POLLS):
+        try:
+            found = _dataset(bundle)
+        except UserError:
+            if look >= DATASET_APPEARS:
+                raise
+            found = {"status": "not there yet"}
+        if found["status"] == "ready" and found["current_version_number"] >= version:
             return
-        if found and found["status"] in ("failed", "deleted"):
+        if found["status"] in ("failed", "deleted"):
             (bundle.folder / "state.json").unlink()  # the next call uploads it again
             raise UserError(f"Kaggle could not process the data set {bundle.dataset}: run again")
         time.sleep(POLL_SECONDS)

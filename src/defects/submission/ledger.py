@@ -13,7 +13,7 @@ COLUMNS = [
     "tag",  # hash of what was sent, also in the description on Kaggle
     "file",
     "sha256",
-    "notebook",  # owner/slug/version
+    "options",  # of `kaggle competitions submit`
     "experiments",
     "nested_macro_f1",
     "interval_low",
@@ -27,23 +27,26 @@ COLUMNS = [
 
 
 def record(path: Path, row: dict) -> None:
-    """Put `row` in place of the one with its competition and tag, or at the end."""
-    others = _without(path, row)
-    write_csv(path, pd.concat([others, pd.DataFrame([row], columns=COLUMNS)], ignore_index=True))
+    """Put `row` over the one with its competition and tag, or at the end."""
+    table, same = _look_up(path, row)
+    known = table[same].iloc[0].to_dict() if same.any() else {}
+    merged = pd.DataFrame([known | row], columns=COLUMNS)
+    write_csv(path, pd.concat([table[~same], merged], ignore_index=True))
 
 
 def forget(path: Path, row: dict) -> None:
     """Take out the row with the competition and tag of `row`: it never arrived."""
-    write_csv(path, _without(path, row))
+    table, same = _look_up(path, row)
+    write_csv(path, table[~same])
 
 
-def _without(path: Path, row: dict) -> pd.DataFrame:
-    if not path.exists():
-        return pd.DataFrame(columns=COLUMNS)
+def _look_up(path: Path, row: dict) -> tuple[pd.DataFrame, pd.Series]:
+    """The table, and where it has the competition and tag of `row`."""
+    table = pd.DataFrame(columns=COLUMNS)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a tag may look like a number
-        same = (table["competition"] == row["competition"]) & (table["tag"] == row["tag"])
+        if path.exists():
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a tag may look like a number
+        return table, (table["competition"] == row["competition"]) & (table["tag"] == row["tag"])
     except (ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no ledger of this program ({reason}): move it away") from None
-    return table[~same]

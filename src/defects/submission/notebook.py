@@ -34,15 +34,16 @@ if wheels:
     subprocess.run([*pip, *wheels], check=True)
 """
 
-SCORE = """\
+UNPACK = """\
 project = Path(tempfile.mkdtemp()) / "project"
 unpacked = next(bundle.rglob("src/infer.py"), None)  # Kaggle may have unpacked the archive itself
 if unpacked:
     shutil.copytree(unpacked.parents[1], project, copy_function=shutil.copyfile)
 else:
     shutil.unpack_archive(bundle / "project.zip", project)
+"""
 
-
+SCORE = """\
 def run(script, *arguments):
     command = [sys.executable, str(project / "src" / script), *arguments, "--set", f"data.root={data}"]
     subprocess.run(command, check=True, cwd=project)
@@ -58,7 +59,7 @@ shutil.copyfile(project / "submissions" / "sample_submission.csv", WORKING / "su
 def notebook(constants: dict[str, Any]) -> dict[str, Any]:
     """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, EXPERIMENTS) come first."""
     head = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
-    cells = [f"{head}\n{START}", INSTALL, SCORE]
+    cells = [f"{head}\n{START}", INSTALL, UNPACK, SCORE]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {
         "cells": [_cell(source) for source in cells],

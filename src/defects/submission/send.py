@@ -1,6 +1,7 @@
 """Sending a submission once: looked for on Kaggle first, sent, confirmed, noted in the ledger."""
 
 import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,8 +94,7 @@ def send(
     else:
         check_allowance(competition)
         arguments = options()
-        if "-k" in arguments:
-            row["notebook"] = f"{arguments[1]}/{arguments[3]}"
+        row["options"] = shlex.join(arguments)
         record(ledger, row)
         command = submit_command(competition, arguments, tag, submission.message)
         found = _send(command, row, ledger)
@@ -112,7 +112,7 @@ def _send(command: list[str], row: dict, ledger: Path) -> dict:
         output = run_kaggle(command)
         said = last_line(output)
         problem = UserError(f"kaggle competitions submit: not in the list of submissions ({said}): run again")
-        waits = CONFIRM_AFTER if "Could not submit" not in output else (0,)
+        waits = CONFIRM_AFTER
         if left := re.search(r"\d+ submissions remaining today", output):
             print(left[0])
     except UserError as error:
