@@ -149,8 +149,9 @@ def test_a_wrong_bundle_stops_the_notebook(trained, kaggle, change, message):
     assert done.returncode != 0 and f"steel-defects-bundle {message}" in done.stderr
 
 
-def test_dry_run_names_every_command_and_file(trained, kaggle_server, run_script):
-    outcome = run_script("submit.py", "--config", trained, "--dry-run")
+def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, run_script):
+    run_script("submit.py", "--config", trained, "--dry-run", "--wheels", wheels)
+    outcome = run_script("submit.py", "--config", trained, "--dry-run")  # the wheel does not stay behind
     assert outcome.code == 0, outcome.stderr
     folder = bundle_folder(trained)
     commands = [line.strip() for line in outcome.stdout.splitlines() if line.startswith("  ")]
@@ -162,6 +163,7 @@ def test_dry_run_names_every_command_and_file(trained, kaggle_server, run_script
     assert commands[4].startswith(submit)
     named = {line.split(" (")[0] for line in commands[5:]}
     assert named == {str(path) for path in folder.rglob("*") if path.is_file()}
+    assert not any(name.endswith(".whl") for name in named)
     assert not kaggle_server.requests
     metadata = json.loads((folder / "kernel" / "kernel-metadata.json").read_text())
     assert metadata["enable_internet"] is False and metadata["is_private"] is True
@@ -243,12 +245,11 @@ def test_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp
     assert "splitting first" not in outcome.stdout
 
 
-def test_only_missing_wheels_are_downloaded_and_others_go(wheels, tmp_path, monkeypatch):
+def test_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     folder, wheel = tmp_path / "dataset", wheels / "extra_tool-1.0-py3-none-any.whl"
     folder.mkdir()
-    (folder / "extra_tool-0.9-py3-none-any.whl").write_bytes(b"of an older pin")
     fetch_wheels(["extra-tool==1.0"], folder)
     assert [path.name for path in folder.iterdir()] == [wheel.name]
     wheel.unlink()

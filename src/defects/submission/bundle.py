@@ -40,7 +40,7 @@ def build_bundle(config: Config, summary: dict, folder: Path, wheels: Path | Non
     dataset = f"{kaggle.kernel}-bundle"
     members = {name: _member(config, name) for name in summary["weights"]}
     _write_archive(uploaded / "project.zip", _project(config, members))
-    held = _copy_wheels(wheels, uploaded) if wheels else pins(kaggle)
+    held = _copy_wheels(wheels, uploaded) if wheels else _keep_wheels(pins(kaggle), uploaded)
     digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *held]).encode()).hexdigest()
     write_json(uploaded / "bundle.json", {"sha256": digest})
     write_json(uploaded / "dataset-metadata.json", dataset_metadata(dataset))
@@ -78,22 +78,17 @@ def download_command(wanted: list[str], folder: Path) -> list[str]:
 
 
 def fetch_wheels(wanted: list[str], folder: Path) -> None:
-    """Leave exactly the pinned wheels in `folder`, downloading what it does not hold."""
-    missing = set(wanted)
-    for path in folder.glob("*.whl"):
-        pin = next((pin for pin in missing if _is_wheel_of(path, pin)), None)
-        if pin:
-            missing.remove(pin)
-        else:
-            path.unlink()
+    """Download the pinned wheels that `folder` does not hold."""
+    held = list(folder.glob("*.whl"))
+    missing = [pin for pin in wanted if not any(_is_wheel_of(path, pin) for path in held)]
     if not missing:
         return
-    command = [sys.executable, *download_command(sorted(missing), folder)]
+    command = [sys.executable, *download_command(missing, folder)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise UserError(
-            f"the wheels of {', '.join(sorted(missing))} cannot be downloaded ({' '.join(said)}): go online, "
+            f"the wheels of {', '.join(missing)} cannot be downloaded ({' '.join(said)}): go online, "
             "or name a folder that holds them with --wheels"
         )
 
@@ -102,6 +97,14 @@ def _is_wheel_of(path: Path, pin: str) -> bool:
     """Whether a wheel, such as `some_tool-0.6.0-py3-none-any.whl`, is that of `some-tool==0.6.0`."""
     name, version = pin.split("==")
     return path.name.lower().startswith(f"{re.sub('[-.]', '_', name).lower()}-{version}-")
+
+
+def _keep_wheels(wanted: list[str], folder: Path) -> list[str]:
+    """Remove the wheels of other pins or of an earlier --wheels; returns `wanted`."""
+    for path in folder.glob("*.whl"):
+        if not any(_is_wheel_of(path, pin) for pin in wanted):
+            path.unlink()
+    return wanted
 
 
 def _copy_wheels(source: Path, folder: Path) -> list[str]:

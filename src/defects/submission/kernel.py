@@ -118,7 +118,7 @@ def _wait_for_dataset(bundle: Bundle, version: int) -> None:
             if look >= DATASET_APPEARS:
                 raise
             found = {"status": "not there yet"}
-        if found["status"] == "ready" and found["current_version_number"] >= version:
+        if found["status"] == "ready" and (found["current_version_number"] or 0) >= version:
             return
         if found["status"] in ("failed", "deleted"):
             (bundle.folder / "state.json").unlink()  # the next call uploads it again
