@@ -19,7 +19,7 @@ lint: .venv/installed
 	$(PY) -m ruff format --check .
 
 clean:  ## throw away what `make demo` wrote
-	rm -rf input/demo input/demo_answers.csv output/demo output/demo_* submissions/*.csv submissions/*.json
+	rm -rf input/demo input/demo_answers.csv output/demo output/demo_* submissions/demo_* submissions/sample_submission*
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

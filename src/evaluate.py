@@ -41,14 +41,26 @@ def evaluate_masks(config: Config, path: Path) -> None:
     tables = {"truth": key, "tuned": path, "untuned": path.with_suffix(".untuned.csv")}
     tables = {name: read_rle_table(file, classes) for name, file in tables.items()}
     check_runs(tables["truth"], sizes, key)
-    truth, *others = (all_pairs(table, list(images.index), classes) for table in tables.values())
-    found = [mean_dice(dice_table(table, truth, sizes)) for table in others]
-    print(f"{'':34}{'tuned':>10}{'untuned':>10}")
-    promised = [summary["estimate"][name] or {} for name in ("tuned_nested", "untuned")]
-    lines = [("out-of-fold Dice, all pairs", promised, "dice"), ("hidden-test Dice, all pairs", found, "dice")]
-    lines += [(f"  {line[0].replace('all', 'non-empty')}", line[1], "dice_non_empty") for line in lines]
-    for text, figures, name in lines:
-        print(f"{text:34}" + "".join(f"{each[name]:10.4f}" if name in each else f"{'-':>10}" for each in figures))
+    others = {name: all_pairs(table, list(images.index), classes) for name, table in tables.items()}
+    truth = others.pop("truth")
+    found = {name: mean_dice(dice_table(table, truth, sizes)) for name, table in others.items()}
+    promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
+    print(
+        f"{'Dice':24}{'all pairs':>12}{'not empty':>12}"
+        + "".join(f"{f'class {name}':>12}" for name in classes)
+    )
+    for name in found:
+        print_dice(f"{name}, out of fold", promised[name], classes)
+        print_dice(f"{name}, hidden test", found[name], classes)
+
+
+def print_dice(title: str, found: dict | None, classes: list[str]) -> None:
+    """Means over all pairs, over those that are not empty, and over these of each class."""
+    figures = [None] * (2 + len(classes))
+    if found is not None:
+        each = [found["classes"][name]["dice_non_empty"] for name in classes]
+        figures = [found["dice"], found["dice_non_empty"], *each]
+    print(f"{title:24}" + "".join(f"{'-' if value is None else f'{value:.4f}':>12}" for value in figures))
 
 
 def evaluate_answers(config: Config, path: Path) -> None:

@@ -1,8 +1,9 @@
 """What several test modules share: a tiny data set, a config for it, and a way to run the scripts."""
 
 import os
+import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from kaggle_server import KaggleServer, serving
 
 from defects.config import ROOT, Config, load_config
 
@@ -179,9 +181,23 @@ def fails_with_one_line(run_script) -> Callable[..., str]:
     def run(name: str, *arguments: object) -> str:
         code, _, stderr = run_script(name, *arguments)
         assert code == 2, stderr
+        stderr = re.sub(r"[^\r\n]*B/s\][\r\n]+", "", stderr)  # progress of an upload
         assert stderr.startswith("error: ")
         assert stderr.count("\n") == 1
         assert "Traceback" not in stderr
         return stderr.removeprefix("error: ").rstrip("\n")
 
     return run
+
+
+@pytest.fixture
+def kaggle_server(tmp_path, monkeypatch) -> Iterator[KaggleServer]:
+    """The stand-in for Kaggle, and an environment in which the real client knows nothing else."""
+    for name in os.environ:
+        if name.startswith("KAGGLE_") or name.lower() in ("http_proxy", "no_proxy", "all_proxy"):
+            monkeypatch.delenv(name)
+    with serving() as started:
+        (tmp_path / "home").mkdir()
+        for name, value in started.environment(str(tmp_path / "home")).items():
+            monkeypatch.setenv(name, value)
+        yield started

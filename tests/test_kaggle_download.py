@@ -2,14 +2,12 @@
 
 import io
 import json
-import os
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kaggle_server import KaggleServer, serving
+from kaggle_server import KaggleServer
 
 from defects.config import KaggleConfig
 from defects.errors import UserError
@@ -30,17 +28,10 @@ GOOD = zipped({"train/a.png": b"a" * 5000, "train/b.png": b"b" * 5000, "train.cs
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleServer]:
-    """The stand-in with a good archive, and an environment in which the client knows nothing else."""
-    for name in os.environ:
-        if name.startswith("KAGGLE_") or name.lower() in ("http_proxy", "no_proxy", "all_proxy"):
-            monkeypatch.delenv(name)
-    with serving() as started:
-        (tmp_path / "home").mkdir()
-        for name, value in started.environment(str(tmp_path / "home")).items():
-            monkeypatch.setenv(name, value)
-        started.archive = GOOD
-        yield started
+def server(kaggle_server: KaggleServer) -> KaggleServer:
+    """The stand-in with a good archive."""
+    kaggle_server.archive = GOOD
+    return kaggle_server
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """Typed experiment configuration: pydantic models filled from YAML, then from `--set key=value`."""
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from defects.errors import UserError
+from defects.validation import Section, validate
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 
@@ -18,15 +18,8 @@ Seed = Annotated[int, Field(ge=0)]
 FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
 # Joined to image ids by `_` and to each other by `+`; YAML reads [1, 2] as numbers.
 ClassName = Annotated[str, Field(pattern=r"^[^\s_+,]+$", coerce_numbers_to_str=True)]
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Unknown keys are errors: a mistyped setting must never be ignored silently."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+# owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
+KernelName = Annotated[str, Field(pattern=r"^[\w-]+/[a-z0-9][a-z0-9-]{4,42}$")]
 
 
 class FoldersConfig(Section):
@@ -39,10 +32,16 @@ class FoldersConfig(Section):
 
 
 class KaggleConfig(Section):
-    """A competition on Kaggle, and how many files its archive must hold (glob -> count)."""
+    """A competition on Kaggle, and how many files its archive must hold (glob -> count).
+
+    `kernel` is for code competitions: your private notebook, which runs src/infer.py there.
+    """
 
     competition: str
     expected: dict[str, int] = {}
+    kernel: KernelName | None = None  # owner/slug; its files become the data set <owner/slug>-bundle
+    gpu: bool = True  # of the notebook
+    wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
 
 
 class StripsConfig(Section):
@@ -268,37 +267,6 @@ def of_category(config: Config, category: str) -> Config:
 def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
     return sorted(path.parent.name for path in resolve(data.root).glob("*/train") if path.is_dir())
-
-
-def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    """Fill `model`; a UserError in one line instead of pydantic's report."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(model, problem) for problem in error.errors()]
-        raise UserError(f"{where}: {'; '.join(problems)}") from None
-
-
-def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _known_keys(model), n=1, cutoff=0.4)
-        return f"unknown key {key}, did you mean {near[0]}?" if near else f"unknown key {key}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={problem['input']!r}: {message}" if key else message
-
-
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += _known_keys(kind, f"{prefix}{name}.")
-    return keys
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

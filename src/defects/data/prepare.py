@@ -1,5 +1,6 @@
 """First stage: index every image once, refuse broken input before anything is trained on it."""
 
+import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def load_images(config: Config) -> pd.DataFrame:
             _prepare(config)
     images = read_csv(path, IMAGE_COLUMNS + class_columns(config.data.classes), "src/prepare.py")
     return images.astype({"label": "Int64"})
+
+
+def training_sha256(config: Config) -> str:
+    """Of the training rows of images.csv: folds and weights do not depend on the test images."""
+    images = read_csv(config.dataset_dir / "images.csv", IMAGE_COLUMNS, "src/prepare.py")
+    rows = images[images["split"] == "train"].astype({"label": "Int64"})
+    return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:

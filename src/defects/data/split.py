@@ -9,7 +9,7 @@ from tqdm.contrib.concurrent import thread_map
 from defects.config import Config, DuplicateConfig, resolve
 from defects.data import balance, duplicates, folds
 from defects.data.images import read_image
-from defects.data.prepare import load_images
+from defects.data.prepare import load_images, training_sha256
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, sha256, write_csv, write_json
 
@@ -115,7 +115,7 @@ def _settings(config: Config) -> dict:
     """What the folds depend on; a change of these means splitting again."""
     groups = config.split.group_file
     return {
-        "images": sha256(config.dataset_dir / "images.csv"),
+        "images": training_sha256(config),
         "groups": sha256(resolve(groups)) if groups and resolve(groups).exists() else None,
         "symmetries": config.data.symmetries,
         **config.split.model_dump(mode="json"),

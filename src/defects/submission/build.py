@@ -18,9 +18,9 @@ from defects.training.run import load_oof
 def build_submission(config: Config, experiments: list[str], path: Path) -> dict:
     """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
 
-    Beside it: <name>.json (weights, threshold, estimate, sha256 of every input) and <name>.scores.csv
-    (image_id, score as log-odds, probability). Returns the JSON's content. Raises UserError for members
-    that do not match.
+    Beside it: <name>.json (weights, threshold, estimate, sha256 of the file and of every input) and
+    <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
+    UserError for members that do not match.
     """
     members = members_of(config, experiments)
     oof, scores = blend_experiments(members)
@@ -41,8 +41,9 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
     write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
-    write_json(path.with_suffix(".json"), summary)
     write_csv(path, table.astype({"answer": int}))
+    summary["sha256"] = sha256(path)
+    write_json(path.with_suffix(".json"), summary)
     return summary
 
 

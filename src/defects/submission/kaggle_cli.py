@@ -1,7 +1,9 @@
 """The real kaggle command line as a subprocess; everything that can go wrong ends in one line."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import zipfile
 import zlib
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from defects.config import KaggleConfig
 from defects.errors import UserError
@@ -27,14 +30,23 @@ TROUBLES = (  # the client's last line -> what to do about it; the first match c
         "no valid Kaggle credentials: create a token at https://www.kaggle.com/settings/api and put it into "
         "~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY",
     ),
+)
+COMPETITION_TROUBLES = (
     (
         r"403 Client Error|Forbidden|\brules\b|[Pp]ermission '|phone",
         "access denied: join the competition and accept its rules on its kaggle.com page, "
         "and check data.kaggle.competition ({said})",
     ),
-    (
-        r"404 Client Error|[Nn]ot ?[Ff]ound",
+    (  # not every message with these words: a rejected file may lack a column
+        r"404 Client Error|^Not ?[Ff]ound|^Competition\b.* not found",
         "no such competition: data.kaggle.competition must be the end of its kaggle.com address ({said})",
+    ),
+)
+OWN_TROUBLES = (  # of the data sets and notebooks that are made
+    (
+        r"40[34] Client Error|Forbidden|[Nn]ot ?[Ff]ound|[Pp]ermission '|phone",
+        "access denied: data.kaggle.kernel must begin with your own Kaggle user name, and notebooks "
+        "need a verified phone number ({said})",
     ),
 )
 
@@ -53,10 +65,25 @@ def run_kaggle(arguments: list[str]) -> str:
         output = "".join(map(_show, TextIOWrapper(client.stdout, "utf-8", errors="replace", newline="")))
     if client.returncode != 0:
         said = last_line(output)
-        advice = next((advice for pattern, advice in TROUBLES if re.search(pattern, said)), "{said}")
+        known = TROUBLES + (COMPETITION_TROUBLES if arguments[0] == "competitions" else OWN_TROUBLES)
+        advice = next((advice for pattern, advice in known if re.search(pattern, said)), "{said}")
         cause = said.rpartition("(Caused by ")[2]  # of a connection error, without the addresses
         raise UserError(f"kaggle {' '.join(arguments[:3])}: {advice.format(said=cause)}")
     return output
+
+
+def shown(arguments: list[str]) -> str:
+    """The command as a person would type it."""
+    return shlex.join(["kaggle", *arguments])
+
+
+def printed_json(output: str) -> Any:
+    """The JSON among what the client printed. Raises UserError if there is none."""
+    found = re.search(r"^[\[{].*[\]}]\s*$", output, re.DOTALL | re.MULTILINE)  # warnings may stand around it
+    try:
+        return json.loads(found[0])
+    except (TypeError, ValueError):
+        raise UserError(f"the kaggle client printed no JSON; its last line: {last_line(output)}") from None
 
 
 def _show(line: str) -> str:

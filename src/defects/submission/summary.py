@@ -20,10 +20,10 @@ def build_and_print(config: Config, experiments: list[str], path: Path) -> None:
 
 def mask_lines(summary: dict) -> list[str]:
     """Estimates of Dice, and the rule of each class."""
-    lines = [f"{'out-of-fold Dice':26}{'all pairs':>10}{'not empty':>11}"]
+    lines = [f"{'out-of-fold Dice':26}{'all pairs':>11}{'not empty':>11}"]
     for name, found in summary["estimate"].items():
         if found is not None:
-            figures = f"{found['dice']:10.4f}{found['dice_non_empty']:11.4f}"
+            figures = "".join(f"{found[name] or 0:11.4f}" for name in ("dice", "dice_non_empty"))
             lines.append(f"  {name.replace('_', ', '):24}{figures}")
     for name, rule in summary["rules"].items():
         lines.append(f"class {name:20}" + ", ".join(f"{key} {value:.4g}" for key, value in rule.items()))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from defects.config import Config
+from defects.data.prepare import training_sha256
 from defects.data.split import training_list
 from defects.errors import UserError
 from defects.files import sha256, write_bytes
@@ -45,7 +46,8 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]
     values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
     values["fold"], values["epochs"] = fold, epochs
     values["symmetries"] = config.data.symmetries
-    lists = [config.dataset_dir / "images.csv", config.dataset_dir / "folds.csv", training_list(config, fold)]
+    values["images.csv"] = training_sha256(config)
+    lists = [config.dataset_dir / "folds.csv", training_list(config, fold)]
     return values | {path.name: sha256(path) for path in lists}
 
 

@@ -1,0 +1,199 @@
+"""What a code competition's notebook needs: source, configs, checkpoints, wheels; and the notebook itself."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from defects.config import ROOT, Config, KaggleConfig, TrackingConfig, as_yaml, load_config, resolve
+from defects.data.split import FULL
+from defects.errors import UserError
+from defects.files import sha256, write_json
+from defects.submission.notebook import dataset_metadata, kernel_metadata, notebook
+from defects.training.inference import load_test
+from defects.training.run import run_folder, trained_folds
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`folder` holds dataset/ (uploaded as `dataset`) and kernel/ (pushed as `kernel`): owner/slug each."""
+
+    folder: Path
+    dataset: str
+    kernel: str
+    sha256: str  # of the notebook, which itself names the hash of the data set
+
+
+def build_bundle(config: Config, summary: dict, folder: Path, wheels: Path | None) -> Bundle:
+    """Write everything but the wheels that must be downloaded (see fetch_wheels).
+
+    The same inputs give the same bytes, so that an interrupted submission is recognised. Raises UserError
+    when `summary` was not made from the present runs.
+    """
+    _check_inputs(summary)
+    kaggle, uploaded = config.data.kaggle, folder / "dataset"
+    dataset = f"{kaggle.kernel}-bundle"
+    members = {name: _member(config, name) for name in summary["weights"]}
+    _write_archive(uploaded / "project.zip", _project(config, members))
+    held = _copy_wheels(wheels, uploaded) if wheels else _keep_wheels(pins(kaggle), uploaded)
+    digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *held]).encode()).hexdigest()
+    write_json(uploaded / "bundle.json", {"sha256": digest})
+    write_json(uploaded / "dataset-metadata.json", dataset_metadata(dataset))
+    _write_kernel(folder / "kernel", kaggle, dataset, digest, members)
+    return Bundle(folder, dataset, kaggle.kernel, sha256(folder / "kernel" / "notebook.ipynb"))
+
+
+def _write_kernel(
+    folder: Path, kaggle: KaggleConfig, dataset: str, digest: str, members: dict[str, Config]
+) -> None:
+    constants = {
+        "COMPETITION": kaggle.competition,
+        "BUNDLE": dataset.partition("/")[2],
+        "SHA256": digest,
+        "EXPERIMENTS": {name: _use(member) for name, member in members.items()},
+    }
+    write_json(folder / "notebook.ipynb", notebook(constants))
+    metadata = kernel_metadata(kaggle.kernel, kaggle.competition, dataset, kaggle.gpu)
+    write_json(folder / "kernel-metadata.json", metadata)
+
+
+def pins(kaggle: KaggleConfig) -> list[str]:
+    """`name==version` of data.kaggle.wheels, by requirements.txt."""
+    required = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.+]+)", required, re.MULTILINE))
+    unknown = sorted(set(kaggle.wheels) - set(pinned))
+    if unknown:
+        raise UserError(f"data.kaggle.wheels: requirements.txt pins no {', '.join(unknown)}")
+    return [f"{name}=={pinned[name]}" for name in sorted(kaggle.wheels)]
+
+
+def download_command(wanted: list[str], folder: Path) -> list[str]:
+    """Arguments for python; no dependencies, since Kaggle's image has them."""
+    return ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *wanted]
+
+
+def fetch_wheels(wanted: list[str], folder: Path) -> None:
+    """Download the pinned wheels that `folder` does not hold."""
+    held = list(folder.glob("*.whl"))
+    missing = [pin for pin in wanted if not any(_is_wheel_of(path, pin) for path in held)]
+    if not missing:
+        return
+    command = [sys.executable, *download_command(missing, folder)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise UserError(
+            f"the wheels of {', '.join(missing)} cannot be downloaded ({' '.join(said)}): go online, "
+            "or name a folder that holds them with --wheels"
+        )
+
+
+def _is_wheel_of(path: Path, pin: str) -> bool:
+    """Whether a wheel, such as `some_tool-0.6.0-py3-none-any.whl`, is that of `some-tool==0.6.0`."""
+    name, version = pin.split("==")
+    return path.name.lower().startswith(f"{re.sub('[-.]', '_', name).lower()}-{version}-")
+
+
+def _keep_wheels(wanted: list[str], folder: Path) -> list[str]:
+    """Remove the wheels of other pins or of an earlier --wheels; returns `wanted`."""
+    for path in folder.glob("*.whl"):
+        if not any(_is_wheel_of(path, pin) for pin in wanted):
+            path.unlink()
+    return wanted
+
+
+def _copy_wheels(source: Path, folder: Path) -> list[str]:
+    """Put the wheels of `source` in place of those in `folder`; their names and hashes."""
+    found = sorted(source.glob("*.whl"))
+    if not found:
+        raise UserError(f"--wheels {source}: there is no wheel in this folder")
+    for path in folder.glob("*.whl"):
+        path.unlink()
+    return [f"{path.name} {sha256(shutil.copyfile(path, folder / path.name))}" for path in found]
+
+
+def _check_inputs(summary: dict) -> None:
+    for name, digest in summary["inputs"].items():
+        path = resolve(name)
+        if not path.exists() or sha256(path) != digest:
+            raise UserError(f"{path} changed since the submission was made: run src/ensemble.py again")
+
+
+def _member(config: Config, name: str) -> Config:
+    """An experiment's own config: the given one, or the one that its run folder keeps."""
+    if name == config.experiment:
+        return config
+    kept = sorted((resolve(config.output) / name).glob("*/config.yaml"))
+    if not kept:
+        raise UserError(f"{resolve(config.output) / name} holds no config.yaml of a run: train it again")
+    return load_config(kept[0]).model_copy(update={"experiment": name, "output": config.output})
+
+
+def _use(member: Config) -> str:
+    """The --use that test.csv was scored with. Raises UserError when its models have changed since."""
+    scored = set(load_test(member)["fold"])
+    if FULL not in scored:
+        return "folds"
+    return "both" if len(scored) > 1 else "full"
+
+
+def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | bytes]:
+    """Name in the archive -> file or content."""
+    files: dict[str, Path | bytes] = {
+        path.relative_to(ROOT).as_posix(): path for path in (ROOT / "src").rglob("*.py")
+    }
+    tables = [config.dataset_dir / "folds.csv", config.dataset_dir / "split.json"]
+    tables += config.dataset_dir.glob("train_*.csv")
+    files |= {f"output/{config.data.name}/{path.name}": path for path in tables}
+    files |= _group_file(config)
+    files["configs/submission.yaml"] = _portable(config)
+    for name, member in members.items():
+        files[f"configs/{name}.yaml"] = _portable(member)
+        files |= {f"output/{name}/{path.parent.name}/{path.name}": path for path in _models(member)}
+    return files
+
+
+def _models(member: Config) -> list[Path]:
+    """Checkpoints, and the out-of-fold scores that the threshold comes from."""
+    full = [] if _use(member) == "folds" else [run_folder(member, FULL) / "best.pt"]
+    folders = [run_folder(member, fold) for fold in trained_folds(member)]
+    return [folder / name for folder in folders for name in ("best.pt", "oof.csv")] + full
+
+
+def _group_file(config: Config) -> dict[str, Path]:
+    """split.group_file, which the folds are checked against."""
+    groups = config.split.group_file
+    if groups is None:
+        return {}
+    if groups.is_absolute() or ".." in groups.parts:
+        raise UserError(f"split.group_file={groups} lies outside the repository: the notebook cannot find it")
+    return {groups.as_posix(): resolve(groups)}
+
+
+def _portable(config: Config) -> bytes:
+    """The config with the notebook's folders; data.root is set there, when its place is known."""
+    data = config.data.model_copy(update={"answers": None})
+    changes = {"output": Path("output"), "submissions": Path("submissions"), "tracking": TrackingConfig()}
+    return as_yaml(config.model_copy(update={"data": data, **changes})).encode()
+
+
+def _write_archive(path: Path, files: dict[str, Path | bytes]) -> None:
+    """Whole or not at all; entries sorted and without dates."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name in sorted(files):
+                content = files[name]
+                entry = zipfile.ZipInfo(name)  # dated 1980, not today
+                packing = zipfile.ZIP_STORED if name.endswith(".pt") else zipfile.ZIP_DEFLATED
+                data = content if isinstance(content, bytes) else content.read_bytes()
+                archive.writestr(entry, data, packing)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

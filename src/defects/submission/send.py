@@ -1,0 +1,159 @@
+"""Sending a submission once: looked for on Kaggle first, sent, confirmed, noted in the ledger."""
+
+import re
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from defects.config import Config
+from defects.errors import UserError
+from defects.files import read_csv, read_json, sha256
+from defects.submission.build import submission_ids, validate
+from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
+from defects.submission.ledger import forget, record
+
+TAG_LENGTH = 12  # hexadecimal digits
+CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A file that passed validation and what its JSON promises."""
+
+    path: Path
+    sha256: str
+    summary: dict
+    message: str
+
+    def row(self, competition: str, tag: str) -> dict:
+        """The ledger's columns that are known before sending."""
+        estimate = self.summary["estimate"]
+        low, high = estimate["interval_90"] or ("", "")
+        return {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "competition": competition,
+            "tag": tag,
+            "file": self.path.name,
+            "sha256": self.sha256,
+            "experiments": " ".join(self.summary["weights"]),
+            "nested_macro_f1": estimate["nested_macro_f1"],
+            "interval_low": low,
+            "interval_high": high,
+            "threshold": estimate["threshold"],
+            "status": "sending",
+        }
+
+
+def load_submission(config: Config, path: Path, message: str | None) -> Submission:
+    """Read and validate `path` against the sample and the test images.
+
+    Raises UserError for what Kaggle would reject, and when the JSON beside the file belongs to another one.
+    """
+    table = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
+    answers = table["answer"].astype(str).map({"0": 0, "1": 1})  # 0.0 and True are no answers either
+    validate(table.assign(answer=answers), submission_ids(config).tolist(), path)
+    beside, digest = path.with_suffix(".json"), sha256(path)
+    summary = read_json(beside)
+    if summary is None or summary.get("sha256") != digest:
+        raise UserError(f"{beside} does not belong to {path.name}: run src/ensemble.py or src/infer.py again")
+    if summary["data"] != config.data.name:
+        raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
+    return Submission(path, digest, summary, message or _promise(summary))
+
+
+def _promise(summary: dict) -> str:
+    nested = summary["estimate"]["nested_macro_f1"]
+    names = " + ".join(summary["weights"])
+    return names if nested is None else f"{names}, out of fold {nested:.4f}"
+
+
+def file_options(path: Path) -> list[str]:
+    """What `kaggle competitions submit` needs for a file competition."""
+    return ["-f", str(path)]
+
+
+def submit_command(competition: str, options: list[str], tag: str, message: str) -> list[str]:
+    """Arguments for kaggle; the description begins with the tag, by which the submission is found again."""
+    return ["competitions", "submit", competition, *options, "-m", f"[{tag}] {message}"]
+
+
+def send(
+    submission: Submission, competition: str, tag: str, options: Callable[[], list[str]], ledger: Path
+) -> dict:
+    """Submit unless the tag is on Kaggle already; returns the ledger's row as confirmed there.
+
+    `options` is called only if there is something to send. Raises UserError when Kaggle did not take it.
+    """
+    row = submission.row(competition, tag)
+    found = find(competition, tag)
+    if found is not None:
+        print(f"{submission.path.name} was submitted before; nothing sent")
+    else:
+        check_allowance(competition)
+        arguments = options()
+        row["options"] = shlex.join(arguments)
+        record(ledger, row)
+        command = submit_command(competition, arguments, tag, submission.message)
+        found = _send(command, row, ledger)
+    row |= found
+    record(ledger, row)
+    return row
+
+
+def _send(command: list[str], row: dict, ledger: Path) -> dict:
+    """Run `command` and look whether it had an effect, whatever the client said.
+
+    Where that cannot be learnt, the ledger keeps `sending`, and the next call looks first.
+    """
+    try:
+        output = run_kaggle(command)
+        said = last_line(output)
+        problem = UserError(f"kaggle competitions submit: not in the list of submissions ({said}): run again")
+        waits = CONFIRM_AFTER
+        if left := re.search(r"\d+ submissions remaining today", output):
+            print(left[0])
+    except UserError as error:
+        problem, waits = error, (0,)
+    for seconds in waits:
+        time.sleep(seconds)
+        if found := find(row["competition"], row["tag"]):
+            return found
+    forget(ledger, row)
+    raise problem
+
+
+def find(competition: str, tag: str) -> dict | None:
+    """The submission whose description carries `tag`, as columns of the ledger; None if there is none."""
+    listing = ["competitions", "submissions", competition, "--format", "json", "--page-size", "100"]
+    output = run_kaggle(listing)
+    if "No submissions found" in output:
+        return None
+    for entry in printed_json(output):
+        if f"[{tag}]" in (entry["description"] or ""):
+            return {
+                "date": entry["date"],
+                "ref": entry["ref"],
+                "status": str(entry["status"]).rpartition(".")[2].lower(),
+                "public_score": entry["publicScore"],
+                "private_score": entry["privateScore"],
+            }
+    return None
+
+
+def check_allowance(competition: str) -> None:
+    """UserError when no submission is left today; a server that does not tell is no obstacle."""
+    try:
+        limits = printed_json(run_kaggle(["competitions", "submission-limits", competition, "--json"]))
+    except UserError:
+        return
+    used, left = limits.get("numToday", 0), limits.get("numAllowedNow", 0)
+    if left:
+        print(f"{used} submissions used today, {left} left")
+    elif used or limits.get("limitedByTotal"):  # all zero: no submission by this team yet
+        raise UserError(
+            f"{competition}: the limit of submissions is reached ({used} today, none left): wait until it is "
+            "reset at midnight UTC, and run again"
+        )
