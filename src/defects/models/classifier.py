@@ -22,7 +22,7 @@ class ClassifierOptions(Section):
 
 
 class Classifier(Detector):
-    """The raw score is the logit; there is no map."""
+    """The raw score is the logit, one for each class of defects and one for any; there is no map."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -30,7 +30,8 @@ class Classifier(Detector):
         # Only what is set: not every network takes each of these.
         options = self.options.model_dump(include={"drop_rate", "drop_path_rate", "global_pool"})
         arguments = {name: value for name, value in options.items() if value}
-        self.network = create_backbone(config.model.backbone, num_classes=1, **arguments)
+        self.targets = config.data.targets
+        self.network = create_backbone(config.model.backbone, num_classes=len(self.targets), **arguments)
         self.normalize = Normalize(self.network)
         # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
         for parameter in self.network.get_classifier().parameters():
