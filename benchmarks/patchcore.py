@@ -1,7 +1,8 @@
 """PatchCore beside anomalib's: choosing the coreset, fitting from files, scoring, and AUROC, in one run.
 
-The same backbone weights, generated images of 512 px (seen at 256), layers and ratio on both sides. Every
-measurement is a process of its own, the two sides in turn, so that a noisy neighbour hits both. anomalib
+The same backbone weights, generated images of 512 px (seen at 256), layers and ratio on both sides; other
+images in every repeat. Every measurement is a process of its own, the two sides in turn, so that a noisy
+neighbour hits both. anomalib
 comes from an environment of its own: --anomalib PATH/TO/ITS/python; without it only this program is measured.
 """
 
@@ -32,11 +33,12 @@ def main() -> None:
         return
     sides = {"here": sys.executable} | ({"anomalib": arguments.anomalib} if arguments.anomalib else {})
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_inputs(folder, arguments.weights)
+        folders = [Path(name) / str(repeat) for repeat in range(arguments.repeats)]
+        for seed, folder in enumerate(folders):
+            write_inputs(folder, arguments, seed)
         print(f"{torch.get_num_threads()} threads, CUDA {torch.cuda.is_available()}")
-        report_coreset(measure("coreset", sides, folder, arguments))
-        report_detector(measure("detector", sides, folder, arguments), folder)
+        report_coreset(measure("coreset", sides, folders, arguments))
+        report_detector(measure("detector", sides, folders, arguments), folders)
 
 
 def parse() -> argparse.Namespace:
@@ -44,6 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--anomalib", help="the python of an environment with anomalib 2.7")
     parser.add_argument("--weights", default="imagenet", help=f"of {NETWORK}: imagenet, none or a file")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=209, help="normal ones to learn from")
     parser.add_argument("--picks", type=int, default=100, help="centres anomalib is timed on; all cost alike")
     parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -51,11 +54,11 @@ def parse() -> argparse.Namespace:
 
 
 def measure(
-    task: str, sides: dict[str, str], folder: Path, arguments: argparse.Namespace
+    task: str, sides: dict[str, str], folders: list[Path], arguments: argparse.Namespace
 ) -> dict[str, list[dict]]:
     """Results of each side, repeat by repeat."""
     results = {side: [] for side in sides}
-    for repeat in range(arguments.repeats):
+    for repeat, folder in enumerate(folders):
         for side in list(sides)[:: 1 if repeat % 2 == 0 else -1]:
             command = [sides[side], __file__, "--task", f"{side}-{task}", "--folder", str(folder)]
             command += ["--picks", str(arguments.picks)]
@@ -87,19 +90,13 @@ def report_coreset(results: dict[str, list[dict]]) -> None:
         print(f"coreset: {ratio(results, 'seconds'):.0f} times faster, {memory:.2f} of the memory")
 
 
-def report_detector(results: dict[str, list[dict]], folder: Path) -> None:
-    from sklearn.metrics import roc_auc_score
-
-    labels = json.loads((folder / "labels.json").read_text())
-    truth = [labels[name] for name in sorted(labels)]
+def report_detector(results: dict[str, list[dict]], folders: list[Path]) -> None:
     for side, found in results.items():
-        # anomalib's first centre is random: another AUROC in each repeat.
-        ranked = [[one["scores"][name] for name in sorted(labels)] for one in found]
-        auroc = np.mean([roc_auc_score(truth, scores) for scores in ranked])
+        aurocs = [auroc(one["scores"], folder) for one, folder in zip(found, folders, strict=True)]
         print(
             f"detector, {side:8} fitted in {median(found, 'fit'):6.1f} s, "
-            f"{median(found, 'rate'):5.1f} images/s scored, "
-            f"peak {median(found, 'megabytes'):5.0f} MB, AUROC {auroc:.4f}"
+            f"{median(found, 'rate'):5.1f} images/s scored, peak {median(found, 'megabytes'):5.0f} MB, "
+            f"AUROC {np.mean(aurocs):.4f} ({', '.join(f'{value:.4f}' for value in aurocs)})"
         )
     share = np.median([found["rate"] / found["bare"] for found in results["here"]])
     bare = median(results["here"], "bare")
@@ -109,21 +106,30 @@ def report_detector(results: dict[str, list[dict]], folder: Path) -> None:
         print(f"fitting {ratio(results, 'fit'):.1f} times faster, scoring {rate:.1f} times the images/s")
 
 
+def auroc(scores: dict[str, float], folder: Path) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    labels = json.loads((folder / "labels.json").read_text())
+    return roc_auc_score([labels[name] for name in sorted(labels)], [scores[name] for name in sorted(labels)])
+
+
 # --- what is measured ---
 
 
-def write_inputs(folder: Path, weights: str) -> None:
+def write_inputs(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
     """normal/, test/ and labels.json, weights.pt, and vectors.npy: the patches of all normal images."""
     sys.path.insert(0, str(SRC))
     from defects.config import BackboneConfig, resolve
     from defects.models.parts.backbone import create_backbone
 
+    weights = arguments.weights
+    folder.mkdir()
     if weights not in ("imagenet", "none"):
         weights = str(resolve(weights))
     network = create_backbone(BackboneConfig(name=NETWORK, weights=weights), num_classes=0)
     torch.save(network.state_dict(), folder / "weights.pt")
-    draw_images(folder / "normal", 209, 0, ["normal"])
-    labels = draw_images(folder / "test", 240, 1, ["normal", "scratch", "normal", "pit"])
+    draw_images(folder / "normal", arguments.images, 2 * seed, ["normal"])
+    labels = draw_images(folder / "test", 240, 2 * seed + 1, ["normal", "scratch", "normal", "pit"])
     (folder / "labels.json").write_text(json.dumps(labels))
     detector, batches, _ = here(folder, folder / "normal")
     with torch.inference_mode():

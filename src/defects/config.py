@@ -48,7 +48,7 @@ class StripsConfig(Section):
     """What the `strips` source generates where data.root does not exist yet."""
 
     images: Count = 240  # labelled ones
-    test: Annotated[int, Field(ge=0)] = 120
+    test: Count = 120
     size: tuple[Side, Side] = (128, 800)  # height, width in pixels
     seed: Seed = 0
 
