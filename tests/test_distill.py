@@ -152,7 +152,8 @@ def test_what_cannot_work_is_said_in_one_line(
 def test_from_the_teacher_to_out_of_fold_scores_that_need_its_file_no_more(
     config, images, run_script, tmp_path
 ):
-    train = ["--set", "train.inner_holdout=0.3", "--set", "data.image_size=[40, 48]", "--set", "infer.tta=false"]
+    sets = ("train.inner_holdout=0.3", "data.image_size=[40, 48]", "infer.tta=false")
+    train = [part for value in sets for part in ("--set", value)]
     path = config()
     missing = run_script("train.py", "--config", path, *train)
     assert missing.code == 2 and "tiny.pt: no such file; make it with src/distill.py" in missing.stderr
