@@ -52,6 +52,19 @@ def test_a_spot_stays_in_its_place_under_tta(size, tta):
     assert torch.cat([rows for rows, _, _ in batches]).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("window", [(4, 4), (5, 16), (3, 7), (100, 100)])
+@pytest.mark.parametrize("size", [(8, 8), (6, 10), (16, 4), (9, 31)])
+def test_windows_cover_the_image_and_the_highest_score_counts(size, window):
+    batches = scored(size, InferConfig(tta=False, map_size=64, window=window))
+    maps = torch.cat([maps for _, _, maps in batches])
+    assert maps.shape == (3, 1, *size)
+    expected = torch.zeros(*size)
+    expected[1, 2] = 1
+    assert torch.allclose(maps[:, 0], expected.expand(3, -1, -1))
+    plain = torch.cat([score for _, score, _ in scored(size, InferConfig(tta=False))])
+    assert (torch.cat([score for _, score, _ in batches]) >= plain).all()
+
+
 def test_maps_are_kept_at_the_configured_size_by_averaging():
     maps = scored((8, 16), InferConfig(tta=False, map_size=4))[0][2]
     assert maps.shape == (2, 1, 2, 4)

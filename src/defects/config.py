@@ -151,11 +151,17 @@ class TrainConfig(Section):
     patience: Count | None = None  # epochs without gain on the inner part before stopping
     validate_every: Count = 1  # look at unseen images every n epochs, and after the last
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
+    average: Count | None = None  # the mean of the weights after the last n epochs is kept
+    init: FolderName | None = None  # experiment whose weights of the same fold training starts from
 
     @model_validator(mode="after")
     def _inner_needed(self) -> "TrainConfig":
         if self.inner_holdout == 0 and (self.select == "inner" or self.patience):
             raise ValueError("train.select=inner and train.patience need train.inner_holdout above 0")
+        if self.average and (self.select == "inner" or self.patience or self.ema):
+            raise ValueError(
+                "train.average goes with neither train.ema, train.patience nor train.select=inner"
+            )
         if self.epochs == 0 and self.select == "inner":
             raise ValueError("train.select=inner needs an epoch to select: train.epochs above 0")
         return self
@@ -165,6 +171,8 @@ class InferConfig(Section):
     batch_size: Count = 32
     tta: bool = True  # average over the label-preserving members of the dihedral group
     map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
+    window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
+    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # for all test images; more is refused
 
 
 class ThresholdConfig(Section):

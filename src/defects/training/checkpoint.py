@@ -36,6 +36,15 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def mean(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of several states, tensor by tensor; counters as in the last."""
+    states = [load(path) for path in paths]
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[-1].items()
+    }
+
+
 def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]:
     """What a run's weights depend on, to be compared before it is resumed or used."""
     values = config.model_dump(mode="json", include={"model", "augment"})
@@ -44,6 +53,7 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]
     values["image_size"] = list(config.data.image_size)
     values["threshold_fpr"] = config.threshold.fpr  # detectors are calibrated to it
     values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
+    values["window"] = config.infer.window and list(config.infer.window)
     values["fold"], values["epochs"] = fold, epochs
     values["symmetries"] = config.data.symmetries
     values["images.csv"] = training_sha256(config)

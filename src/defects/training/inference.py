@@ -1,5 +1,9 @@
 """Test scores of an experiment: one row per image and fold, resumable fold by fold."""
 
+import tempfile
+import time
+from pathlib import Path
+
 import pandas as pd
 from accelerate import Accelerator
 
@@ -20,6 +24,7 @@ from defects.training.run import (
 )
 from defects.training.trainer import make_accelerator
 
+PROBE = 4  # batches
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
 
 
@@ -38,6 +43,7 @@ def score_test(config: Config, use: str) -> None:
         )
     models = _models(config, use)
     accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
+    _state_time(config, test, models, accelerator)
     tables = [_score_fold(config, test, fold, accelerator) for fold in models]
     if accelerator.is_main_process:
         table = pd.concat(tables).sort_values(["image_id", "fold"], kind="stable", ignore_index=True)
@@ -52,9 +58,7 @@ def load_test(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFr
     path = config.experiment_dir / "test.csv"
     table = read_csv(path, TEST_COLUMNS, "src/infer.py")
     scored, trained = sorted(set(table["fold"])), trained_folds(config)
-    current = all(
-        read_json(run_folder(config, fold) / "test.json") == _stamp(config, fold) for fold in scored
-    )
+    current = all(_scored(config, fold) for fold in scored)
     if not current or set(scored) - {FULL} not in (set(), set(trained)):
         models = f"folds {', '.join(scored)}; trained are {', '.join(trained)}"
         raise UserError(f"{path} was scored with other models ({models}): run src/infer.py again")
@@ -65,6 +69,12 @@ def _stamp(config: Config, fold: str) -> dict[str, str | None]:
     """What a fold's test scores were made from; None for a model that is gone."""
     files = [run_folder(config, fold) / "best.pt", config.dataset_dir / "images.csv"]
     return {path.name: sha256(path) if path.exists() else None for path in files}
+
+
+def _scored(config: Config, fold: str) -> bool:
+    """Whether the test scores of a fold are there, and those of its present model."""
+    folder = run_folder(config, fold)
+    return (folder / "test.csv").exists() and read_json(folder / "test.json") == _stamp(config, fold)
 
 
 def _models(config: Config, use: str) -> list[str]:
@@ -78,6 +88,26 @@ def _models(config: Config, use: str) -> list[str]:
     return trained_folds(config) + ([FULL] if use == "both" else [])
 
 
+def _state_time(config: Config, test: pd.DataFrame, models: list[str], accelerator: Accelerator) -> None:
+    """Say how long scoring will take, from a short probe; UserError beyond infer.budget_minutes."""
+    left = [fold for fold in models if not _scored(config, fold)]
+    if not left or len(test) < PROBE * config.infer.batch_size:
+        return
+    detector = load_detector(config, left[0])
+    with tempfile.TemporaryDirectory() as folder:
+        for batches in (1, PROBE - 1):  # the first is slower
+            rows, start = test[: batches * config.infer.batch_size], time.perf_counter()
+            score_table(detector, config, rows, left[0], accelerator, Path(folder) / TEST_MAPS)
+    minutes = (time.perf_counter() - start) / len(rows) * len(test) * len(left) / 60
+    accelerator.print(f"this will take about {minutes:.1f} minutes, loading not counted")
+    budget = config.infer.budget_minutes
+    if budget and minutes > budget:
+        raise UserError(
+            f"infer.budget_minutes={budget:g}: scoring {len(test)} images with {len(left)} models would take "
+            f"{minutes:.1f} minutes; set infer.tta=false or train fewer folds"
+        )
+
+
 def _name(fold: str) -> str:
     return "the full fit" if fold == FULL else f"fold {fold}"
 
@@ -85,12 +115,11 @@ def _name(fold: str) -> str:
 def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> pd.DataFrame:
     """Scores of one model; kept in its run folder with what they were made from."""
     folder = run_folder(config, fold)
-    stamp = _stamp(config, fold)
     detector = load_detector(config, fold)
-    if (folder / "test.csv").exists() and read_json(folder / "test.json") == stamp:
+    if _scored(config, fold):
         return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py")
     table = score_table(detector, config, test, fold, accelerator, folder / TEST_MAPS)
     if accelerator.is_main_process:
         write_csv(folder / "test.csv", table)
-        write_json(folder / "test.json", stamp)
+        write_json(folder / "test.json", _stamp(config, fold))
     return table

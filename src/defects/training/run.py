@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from defects.config import Config, as_yaml
 from defects.data.datasets import DeviceBatches, plain_loader, training_loader
 from defects.data.labels import DEFECT, target_labels
-from defects.data.split import FULL, fold_names, load_folds, load_training_rows
+from defects.data.split import FULL, fold_names, load_folds, load_training_rows, training_list
 from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_bytes, write_csv
 from defects.models import Detector, build_detector
@@ -200,6 +200,8 @@ def _train(
     set_seed(config.train.seed)
     detector = build_detector(config)
     sides = sides.learnt_by(detector, config)
+    if config.train.init:
+        _start_from(detector, config, fold)
     if main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
     tracker = Tracker(config, fold, folder, active=main)
@@ -213,6 +215,22 @@ def _train(
     write_result(detector, config, fold, sides.held, accelerator, best)
     tracker.close()
     accelerator.wait_for_everyone()
+
+
+def _start_from(detector: Detector, config: Config, fold: str) -> None:
+    """Weights of another experiment, which must have left out the same images."""
+    path = run_folder(config.model_copy(update={"experiment": config.train.init}), fold) / "best.pt"
+    content = checkpoint.load(path)
+    lists = {"folds.csv", training_list(config, fold).name}
+    now = checkpoint.fingerprint(config, fold, None)
+    saved = content.get("fingerprint", {})
+    checkpoint.check_fingerprint(
+        path, {"fingerprint": {name: saved.get(name) for name in lists}}, {name: now[name] for name in lists}
+    )
+    try:
+        detector.load_state_dict(content["detector"])
+    except RuntimeError:
+        raise UserError(f"train.init={config.train.init}: its network is another one") from None
 
 
 def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:

@@ -1,6 +1,8 @@
 """Scoring: the one path by which held-out, test and single images get their scores and maps."""
 
+import math
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from accelerate import Accelerator
@@ -22,15 +24,16 @@ def score_batches(
 ) -> Iterator[Scored]:
     """Yields (row [B], raw score [B, C], map [B, C, h, w] or None) batch by batch, on the CPU.
 
-    Averaged over the label-preserving members of the dihedral group if `infer.tta`; the longer side of a
-    map is at most `infer.map_size`. Memory does not grow with the number of images.
+    Averaged over the label-preserving members of the dihedral group if `infer.tta`, from overlapping windows
+    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. Memory does
+    not grow with the number of images.
     """
     detector.eval()
     members = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
     for batch in tqdm(loader, "scoring", leave=False, disable=None):
         images = as_input(batch["image"].to(accelerator.device, non_blocking=True))
         # In full precision: a bf16 logit near 5 has steps of 0.03, which would tie images.
-        scored = [_score_turned(detector, images, member, infer.map_size) for member in members]
+        scored = [_score_turned(detector, images, member, infer) for member in members]
         scores = torch.stack([score for score, _ in scored]).mean(dim=0)
         maps = None if scored[0][1] is None else torch.stack([each for _, each in scored]).mean(dim=0)
         parts = [batch["row"].to(accelerator.device), scores] + ([] if maps is None else [maps])
@@ -39,10 +42,40 @@ def score_batches(
 
 
 def _score_turned(
-    detector: Detector, images: torch.Tensor, member: tuple[int, bool], map_size: int
+    detector: Detector, images: torch.Tensor, member: tuple[int, bool], infer: InferConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    score, maps = detector(turn(images, *member))
-    return score, None if maps is None else _reduced(turn_back(maps, *member), map_size)
+    score, maps = _score_windows(detector, turn(images, *member), infer.window)
+    return score, None if maps is None else _reduced(turn_back(maps, *member), infer.map_size)
+
+
+def _score_windows(
+    detector: Detector, images: torch.Tensor, window: tuple[int, int] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The highest score of all windows, their maps averaged where they overlap; one window may be all."""
+    size = images.shape[2:]
+    if window is None or (size[0] <= window[0] and size[1] <= window[1]):
+        return detector(images)
+    grid = list(product(*(_places(*sides) for sides in zip(size, window, strict=True))))
+    found = [(rows, columns, *detector(images[..., rows, columns])) for rows, columns in grid]
+    score = torch.stack([each[2] for each in found]).amax(0)
+    if found[0][3] is None:
+        return score, None
+    total = images.new_zeros(len(images), found[0][3].shape[1], *size)
+    times = images.new_zeros(size)
+    for rows, columns, _, maps in found:
+        part = total[..., rows, columns]
+        part += functional.interpolate(maps.float(), part.shape[2:], mode="bilinear")
+        times[rows, columns] += 1
+    return score, total / times
+
+
+def _places(side: int, window: int) -> list[slice]:
+    """Evenly spread windows that cover `side` pixels and overlap by a quarter or more."""
+    if side <= window:
+        return [slice(0, side)]
+    count = 1 + math.ceil((side - window) / (0.75 * window))
+    starts = [round(index * (side - window) / (count - 1)) for index in range(count)]
+    return [slice(start, start + window) for start in starts]
 
 
 def _reduced(maps: torch.Tensor, size: int) -> torch.Tensor:

@@ -204,7 +204,8 @@ class Trainer:
         epoch = len(self.history)
         if self.train.select == "inner" and self._best() == epoch:
             checkpoint.save(self.folder / "selected.pt", self._state())
-        if self.train.save_every and epoch % self.train.save_every == 0:
+        kept = self.train.average and epoch > self.epochs - self.train.average
+        if kept or (self.train.save_every and epoch % self.train.save_every == 0):
             checkpoint.save(self.folder / f"epoch{epoch}.pt", self._state())
         scaler = self.accelerator.scaler
         content = {
@@ -231,3 +232,7 @@ class Trainer:
             self.detector.load_state_dict(checkpoint.load(self.folder / "selected.pt"))
         elif self.ema:
             self.detector.load_state_dict(self.ema.module.state_dict())
+        elif self.train.average:
+            self.accelerator.wait_for_everyone()
+            epochs = range(max(1, self.epochs - self.train.average + 1), self.epochs + 1)
+            self.detector.load_state_dict(checkpoint.mean([self.folder / f"epoch{n}.pt" for n in epochs]))
