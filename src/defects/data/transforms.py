@@ -35,9 +35,10 @@ def rotate_flip(image: np.ndarray, angle: float, flip: str) -> np.ndarray:
     if angle % 180 == 0 or (angle % 90 == 0 and height == width):
         return np.ascontiguousarray(np.rot90(image, round(angle / 90)))
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    return cv2.warpAffine(
+    turned = cv2.warpAffine(
         image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )
+    return turned.reshape(image.shape)  # OpenCV drops a single channel
 
 
 def turn(images: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:

@@ -15,6 +15,8 @@ from defects.models.base import Batch, Detector
 from defects.models.parts.backbone import Normalize, create_backbone
 
 MULTIPLE = 32  # pixels: sides that five halvings leave whole
+# DPT stands on plain transformers alone, by another kind of encoder.
+DECODERS = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name != "dpt"]
 
 
 class SegmenterOptions(Section):
@@ -44,25 +46,32 @@ class Segmenter(Detector):
         self.targets, classes = config.data.targets, max(1, len(config.data.classes))
         self.network = _build(config, self.options, classes)
         self.normalize = Normalize(self.network.encoder.model)
-        # With smoothing, or classes that a batch lacks would teach nothing.
-        self.dice = DiceLoss("multilabel", smooth=1.0)
+        # A class that the whole batch lacks counts 0 in it: there the cross entropy teaches alone.
+        self.dice = DiceLoss("multilabel")
         whole = {"lovasz": LovaszLoss, "focal": FocalLoss}.get(self.options.loss)
         self.whole = whole and whole("multilabel")
 
     def training_loss(self, batch: Batch) -> Batch:
         logits, known = self.logits(batch["image"]), batch["masked"][:, 0] > 0
-        losses = {"loss": 0 * logits.sum()}
+        losses = {"loss": 0 * logits.sum()}  # of all parameters, or distributed training would wait for them
         if known.any():
             losses = self._losses(logits[known], batch["mask"][known])
         return losses | {"score": self.score(logits).detach()}
 
     def validation(self, batch: Batch) -> Batch:
-        """The losses, and Dice at 0.5 over pairs of image and class, empty against empty counting 1."""
-        logits = self.logits(batch["image"])
-        predicted, truth = (logits > 0).float(), batch["mask"]
+        """The losses, and Dice at 0.5 over pairs of image and class, empty against empty counting 1.
+
+        Only of images whose mask is known, as in training.
+        """
+        logits, known = self.logits(batch["image"]), batch["masked"][:, 0] > 0
+        found = {"score": self.score(logits)}
+        if not known.any():
+            return found
+        logits, truth = logits[known], batch["mask"][known]
+        predicted = (logits > 0).float()
         overlap, total = (value.sum((2, 3)) for value in (predicted * truth, predicted + truth))
         dice = torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1.0).mean()
-        return self._losses(logits, truth) | {"dice": dice, "score": self.score(logits)}
+        return found | self._losses(logits, truth) | {"dice": dice}
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.logits(images)
@@ -91,22 +100,26 @@ class Segmenter(Detector):
 
 
 def _build(config: Config, options: SegmenterOptions, classes: int) -> nn.Module:
-    """Raises UserError for an unknown decoder, and for encoders that it cannot stand on."""
-    known, decoder = smp.MODEL_ARCHITECTURES_MAPPING, options.decoder
-    if decoder.lower() not in known:
-        raise UserError(f"model.options.decoder={decoder}: the decoders are {', '.join(known)}")
-    backbone = config.model.backbone
+    """Raises UserError for an unknown decoder, and for encoders and image sizes that it cannot stand on."""
+    backbone, decoder, (height, width) = config.model.backbone, options.decoder, config.data.image_size
+    if decoder.lower() not in DECODERS:
+        raise UserError(f"model.options.decoder={decoder}: the decoders are {', '.join(DECODERS)}")
     create_backbone(backbone and backbone.model_copy(update={"weights": "none"}), num_classes=0)
     try:
         network = smp.create_model(
             decoder, f"tu-{backbone.name}", encoder_weights=None, classes=classes, **options.decoder_options
         )
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
-        raise UserError(f"model.backbone.name={backbone.name} does not suit {decoder}: {error}") from None
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, height + -height % MULTIPLE, width + -width % MULTIPLE))
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
+        raise UserError(
+            f"model.backbone.name={backbone.name} with data.image_size=[{height}, {width}] does not suit the "
+            f"decoder {decoder}: {error}"
+        ) from None
     encoder = network.encoder.model
     stages = encoder.feature_info.out_indices
     encoder.load_state_dict(create_backbone(backbone, features_only=True, out_indices=stages).state_dict())
-    return network
+    return network.train()
 
 
 DETECTOR = Segmenter
