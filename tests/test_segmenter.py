@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from defects.config import Config
-from defects.data.datasets import training_loader, to_device
+from defects.data.datasets import to_device, training_loader
 from defects.data.labels import Labels
 from defects.data.split import load_folds, load_training_rows
 from defects.errors import UserError

@@ -64,11 +64,10 @@ def _candidates(config: Config, members: dict[str, Config]) -> Iterator[Candidat
     for row in tqdm(images, "masks of the folds", leave=False, disable=None):
         image_id, maps = row["image_id"], blend.maps(row["image_id"])
         masks = read_masks(row, root, classes)
-        if masks is None:
-            masks = np.zeros((row["height"], row["width"], len(classes)), np.uint8)
+        nothing = np.zeros((row["height"], row["width"]), bool)
         for index, name in enumerate(classes):
-            label, truth = blend.labels[image_id, name], masks[..., index] > 0
-            yield Candidate(image_id, name, folds[image_id], label, maps[index], truth)
+            truth = nothing if masks is None else masks[..., index] > 0
+            yield Candidate(image_id, name, folds[image_id], blend.labels[image_id, name], maps[index], truth)
 
 
 def _test_runs(
