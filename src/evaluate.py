@@ -5,6 +5,8 @@ Only this stage and `compare.py --test` read an answer key. Look once, at the en
 
 from pathlib import Path
 
+import pandas as pd
+
 from defects import cli
 from defects.config import Config, resolve
 from defects.data.prepare import load_images
@@ -14,6 +16,7 @@ from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
 from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
+from defects.submission.masks import image_sizes
 
 
 def main() -> None:
@@ -36,14 +39,13 @@ def evaluate_masks(config: Config, path: Path) -> None:
     if config.data.answers is None:
         raise UserError("data.answers is missing: name the answer key with --set data.answers=FILE")
     key = resolve(config.data.answers)
-    images = load_images(config).query("split == 'test'").set_index("image_id")
-    sizes = images[["height", "width"]].apply(tuple, axis=1)
-    tables = {"truth": key, "tuned": path, "untuned": path.with_suffix(".untuned.csv")}
-    tables = {name: read_rle_table(file, classes) for name, file in tables.items()}
-    check_runs(tables["truth"], sizes, key)
-    others = {name: all_pairs(table, list(images.index), classes) for name, table in tables.items()}
-    truth = others.pop("truth")
-    found = {name: mean_dice(dice_table(table, truth, sizes)) for name, table in others.items()}
+    sizes = image_sizes(load_images(config).query("split == 'test'"))
+    files = {"tuned": path, "untuned": path.with_suffix(".untuned.csv")}
+    truth = read_masks_of(key, sizes, classes)
+    found = {
+        name: mean_dice(dice_table(read_masks_of(file, sizes, classes), truth, sizes))
+        for name, file in files.items()
+    }
     promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
     print(
         f"{'Dice':24}{'all pairs':>12}{'not empty':>12}"
@@ -52,6 +54,13 @@ def evaluate_masks(config: Config, path: Path) -> None:
     for name in found:
         print_dice(f"{name}, out of fold", promised[name], classes)
         print_dice(f"{name}, hidden test", found[name], classes)
+
+
+def read_masks_of(path: Path, sizes: pd.Series, classes: list[str]) -> pd.DataFrame:
+    """The long table of a file, with a row for every image and class. UserError for runs that are no mask."""
+    table = read_rle_table(path, classes)
+    check_runs(table, sizes, path)
+    return all_pairs(table, sizes.index, classes)
 
 
 def print_dice(title: str, found: dict | None, classes: list[str]) -> None:

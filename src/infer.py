@@ -25,10 +25,19 @@ def infer(config: Config, use: str) -> None:
         return
     print(f"wrote {config.experiment_dir / 'test.csv'}")
     path = resolve(config.submissions) / f"{config.experiment}.csv"
-    if config.data.classes and not build_detector(config, pretrained=False).segments:
-        print("it makes no masks: join it with a segmenter by src/ensemble.py --experiments")
+    if config.data.classes and not makes_masks(config):
         return
     build_and_print(config, [config.experiment], path)
+
+
+def makes_masks(config: Config) -> bool:
+    """Whether the detector marks classes by itself; says so if it does not."""
+    detector = build_detector(config, pretrained=False)
+    if len(detector.targets) == 1:
+        print(f"{config.model.name} tells no classes apart: there is no submission to be made of it")
+    elif not detector.segments:
+        print("it makes no masks: join it with a segmenter by src/ensemble.py --experiments")
+    return detector.segments and len(detector.targets) > 1
 
 
 if __name__ == "__main__":

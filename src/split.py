@@ -4,6 +4,7 @@ import pandas as pd
 
 from defects import cli
 from defects.config import Config
+from defects.data.folds import class_targets
 from defects.data.split import fold_names, load_training_rows, split
 from defects.files import read_csv
 
@@ -17,22 +18,29 @@ def main() -> None:
 
 
 def fold_table(config: Config, table: pd.DataFrame) -> pd.DataFrame:
-    """Per fold: held-out originals of each class and groups; training rows of each class, their ratio."""
-    labels = table.set_index("image_id")["label"]
-    lines = {}
+    """Per fold: held-out originals of each class and groups; training rows of each class.
+
+    Without classes also the ratio of the training rows; with them an image may count in several.
+    """
+    images, classes, lines = table.set_index("image_id"), config.data.classes, {}
     for fold in fold_names(config):
         held = table[table["fold"] == fold]
-        copies = load_training_rows(config, fold)["image_id"].map(labels)
-        defect, normal = int((copies == 1).sum()), int((copies == 0).sum())
-        lines[fold] = {
-            "held-out defect": int((held["label"] == 1).sum()),
-            "normal": int((held["label"] == 0).sum()),
-            "groups": held["group"].nunique(),
-            "training defect rows": defect,
-            "normal rows": normal,
-            "ratio": f"1:{normal / defect:.2f}" if defect else "-",
-        }
+        rows = images.loc[load_training_rows(config, fold)["image_id"]]
+        counts, copies = _counts(held, classes), _counts(rows, classes)
+        first, *others = counts
+        line = {f"held-out {first}": counts[first]} | {name: counts[name] for name in others}
+        line |= {"groups": held["group"].nunique(), f"training {first} rows": copies[first]}
+        line |= {f"{name} rows": copies[name] for name in others}
+        if not classes:
+            line["ratio"] = f"1:{copies['normal'] / copies[first]:.2f}" if copies[first] else "-"
+        lines[fold] = line
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("fold")
+
+
+def _counts(rows: pd.DataFrame, classes: list[str]) -> dict[str, int]:
+    """How many rows are of each class, or else defective, and how many are normal."""
+    names = [f"class {name}" for name in classes] or ["defect"]
+    return dict(zip([*names, "normal"], class_targets(rows).sum(axis=0).astype(int).tolist(), strict=True))
 
 
 def duplicates_report(config: Config, table: pd.DataFrame) -> str:

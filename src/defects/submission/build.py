@@ -14,6 +14,8 @@ from defects.scoring.estimate import estimate
 from defects.training.inference import load_test
 from defects.training.run import load_oof
 
+SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
+
 
 def build_submission(config: Config, experiments: list[str], path: Path) -> dict:
     """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
@@ -84,17 +86,13 @@ def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
         raise UserError(f"{path}: {len(wrong)} answers are not 0 or 1, that of {wrong[0]} first: score again")
 
 
-def input_hashes(members: dict[str, Config]) -> dict[str, str]:
-    """sha256 of every file that a blend of `members` was made from."""
-    return {_shown(file): sha256(file) for file in _inputs(members)}
-
-
-def _inputs(members: dict[str, Config]) -> list[Path]:
+def input_hashes(members: dict[str, Config], files: tuple[str, ...] = SCORES) -> dict[str, str]:
+    """sha256 of every file that a blend of `members` was made from: `files` are patterns in their folders."""
     first = next(iter(members.values()))
-    files = [first.dataset_dir / "images.csv", first.dataset_dir / "folds.csv"]
+    found = [first.dataset_dir / "images.csv", first.dataset_dir / "folds.csv"]
     for member in members.values():
-        files += [*sorted(member.experiment_dir.glob("fold*/oof.csv")), member.experiment_dir / "test.csv"]
-    return files
+        found += [path for pattern in files for path in sorted(member.experiment_dir.glob(pattern))]
+    return {_shown(path): sha256(path) for path in found}
 
 
 def _shown(path: Path) -> str:

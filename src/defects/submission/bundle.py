@@ -16,7 +16,7 @@ from defects.errors import UserError
 from defects.files import sha256, write_json
 from defects.submission.notebook import dataset_metadata, kernel_metadata, notebook
 from defects.training.inference import load_test
-from defects.training.run import run_folder, trained_folds
+from defects.training.run import OOF_MAPS, run_folder, trained_folds
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,12 @@ def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | byt
 
 
 def _models(member: Config) -> list[Path]:
-    """Checkpoints, and the out-of-fold scores that the threshold comes from."""
+    """Checkpoints, and the out-of-fold scores (of masks, also the maps) that the thresholds come from."""
     full = [] if _use(member) == "folds" else [run_folder(member, FULL) / "best.pt"]
     folders = [run_folder(member, fold) for fold in trained_folds(member)]
-    return [folder / name for folder in folders for name in ("best.pt", "oof.csv")] + full
+    found = [folder / name for folder in folders for name in ("best.pt", "oof.csv")] + full
+    maps = [folder / OOF_MAPS for folder in folders] if member.data.classes else []
+    return found + [path for path in maps if path.exists()]
 
 
 def _group_file(config: Config) -> dict[str, Path]:

@@ -19,6 +19,7 @@ COLUMNS = [
     "interval_low",
     "interval_high",
     "threshold",
+    "nested_dice",  # of masks, which have no macro-F1
     "ref",  # Kaggle's number
     "status",  # sending: Kaggle was called, and whether it took the file was not learnt yet
     "public_score",

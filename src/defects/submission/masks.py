@@ -1,6 +1,7 @@
 """Mask submissions: members blended, maps made into masks by rules fitted out of fold, written as runs."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from tqdm import tqdm
 from defects.config import Config, resolve
 from defects.data.images import resize
 from defects.data.labels import read_masks
-from defects.data.prepare import load_images
+from defects.data.prepare import load_images, sample_ids
 from defects.data.rle import encode
-from defects.data.rle_table import read_rle_table, table_form, write_rle_table
+from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
 from defects.errors import UserError
-from defects.files import write_json
-from defects.scoring.dice import mean_dice
+from defects.files import sha256, write_json
+from defects.scoring.dice import PAIR, mean_dice
 from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
 from defects.scoring.pixels import Maps
 from defects.submission.build import input_hashes, members_of
@@ -27,31 +28,66 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     """Blend the experiments, fit the rules out of fold, write `path` in the form of the sample.
 
     Members without maps (classifiers) have their say in whether a class is there, those with maps also in
-    where. Beside it <name>.untuned.csv, masks by the default rule, and <name>.json: rules, estimates, sha256
-    of every input; its content is returned. Raises UserError if no member has maps.
+    where. Beside it <name>.untuned.csv, masks by the default rule, and <name>.json: weights, rules,
+    estimates, sha256 of the file and of every input; its content is returned. Raises UserError if no member
+    has maps.
     """
     members, classes = members_of(config, experiments), config.data.classes
+    order, form = expected_rows(config)
     outcomes = measure(_candidates(config, members))
     rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
     nested = nested_dice(outcomes)
     summary = {
         "data": config.data.name,
-        "experiments": experiments,
+        "weights": {name: 1 / len(experiments) for name in experiments},
+        "images": order["image_id"].nunique(),
         "rules": {name: rule._asdict() for name, rule in rules.items()},
         "estimate": {
             "untuned": mean_dice(dice_under(outcomes, plain)),
             "tuned_nested": None if nested is None else mean_dice(nested),
             "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
         },
-        "inputs": input_hashes(members),
+        "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
-    tuned, untuned = _test_runs(config, members, [rules, plain])
-    sample = _sample(config)
-    form = table_form(sample) if sample else "joined"
+    tuned, untuned = _test_runs(config, members, order, [rules, plain])
     write_rle_table(path.with_suffix(".untuned.csv"), untuned, form)
-    write_json(path.with_suffix(".json"), summary)
     write_rle_table(path, tuned, form)
+    summary["sha256"] = sha256(path)
+    write_json(path.with_suffix(".json"), summary)
     return summary
+
+
+def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
+    """image_id, target of every row to be submitted, as the sample lists them, and its form.
+
+    Without a sample every test image with every class, by id. Raises UserError if the sample is of other
+    images than the test images.
+    """
+    images, classes = load_images(config), config.data.classes
+    if config.data.sample_submission is None:
+        ids = images.loc[images["split"] == "test", "image_id"]
+        return pd.DataFrame(product(ids, classes), columns=PAIR), "joined"
+    sample_ids(config.data, images)
+    sample = resolve(config.data.root) / config.data.sample_submission
+    return read_rle_table(sample, classes)[PAIR], table_form(sample)
+
+
+def check_masks(config: Config, path: Path) -> None:
+    """UserError unless `path` has the rows to be submitted, in order, each with a mask of its image."""
+    (expected, form), table = expected_rows(config), read_rle_table(path, config.data.classes)
+    if table_form(path) != form or not table[PAIR].equals(expected):
+        found, wanted = (set(each.itertuples(index=False, name=None)) for each in (table[PAIR], expected))
+        missing, extra = (sorted(map("_".join, rows))[:3] for rows in (wanted - found, found - wanted))
+        raise UserError(
+            f"{path}: its rows differ from the sample's (missing {missing}, unknown {extra}, or order, or "
+            "columns): run src/ensemble.py again"
+        )
+    check_runs(table, image_sizes(load_images(config)), path)
+
+
+def image_sizes(images: pd.DataFrame) -> pd.Series:
+    """(height, width) by image_id of rows of images.csv."""
+    return images.set_index("image_id")[["height", "width"]].apply(tuple, axis=1)
 
 
 def _candidates(config: Config, members: dict[str, Config]) -> Iterator[Candidate]:
@@ -71,9 +107,9 @@ def _candidates(config: Config, members: dict[str, Config]) -> Iterator[Candidat
 
 
 def _test_runs(
-    config: Config, members: dict[str, Config], choices: list[dict[str, Rule]]
+    config: Config, members: dict[str, Config], order: pd.DataFrame, choices: list[dict[str, Rule]]
 ) -> list[pd.DataFrame]:
-    """For each choice of rules: image_id, target, runs of every test image, in the order of the sample."""
+    """For each choice of rules: image_id, target, runs of the test images, in the given order."""
     classes = config.data.classes
     tables = {name: load_test(member, tuple(classes)) for name, member in members.items()}
     blend = Blend(members, tables, TEST_MAPS)
@@ -85,22 +121,8 @@ def _test_runs(
             label = blend.labels[image_id, name]
             for runs, rules in zip(found, choices, strict=True):
                 runs[image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
-    order = _order(config, list(found[0]))
     keys = list(order.itertuples(index=False, name=None))
     return [order.assign(runs=[runs[key] for key in keys]) for runs in found]
-
-
-def _order(config: Config, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    """image_id, target as the sample lists them."""
-    sample = _sample(config)
-    if sample is None:
-        return pd.DataFrame(pairs, columns=["image_id", "target"])
-    return read_rle_table(sample, config.data.classes)[["image_id", "target"]]
-
-
-def _sample(config: Config) -> Path | None:
-    name = config.data.sample_submission
-    return resolve(config.data.root) / name if name else None
 
 
 class Blend:
@@ -111,8 +133,11 @@ class Blend:
     """
 
     def __init__(self, members: dict[str, Config], tables: dict[str, pd.DataFrame], file: str):
-        keys, parts = ["image_id", "target"], tables.items()
-        means = pd.concat({name: part.groupby(keys)["probability"].mean() for name, part in parts}, axis=1)
+        parts = tables.items()
+        blind = [name for name, part in parts if part.empty]
+        if blind:
+            raise UserError(f"{', '.join(blind)} tells no classes apart: leave it out of --experiments")
+        means = pd.concat({name: part.groupby(PAIR)["probability"].mean() for name, part in parts}, axis=1)
         lacking = means.index[means.isna().any(axis=1)]
         if len(lacking):
             raise UserError(

@@ -14,6 +14,7 @@ from defects.files import read_csv, read_json, sha256
 from defects.submission.build import submission_ids, validate
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
+from defects.submission.masks import check_masks
 
 TAG_LENGTH = 12  # hexadecimal digits
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
@@ -30,8 +31,6 @@ class Submission:
 
     def row(self, competition: str, tag: str) -> dict:
         """The ledger's columns that are known before sending."""
-        estimate = self.summary["estimate"]
-        low, high = estimate["interval_90"] or ("", "")
         return {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "competition": competition,
@@ -39,10 +38,7 @@ class Submission:
             "file": self.path.name,
             "sha256": self.sha256,
             "experiments": " ".join(self.summary["weights"]),
-            "nested_macro_f1": estimate["nested_macro_f1"],
-            "interval_low": low,
-            "interval_high": high,
-            "threshold": estimate["threshold"],
+            **_promised(self.summary["estimate"]),
             "status": "sending",
         }
 
@@ -52,9 +48,12 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
 
     Raises UserError for what Kaggle would reject, and when the JSON beside the file belongs to another one.
     """
-    table = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
-    answers = table["answer"].astype(str).map({"0": 0, "1": 1})  # 0.0 and True are no answers either
-    validate(table.assign(answer=answers), submission_ids(config).tolist(), path)
+    if config.data.classes:
+        check_masks(config, path)
+    else:
+        table = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
+        answers = table["answer"].astype(str).map({"0": 0, "1": 1})  # 0.0 and True are no answers either
+        validate(table.assign(answer=answers), submission_ids(config).tolist(), path)
     beside, digest = path.with_suffix(".json"), sha256(path)
     summary = read_json(beside)
     if summary is None or summary.get("sha256") != digest:
@@ -65,9 +64,22 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
 
 
 def _promise(summary: dict) -> str:
-    nested = summary["estimate"]["nested_macro_f1"]
-    names = " + ".join(summary["weights"])
+    promised, names = _promised(summary["estimate"]), " + ".join(summary["weights"])
+    nested = promised.get("nested_macro_f1", promised.get("nested_dice"))
     return names if nested is None else f"{names}, out of fold {nested:.4f}"
+
+
+def _promised(estimate: dict) -> dict:
+    """The ledger's columns of what the JSON promises: macro-F1 of answers, Dice of masks."""
+    if "tuned_nested" in estimate:
+        return {"nested_dice": estimate["tuned_nested"] and estimate["tuned_nested"]["dice"]}
+    low, high = estimate["interval_90"] or ("", "")
+    return {
+        "nested_macro_f1": estimate["nested_macro_f1"],
+        "interval_low": low,
+        "interval_high": high,
+        "threshold": estimate["threshold"],
+    }
 
 
 def file_options(path: Path) -> list[str]:

@@ -1,0 +1,254 @@
+"""Several classes of defects from end to end: generated strips, a segmenter, a classifier, their masks."""
+
+import json
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_code_competition import run_cells
+
+from defects.config import ROOT
+from defects.data import rle, strips
+from defects.data.rle_table import read_rle_table, write_rle_table
+from defects.files import sha256
+from defects.submission import send
+
+CLASSES, SIZE = ["1", "2", "3", "4"], (64, 160)
+LABEL_SETS = {"": 16, "3": 10, "1": 4, "2": 4, "4": 4, "34": 2}  # every class often enough for two folds
+NETWORK = {"name": "test_efficientnet", "weights": "none"}
+SEGMENTER = {"name": "segmenter", "backbone": NETWORK, "options": {"decoder": "fpn"}}
+
+
+def script(name, *arguments):
+    """Run src/<name>; it must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "src" / name), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The config of a segmenter that was trained, with a classifier `seer`, on 40 strips, and blended."""
+    folder = tmp_path_factory.mktemp("steel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strips, "LABEL_SETS", LABEL_SETS)
+        strips.generate(folder / "data", folder / "key.csv", 40, 10, SIZE)
+    sample = folder / "data" / "sample_submission.csv"
+    write_rle_table(sample, read_rle_table(sample, CLASSES)[::-1], "joined")  # in no sorted order
+    seer = write_config(folder, "seer", {"name": "classifier", "backbone": NETWORK})
+    marker = write_config(folder, "marker", SEGMENTER)
+    script("prepare.py", "--config", marker)
+    script("split.py", "--config", marker)
+    for path in (marker, seer):
+        script("train.py", "--config", path, "--fold", "all")
+        script("infer.py", "--config", path)
+    script("ensemble.py", "--config", marker, "--experiments", "marker", "seer")
+    return marker
+
+
+@pytest.fixture
+def own(trained, tmp_path) -> Path:
+    """A copy of what was trained, for tests that change it."""
+    shutil.copytree(trained.parent, tmp_path / "steel")
+    for name in ("marker", "seer"):
+        path = tmp_path / "steel" / f"{name}.yaml"
+        path.write_text(path.read_text().replace(str(trained.parent), str(path.parent)))
+    return tmp_path / "steel" / "marker.yaml"
+
+
+def write_config(folder, name, model, **sections):
+    values = {
+        "experiment": name,
+        "output": str(folder / "output"),
+        "submissions": str(folder / "submissions"),
+        "data": {
+            "name": "steel",
+            "source": "severstal",
+            "root": str(folder / "data"),
+            "answers": str(folder / "key.csv"),
+            "classes": CLASSES,
+            "image_size": list(SIZE),
+            "symmetries": "flips",
+            "sample_submission": "sample_submission.csv",
+        },
+        "split": {"folds": 2, "duplicates": {"enabled": False}},
+        "model": model,
+        "train": {"epochs": 2, "batch_size": 8, "lr": 0.01},
+    }
+    for section, changes in sections.items():
+        values[section] = values.get(section, {}) | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def submission(path, suffix=".csv"):
+    return (path.parent / "submissions" / "sample_submission.csv").with_suffix(suffix)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".untuned.csv"])
+def test_the_submission_has_the_rows_of_the_sample_and_decodes(trained, suffix):
+    sample = read_rle_table(trained.parent / "data" / "sample_submission.csv", CLASSES)
+    table = read_rle_table(submission(trained, suffix), CLASSES)
+    assert table[["image_id", "target"]].equals(sample[["image_id", "target"]])
+    for runs in table["runs"]:
+        assert rle.encode(rle.decode(runs, SIZE)) == runs
+
+
+def test_the_estimate_says_what_was_tuned(trained):
+    summary = json.loads(submission(trained, ".json").read_text())
+    estimate = summary["estimate"]
+    assert list(estimate) == ["untuned", "tuned_nested", "tuned_optimistic"]
+    assert all(found["pairs"] == 160 and found["non_empty"] == 26 for found in estimate.values())
+    assert estimate["tuned_optimistic"]["dice"] >= estimate["untuned"]["dice"]
+    assert list(summary["rules"]) == CLASSES and summary["weights"] == {"marker": 0.5, "seer": 0.5}
+    assert summary["sha256"] == sha256(submission(trained)) and summary["images"] == 10
+    names = {name.rsplit("/", 2)[-2] + "/" + name.rsplit("/", 1)[-1] for name in summary["inputs"]}
+    assert {"marker/test.csv", "seer/test.csv", "fold1/oof_maps.npz", "fold0/test_maps.npz"} <= names
+
+
+def test_labels_are_a_column_for_each_target(trained):
+    oof = pd.read_csv(trained.parent / "output" / "seer" / "fold0" / "oof.csv", dtype={"target": str})
+    assert list(oof["target"].head(5)) == [*CLASSES, "defect"]
+    wide = oof.pivot(index="image_id", columns="target", values="label")
+    assert (wide[CLASSES].max(axis=1) == wide["defect"]).all() and wide.sum().min() > 0
+
+
+def test_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
+    outcome = run_script("evaluate.py", "--config", trained)
+    assert outcome.code == 0, outcome.stderr
+    for name in ("tuned", "untuned"):
+        for where in ("out of fold", "hidden test"):
+            assert f"\n{name}, {where}" in outcome.stdout
+    nothing = submission(trained, ".untuned.csv")
+    before = nothing.read_text()
+    nothing.write_text(before.replace("_4,", "_4,9 ", 1))
+    message = fails_with_one_line("evaluate.py", "--config", trained)
+    assert f"{nothing}: row 2" in message and "odd number of values" in message
+    nothing.write_text(before)
+
+
+def test_folds_are_shown_by_class(trained, run_script):
+    printed = run_script("split.py", "--config", trained).stdout
+    head, *folds = printed.splitlines()
+    assert head.split()[:7] == ["held-out", "class", "1", "class", "2", "class", "3"]
+    assert "training class 1 rows" in head and "normal rows" in head
+    held = np.array([line.split()[1:6] for line in folds[1:3]], int)
+    assert held.sum(axis=0).tolist() == [4, 4, 12, 6, 16]
+
+
+def test_reports_and_comparison(trained, run_script):
+    for command in (["report.py"], ["report.py", "--set", "experiment=seer"], ["compare.py"]):
+        config = trained.with_name("seer.yaml") if "experiment=seer" in command else trained
+        outcome = run_script(command[0], "--config", config, *command[1:])
+        assert outcome.code == 0, outcome.stderr
+    assert "| marker" in outcome.stdout and "| seer" in outcome.stdout
+
+
+def test_an_unsupervised_detector_learns_from_the_clean_strips(trained, run_script):
+    model = {"name": "patchcore", "backbone": NETWORK | {"name": "test_resnet"}, "options": {"ratio": 0.05}}
+    path = write_config(trained.parent, "bank", model, train={"inner_holdout": 0.3}, infer={"tta": False})
+    for command in (["train.py", "--fold", "all"], ["infer.py"], ["report.py"]):
+        outcome = run_script(command[0], "--config", path, *command[1:])
+        assert outcome.code == 0, outcome.stderr
+        if command[0] == "infer.py":
+            assert "patchcore tells no classes apart" in outcome.stdout
+            assert not (trained.parent / "submissions" / "bank.csv").exists()
+    oof = pd.read_csv(trained.parent / "output" / "bank" / "fold0" / "oof.csv")
+    assert set(oof["target"]) == {"defect"} and set(oof["label"]) == {0, 1}
+    refused = run_script("ensemble.py", "--config", trained, "--experiments", "marker", "bank")
+    assert refused.code == 2 and "bank tells no classes apart" in refused.stderr
+
+
+def test_members_without_maps_alone_are_refused(trained, fails_with_one_line):
+    message = fails_with_one_line("ensemble.py", "--config", trained, "--experiments", "seer")
+    assert "seer: no maps to make masks of; name a segmenter's run too" in message
+
+
+# --- sending -----------------------------------------------------------------------------------------------
+
+BLEND = ["--experiments", "marker", "seer"]
+
+
+def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
+    sample = own.parent / "data" / "sample_submission.csv"
+    names = read_rle_table(sample, CLASSES)["image_id"].unique()
+    rows = [f"{name},1 {SIZE[0] * SIZE[1]},0\n" for name in names]
+    sample.write_text("".join(["ImageId,EncodedPixels,ClassId\n", *rows]))
+    outcome = run_script("ensemble.py", "--config", own, *BLEND)
+    assert outcome.code == 0, outcome.stderr
+    table = pd.read_csv(submission(own), dtype=str)
+    assert list(table.columns) == ["ImageId", "EncodedPixels", "ClassId"]
+    assert (
+        table["ImageId"].tolist() == list(np.repeat(names, 4)) and table["ClassId"].tolist() == CLASSES * 10
+    )
+    outcome = run_script("submit.py", "--config", own)
+    assert outcome.code == 0, outcome.stderr
+    assert "is valid: 10 images" in outcome.stdout
+
+
+def test_masks_are_sent_once_and_noted_with_the_promised_dice(own, kaggle_server, run_script, monkeypatch):
+    monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
+    command = ("submit.py", "--config", own, "--set", "data.kaggle.competition=steel")
+    for _ in range(2):
+        outcome = run_script(*command)
+        assert outcome.code == 0, outcome.stderr
+    assert list(kaggle_server.uploads.values()) == [submission(own).read_bytes()]
+    promised = json.loads(submission(own, ".json").read_text())["estimate"]["tuned_nested"]["dice"]
+    (row,) = pd.read_csv(own.parent / "submissions" / "ledger.csv").to_dict("records")
+    assert row["nested_dice"] == promised and pd.isna(row["nested_macro_f1"])
+    description = f"[{sha256(submission(own))[:12]}] marker + seer, out of fold {promised:.4f}"
+    assert kaggle_server.submissions[0]["description"] == description
+
+
+def swapped(text):
+    head, first, second, *others = text.splitlines(keepends=True)
+    return "".join([head, second, first, *others])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swapped, "differ from the sample's (missing [], unknown [], or order"),
+        (lambda text: text[: text.rstrip().rindex("\n") + 1], "(missing ['"),
+        (lambda text: text.replace("_4,", "_5,", 1), "class 5 is none of 1, 2, 3, 4"),
+        (
+            lambda text: re.sub(r"_4,.*", "_4,10240 2", text, count=1),
+            "a run ends past the last of 10240 pixels",
+        ),
+        (lambda text: text.replace("_4,", "_4,1 1 ", 1), "does not belong to sample_submission.csv"),
+    ],
+)
+def test_masks_that_would_be_rejected_are_not_sent(own, kaggle_server, fails_with_one_line, change, message):
+    submission(own).write_text(change(submission(own).read_text()))
+    options = ("--set", "data.kaggle.competition=steel")
+    assert message in fails_with_one_line("submit.py", "--config", own, *options)
+    assert not kaggle_server.requests
+
+
+def test_the_notebook_makes_masks_of_the_hidden_strips(own, tmp_path, run_script):
+    kaggle = {"competition": "steel", "kernel": "tester/steel-defects", "gpu": False}
+    setting = f"data.kaggle={json.dumps(kaggle)}"
+    outcome = run_script("submit.py", "--config", own, "--set", setting, "--dry-run")
+    assert outcome.code == 0, outcome.stderr
+    place = tmp_path / "kaggle"
+    (place / "working").mkdir(parents=True)
+    (place / "input").mkdir()
+    submission(own, "").with_name("sample_submission_bundle").joinpath("dataset").rename(
+        place / "input" / "steel-defects-bundle"
+    )
+    data = (own.parent / "data").rename(place / "input" / "steel")
+    for number, path in enumerate(sorted((data / "test_images").iterdir())):
+        path.rename(path.with_name(f"hidden_{number}.jpg"))
+    names = [f"hidden_{number}.jpg" for number in range(10)][::-1]
+    rows = [f"{name}_{target},1 1\n" for name in names for target in CLASSES]
+    (data / "sample_submission.csv").write_text("".join(["ImageId_ClassId,EncodedPixels\n", *rows]))
+    done = run_cells(own, place)
+    assert done.returncode == 0, done.stderr
+    written = place / "working" / "submission.csv"
+    assert read_rle_table(written, CLASSES)["image_id"].tolist() == list(np.repeat(names, 4))
