@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
 from defects.data.balance import gains
+from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
 from defects.data.transforms import augment, build_augmentation, rotate_flip
@@ -27,6 +28,7 @@ class ImageDataset(Dataset):
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
     also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
+    With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ImageDataset(Dataset):
         steps: list[dict],
         seed: int,
         labels: Labels = ANY_DEFECT,
+        black_out: BlackOut | None = None,
     ):
         self.root, self.paths = root, rows["path"].tolist()
         self.labels, self.known = target_labels(rows, labels.targets), labels
@@ -45,6 +48,7 @@ class ImageDataset(Dataset):
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
         self.truth = rows.to_dict("records") if labels.masks else None
         self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
+        self.black_out = black_out
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,10 +65,16 @@ class ImageDataset(Dataset):
         return [self._sample(item, targets) for item, targets in zip(items, read, strict=True)]
 
     def _turned(self, item: Item) -> dict[str, np.ndarray]:
-        row = item[1] if isinstance(item, tuple) else item
+        epoch, row = item if isinstance(item, tuple) else (0, item)
         targets = {"image": read_image(self.root / self.paths[row], self.size)}
         if self.truth is not None:
             targets["mask"] = self._mask(self.truth[row])
+        if self.black_out is not None:
+            cover = self.black_out.cover(epoch, row)
+            if cover is not None:
+                targets["image"] = covered(targets["image"], cover)
+            if self.black_out.hides(epoch, row) and "mask" in targets:
+                targets["mask"] = np.zeros_like(targets["mask"])
         return {
             name: rotate_flip(pixels, self.angles[row], self.flips[row]) for name, pixels in targets.items()
         }
@@ -80,10 +90,11 @@ class ImageDataset(Dataset):
         epoch, row = item if isinstance(item, tuple) else (0, item)
         if self.compose is not None:
             targets = augment(self.compose, self.seed, epoch, row, **targets)
+        hidden = self.black_out is not None and self.black_out.hides(epoch, row)
         sample = {
             "image": torch.from_numpy(targets["image"]),
-            "label": torch.from_numpy(self.labels[row]),
-            "weight": torch.tensor([self.weights[row]]),
+            "label": torch.from_numpy(np.zeros_like(self.labels[row]) if hidden else self.labels[row]),
+            "weight": torch.tensor([1 if hidden else self.weights[row]]),  # that of a normal image
             "row": row,
         }
         if self.truth is not None:
@@ -123,7 +134,9 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     gain = gains(rows, balance.ratio)
     if balance.method == "pos_weight":
         rows = rows.assign(weight=gain)
-    dataset = ImageDataset(rows, resolve(data.root), data.image_size, config.augment, train.seed, labels)
+    root, size = resolve(data.root), data.image_size
+    black_out = BlackOut(rows, root, size, train.black_out, train.seed) if train.black_out else None
+    dataset = ImageDataset(rows, root, size, config.augment, train.seed, labels, black_out)
     weights = torch.from_numpy(gain) if balance.method == "sampler" else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.

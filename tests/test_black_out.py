@@ -1,0 +1,174 @@
+"""Black-out: which images are covered, that nothing of a covered defect is left, what becomes of labels."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import defective, texture, write_png
+
+from defects.data import rle
+from defects.data.black_out import BlackOut, covered
+from defects.data.datasets import ImageDataset, training_loader
+from defects.data.labels import Labels
+from defects.data.split import load_folds
+from defects.errors import UserError
+
+SIDE = 96
+ROWS = {"marked": 8, "normal": 8, "unmarked": 4}
+CLASSES = Labels(("1", "2", "defect"), masks=True)
+
+
+@pytest.fixture
+def table(tmp_path) -> pd.DataFrame:
+    """Rows of images.csv: white squares of two classes, normal ones, white squares that nobody marked.
+
+    The textures are faint, below grey level 170. Every third file is a JPEG in spite of its name.
+    """
+    rows = []
+    for kind, count in ROWS.items():
+        for i in range(count):
+            mask = defective(i, SIDE)[1]
+            image = (96 + texture(i, SIDE) // 4).astype(np.uint8)
+            image[(mask > 0) & (kind != "normal")] = 255
+            path = write_png(tmp_path / kind / f"{i}.png", image)
+            if i % 3 == 0:
+                path.write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
+            runs = ["", rle.encode(mask)] if i % 2 else [rle.encode(mask), ""]
+            one, two = runs if kind == "marked" else ("", "")
+            rows.append((f"{kind}/{i}.png", int(kind != "normal"), "", SIDE, SIDE, kind, one, two))
+    columns = ["path", "label", "mask_path", "width", "height", "kind", "defect_1", "defect_2"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def build(table, tmp_path):
+    """build(probability, size, seed) -> the data set of `table`; probability None leaves black-out away."""
+
+    def make(probability=1.0, size=(32, 32), seed=0, labels=CLASSES):
+        black_out = probability and BlackOut(table, tmp_path, size, probability, seed)
+        return ImageDataset(table, tmp_path, size, [], 0, labels, black_out or None)
+
+    return make
+
+
+def same(one, other):
+    return torch.equal(one["image"], other["image"])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (96, 96), (120, 120), (11, 7)])
+def test_nothing_of_a_covered_defect_is_left(build, size):
+    plain, hidden = build(None, size), build(1.0, size)
+    for row in range(ROWS["marked"]):
+        assert plain[0, row]["image"].max() > 220
+        assert hidden[0, row]["image"].max() < 170
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_a_jpeg_decoded_at_half_its_size_shows_no_edge_of_the_defect(build, table, tmp_path, size):
+    for row in range(ROWS["marked"]):
+        mask = defective(row, SIDE)[1]
+        image = np.where(mask > 0, 255, 128).astype(np.uint8)
+        (tmp_path / table["path"][row]).write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
+    for row in range(ROWS["marked"]):
+        assert (build(None, size)[0, row]["image"].int() - 128).abs().max() > 100
+        assert (build(1.0, size)[0, row]["image"].int() - 128).abs().max() <= 4
+
+
+def test_labels_and_masks_of_hidden_defects_are_those_of_a_normal_image(build):
+    plain, hidden = build(None), build(1.0)
+    for row in range(ROWS["marked"]):
+        assert plain[0, row]["label"].sum() == 2 and plain[0, row]["mask"].any()
+        assert hidden[0, row]["label"].tolist() == [0, 0, 0]
+        assert not hidden[0, row]["mask"].any() and hidden[0, row]["masked"] == 1
+    assert build(1.0, labels=Labels())[0, 0]["label"].tolist() == [0]
+
+
+def test_images_of_unmarked_defects_are_left_alone(build):
+    plain, hidden = build(None), build(1.0)
+    for row in range(ROWS["marked"] + ROWS["normal"], sum(ROWS.values())):
+        assert same(plain[0, row], hidden[0, row])
+        assert torch.equal(plain[0, row]["label"], hidden[0, row]["label"])
+
+
+def test_normal_images_get_the_shapes_of_defects(build, table, tmp_path):
+    plain, hidden = build(None), build(1.0)
+    shapes = [hidden.black_out.cover(0, row) for row in range(ROWS["marked"])]
+    seen = set()
+    for row in range(ROWS["marked"], ROWS["marked"] + ROWS["normal"]):
+        for epoch in range(4):
+            cover = hidden.black_out.cover(epoch, row)
+            (number,) = [i for i, shape in enumerate(shapes) if np.array_equal(shape, cover)]
+            seen.add(number)
+            before, after = plain[epoch, row]["image"], hidden[epoch, row]["image"]
+            assert (after[cover] == after[cover][0]).all() and torch.equal(before[~cover], after[~cover])
+        assert hidden[0, row]["label"].sum() == 0
+    assert len(seen) > ROWS["marked"] / 2
+
+
+def test_each_happens_as_often_as_asked_and_a_cover_does_not_tell_the_class(build):
+    dataset, epochs = build(0.3), 100
+    marked, normal = range(ROWS["marked"]), range(ROWS["marked"], ROWS["marked"] + ROWS["normal"])
+    black_out = dataset.black_out
+    hidden = [black_out.hides(epoch, row) for epoch in range(epochs) for row in marked]
+    stray = [
+        black_out.cover(epoch, row) is not None
+        for epoch in range(epochs)
+        for row in marked
+        if not black_out.hides(epoch, row)
+    ]
+    clean = [black_out.cover(epoch, row) is not None for epoch in range(epochs) for row in normal]
+    assert np.allclose([np.mean(hidden), np.mean(stray), np.mean(clean)], 0.3, atol=0.05)
+
+
+def test_defects_that_are_kept_stay_whole(build):
+    plain, dataset = build(None), build(0.5)
+    kept = [(epoch, row) for epoch in range(6) for row in range(8) if not dataset.black_out.hides(epoch, row)]
+    changed = 0
+    for item in kept:
+        before, after = plain[item], dataset[item]
+        inside = before["mask"].bool().any(dim=2)
+        assert torch.equal(before["image"][inside], after["image"][inside])
+        assert torch.equal(before["label"], after["label"]) and torch.equal(before["mask"], after["mask"])
+        changed += not same(before, after)
+    assert 0 < changed < len(kept)
+
+
+def test_an_item_depends_on_seed_epoch_and_row_alone(build):
+    one, again, other = build(0.5), build(0.5), build(0.5, seed=1)
+    items = [(epoch, row) for epoch in range(3) for row in range(16)]
+    batch = again.__getitems__(items[::-1])[::-1]
+    assert all(same(one[item], sample) for item, sample in zip(items, batch, strict=True))
+    assert not all(same(one[item], other[item]) for item in items)
+    assert not all(same(one[0, row], one[1, row]) for row in range(16))
+
+
+def test_the_cover_has_the_mean_colour_of_what_is_not_covered():
+    image = np.full((4, 4, 3), (10, 20, 30), np.uint8)
+    image[:2], image[3, 3] = 255, (26, 20, 30)
+    cover = np.zeros((4, 4), bool)
+    cover[:2] = True
+    assert (covered(image, cover)[:2] == (12, 20, 30)).all() and image[0, 0, 0] == 255
+    assert not covered(image, np.ones((4, 4), bool)).any()
+
+
+def test_without_marked_defects_it_is_refused(table, tmp_path):
+    with pytest.raises(UserError, match=r"train\.black_out=0\.5 covers marked defects"):
+        BlackOut(table[table["kind"] != "marked"], tmp_path, (32, 32), 0.5, 0)
+
+
+def test_it_is_a_setting_of_training(make_dataset, make_config, config_file, run_script):
+    """Of the training loader alone; hidden images weigh what normal ones do."""
+    root = make_dataset()
+    config = make_config(root, "train.black_out=1", "split.balance.method=pos_weight")
+    (batch,) = list(training_loader(config.model_copy(), load_folds(config)))[:1]
+    assert batch["label"].sum() == 0 and (batch["weight"] == 1).all()
+    path = config_file(root, train={"epochs": 1, "black_out": 0.5})
+    outcome = run_script("train.py", "--config", path)
+    assert outcome.code == 0, outcome.stderr
+    folder = path.parent / "output" / "tiny" / "fold0"
+    (row,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "val_auroc" in row  # both classes are still there
+    assert pd.read_csv(folder / "oof.csv")["label"].sum() == 6
