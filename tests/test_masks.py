@@ -113,18 +113,17 @@ def test_a_pair_with_nothing_to_mark_costs_next_to_nothing():
 # --- what is fitted ----------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=12))
-def test_the_best_cut_is_as_good_as_any(rows):
+@given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=12), SHARES)
+def test_the_best_cut_is_as_good_as_any(rows, default):
     values, reached, below = np.array(rows).T
 
     def total(cut):
         return np.where(values >= cut, reached, below).sum()
 
-    cut = best_cut(values, reached, below)
-    tried = [0.0, *(values + 0.01), *values]
-    assert total(cut) == pytest.approx(max(map(total, tried)))
-    if total(cut) <= total(0) + 1e-9:
-        assert cut == 0  # nothing is emptied without a gain
+    cut = best_cut(values, reached, below, default)
+    best = max(map(total, [0.0, *values, *(values + 0.01)]))
+    assert total(cut) == pytest.approx(best)
+    assert (cut == default) == (total(default) == pytest.approx(best))  # moved for a gain alone
 
 
 def test_a_cut_lies_in_the_middle_between_two_values():

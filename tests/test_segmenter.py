@@ -190,8 +190,8 @@ def test_a_saved_state_scores_the_same(build, tmp_path):
     [
         ([], {"decoder": "unett"}, "model.options.decoder=unett: the decoders are unet, "),
         ([], {"decoder": "dpt"}, "model.options.decoder=dpt: the decoders are unet, "),
-        ([], {"decoder": "pan"}, "does not suit the decoder pan: "),
-        ([], {"decoder_options": {"channels": 3}}, "does not suit the decoder unet: .*channels"),
+        ([], {"decoder": "pan"}, "does not suit the decoder pan for images of 32x32: "),
+        ([], {"decoder_options": {"channels": 3}}, "does not suit the decoder unet .*channels"),
         ([], {"los": "focal"}, "model.options: unknown key los, did you mean loss?"),
         (["model.backbone.name=test_vit"], {}, "model.backbone.name=test_vit .*does not suit the decoder"),
         (["model.backbone.name=test_efficientne"], {}, "timm has no such model; near: test_efficientnet"),

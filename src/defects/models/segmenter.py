@@ -101,7 +101,8 @@ class Segmenter(Detector):
 
 def _build(config: Config, options: SegmenterOptions, classes: int) -> nn.Module:
     """Raises UserError for an unknown decoder, and for encoders and image sizes that it cannot stand on."""
-    backbone, decoder, (height, width) = config.model.backbone, options.decoder, config.data.image_size
+    backbone, decoder, seen = config.model.backbone, options.decoder, config.data.image_size
+    height, width = map(min, seen, config.infer.window or seen)
     if decoder.lower() not in DECODERS:
         raise UserError(f"model.options.decoder={decoder}: the decoders are {', '.join(DECODERS)}")
     create_backbone(backbone and backbone.model_copy(update={"weights": "none"}), num_classes=0)
@@ -113,8 +114,8 @@ def _build(config: Config, options: SegmenterOptions, classes: int) -> nn.Module
             network.eval()(torch.zeros(1, 3, height + -height % MULTIPLE, width + -width % MULTIPLE))
     except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
         raise UserError(
-            f"model.backbone.name={backbone.name} with data.image_size=[{height}, {width}] does not suit the "
-            f"decoder {decoder}: {error}"
+            f"model.backbone.name={backbone.name} does not suit the decoder {decoder} for images of "
+            f"{height}x{width}: {error}"
         ) from None
     encoder = network.encoder.model
     stages = encoder.feature_info.out_indices

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from defects.config import Config, resolve
+from defects.data.rle_table import read_rle_table
 from defects.errors import UserError
 from defects.files import read_csv, same_text
 
@@ -10,11 +11,16 @@ from defects.files import read_csv, same_text
 def load_answers(config: Config) -> pd.DataFrame:
     """image_id, label, mask_path ("" where unknown), from data.answers or the source's own key.
 
-    Raises UserError when there is no key, or one without ids and labels.
+    A key with masks of several classes tells whether there is any defect. Raises UserError when there is no
+    key, or one without ids and labels.
     """
     path = resolve(config.data.answers) if config.data.answers else config.dataset_dir / "answers.csv"
     if not path.exists():
         raise UserError(f"{path} does not exist: name the answer key with --set data.answers=FILE")
+    if config.data.classes:
+        runs = read_rle_table(path, config.data.classes)
+        label = (runs["runs"] != "").groupby(runs["image_id"]).any().astype(int)
+        return label.rename("label").reset_index().assign(mask_path="")
     table = read_csv(path, [], "the data set's source").rename(
         columns={"ImageId": "image_id", "answer": "label"}
     )

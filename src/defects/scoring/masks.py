@@ -106,26 +106,27 @@ def _fit(outcomes: pd.DataFrame) -> Rule:
     found = []
     for (pixel, component), rows in outcomes.groupby(["pixel", "component"]):
         kept, empty = rows["dice"].to_numpy(), rows["empty"].to_numpy()
-        label = best_cut(rows["label"].to_numpy(), kept, empty)
+        label = best_cut(rows["label"].to_numpy(), kept, empty, Rule().label)
         kept = np.where(rows["label"] >= label, kept, empty)
         rule = Rule(label, pixel, component, best_cut(rows["area"].to_numpy(), kept, empty))
         found.append((apply_rule(rows, rule).mean(), pixel == Rule().pixel, -component, rule))
     return max(found)[-1]  # of equally good ones the plainest
 
 
-def best_cut(values: np.ndarray, reached: np.ndarray, below: np.ndarray) -> float:
+def best_cut(values: np.ndarray, reached: np.ndarray, below: np.ndarray, default: float = 0.0) -> float:
     """The threshold t with the largest sum of `reached` where values >= t, and of `below` elsewhere.
 
-    0 where no other is better; else in the middle between two values.
+    `default` where no other is better; else in the middle between two values.
     """
     distinct, position = np.unique(values, return_inverse=True)
     gain = np.zeros(len(distinct) + 1)
     np.add.at(gain, position + 1, below - reached)
     gain = gain.cumsum()  # of emptying all that lie below the i-th value
     best = int(gain.argmax())
-    if gain[best] <= 1e-9:
-        return 0.0
-    return float(np.append(between(distinct), np.nextafter(distinct[-1], np.inf))[best - 1])
+    if gain[best] <= gain[np.searchsorted(distinct, default)] + 1e-9:
+        return default
+    cuts = np.concatenate([[0.0], between(distinct), [np.nextafter(distinct[-1], np.inf)]])
+    return float(cuts[best])
 
 
 def apply_rule(outcomes: pd.DataFrame, rule: Rule) -> pd.Series:
