@@ -40,7 +40,7 @@ def evaluate_masks(config: Config, path: Path) -> None:
         raise UserError("data.answers is missing: name the answer key with --set data.answers=FILE")
     key = resolve(config.data.answers)
     sizes = image_sizes(load_images(config).query("split == 'test'"))
-    files = {"tuned": path, "untuned": path.with_suffix(".untuned.csv")}
+    files = {"tuned": path.with_suffix(".tuned.csv"), "untuned": path.with_suffix(".untuned.csv")}
     truth = read_masks_of(key, sizes, classes)
     found = {
         name: mean_dice(dice_table(read_masks_of(file, sizes, classes), truth, sizes))

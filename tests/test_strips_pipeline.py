@@ -94,7 +94,7 @@ def submission(path, suffix=".csv"):
     return (path.parent / "submissions" / "sample_submission.csv").with_suffix(suffix)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".untuned.csv"])
+@pytest.mark.parametrize("suffix", [".csv", ".tuned.csv", ".untuned.csv"])
 def test_the_submission_has_the_rows_of_the_sample_and_decodes(trained, suffix):
     sample = read_rle_table(trained.parent / "data" / "sample_submission.csv", CLASSES)
     table = read_rle_table(submission(trained, suffix), CLASSES)
@@ -109,6 +109,9 @@ def test_the_estimate_says_what_was_tuned(trained):
     assert list(estimate) == ["untuned", "tuned_nested", "tuned_optimistic"]
     assert all(found["pairs"] == 160 and found["non_empty"] == 26 for found in estimate.values())
     assert estimate["tuned_optimistic"]["dice"] >= estimate["untuned"]["dice"]
+    better = estimate["tuned_nested"]["dice"] > estimate["untuned"]["dice"]
+    assert summary["chosen"] == ("tuned" if better else "untuned")
+    assert submission(trained).read_bytes() == submission(trained, f".{summary['chosen']}.csv").read_bytes()
     assert list(summary["rules"]) == CLASSES and summary["weights"] == {"marker": 0.5, "seer": 0.5}
     assert summary["sha256"] == sha256(submission(trained)) and summary["images"] == 10
     names = {name.rsplit("/", 2)[-2] + "/" + name.rsplit("/", 1)[-1] for name in summary["inputs"]}

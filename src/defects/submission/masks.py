@@ -28,30 +28,36 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     """Blend the experiments, fit the rules out of fold, write `path` in the form of the sample.
 
     Members without maps (classifiers) have their say in whether a class is there, those with maps also in
-    where. Beside it <name>.untuned.csv, masks by the default rule, and <name>.json: weights, rules,
-    estimates, sha256 of the file and of every input; its content is returned. Raises UserError if no member
-    has maps.
+    where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
+    latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
+    weights, rules, estimates, sha256 of the file and of every input; its content is returned. Raises
+    UserError if no member has maps.
     """
     members, classes = members_of(config, experiments), config.data.classes
     order, form = expected_rows(config)
     outcomes = measure(_candidates(config, members))
     rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
     nested = nested_dice(outcomes)
+    estimates = {
+        "untuned": mean_dice(dice_under(outcomes, plain)),
+        "tuned_nested": None if nested is None else mean_dice(nested),
+        "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
+    }
+    better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
         "images": order["image_id"].nunique(),
         "rules": {name: rule._asdict() for name, rule in rules.items()},
-        "estimate": {
-            "untuned": mean_dice(dice_under(outcomes, plain)),
-            "tuned_nested": None if nested is None else mean_dice(nested),
-            "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
-        },
+        "chosen": "tuned" if better else "untuned",
+        "estimate": estimates,
         "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
-    tuned, untuned = _test_runs(config, members, order, [rules, plain])
-    write_rle_table(path.with_suffix(".untuned.csv"), untuned, form)
-    write_rle_table(path, tuned, form)
+    choices = {"tuned": rules, "untuned": plain}
+    tables = dict(zip(choices, _test_runs(config, members, order, list(choices.values())), strict=True))
+    for name, table in tables.items():
+        write_rle_table(path.with_suffix(f".{name}.csv"), table, form)
+    write_rle_table(path, tables[summary["chosen"]], form)
     summary["sha256"] = sha256(path)
     write_json(path.with_suffix(".json"), summary)
     return summary

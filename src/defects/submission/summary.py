@@ -25,6 +25,7 @@ def mask_lines(summary: dict) -> list[str]:
         if found is not None:
             figures = "".join(f"{found[name] or 0:11.4f}" for name in ("dice", "dice_non_empty"))
             lines.append(f"  {name.replace('_', ', '):24}{figures}")
+    lines.append(f"{'masks':26}{summary['chosen']:>11}")
     for name, rule in summary["rules"].items():
         lines.append(f"class {name:20}" + ", ".join(f"{key} {value:.4g}" for key, value in rule.items()))
     return lines
