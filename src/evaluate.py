@@ -9,14 +9,13 @@ import pandas as pd
 
 from defects import cli
 from defects.config import Config, resolve
-from defects.data.prepare import load_images
+from defects.data.prepare import image_sizes, load_images
 from defects.data.rle_table import all_pairs, check_runs, read_rle_table
 from defects.errors import UserError
 from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
 from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
-from defects.submission.masks import image_sizes
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class KaggleConfig(Section):
 class StripsConfig(Section):
     """What the `strips` source generates where data.root does not exist yet."""
 
-    images: Count = 240  # labelled ones
+    images: Count = 480  # labelled ones
     test: Count = 120
     size: tuple[Side, Side] = (128, 800)  # height, width in pixels
     seed: Seed = 0

@@ -4,8 +4,6 @@ Every texture is drawn as a *field*: zero mean, unit deviation, softly limited, 
 so that a defect stands out where it lies while brightness and contrast, drawn per image, tell nothing.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ import pandas as pd
 from numpy.random import Generator
 from scipy.spatial import cKDTree
 
-from defects.errors import UserError
+from defects.data.generated import new_data_set
 
 SIDE = 128  # px, side of an image
 WIDE = 192  # px, side of a field before it is turned and cropped: at least SIDE * sqrt(2)
@@ -274,22 +272,7 @@ def _write_test(folder: Path, seed: int, count: int) -> pd.DataFrame:
 def generate(
     root: Path, answers: Path, seed: int = 0, *, normal: int = 600, defect: int = 30, test: int = 400
 ) -> None:
-    """Writes the data set to `root` and the hidden key of its test half to `answers`; one seed, one result.
-
-    Everything is made in a temporary folder beside `root` and renamed at the very end, so `root` is either
-    absent or complete, and where it is, so is the key.
-    """
-    root, answers = root.absolute(), answers.absolute()
-    if root.exists():
-        raise UserError(f"{root} already exists: delete it to generate the demo data again")
-    if root in answers.parents:
-        raise UserError(f"{answers} lies inside the data folder {root}: keep the hidden key outside it")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as staging:
-        made = Path(staging) / "data"
+    """Writes the data set to `root` and the key of its test half to `answers`; one seed, one result."""
+    with new_data_set(root, answers) as (made, key):
         _write_train(made / "train", seed, normal, defect)
-        key = _write_test(made / "test", seed, test)
-        key.to_csv(Path(staging) / "key.csv", index=False)
-        shutil.move(Path(staging) / "key.csv", answers)  # may lie on another disk, where a rename fails
-        made.rename(root)
+        _write_test(made / "test", seed, test).to_csv(key, index=False)

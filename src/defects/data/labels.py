@@ -27,6 +27,11 @@ class Labels(NamedTuple):
 ANY_DEFECT = Labels()
 
 
+def class_columns(classes: list[str]) -> list[str]:
+    """Of images.csv."""
+    return [COLUMN + name for name in classes]
+
+
 def class_names(rows: pd.DataFrame) -> list[str]:
     """The classes that images.csv tells apart."""
     return [name.removeprefix(COLUMN) for name in rows.columns if name.startswith(COLUMN)]
@@ -58,7 +63,7 @@ def read_masks(row: dict[str, Any], root: Path, classes: list[str]) -> np.ndarra
         return None
     if row["mask_path"]:
         return read_mask(root / row["mask_path"]).astype(np.uint8)[..., None]
-    columns = [COLUMN + name for name in classes] or _class_columns(row)
+    columns = class_columns(classes) or _class_columns(row)
     masks = np.stack([decode(row[name], (row["height"], row["width"])) for name in columns], axis=2)
     return masks if classes else masks.max(axis=2, keepdims=True)
 

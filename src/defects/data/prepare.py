@@ -9,9 +9,9 @@ from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, DataConfig, resolve
 from defects.data.images import read_image, read_mask
+from defects.data.labels import class_columns
 from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
-from defects.data.sources.listing import class_columns
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, same_text, sha256, write_csv, write_json
 
@@ -35,8 +35,7 @@ def _prepare(config: Config) -> pd.DataFrame:
     _check_ids(images)
     _check_contradictions(data, images)
     if listing.runs is not None:
-        sizes = images.set_index("image_id")[["height", "width"]].apply(tuple, axis=1)
-        check_runs(listing.runs, sizes, listing.runs_file)
+        check_runs(listing.runs, image_sizes(images), listing.runs_file)
     if data.sample_submission and (images["split"] == "test").any():
         sample_ids(data, images)
     columns = IMAGE_COLUMNS + class_columns(data.classes)
@@ -59,6 +58,11 @@ def load_images(config: Config) -> pd.DataFrame:
             _prepare(config)
     images = read_csv(path, IMAGE_COLUMNS + class_columns(config.data.classes), "src/prepare.py")
     return images.astype({"label": "Int64"})
+
+
+def image_sizes(images: pd.DataFrame) -> pd.Series:
+    """(height, width) by image_id of rows of images.csv."""
+    return images.set_index("image_id")[["height", "width"]].apply(tuple, axis=1)
 
 
 def training_sha256(config: Config) -> str:

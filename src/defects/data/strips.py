@@ -4,8 +4,6 @@ Lengths are those of a strip 256 px high; other heights scale them. Brightness i
 """
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,8 @@ from numpy.random import Generator
 from tqdm.contrib.concurrent import thread_map
 
 from defects.data import rle
+from defects.data.generated import new_data_set
 from defects.data.rle_table import COLUMNS, all_pairs, write_rle_table
-from defects.errors import UserError
 
 CLASSES = ["1", "2", "3", "4"]
 # How often each set of classes occurs among the 12,568 labelled images of the competition.
@@ -296,21 +294,10 @@ def _write_part(folder: Path, strips: list[Strip], size: tuple[int, int]) -> pd.
 def generate(root: Path, answers: Path, images: int, test: int, size: tuple[int, int], seed: int = 0) -> None:
     """Writes the data set to `root` and the key of its test images to `answers`; one seed, one result.
 
-    `size` is (height, width) in px. Everything is made in a temporary folder beside `root` and renamed at
-    the very end, so `root` is either absent or complete, and where it is, so is the key.
+    `size` is (height, width) in px.
     """
-    root, answers = root.absolute(), answers.absolute()
-    if root.exists():
-        raise UserError(f"{root} already exists: delete it to generate the strips again")
-    if root in answers.parents:
-        raise UserError(f"{answers} lies inside the data folder {root}: keep the hidden key outside it")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as staging:
-        made, key = Path(staging) / "data", Path(staging) / "key.csv"
+    with new_data_set(root, answers) as (made, key):
         _write_all(made, key, images, test, size, seed)
-        shutil.move(key, answers)  # may lie on another disk, where a rename fails
-        made.rename(root)
 
 
 def _write_all(root: Path, key: Path, images: int, test: int, size: tuple[int, int], seed: int) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from defects.config import Config, resolve
 from defects.data.images import resize
 from defects.data.labels import read_masks
-from defects.data.prepare import load_images, sample_ids
+from defects.data.prepare import image_sizes, load_images, sample_ids
 from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
 from defects.errors import UserError
@@ -89,11 +89,6 @@ def check_masks(config: Config, path: Path) -> None:
             "columns): run src/ensemble.py again"
         )
     check_runs(table, image_sizes(load_images(config)), path)
-
-
-def image_sizes(images: pd.DataFrame) -> pd.Series:
-    """(height, width) by image_id of rows of images.csv."""
-    return images.set_index("image_id")[["height", "width"]].apply(tuple, axis=1)
 
 
 def _candidates(config: Config, members: dict[str, Config]) -> Iterator[Candidate]:

@@ -179,7 +179,7 @@ def _long(ids: np.ndarray, targets: tuple[str, ...], **values: np.ndarray) -> pd
 def _packed(maps: torch.Tensor, probabilities: bool) -> np.ndarray:
     """[B, K, h, w] -> [B, h, w] for a single class, else [B, K, h, w].
 
-    float16; probabilities as uint8 of 0 to 255, a fiftieth of the size: most are next to 0, but not equal.
+    float16; probabilities as uint8 of 0 to 255: most are next to 0, which packs well if they are equal.
     """
     maps = maps.squeeze(1).numpy()
     if probabilities:

@@ -32,10 +32,6 @@ class Listing:
     runs_file: Path | None = None
 
 
-def class_columns(classes: list[str]) -> list[str]:
-    return [f"defect_{name}" for name in classes]
-
-
 def rows(
     data: DataConfig, paths: list[Path], base: Path, split: str, label: int | None, kind: str = ""
 ) -> pd.DataFrame:

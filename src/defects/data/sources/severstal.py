@@ -6,8 +6,9 @@ import pandas as pd
 
 from defects.config import DataConfig, resolve
 from defects.data.images import list_images
+from defects.data.labels import class_columns
 from defects.data.rle_table import all_pairs, read_rle_table
-from defects.data.sources.listing import Listing, class_columns, rows
+from defects.data.sources.listing import Listing, rows
 from defects.errors import UserError
 
 
