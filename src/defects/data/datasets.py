@@ -16,6 +16,7 @@ from defects.data.balance import gains
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
+from defects.data.paste import Paste, Pasted
 from defects.data.transforms import augment, build_augmentation, rotate_flip
 from defects.seeds import derive
 
@@ -28,7 +29,8 @@ class ImageDataset(Dataset):
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
     also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
-    With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0.
+    With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
+    `paste` some normal items get a defect, and with it its labels, mask and weight.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ImageDataset(Dataset):
         seed: int,
         labels: Labels = ANY_DEFECT,
         black_out: BlackOut | None = None,
+        paste: Paste | None = None,
     ):
         self.root, self.paths = root, rows["path"].tolist()
         self.labels, self.known = target_labels(rows, labels.targets), labels
@@ -48,13 +51,13 @@ class ImageDataset(Dataset):
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
         self.truth = rows.to_dict("records") if labels.masks else None
         self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
-        self.black_out = black_out
+        self.black_out, self.paste = black_out, paste
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
-        return self._sample(item, self._turned(item))
+        return self._sample(item, *self._turned(item))
 
     def __getitems__(self, items: list[Item]) -> list[dict[str, Any]]:
         """A whole batch; in the main process its files are read by several threads (OpenCV lets them run)."""
@@ -62,9 +65,9 @@ class ImageDataset(Dataset):
             return [self[item] for item in items]
         with ThreadPoolExecutor() as pool:
             read = list(pool.map(self._turned, items))
-        return [self._sample(item, targets) for item, targets in zip(items, read, strict=True)]
+        return [self._sample(item, *found) for item, found in zip(items, read, strict=True)]
 
-    def _turned(self, item: Item) -> dict[str, np.ndarray]:
+    def _turned(self, item: Item) -> tuple[dict[str, np.ndarray], Pasted | None]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
         targets = {"image": read_image(self.root / self.paths[row], self.size)}
         if self.truth is not None:
@@ -75,9 +78,11 @@ class ImageDataset(Dataset):
                 targets["image"] = covered(targets["image"], cover)
             if self.black_out.hides(epoch, row) and "mask" in targets:
                 targets["mask"] = np.zeros_like(targets["mask"])
-        return {
-            name: rotate_flip(pixels, self.angles[row], self.flips[row]) for name, pixels in targets.items()
-        }
+        pasted = self.paste and self.paste(epoch, row, targets["image"])
+        if pasted is not None:
+            targets |= {name: getattr(pasted, name) for name in targets}
+        turn = (self.angles[row], self.flips[row])
+        return {name: rotate_flip(pixels, *turn) for name, pixels in targets.items()}, pasted
 
     def _mask(self, row: dict[str, Any]) -> np.ndarray:
         masks = read_masks(row, self.root, self.known.classes)
@@ -86,15 +91,19 @@ class ImageDataset(Dataset):
         planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
 
-    def _sample(self, item: Item, targets: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _sample(self, item: Item, targets: dict[str, np.ndarray], pasted: Pasted | None) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
         if self.compose is not None:
             targets = augment(self.compose, self.seed, epoch, row, **targets)
-        hidden = self.black_out is not None and self.black_out.hides(epoch, row)
+        label, weight = self.labels[row], self.weights[row]
+        if self.black_out is not None and self.black_out.hides(epoch, row):
+            label, weight = np.zeros_like(label), np.float32(1)  # that of a normal image
+        elif pasted is not None:
+            label, weight = pasted.label, self.weights[pasted.like]
         sample = {
             "image": torch.from_numpy(targets["image"]),
-            "label": torch.from_numpy(np.zeros_like(self.labels[row]) if hidden else self.labels[row]),
-            "weight": torch.tensor([1 if hidden else self.weights[row]]),  # that of a normal image
+            "label": torch.from_numpy(label),
+            "weight": torch.tensor([weight]),
             "row": row,
         }
         if self.truth is not None:
@@ -136,7 +145,10 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
         rows = rows.assign(weight=gain)
     root, size = resolve(data.root), data.image_size
     black_out = BlackOut(rows, root, size, train.black_out, train.seed) if train.black_out else None
-    dataset = ImageDataset(rows, root, size, config.augment, train.seed, labels, black_out)
+    paste = None
+    if train.paste:
+        paste = Paste(rows, root, size, train.paste, data.symmetries, labels, train.seed)
+    dataset = ImageDataset(rows, root, size, config.augment, train.seed, labels, black_out, paste)
     weights = torch.from_numpy(gain) if balance.method == "sampler" else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.

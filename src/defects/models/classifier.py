@@ -9,6 +9,7 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from defects.config import Config, Fraction, Section, validate
+from defects.errors import UserError
 from defects.models.base import Batch, Detector
 from defects.models.parts.backbone import Normalize, create_backbone
 
@@ -19,10 +20,19 @@ class ClassifierOptions(Section):
     drop_rate: Fraction = 0.2
     drop_path_rate: Fraction = 0.0
     global_pool: Literal["avg", "max", "avgmax"] | None = None  # max: a small defect is not averaged away
+    map_loss: Annotated[float, Field(ge=0)] = (
+        0.0  # weight of where, beside whether; 0: masks are not looked at
+    )
 
 
 class Classifier(Detector):
-    """The raw score is the logit, one for each class of defects and one for any; there is no map."""
+    """The raw score is the logit, one for each class of defects and one for any.
+
+    With `map_loss` the last feature map also learns where the defects are, from the masks that are known (an
+    empty one of every normal image), and there is a map: a sigmoid for each cell of that coarse grid. A cell
+    is defective if any of its pixels is, and defective and normal cells weigh as much as each other, so that
+    small defects count: the map shows where to look, it is no probability of a pixel.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -36,20 +46,62 @@ class Classifier(Detector):
         # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
         for parameter in self.network.get_classifier().parameters():
             nn.init.zeros_(parameter)
+        self.uses_masks = self.options.map_loss > 0
+        if self.uses_masks:
+            channels = _map_channels(self.network, config.model.backbone.name)
+            self.where = nn.Conv2d(channels, max(1, len(config.data.classes)), 1)
 
     def training_loss(self, batch: Batch) -> Batch:
-        logits, label = self(batch["image"])[0], batch["label"]
+        (logits, maps), label = self._logits(batch["image"]), batch["label"]
         if self.options.loss == "focal":
             losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.options.focal_gamma)
         else:
             losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-        return {"loss": (losses * batch["weight"]).mean(), "score": logits.detach()}
+        loss, found = (losses * batch["weight"]).mean(), {"score": logits.detach()}
+        if maps is None:
+            return {"loss": loss} | found
+        where = _map_loss(maps, batch["mask"], batch["masked"])
+        return {"loss": loss + self.options.map_loss * where, "map": where.detach()} | found
 
     def validation(self, batch: Batch) -> Batch:
         return self.training_loss(batch)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return self.network(self.normalize(images)), None
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits, maps = self._logits(images)
+        return logits, None if maps is None else maps.sigmoid()
+
+    def _logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, C], and with `map_loss` [B, K, h, w]."""
+        images = self.normalize(images)
+        if not self.uses_masks:
+            return self.network(images), None
+        features = self.network.forward_features(images)
+        return self.network.forward_head(features), self.where(features).float()
+
+
+def _map_channels(network: nn.Module, name: str) -> int:
+    """Of the last feature map. Raises UserError for networks that end in tokens or put channels last."""
+    with torch.no_grad():
+        features = network.eval().forward_features(torch.zeros(1, *network.pretrained_cfg["input_size"]))
+    network.train()
+    shape = tuple(getattr(features, "shape", ()))[1:]  # some return several
+    if len(shape) != 3 or shape[0] != network.num_features:
+        raise UserError(
+            f"model.options.map_loss: {name} ends in no feature map of channels, height and width (but in "
+            f"{shape or 'several outputs'}): name a convolutional model.backbone, or set map_loss to 0"
+        )
+    return shape[0]
+
+
+def _map_loss(maps: torch.Tensor, masks: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of logits [B, K, h, w], half of it in the cells of defects in `masks` [B, K, H, W].
+
+    Images whose mask is not known (0 in `masked` [B, 1]) do not count.
+    """
+    target = functional.adaptive_max_pool2d(masks, maps.shape[2:])
+    losses = functional.binary_cross_entropy_with_logits(maps, target, reduction="none")
+    sides = (masked[..., None, None] * side for side in (target, 1 - target))
+    return sum(0.5 * (losses * side).sum() / side.sum().clamp(min=1) for side in sides)
 
 
 DETECTOR = Classifier

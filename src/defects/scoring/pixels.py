@@ -68,6 +68,11 @@ class Maps(Mapping[str, np.ndarray]):
             except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise UserError(f"{path} is no archive of maps ({error}): make it again") from None
 
+    @property
+    def segment(self) -> bool:
+        """Whether there are maps, and they are probabilities of pixels: those are kept as bytes."""
+        return any(self.archive[image_id].dtype == np.uint8 for image_id in list(self)[:1])
+
     def __getitem__(self, image_id: str) -> np.ndarray:
         return self.of_classes(image_id).max(axis=0)
 

@@ -27,7 +27,7 @@ from defects.training.run import OOF_MAPS, TEST_MAPS, load_oof, run_folder
 def build_mask_submission(config: Config, experiments: list[str], path: Path) -> dict:
     """Blend the experiments, fit the rules out of fold, write `path` in the form of the sample.
 
-    Members without maps (classifiers) have their say in whether a class is there, those with maps also in
+    Members without maps of probabilities (classifiers) have their say in whether a class is there, those with maps also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
     latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
     weights, rules, estimates, sha256 of the file and of every input; its content is returned. Raises
@@ -150,7 +150,7 @@ class Blend:
             [Maps(run_folder(members[name], fold) / file) for fold in sorted(set(part["fold"]))]
             for name, part in parts
         ]
-        self.archives = [maps for maps in archives if any(map(len, maps))]
+        self.archives = [maps for maps in archives if any(each.segment for each in maps)]
         if not self.archives:
             raise UserError(f"{', '.join(members)}: no maps to make masks of; name a segmenter's run too")
 
