@@ -13,7 +13,7 @@ from defects.data import rle
 from defects.data.black_out import BlackOut, covered
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.labels import Labels
-from defects.data.split import load_folds
+from defects.data.split import load_folds, load_training_rows
 from defects.errors import UserError
 
 SIDE = 96
@@ -157,6 +157,20 @@ def test_the_cover_has_the_mean_colour_of_what_is_not_covered():
 def test_without_marked_defects_it_is_refused(table, tmp_path):
     with pytest.raises(UserError, match=r"train\.black_out=0\.5 covers marked defects"):
         BlackOut(table[table["kind"] != "marked"], tmp_path, (32, 32), 0.5, 0)
+
+
+def test_mask_files_cover_their_defects_before_the_image_is_turned(make_dataset, make_config):
+    """In the defect/normal layout: squares are the only white pixels, each image is learnt from in turns."""
+    root, found = make_dataset(), []
+    config = make_config(root, "train.black_out=0.5", "split.balance.ratio=2", "data.symmetries=dihedral")
+    table = load_folds(config)  # which writes the list, too
+    rows = load_training_rows(config, "0").merge(table, on="image_id")
+    for batch in training_loader(config, rows, Labels(masks=True)):
+        white = (batch["image"] == 255).all(3)
+        assert torch.equal(white.amax((1, 2)).float(), batch["label"][:, 0])
+        assert torch.equal(white, batch["mask"][..., 0] == 1) and batch["masked"].all()
+        found += batch["label"][rows["label"][batch["row"].tolist()].to_numpy() == 1, 0].tolist()
+    assert rows["angle"].nunique() > 1 and np.mean(found) == pytest.approx(0.5, abs=0.2)
 
 
 def test_it_is_a_setting_of_training(make_dataset, make_config, config_file, run_script):

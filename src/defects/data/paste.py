@@ -114,9 +114,9 @@ def place(piece: np.ndarray, symmetries: str, random: np.random.Generator) -> np
     turns, flip = members[random.integers(len(members))]
     angle = 90 * turns if symmetries != "rotations" or reached.any() else random.uniform(0, 360)
     turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] * ([-1, 1] if flip else [1, 1])
-    scale = 1.0 if across else np.exp(random.uniform(*np.log(SCALES)))
-    spread = np.ptp(points @ turn.T, axis=0)
-    linear = turn * min(scale, *(last / np.maximum(spread, 1)))
+    fitting = (last - 1) / np.maximum(np.ptp(points @ turn.T, axis=0), 1)
+    scale = 1.0 if across else min(np.exp(random.uniform(*np.log(SCALES))), *fitting)
+    linear = scale * turn
     moved = points @ linear.T
     first, final = np.ceil(-moved.min(axis=0) - 1e-6), np.floor(last - moved.max(axis=0) + 1e-6)
     shift = first + np.floor(random.random(2) * (np.maximum(final - first, 0) + 1))

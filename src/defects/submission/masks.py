@@ -27,7 +27,7 @@ from defects.training.run import OOF_MAPS, TEST_MAPS, load_oof, run_folder
 def build_mask_submission(config: Config, experiments: list[str], path: Path) -> dict:
     """Blend the experiments, fit the rules out of fold, write `path` in the form of the sample.
 
-    Members without maps of probabilities (classifiers) have their say in whether a class is there, those with maps also in
+    Members that do not segment have their say in whether a class is there, those that do also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
     latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
     weights, rules, estimates, sha256 of the file and of every input; its content is returned. Raises

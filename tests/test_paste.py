@@ -1,0 +1,298 @@
+"""Paste: where pieces come from and go to, that nothing else changes, what becomes of labels and masks."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import defective, texture, write_png
+
+from defects.data import paste
+from defects.data.datasets import ImageDataset, training_loader
+from defects.data.labels import Labels
+from defects.data.paste import FEATHER, SCALES, Paste, blended, place
+from defects.data.rle import encode
+from defects.data.split import load_folds, load_training_rows
+from defects.errors import UserError
+
+SIDE = 64
+ROWS = {"marked": 6, "normal": 10, "unmarked": 3}
+CLASSES = Labels(("1", "2", "defect"), masks=True)
+NORMAL = range(ROWS["marked"], ROWS["marked"] + ROWS["normal"])
+SYMMETRIES = ["rotations", "dihedral", "flips", "none"]
+
+
+@pytest.fixture
+def table(tmp_path) -> pd.DataFrame:
+    """Rows of images.csv: white squares of two classes, normal ones, white squares that nobody marked.
+
+    The textures are faint, below grey level 170. A defect weighs 3.
+    """
+    rows = []
+    for kind, count in ROWS.items():
+        for i in range(count):
+            mask = defective(i, SIDE)[1]
+            image = (96 + texture(len(rows), SIDE) // 4).astype(np.uint8)
+            image[(mask > 0) & (kind != "normal")] = 255
+            write_png(tmp_path / kind / f"{i}.png", image)
+            runs = ["", encode(mask)] if i % 2 else [encode(mask), ""]
+            one, two = runs if kind == "marked" else ("", "")
+            label = int(kind != "normal")
+            rows.append((f"{kind}/{i}.png", label, "", SIDE, SIDE, 1.0 + 2 * label, kind, one, two))
+    columns = ["path", "label", "mask_path", "width", "height", "weight", "kind", "defect_1", "defect_2"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def build(table, tmp_path):
+    """build(probability, symmetries, size, seed, labels) -> the data set of `table`; 0 leaves paste away."""
+
+    def make(probability=0.5, symmetries="dihedral", size=(SIDE, SIDE), seed=0, labels=CLASSES):
+        arguments = (table, tmp_path, size, probability, symmetries, labels, seed)
+        pasting = Paste(*arguments) if probability else None
+        return ImageDataset(table, tmp_path, size, [], 0, labels, None, pasting)
+
+    return make
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in ("image", "label", "mask", "weight"))
+
+
+def normal_items(epochs=6):
+    return [(epoch, row) for epoch in range(epochs) for row in NORMAL]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 47), (100, 80)])
+@pytest.mark.parametrize("symmetries", ["rotations", "none"])
+def test_a_pasted_defect_is_in_its_mask_and_nothing_changes_beyond_its_rim(build, symmetries, size):
+    plain, dataset = build(0, size=size), build(0.5, symmetries, size)
+    rim = np.ones((2 * FEATHER + 1, 2 * FEATHER + 1), np.uint8)
+    found = 0
+    for item in normal_items(3):
+        before, after = plain[item], dataset[item]
+        if not after["label"][-1]:
+            continue
+        mask = after["mask"].amax(2).numpy()
+        changed = (before["image"] != after["image"]).any(2).numpy()
+        assert not (changed & ~(cv2.dilate(mask, rim) > 0)).any()
+        white = (after["image"] > 190).all(2).numpy()
+        assert white.any() and not (white & ~(cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0)).any()
+        assert 0.3 < white.sum() / (size[0] * size[1] / 16) < 3
+        found += 1
+    assert found > 5
+
+
+def test_labels_masks_and_weights_are_those_of_the_pasted_class(build, table):
+    dataset, seen = build(), set()
+    for item in normal_items():
+        pasted = dataset.paste(*item, texture(0, SIDE)[..., None].repeat(3, axis=2))
+        sample = dataset[item]
+        classes = sample["mask"].amax((0, 1)).tolist()
+        assert sample["label"].tolist() == [*classes, max(classes)] and sample["masked"] == 1
+        if max(classes):
+            source = table.iloc[pasted.like]
+            assert source["kind"] == "marked"
+            assert classes == [bool(source["defect_1"]), bool(source["defect_2"])]
+        else:
+            assert pasted.like == item[1]
+        assert sample["weight"] == (3 if max(classes) else 1)
+        seen.add(tuple(classes))
+    assert seen == {(0, 0), (0, 1), (1, 0)}
+    binary = build(labels=Labels())
+    assert {tuple(binary[item]["label"].tolist()) for item in normal_items(2)} == {(0,), (1,)}
+
+
+def test_only_normal_images_change(build, table):
+    plain, dataset = build(0), build()
+    others = [row for row in range(len(table)) if row not in NORMAL]
+    assert all(same(plain[epoch, row], dataset[epoch, row]) for epoch in range(3) for row in others)
+    assert not any(same(plain[item], dataset[item]) for item in normal_items(2))
+
+
+@pytest.mark.parametrize("probability", [0.15, 0.5])
+def test_decoys_are_as_frequent_as_defects(build, probability):
+    dataset, image = build(probability), np.full((SIDE, SIDE, 3), 128, np.uint8)
+    found = [dataset.paste(*item, image) for item in normal_items(40)]
+    pasted = [each for each in found if each is not None]
+    share = np.mean([each.label[-1] for each in pasted])
+    assert len(pasted) / len(found) == pytest.approx(2 * probability, abs=0.05)
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
+def test_decoys_are_pieces_of_other_normal_images(build, table, monkeypatch):
+    dataset, read = build(), []
+    original = paste.read_image
+    monkeypatch.setattr(paste, "read_image", lambda path, size: read.append(path) or original(path, size))
+    for epoch, row in normal_items():
+        read.clear()
+        pasted = dataset.paste(epoch, row, np.full((SIDE, SIDE, 3), 128, np.uint8))
+        (path,) = read
+        assert path.parent.name == ("marked" if pasted.label[-1] else "normal")
+        assert f"{path.parent.name}/{path.name}" != table["path"][row]
+
+
+def test_an_item_depends_on_seed_epoch_and_row_alone(build):
+    one, again, other = build(0.3), build(0.3), build(0.3, seed=1)
+    items = normal_items(3)
+    batch = again.__getitems__(items[::-1])[::-1]
+    assert all(same(one[item], sample) for item, sample in zip(items, batch, strict=True))
+    assert not all(same(one[item], other[item]) for item in items)
+    assert not all(same(one[0, row], one[1, row]) for row in NORMAL)
+
+
+def boxed(rows, columns, size=(40, 60)):
+    piece = np.zeros(size, np.uint8)
+    piece[rows, columns] = 1
+    return piece
+
+
+def placed(piece, symmetries, count=200):
+    """Of `count` places: the matrix, its scale, its turn [2, 2], the piece's first and last pixel (x, y)."""
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        matrix = place(piece, symmetries, random)
+        scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+        points = np.argwhere(piece)[:, ::-1] @ matrix[:, :2].T + matrix[:, 2]
+        yield scale, matrix[:, :2] / scale, points.min(axis=0), points.max(axis=0)
+
+
+@pytest.mark.parametrize("symmetries", SYMMETRIES)
+@pytest.mark.parametrize("piece", [boxed(slice(9, 14), slice(20, 40)), boxed(slice(5, 39), slice(3, 58))])
+def test_pieces_stay_whole_and_turn_as_the_symmetries_allow(symmetries, piece):
+    last, turns, scales, places = np.array(piece.shape[::-1]) - 1, set(), [], set()
+    for scale, turn, low, high in placed(piece, symmetries):
+        assert (low >= -1e-3).all() and (high <= last + 1e-3).all()
+        turns.add(tuple(np.rint(1000 * turn).astype(int).ravel()))
+        scales.append(scale)
+        places.add(tuple(np.rint(low)))
+    assert max(scales) < SCALES[1] + 1e-6 and len(places) > 5
+    assert np.ptp(scales) > 0.1
+    allowed = {
+        "none": {(1000, 0, 0, 1000)},
+        "flips": {(a, 0, 0, b) for a in (-1000, 1000) for b in (-1000, 1000)},
+    }
+    if symmetries == "rotations":
+        assert len(turns) > 150
+    else:
+        quarter = {(0, b, a, 0) for a, _, _, b in allowed["flips"]}
+        assert turns == allowed.get(symmetries, allowed["flips"] | quarter)
+
+
+@pytest.mark.parametrize("symmetries", SYMMETRIES)
+@pytest.mark.parametrize(
+    ("piece", "borders"),
+    [
+        (boxed(slice(0, 6), slice(20, 30)), 1),
+        (boxed(slice(12, 20), slice(55, 60)), 1),
+        (boxed(slice(30, 40), slice(0, 9)), 2),
+    ],
+)
+def test_what_lies_at_a_border_stays_at_one(piece, borders, symmetries):
+    last = np.array(piece.shape[::-1]) - 1
+    for _, turn, low, high in placed(piece, symmetries, 60):
+        assert (low < 1).sum() + (high > last - 1).sum() >= borders
+        assert np.allclose(turn, np.rint(turn), atol=1e-6)
+        if symmetries == "none":
+            assert ((low < 1) >= (np.argwhere(piece)[:, ::-1].min(axis=0) == 0)).all()
+
+
+@pytest.mark.parametrize("symmetries", SYMMETRIES)
+def test_what_reaches_from_border_to_border_still_does(symmetries):
+    for scale, _, low, high in placed(boxed(slice(8, 15), slice(0, 60)), symmetries, 40):
+        assert scale == pytest.approx(1) and np.allclose([low[0], high[0]], [0, 59])
+
+
+def test_a_piece_is_one_of_several_defects(table, tmp_path):
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[4:8, 4:8], mask[40:60, 40:60] = 1, 1
+    rows = table.assign(defect_1=np.where(table["defect_1"] != "", encode(mask), ""), defect_2="")
+    pasting = Paste(rows, tmp_path, (SIDE, SIDE), 0.5, "none", CLASSES, 0)
+    areas = []
+    for item in normal_items():
+        found = pasting(*item, np.full((SIDE, SIDE, 3), 128, np.uint8)).mask.any(axis=2)
+        if found.any():
+            assert cv2.connectedComponents(found.astype(np.uint8))[0] == 2
+            areas.append(found.sum())
+    assert np.median(areas) > 150 and len(areas) > 10  # drawn by area: 16 pixels to 400
+
+
+@pytest.mark.parametrize(
+    ("surface", "around", "inside", "expected"), [(200, 100, 50, 100), (60, 120, 200, 100)]
+)
+def test_a_patch_gets_the_lighting_of_its_place(surface, around, inside, expected):
+    image, patch = (np.full((40, 40, 3), value, np.uint8) for value in (surface, around))
+    mask = np.zeros((40, 40), bool)
+    mask[15:25, 10:20] = True
+    patch[mask] = inside
+    mixed = blended(image, patch, mask)
+    assert (mixed[mask] == expected).all() and (mixed[~mask] == surface).all()
+
+
+def test_a_rim_fades_and_a_whole_image_is_taken_as_it_is():
+    image = np.full((30, 30, 3), 100, np.uint8)
+    patch, mask = image.copy(), np.zeros((30, 30), bool)
+    patch[14:16, 10:20], mask[15, 15] = 160, True
+    mixed = blended(image, patch, mask)[14:16, 15:20, 0].astype(int)
+    assert mixed[1, 0] == 160 and (np.diff(mixed[1]) < 0).all() and mixed[1, 4] == 100
+    assert (blended(image, patch, np.ones((30, 30), bool)) == patch).all()
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [("normal|unmarked", "have no marked defect: set it to 0"), ("marked", "have no second normal one")],
+)
+def test_without_defects_or_normal_images_it_is_refused(table, tmp_path, kept, message):
+    rows = table[table["kind"].str.fullmatch(kept)]
+    with pytest.raises(UserError, match=f"train.paste=0.5 .*{message}"):
+        Paste(rows, tmp_path, (32, 32), 0.5, "none", CLASSES, 0)
+
+
+# --- the defect/normal layout, with mask files ------------------------------------------------------------
+
+
+def test_nothing_is_taken_from_images_that_are_not_learnt_from(make_dataset, make_config):
+    """They may be gone from the disk."""
+    root = make_dataset()
+    config = make_config(root, "train.paste=0.5", "split.balance.ratio=0.1")
+    table = load_folds(config)
+    rows = load_training_rows(config, "0").merge(table, on="image_id")
+    for row in table[~table["image_id"].isin(rows["image_id"])].itertuples():
+        for path in filter(None, (row.path, row.mask_path)):
+            (root / path).unlink()
+    loader, labels = training_loader(config, rows, Labels(masks=True)), []
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            assert torch.equal(batch["mask"].amax((1, 2)).float(), batch["label"])
+            labels += batch["label"][:, 0].tolist()
+    assert np.mean(labels) > rows["label"].mean() + 0.2
+
+
+def test_worker_processes_change_nothing(make_dataset, make_config):
+    root, batches = make_dataset(), []
+    for workers in (0, 2):
+        settings = ["train.paste=0.3", "train.black_out=0.3", "split.balance.method=pos_weight"]
+        config = make_config(root, *settings, f"train.workers={workers}")
+        batches.append(list(training_loader(config, load_folds(config), Labels(masks=True))))
+    for one, other in zip(*batches, strict=True):
+        assert same(one, other)
+
+
+def test_it_is_a_setting_of_training(make_dataset, config_file, run_script, fails_with_one_line):
+    root = make_dataset()
+    path = config_file(root, train={"epochs": 1, "paste": 0.3})
+    outcome = run_script("train.py", "--config", path)
+    assert outcome.code == 0, outcome.stderr
+    folder = path.parent / "output" / "tiny" / "fold0"
+    (row,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "val_auroc" in row and pd.read_csv(folder / "oof.csv")["label"].sum() == 6
+    message = fails_with_one_line("train.py", "--config", path, "--set", "train.paste=0.6")
+    assert "train.paste" in message and "0.5" in message
+    shutil.rmtree(root / "train" / "defect_masks")
+    shutil.rmtree(path.parent / "output")
+    message = fails_with_one_line("train.py", "--config", path)
+    assert "train.paste=0.3" in message and not (folder / "best.pt").exists()
