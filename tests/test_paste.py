@@ -238,7 +238,8 @@ def test_a_rim_fades_and_a_whole_image_is_taken_as_it_is():
     patch[14:16, 10:20], mask[15, 15] = 160, True
     mixed = blended(image, patch, mask)[14:16, 15:20, 0].astype(int)
     assert mixed[1, 0] == 160 and (np.diff(mixed[1]) < 0).all() and mixed[1, 4] == 100
-    assert (blended(image, patch, np.ones((30, 30), bool)) == patch).all()
+    for whole in (patch, patch // 2):
+        assert (blended(image, whole, np.ones((30, 30), bool)) == whole).all()
 
 
 @pytest.mark.parametrize(

@@ -109,13 +109,7 @@ def place(piece: np.ndarray, symmetries: str, random: np.random.Generator) -> np
     """
     points, last = np.argwhere(piece)[:, ::-1], np.array(piece.shape[::-1]) - 1
     reached = np.concatenate([points.min(axis=0) == 0, points.max(axis=0) == last])[[0, 2, 1, 3]]
-    across = (reached[0] and reached[1]) or (reached[2] and reached[3])
-    members = [member for member in DIHEDRAL[symmetries] if not (across and member[0] % 2)]
-    turns, flip = members[random.integers(len(members))]
-    angle = 90 * turns if symmetries != "rotations" or reached.any() else random.uniform(0, 360)
-    turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] * ([-1, 1] if flip else [1, 1])
-    fitting = (last - 1) / np.maximum(np.ptp(points @ turn.T, axis=0), 1)
-    scale = 1.0 if across else min(np.exp(random.uniform(*np.log(SCALES))), *fitting)
+    turn, scale = _turn(points, last, reached, symmetries, random)
     linear = scale * turn
     moved = points @ linear.T
     first, final = np.ceil(-moved.min(axis=0) - 1e-6), np.floor(last - moved.max(axis=0) + 1e-6)
@@ -123,6 +117,19 @@ def place(piece: np.ndarray, symmetries: str, random: np.random.Generator) -> np
     for side in np.rint(OUTWARD[reached] @ turn.T):
         shift = np.where(side < 0, first, np.where(side > 0, final, shift))
     return np.column_stack([linear, shift])
+
+
+def _turn(
+    points: np.ndarray, last: np.ndarray, reached: np.ndarray, symmetries: str, random: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Turn and flip [2, 2], and the scale, of a piece of `points` (x, y) whose image ends at `last`."""
+    across = (reached[0] and reached[1]) or (reached[2] and reached[3])
+    members = [member for member in DIHEDRAL[symmetries] if not (across and member[0] % 2)]
+    turns, flip = members[random.integers(len(members))]
+    angle = 90 * turns if symmetries != "rotations" or reached.any() else random.uniform(0, 360)
+    turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] * ([-1, 1] if flip else [1, 1])
+    fitting = (last - 1) / np.maximum(np.ptp(points @ turn.T, axis=0), 1)
+    return turn, 1.0 if across else min(np.exp(random.uniform(*np.log(SCALES))), *fitting)
 
 
 def blended(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -141,7 +148,7 @@ def blended(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarra
 
 def _mixed(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    ring = (distance > 0) & (distance <= RING)
+    ring, patch = (distance > 0) & (distance <= RING), patch.astype(np.float32)
     if ring.any():
         wanted, given = (np.median(pixels[ring], axis=0) for pixels in (image, patch))
         gain = np.clip(wanted.mean() / max(given.mean(), 1), *GAINS)
