@@ -40,6 +40,7 @@ class ImageDataset(Dataset):
         seed: int,
         labels: Labels = ANY_DEFECT,
         black_out: BlackOut | None = None,
+        fit: str = "squash",
     ):
         self.root, self.paths = root, rows["path"].tolist()
         self.labels, self.known = target_labels(rows, labels.targets), labels
@@ -47,7 +48,7 @@ class ImageDataset(Dataset):
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
         self.truth = rows.to_dict("records") if labels.masks else None
-        self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
+        self.size, self.fit, self.seed, self.compose = size, fit, seed, build_augmentation(steps)
         self.black_out = black_out
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class ImageDataset(Dataset):
 
     def _turned(self, item: Item) -> dict[str, np.ndarray]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
-        targets = {"image": read_image(self.root / self.paths[row], self.size)}
+        targets = {"image": read_image(self.root / self.paths[row], self.size, self.fit)}
         if self.truth is not None:
             targets["mask"] = self._mask(self.truth[row])
         if self.black_out is not None:
@@ -83,7 +84,7 @@ class ImageDataset(Dataset):
         masks = read_masks(row, self.root, self.known.classes)
         if masks is None:
             return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
-        planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
+        planes = [resize_mask(plane, self.size, self.fit) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
 
     def _sample(self, item: Item, targets: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -134,9 +135,9 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     gain = gains(rows, balance.ratio)
     if balance.method == "pos_weight":
         rows = rows.assign(weight=gain)
-    root, size = resolve(data.root), data.image_size
-    black_out = BlackOut(rows, root, size, train.black_out, train.seed) if train.black_out else None
-    dataset = ImageDataset(rows, root, size, config.augment, train.seed, labels, black_out)
+    root, size, fit, seed = resolve(data.root), data.image_size, data.fit, train.seed
+    black_out = BlackOut(rows, root, size, train.black_out, seed, fit) if train.black_out else None
+    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, fit)
     weights = torch.from_numpy(gain) if balance.method == "sampler" else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.
@@ -145,7 +146,8 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
 
 def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
-    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0, labels)
+    data = config.data
+    dataset = ImageDataset(rows, resolve(data.root), data.image_size, [], 0, labels, fit=data.fit)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 
