@@ -151,7 +151,7 @@ def test_maps_cover_the_image_and_not_its_frame(make_config, blobs, tmp_path, se
     config: Config = make_config(tmp_path, "data.fit=letterbox", *sets)
     path = tmp_path / "maps.npz"
     table = score_table(Brightness(), config, blobs, "0", Accelerator(cpu=True), path)
-    assert (table["score"] > 0.5).all()  # the textures are below
+    assert (table["score"] > 0.45).all()  # the textures are below
     maps = Maps(path)
     for row in blobs.itertuples():
         values = resize(maps[row.image_id].astype(np.float32), (row.height, row.width))

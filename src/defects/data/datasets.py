@@ -16,7 +16,8 @@ from defects.data.balance import gains
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
-from defects.data.transforms import augment, build_augmentation, rotate_flip
+from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
+from defects.errors import UserError
 from defects.seeds import derive
 
 Item = int | tuple[int, int]
@@ -28,7 +29,11 @@ class ImageDataset(Dataset):
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
     also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
-    With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0.
+    With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0. Where
+    `steps` crop, labels are those of the defects left in the crop.
+
+    `shown` is the size of augmented images. Raises UserError for crops that do not fit into `size`, and if a
+    defect that is cropped has no mask to say what is left of it.
     """
 
     def __init__(
@@ -47,9 +52,10 @@ class ImageDataset(Dataset):
         self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.truth = rows.to_dict("records") if labels.masks else None
         self.size, self.fit, self.seed, self.compose = size, fit, seed, build_augmentation(steps)
-        self.black_out = black_out
+        self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
+        self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
+        self.black_out, self.shown = black_out, self._shown()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -64,6 +70,19 @@ class ImageDataset(Dataset):
         with ThreadPoolExecutor() as pool:
             read = list(pool.map(self._turned, items))
         return [self._sample(item, targets) for item, targets in zip(items, read, strict=True)]
+
+    def _shown(self) -> tuple[int, int]:
+        """(height, width) of augmented images."""
+        if self.compose is None:
+            return self.size
+        unmarked = [row["path"] for row in self.truth or [] if self.cropped and not has_mask(row)]
+        if unmarked:
+            raise UserError(
+                f"augment crops images, and no mask says whether a crop of {unmarked[0]} holds its defect "
+                f"({len(unmarked)} such images): add masks, or leave the crop out"
+            )
+        blank = {"image": np.zeros((*self.size, 3), np.uint8)}
+        return augmented_size(self.compose, **blank, **({"mask": self._empty()} if self.truth else {}))
 
     def _turned(self, item: Item) -> dict[str, np.ndarray]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
@@ -83,26 +102,41 @@ class ImageDataset(Dataset):
     def _mask(self, row: dict[str, Any]) -> np.ndarray:
         masks = read_masks(row, self.root, self.known.classes)
         if masks is None:
-            return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
+            return self._empty()
         planes = [resize_mask(plane, self.size, self.fit) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
+
+    def _empty(self) -> np.ndarray:
+        return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
 
     def _sample(self, item: Item, targets: dict[str, np.ndarray]) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
         if self.compose is not None:
             targets = augment(self.compose, self.seed, epoch, row, **targets)
-        hidden = self.black_out is not None and self.black_out.hides(epoch, row)
+        if targets["image"].shape[:2] != self.shown:
+            raise UserError("augment gives images of several sizes: set p: 1.0 of crops, and one size")
+        label = self._label(epoch, row, targets)
+        lost = self.labels[row].any() and not label.any()
         sample = {
             "image": torch.from_numpy(targets["image"]),
-            "label": torch.from_numpy(np.zeros_like(self.labels[row]) if hidden else self.labels[row]),
-            "weight": torch.tensor([1 if hidden else self.weights[row]]),  # that of a normal image
+            "label": torch.from_numpy(label),
+            "weight": torch.tensor([1.0 if lost else self.weights[row]]),  # that of a normal image
             "row": row,
         }
-        if self.truth is not None:
+        if self.known.masks:
             known = has_mask(self.truth[row])
             sample["mask"] = torch.from_numpy(targets["mask"])
             sample["masked"] = torch.tensor([float(known)])
         return sample
+
+    def _label(self, epoch: int, row: int, targets: dict[str, np.ndarray]) -> np.ndarray:
+        """float32 [C]"""
+        if self.black_out is not None and self.black_out.hides(epoch, row):
+            return np.zeros_like(self.labels[row])
+        if not self.cropped:
+            return self.labels[row]
+        left = targets["mask"].any(axis=(0, 1))
+        return (np.append(left, left.any()) if self.known.classes else left).astype(np.float32)
 
 
 class EpochSampler(Sampler):

@@ -237,6 +237,9 @@ def _start_from(detector: Detector, config: Config, fold: str) -> None:
 def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
     """Everything that a detector learns: preparation, epochs if it has weights to train, calibration."""
     detector, device = trainer.detector, trainer.accelerator.device
+    learns = any(weights.requires_grad for weights in detector.parameters())
+    # Before anything is written: augmentation may not fit the images.
+    training = training_loader(config, sides.fitted, detector.labels) if learns else None
     detector.to(device)
     if not trainer.resume():
         with torch.no_grad():
@@ -244,11 +247,11 @@ def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
             detector.eval().prepare(batches)
         trainer.stopwatch.lap()
         trainer.keep_prepared()
-    if any(weights.requires_grad for weights in detector.parameters()):
+    if training is not None:
         looked_at = sides.watched(config.train)
         watched = plain_loader(config, looked_at, detector.labels) if len(looked_at) else None
         _keep_samples(trainer, DeviceBatches(config, sides.originals, device, detector.labels))
-        trainer.fit(training_loader(config, sides.fitted, detector.labels), watched)
+        trainer.fit(training, watched)
     if detector.needs_holdout:
         with torch.no_grad():
             batches = DeviceBatches(config, sides.inner_normal, device, detector.labels)
