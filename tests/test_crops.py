@@ -1,4 +1,4 @@
-"""Crops: labels that follow what is left in them, and detectors that learn from and score windows."""
+"""Crops: labels that follow what is left in them, runs that learn from crops and are scored in windows."""
 
 import numpy as np
 import pandas as pd

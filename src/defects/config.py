@@ -221,6 +221,12 @@ class Config(Section):
         return self
 
     @property
+    def seen_size(self) -> tuple[int, int]:
+        """Height, width in pixels of what a detector is given: images, or windows of them."""
+        height, width = map(min, self.data.image_size, self.infer.window or self.data.image_size)
+        return height, width
+
+    @property
     def dataset_dir(self) -> Path:
         return resolve(self.output) / self.data.name
 

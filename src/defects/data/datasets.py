@@ -17,6 +17,7 @@ from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
+from defects.data.windows import windows
 from defects.errors import UserError
 from defects.seeds import derive
 
@@ -194,17 +195,31 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_las
 
 
 class DeviceBatches:
-    """The images of `rows` for `Detector.prepare` and `calibrate`, as often as they are asked for."""
+    """The images of `rows` for `Detector.calibrate`, as often as they are asked for.
 
-    def __init__(self, config: Config, rows: pd.DataFrame, device: torch.device, labels: Labels = ANY_DEFECT):
-        self.loader, self.images, self.device = plain_loader(config, rows, labels), len(rows), device
+    For `Detector.prepare` `in_windows`, those of inference, one batch for each.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rows: pd.DataFrame,
+        device: torch.device,
+        labels: Labels = ANY_DEFECT,
+        in_windows: bool = False,
+    ):
+        self.loader, self.device = plain_loader(config, rows, labels), device
+        self.windows = windows(config.data.image_size, config.infer.window if in_windows else None)
+        self.images = len(rows) * len(self.windows)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.loader) * len(self.windows)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.loader:
-            yield to_device(batch, self.device)
+            batch = to_device(batch, self.device)
+            for place in self.windows:
+                yield batch | {name: batch[name][..., *place] for name in ("image", "mask") if name in batch}
 
 
 def as_input(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:

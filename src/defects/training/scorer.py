@@ -1,8 +1,6 @@
 """Scoring: the one path by which held-out, test and single images get their scores and maps."""
 
-import math
 from collections.abc import Iterator
-from itertools import product
 
 import pandas as pd
 import torch
@@ -15,6 +13,7 @@ from defects.config import DataConfig, InferConfig
 from defects.data.datasets import as_input
 from defects.data.images import content_box
 from defects.data.transforms import DIHEDRAL, turn, turn_back
+from defects.data.windows import windows
 from defects.models import Detector
 
 Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -92,9 +91,9 @@ def _score_windows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The highest score of all windows, their maps averaged where they overlap; one window may be all."""
     size = images.shape[2:]
-    if window is None or (size[0] <= window[0] and size[1] <= window[1]):
+    grid = windows(size, window)
+    if len(grid) == 1:
         return detector(images)
-    grid = list(product(*(_places(*sides) for sides in zip(size, window, strict=True))))
     found = [(rows, columns, *detector(images[..., rows, columns])) for rows, columns in grid]
     score = torch.stack([each[2] for each in found]).amax(0)
     if found[0][3] is None:
@@ -106,15 +105,6 @@ def _score_windows(
         part += functional.interpolate(maps.float(), part.shape[2:], mode="bilinear")
         times[rows, columns] += 1
     return score, total / times
-
-
-def _places(side: int, window: int) -> list[slice]:
-    """Evenly spread windows that cover `side` pixels and overlap by a quarter or more."""
-    if side <= window:
-        return [slice(0, side)]
-    count = 1 + math.ceil((side - window) / (0.75 * window))
-    starts = [round(index * (side - window) / (count - 1)) for index in range(count)]
-    return [slice(start, start + window) for start in starts]
 
 
 def _reduced(maps: torch.Tensor, size: int) -> torch.Tensor:
