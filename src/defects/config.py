@@ -58,6 +58,7 @@ class DataConfig(Section):
     source: str  # a module of defects/data/sources
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
+    fit: Literal["squash", "letterbox"] = "squash"  # letterbox: keeps the shape of images, reflects borders
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
     sample_submission: str | None = None  # relative to root
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only
@@ -219,6 +220,12 @@ class Config(Section):
                 "data.pretrained_is_external=true: set model.backbone.weights=none"
             )
         return self
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """Height, width in pixels of what a detector is given: images, or windows of them."""
+        height, width = map(min, self.data.image_size, self.infer.window or self.data.image_size)
+        return height, width
 
     @property
     def dataset_dir(self) -> Path:

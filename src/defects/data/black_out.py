@@ -27,8 +27,16 @@ class BlackOut:
     Raises UserError if no row says where its defects are. Those whose defects are not marked are left alone.
     """
 
-    def __init__(self, rows: pd.DataFrame, root: Path, size: tuple[int, int], probability: float, seed: int):
-        self.rows, self.root, self.size = rows.to_dict("records"), root, size
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        root: Path,
+        size: tuple[int, int],
+        probability: float,
+        seed: int,
+        fit: str = "squash",
+    ):
+        self.rows, self.root, self.size, self.fit = rows.to_dict("records"), root, size, fit
         self.probability, self.seed = probability, seed
         self.marked = [row for row in self.rows if is_marked(row)]
         if not self.marked:
@@ -54,7 +62,7 @@ class BlackOut:
 
     def _shape(self, row: dict[str, Any]) -> np.ndarray:
         """bool [H, W]: all marked defects of a row at the size of training, and their rim."""
-        mask = resize_mask(read_masks(row, self.root, [])[..., 0], self.size)
+        mask = resize_mask(read_masks(row, self.root, [])[..., 0], self.size, self.fit)
         return cv2.dilate(mask.astype(np.uint8), RIM) > 0
 
     def _random(self, epoch: int, row: int) -> np.random.Generator:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,11 +16,22 @@ from defects.data.balance import gains
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
-from defects.data.paste import Paste, Pasted
-from defects.data.transforms import augment, build_augmentation, rotate_flip
+from defects.data.paste import Paste
+from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
+from defects.data.windows import windows
+from defects.errors import UserError
 from defects.seeds import derive
 
 Item = int | tuple[int, int]
+NORMAL = np.float32(1)  # weight of a normal image
+
+
+class Sample(NamedTuple):
+    """An image, and what is known of it."""
+
+    targets: dict[str, np.ndarray]  # image uint8 [H, W, 3], and where masks are wanted mask uint8 [H, W, K]
+    label: np.ndarray  # float32 [C]
+    weight: np.float32
 
 
 class ImageDataset(Dataset):
@@ -30,7 +41,11 @@ class ImageDataset(Dataset):
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
     also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
     With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
-    `paste` some normal items get a defect, and with it its labels, mask and weight.
+    `paste` some normal items get a defect, and with it its labels, mask and weight. Where `steps` crop,
+    labels are those of the defects left in the crop.
+
+    `shown` is the size of augmented images. Raises UserError for crops that do not fit into `size`, and if a
+    defect that is cropped has no mask to say what is left of it.
     """
 
     def __init__(
@@ -43,21 +58,23 @@ class ImageDataset(Dataset):
         labels: Labels = ANY_DEFECT,
         black_out: BlackOut | None = None,
         paste: Paste | None = None,
+        fit: str = "squash",
     ):
         self.root, self.paths = root, rows["path"].tolist()
         self.labels, self.known = target_labels(rows, labels.targets), labels
         self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.truth = rows.to_dict("records") if labels.masks else None
-        self.size, self.seed, self.compose = size, seed, build_augmentation(steps)
-        self.black_out, self.paste = black_out, paste
+        self.size, self.fit, self.seed, self.compose = size, fit, seed, build_augmentation(steps)
+        self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
+        self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
+        self.black_out, self.paste, self.shown = black_out, paste, self._shown()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
-        return self._sample(item, *self._turned(item))
+        return self._sample(item, self._turned(item))
 
     def __getitems__(self, items: list[Item]) -> list[dict[str, Any]]:
         """A whole batch; in the main process its files are read by several threads (OpenCV lets them run)."""
@@ -65,52 +82,78 @@ class ImageDataset(Dataset):
             return [self[item] for item in items]
         with ThreadPoolExecutor() as pool:
             read = list(pool.map(self._turned, items))
-        return [self._sample(item, *found) for item, found in zip(items, read, strict=True)]
+        return [self._sample(item, turned) for item, turned in zip(items, read, strict=True)]
 
-    def _turned(self, item: Item) -> tuple[dict[str, np.ndarray], Pasted | None]:
+    def _shown(self) -> tuple[int, int]:
+        """(height, width) of augmented images."""
+        if self.compose is None:
+            return self.size
+        unmarked = [row["path"] for row in self.truth or [] if self.cropped and not has_mask(row)]
+        if unmarked:
+            raise UserError(
+                f"augment crops images, and no mask says whether a crop of {unmarked[0]} holds its defect "
+                f"({len(unmarked)} such images): add masks, or leave the crop out"
+            )
+        blank = {"image": np.zeros((*self.size, 3), np.uint8)}
+        return augmented_size(self.compose, **blank, **({"mask": self._empty()} if self.truth else {}))
+
+    def _turned(self, item: Item) -> Sample:
+        """An item covered, pasted into and turned as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
-        targets = {"image": read_image(self.root / self.paths[row], self.size)}
+        label, weight = self.labels[row], self.weights[row]
+        targets = {"image": read_image(self.root / self.paths[row], self.size, self.fit)}
         if self.truth is not None:
             targets["mask"] = self._mask(self.truth[row])
         if self.black_out is not None:
             cover = self.black_out.cover(epoch, row)
             if cover is not None:
                 targets["image"] = covered(targets["image"], cover)
-            if self.black_out.hides(epoch, row) and "mask" in targets:
-                targets["mask"] = np.zeros_like(targets["mask"])
+            if self.black_out.hides(epoch, row):
+                label, weight = np.zeros_like(label), NORMAL
+                targets |= {"mask": self._empty()} if "mask" in targets else {}
         pasted = self.paste and self.paste(epoch, row, targets["image"])
         if pasted is not None:
             targets |= {name: getattr(pasted, name) for name in targets}
+            label, weight = pasted.label, self.weights[pasted.like]
         turn = (self.angles[row], self.flips[row])
-        return {name: rotate_flip(pixels, *turn) for name, pixels in targets.items()}, pasted
+        return Sample({name: rotate_flip(each, *turn) for name, each in targets.items()}, label, weight)
 
     def _mask(self, row: dict[str, Any]) -> np.ndarray:
         masks = read_masks(row, self.root, self.known.classes)
         if masks is None:
-            return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
-        planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
+            return self._empty()
+        planes = [resize_mask(plane, self.size, self.fit) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
 
-    def _sample(self, item: Item, targets: dict[str, np.ndarray], pasted: Pasted | None) -> dict[str, Any]:
+    def _empty(self) -> np.ndarray:
+        return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
+
+    def _sample(self, item: Item, turned: Sample) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
+        targets, label, weight = turned
         if self.compose is not None:
             targets = augment(self.compose, self.seed, epoch, row, **targets)
-        label, weight = self.labels[row], self.weights[row]
-        if self.black_out is not None and self.black_out.hides(epoch, row):
-            label, weight = np.zeros_like(label), np.float32(1)  # that of a normal image
-        elif pasted is not None:
-            label, weight = pasted.label, self.weights[pasted.like]
+        if targets["image"].shape[:2] != self.shown:
+            raise UserError("augment gives images of several sizes: set p: 1.0 of crops, and one size")
+        if self.cropped:
+            left = self._left(targets["mask"])
+            label, weight = left, NORMAL if label.any() and not left.any() else weight
         sample = {
             "image": torch.from_numpy(targets["image"]),
             "label": torch.from_numpy(label),
             "weight": torch.tensor([weight]),
             "row": row,
         }
-        if self.truth is not None:
+        if self.known.masks:
             known = has_mask(self.truth[row])
             sample["mask"] = torch.from_numpy(targets["mask"])
             sample["masked"] = torch.tensor([float(known)])
         return sample
+
+    def _left(self, mask: np.ndarray) -> np.ndarray:
+        """float32 [C]: labels of what is left in a crop."""
+        found = mask.any(axis=(0, 1))
+        return (np.append(found, found.any()) if self.known.classes else found).astype(np.float32)
 
 
 class EpochSampler(Sampler):
@@ -143,12 +186,12 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     gain = gains(rows, balance.ratio)
     if balance.method == "pos_weight":
         rows = rows.assign(weight=gain)
-    root, size = resolve(data.root), data.image_size
-    black_out = BlackOut(rows, root, size, train.black_out, train.seed) if train.black_out else None
+    root, size, fit, seed = resolve(data.root), data.image_size, data.fit, train.seed
+    black_out = BlackOut(rows, root, size, train.black_out, seed, fit) if train.black_out else None
     paste = None
     if train.paste:
-        paste = Paste(rows, root, size, train.paste, data.symmetries, labels, train.seed)
-    dataset = ImageDataset(rows, root, size, config.augment, train.seed, labels, black_out, paste)
+        paste = Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit)
+    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, paste, fit)
     weights = torch.from_numpy(gain) if balance.method == "sampler" else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.
@@ -157,7 +200,8 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
 
 def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
-    dataset = ImageDataset(rows, resolve(config.data.root), config.data.image_size, [], 0, labels)
+    data = config.data
+    dataset = ImageDataset(rows, resolve(data.root), data.image_size, [], 0, labels, fit=data.fit)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 
@@ -170,17 +214,31 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_las
 
 
 class DeviceBatches:
-    """The images of `rows` for `Detector.prepare` and `calibrate`, as often as they are asked for."""
+    """The images of `rows` for `Detector.calibrate`, as often as they are asked for.
 
-    def __init__(self, config: Config, rows: pd.DataFrame, device: torch.device, labels: Labels = ANY_DEFECT):
-        self.loader, self.images, self.device = plain_loader(config, rows, labels), len(rows), device
+    For `Detector.prepare` `in_windows`, those of inference, one batch for each.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rows: pd.DataFrame,
+        device: torch.device,
+        labels: Labels = ANY_DEFECT,
+        in_windows: bool = False,
+    ):
+        self.loader, self.device = plain_loader(config, rows, labels), device
+        self.windows = windows(config.data.image_size, config.infer.window if in_windows else None)
+        self.images = len(rows) * len(self.windows)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.loader) * len(self.windows)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.loader:
-            yield to_device(batch, self.device)
+            batch = to_device(batch, self.device)
+            for place in self.windows:
+                yield batch | {name: batch[name][..., *place] for name in ("image", "mask") if name in batch}
 
 
 def as_input(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:

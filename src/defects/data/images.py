@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +13,16 @@ from defects.errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # first bytes -> end mark
+
+
+class Box(NamedTuple):
+    """Part of a frame, in pixels of it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
 
 # A broken file is reported by this program, in one line, with its name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -34,20 +45,23 @@ def _is_listed(path: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int] | None = None, fit: str = "squash") -> np.ndarray:
     """RGB uint8 [H, W, 3]: EXIF rotation applied, alpha dropped, 16 bits scaled to 8, palettes resolved.
 
-    With `size` = (height, width), brought to that size; a JPEG at least twice as large is decoded at a
-    fraction of its size, which is several times faster. Raises UserError naming a file that is missing,
-    empty, truncated or no image.
+    With `size` = (height, width), brought into a frame of that size as data.fit says; a JPEG at least twice
+    as large is decoded at a fraction of its size, which is several times faster. Raises UserError naming a
+    file that is missing, empty, truncated or no image.
     """
     content = _content(path)
-    reduction = 1 if size is None else _reduction(content, max(size))
+    stored = None if size is None else _jpeg_sides(content)
+    reduction = 1 if stored is None else _reduction(stored, size, fit)
     if reduction == 1:
         image = _decode(path, content, cv2.IMREAD_COLOR_RGB)
-    else:
-        image = cv2.cvtColor(_decode(path, content, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
-    return image if size is None else resize(image, size)
+        return image if size is None else into_frame(image, size, fit)
+    image = cv2.cvtColor(_decode(path, content, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
+    # The header's own sides: those of the reduced image are rounded, and its mask would lie a pixel beside.
+    upright = image.shape[0] > image.shape[1]
+    return _framed(image, size, content_box(sorted(stored, reverse=upright), size, fit))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -78,16 +92,24 @@ def _decode(path: Path, content: bytes, mode: int) -> np.ndarray:
     return image
 
 
-def _reduction(content: bytes, side: int) -> int:
-    """The largest of 8, 4, 2 by which a JPEG can shrink and still be `side` pixels both ways, or 1."""
+def _jpeg_sides(content: bytes) -> tuple[int, int] | None:
+    """The sides of a JPEG, which EXIF may swap; None for others: they are decoded whole, then subsampled."""
     if not content.startswith(b"\xff\xd8"):
-        return 1  # other formats are decoded whole anyway, and then only subsampled
+        return None
     try:
         with Image.open(io.BytesIO(content)) as header:
-            smaller = min(header.size)
+            return header.size
     except (OSError, ValueError, SyntaxError):
-        return 1  # the decoder itself will say what is wrong
-    return next((factor for factor in (8, 4, 2) if smaller // factor >= side), 1)
+        return None  # the decoder itself will say what is wrong
+
+
+def _reduction(sides: tuple[int, int], size: tuple[int, int], fit: str) -> int:
+    """The largest of 8, 4, 2 by which a JPEG can shrink and need not be enlarged after, or 1.
+
+    In a letterbox the longer side decides: none becomes longer than that of the frame.
+    """
+    side = max(sides) if fit == "letterbox" else min(sides)
+    return next((factor for factor in (8, 4, 2) if side // factor >= max(size)), 1)
 
 
 def _is_cut_short(content: bytes) -> bool:
@@ -109,6 +131,32 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W] to size; a defect of one pixel survives shrinking (any coverage counts)."""
-    return resize(mask.astype(np.float32), size) > 0
+def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "squash") -> np.ndarray:
+    """bool [H, W] to size, as its image; a defect of one pixel survives shrinking (any coverage counts)."""
+    return into_frame(mask.astype(np.float32), size, fit) > 0
+
+
+def into_frame(image: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """[H, W] or [H, W, C] as a detector sees it: squashed to size = (height, width), or letterboxed.
+
+    The latter is scaled by one factor, centred, and reflected into the rest of the frame, again and again
+    where that is larger than the image: a black border would betray what has which shape.
+    """
+    return _framed(image, size, content_box(image.shape[:2], size, fit))
+
+
+def content_box(shape: tuple[int, int], size: tuple[int, int], fit: str) -> Box:
+    """Where an image of `shape` lies in the frame of `size`, both (height, width) in pixels."""
+    if fit == "squash":
+        return Box(0, 0, *size)
+    factor = min(size[0] / shape[0], size[1] / shape[1])
+    height, width = (max(1, round(factor * side)) for side in shape)
+    return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width)
+
+
+def _framed(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    image = resize(image, (box.height, box.width))
+    bottom, right = size[0] - box.top - box.height, size[1] - box.left - box.width
+    if not (bottom or right):  # the smaller border is at the top and at the left
+        return image
+    return cv2.copyMakeBorder(image, box.top, bottom, box.left, right, cv2.BORDER_REFLECT_101)

@@ -52,8 +52,9 @@ class Paste:
         symmetries: str,
         labels: Labels,
         seed: int,
+        fit: str = "squash",
     ):
-        self.rows, self.root, self.size = rows.to_dict("records"), root, size
+        self.rows, self.root, self.size, self.fit = rows.to_dict("records"), root, size, fit
         self.probability, self.symmetries, self.labels, self.seed = probability, symmetries, labels, seed
         self.marked = [index for index, row in enumerate(self.rows) if is_marked(row)]
         normal = sorted({row["path"] for row in self.rows if row["label"] == 0})
@@ -77,7 +78,7 @@ class Paste:
         mask = np.stack([_moved(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
         real = drawn < self.probability
         path = self.rows[source]["path"] if real else self._other(own, random)
-        pixels = read_image(self.root / path, self.size)
+        pixels = read_image(self.root / path, self.size, self.fit)
         mixed = blended(image, _moved(pixels, matrix), mask.any(axis=2))
         mask = (mask & real).astype(np.uint8)
         return Pasted(mixed, mask, self._label(mask), source if real else row)
@@ -85,7 +86,7 @@ class Paste:
     def _piece(self, row: dict[str, Any], random: np.random.Generator) -> np.ndarray:
         """float32 [H, W, K]: one connected defect of a row, drawn in proportion to its area."""
         planes = np.moveaxis(read_masks(row, self.root, self.labels.classes), 2, 0)
-        masks = np.stack([resize_mask(plane, self.size) for plane in planes], axis=2)
+        masks = np.stack([resize_mask(plane, self.size, self.fit) for plane in planes], axis=2)
         defective = masks.any(axis=2)
         parts = cv2.connectedComponents(cv2.dilate(defective.astype(np.uint8), GAP))[1]
         numbers = parts[defective]

@@ -118,6 +118,7 @@ def _settings(data: DataConfig) -> dict:
     later = {
         "name",
         "image_size",
+        "fit",
         "symmetries",
         "answers",
         "external_data",

@@ -13,6 +13,7 @@ from defects.seeds import derive
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network at import
 import albumentations  # noqa: E402
+from albumentations.augmentations.crops import transforms as crops  # noqa: E402
 
 DIHEDRAL = {
     "rotations": [(turns, flip) for flip in (False, True) for turns in range(4)],
@@ -56,8 +57,26 @@ def turn_back(maps: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
 
 
 def build_augmentation(steps: list[dict[str, Any]]) -> albumentations.Compose | None:
-    """Albumentations by name: [{name: GaussNoise, p: 0.3, ...}]. UserError for unknown names or arguments."""
+    """Albumentations by name: [{name: GaussNoise, p: 0.3, ...}]. UserError for unknown names or arguments.
+
+    One of several: {name: OneOf, p: 1.0, transforms: [{name: GaussNoise, p: 0.3}, ...]}.
+    """
     return albumentations.Compose([_step(dict(step)) for step in steps]) if steps else None
+
+
+def has_crop(step: albumentations.Compose | albumentations.BasicTransform) -> bool:
+    """Whether parts of images are cut out."""
+    parts = getattr(step, "transforms", ())
+    return type(step).__module__ == crops.__name__ or any(has_crop(part) for part in parts)
+
+
+def augmented_size(compose: albumentations.Compose, **targets: np.ndarray) -> tuple[int, int]:
+    """(height, width) that augmentation leaves of such targets. UserError if it cannot be done on them."""
+    height, width = targets["image"].shape[:2]
+    try:
+        return augment(compose, 0, **targets)["image"].shape[:2]
+    except (crops.CropSizeError, ValueError, RuntimeError) as error:
+        raise UserError(f"augment on images of {height}x{width} (data.image_size): {error}") from None
 
 
 def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -69,14 +88,18 @@ def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -
     return compose(**targets)
 
 
-def _step(arguments: dict[str, Any]) -> albumentations.BasicTransform:
+def _step(arguments: dict[str, Any]) -> albumentations.BasicTransform | albumentations.OneOf:
     name = arguments.pop("name", None)
     kind = getattr(albumentations, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
+    if not (
+        isinstance(kind, type) and issubclass(kind, (albumentations.BasicTransform, albumentations.OneOf))
+    ):
         raise UserError(f"augment: {name!r} is no transform of albumentations")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it only warns of unknown arguments
         try:
+            if "transforms" in arguments:
+                arguments["transforms"] = [_step(dict(step)) for step in arguments["transforms"]]
             return kind(**arguments)
         except (UserWarning, TypeError, ValueError) as error:
             raise UserError(f"augment: {name}: {error}") from None

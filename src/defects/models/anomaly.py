@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from defects.config import Config
+from defects.data.windows import windows
 from defects.models.base import Batches, Detector
 
 
@@ -20,13 +21,17 @@ class AnomalyDetector(Detector):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.expected_fpr = config.threshold.fpr
+        self.expected_fpr, self.window = config.threshold.fpr, config.infer.window
         self.register_buffer("cut", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
     def calibrate(self, batches: Batches) -> None:
-        scores = torch.cat([self(batch["image"])[0].flatten().cpu() for batch in batches])
-        self.set_scale(scores)
+        scores = [[self(part)[0] for part in self.parts(batch["image"])] for batch in batches]
+        self.set_scale(torch.cat([torch.stack(each).amax(0).flatten().cpu() for each in scores]))
+
+    def parts(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The windows in which images [B, 3, H, W] are scored: their highest score is that of the image."""
+        return [images[..., rows, columns] for rows, columns in windows(images.shape[2:], self.window)]
 
     def set_scale(self, scores: torch.Tensor) -> None:
         """`cut` and `spread` from the raw scores [N] of held-out normal images."""

@@ -14,9 +14,12 @@ Batch = dict[str, torch.Tensor]
 
 
 class Batches(Protocol):
-    """Batches of images, each image once and as it is; they may be gone through several times."""
+    """Batches of images, each image once and as it is; they may be gone through several times.
 
-    images: int  # in all batches together
+    To be prepared with, an image comes as the windows in which it is scored, each with the image's labels.
+    """
+
+    images: int  # in all batches together, each window counted
 
     def __iter__(self) -> Iterator[Batch]: ...
 

@@ -35,7 +35,7 @@ class ConvAE(AnomalyDetector):
         super().__init__(config)
         self.options = options = validate(ConvAEOptions, config.model.options, "model.options")
         if options.error == "ssim":
-            check_window(options.ssim_window, config.data.image_size)
+            check_window(options.ssim_window, config.seen_size)
         narrow, middle, wide = options.width, 2 * options.width, 4 * options.width
         pool, up = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
         self.encoder = nn.Sequential(

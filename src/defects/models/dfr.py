@@ -38,7 +38,7 @@ class DFR(AnomalyDetector):
     def __init__(self, config: Config):
         super().__init__(config)
         self.options = validate(DFROptions, config.model.options, "model.options")
-        self.features = Features(config.model.backbone, self.options.layers, config.data.image_size)
+        self.features = Features(config.model.backbone, self.options.layers, config.seen_size)
         self.channels = sum(self.features.channels)
         for name, size in (("mean", (1, self.channels, 1, 1)), ("image_cut", ()), ("pixel_cut", ())):
             self.register_buffer(name, torch.zeros(size))
@@ -64,8 +64,11 @@ class DFR(AnomalyDetector):
         return maps.amax((2, 3)), maps
 
     def calibrate(self, batches: Batches) -> None:
-        maps = torch.cat([self(batch["image"])[1].cpu() for batch in batches])
-        self.set_scale(maps.amax((1, 2, 3)))
+        maps = [
+            torch.stack([self(part)[1].cpu() for part in self.parts(batch["image"])], 1) for batch in batches
+        ]
+        maps = torch.cat(maps)  # [N, windows, 1, h, w]
+        self.set_scale(maps.amax((1, 2, 3, 4)))
         self.image_cut.copy_(self.cut)
         self.pixel_cut.copy_(exact_quantile(maps.flatten(), 1 - self.expected_fpr))
         if self.options.cut == "pixel":

@@ -80,12 +80,14 @@ class EfficientAD(AnomalyDetector):
     def __init__(self, config: Config):
         super().__init__(config)
         self.options = options = validate(EfficientADOptions, config.model.options, "model.options")
-        if min(config.data.image_size) < FIELD:
-            size = list(config.data.image_size)
-            raise UserError(f"data.image_size={size}: efficientad needs {FIELD} pixels a side or more")
+        self.size = config.seen_size
+        if min(self.size) < FIELD:
+            raise UserError(
+                f"data.image_size={list(config.data.image_size)}, infer.window={config.infer.window}: "
+                f"efficientad needs {FIELD} pixels a side or more"
+            )
         if options.penalty is not None:
             refuse_external(config, "model.options.penalty", options.penalty)
-        self.size = tuple(config.data.image_size)
         self.teacher = PatchDescription(options.size, options.width, options.channels)
         self.student = PatchDescription(options.size, options.width, 2 * options.channels)
         self.autoencoder = Autoencoder(options, self.size)
@@ -128,7 +130,7 @@ class EfficientAD(AnomalyDetector):
         return combined.amax((2, 3)), over_image(combined, images.shape[2:])
 
     def calibrate(self, batches: Batches) -> None:
-        pairs = [self._differences(batch["image"]) for batch in batches]
+        pairs = [self._differences(part) for batch in batches for part in self.parts(batch["image"])]
         for row, maps in enumerate(zip(*pairs, strict=True)):
             values = torch.cat([each.flatten().cpu() for each in maps])
             for column, share in enumerate((LOW, HIGH)):

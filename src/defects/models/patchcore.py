@@ -46,7 +46,7 @@ class PatchCore(AnomalyDetector):
     def __init__(self, config: Config):
         super().__init__(config)
         self.options = validate(PatchCoreOptions, config.model.options, "model.options")
-        self.features = Features(config.model.backbone, self.options.layers, config.data.image_size)
+        self.features = Features(config.model.backbone, self.options.layers, config.seen_size)
         self.cells = max(height * width for height, width in self.features.grids)
         self.smooth = Smooth(self.options.smoothing / CELL)
         self.seed = config.train.seed

@@ -101,8 +101,7 @@ class Segmenter(Detector):
 
 def _build(config: Config, options: SegmenterOptions, classes: int) -> nn.Module:
     """Raises UserError for an unknown decoder, and for encoders and image sizes that it cannot stand on."""
-    backbone, decoder, seen = config.model.backbone, options.decoder, config.data.image_size
-    height, width = map(min, seen, config.infer.window or seen)
+    backbone, decoder, (height, width) = config.model.backbone, options.decoder, config.seen_size
     if decoder.lower() not in DECODERS:
         raise UserError(f"model.options.decoder={decoder}: the decoders are {', '.join(DECODERS)}")
     create_backbone(backbone and backbone.model_copy(update={"weights": "none"}), num_classes=0)

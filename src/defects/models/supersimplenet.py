@@ -57,7 +57,7 @@ class SuperSimpleNet(AnomalyDetector):
         self.options = options = validate(SuperSimpleNetOptions, config.model.options, "model.options")
         if options.supervised:
             self.learns_from, self.uses_masks, self.needs_holdout = "both", True, False
-        self.features = Features(config.model.backbone, options.layers, config.data.image_size)
+        self.features = Features(config.model.backbone, options.layers, config.seen_size)
         channels = sum(self.features.channels)
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))

@@ -51,6 +51,8 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]
     values["train"] = config.train.model_dump(mode="json", exclude=RUNTIME)
     values["balance"] = config.split.balance.model_dump(mode="json")
     values["image_size"] = list(config.data.image_size)
+    # Checkpoints from before there was a choice hold none.
+    values["fit"] = None if config.data.fit == "squash" else config.data.fit
     values["threshold_fpr"] = config.threshold.fpr  # detectors are calibrated to it
     values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
     values["window"] = config.infer.window and list(config.infer.window)

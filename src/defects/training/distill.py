@@ -140,7 +140,7 @@ class Distillation:
         self.optimizer = torch.optim.Adam(
             self.teacher.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        self.dataset = _dataset(self.paths, side, settings.augment, config.train.seed)
+        self.dataset = _dataset(self.paths, side, settings.augment, config)
         self.fingerprint = _fingerprint(config, options, self.paths)
 
     def check(self, path: Path, content: dict[str, Any]) -> None:
@@ -262,9 +262,9 @@ def _sources(config: Config, images: Path | None) -> tuple[list[Path], Path]:
     return found, images.resolve()
 
 
-def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], seed: int) -> ImageDataset:
+def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config: Config) -> ImageDataset:
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": float("nan")})
-    return ImageDataset(rows, Path(), (side, side), augment, seed)
+    return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, fit=config.data.fit)
 
 
 def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path]) -> dict[str, Any]:
@@ -276,5 +276,6 @@ def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path])
     return settings | {
         "backbone": config.model.backbone and config.model.backbone.model_dump(mode="json"),
         "seed": config.train.seed,
+        "fit": None if config.data.fit == "squash" else config.data.fit,  # teachers from before hold none
         "images": hashlib.sha256(names.encode()).hexdigest(),
     }

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
 
 from defects.config import Config, as_yaml
 from defects.data.datasets import DeviceBatches, plain_loader, training_loader
@@ -22,7 +23,7 @@ from defects.files import array_archive, locked, read_csv, write_bytes, write_cs
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
-from defects.training.scorer import score_batches
+from defects.training.scorer import score_batches, shown_parts
 from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator
@@ -126,9 +127,10 @@ def score_table(
     loader = accelerator.prepare(plain_loader(config, rows))
     scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
     detector = detector.to(accelerator.device)
+    boxes = shown_parts(config.data, rows)
     with array_archive(maps) as add:
         for index, score, found in score_batches(
-            detector, loader, config.infer, config.data.symmetries, accelerator
+            detector, loader, config.infer, config.data.symmetries, accelerator, boxes
         ):
             scores[index.numpy()] = score.numpy()
             if found is not None and accelerator.is_main_process:
@@ -236,22 +238,39 @@ def _start_from(detector: Detector, config: Config, fold: str) -> None:
 def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
     """Everything that a detector learns: preparation, epochs if it has weights to train, calibration."""
     detector, device = trainer.detector, trainer.accelerator.device
+    training = _training(detector, config, sides)  # before anything is written
+    originals = DeviceBatches(config, sides.originals, device, detector.labels, in_windows=True)
     detector.to(device)
     if not trainer.resume():
         with torch.no_grad():
-            batches = DeviceBatches(config, sides.originals, device, detector.labels)
-            detector.eval().prepare(batches)
+            detector.eval().prepare(originals)
         trainer.stopwatch.lap()
         trainer.keep_prepared()
-    if any(weights.requires_grad for weights in detector.parameters()):
+    if training is not None:
         looked_at = sides.watched(config.train)
         watched = plain_loader(config, looked_at, detector.labels) if len(looked_at) else None
-        _keep_samples(trainer, DeviceBatches(config, sides.originals, device, detector.labels))
-        trainer.fit(training_loader(config, sides.fitted, detector.labels), watched)
+        _keep_samples(trainer, originals)
+        trainer.fit(training, watched)
     if detector.needs_holdout:
         with torch.no_grad():
             batches = DeviceBatches(config, sides.inner_normal, device, detector.labels)
             detector.to(device).eval().calibrate(batches)
+
+
+def _training(detector: Detector, config: Config, sides: Sides) -> DataLoader | None:
+    """Of a detector that has weights to train. Raises UserError if it would learn from other than it scores.
+
+    Detectors that are calibrated may depend on the size of what they see; others are told by their labels.
+    """
+    if not any(weights.requires_grad for weights in detector.parameters()):
+        return None
+    loader, (height, width) = training_loader(config, sides.fitted, detector.labels), config.seen_size
+    if config.infer.window and detector.needs_holdout and loader.dataset.shown != (height, width):
+        raise UserError(
+            f"infer.window={list(config.infer.window)}: {config.model.name} must learn from such parts too: "
+            f"add {{name: RandomCrop, height: {height}, width: {width}}} to augment"
+        )
+    return loader
 
 
 def _keep_samples(trainer: Trainer, batches: DeviceBatches) -> None:

@@ -1,18 +1,19 @@
 """Scoring: the one path by which held-out, test and single images get their scores and maps."""
 
-import math
 from collections.abc import Iterator
-from itertools import product
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import InferConfig
+from defects.config import DataConfig, InferConfig
 from defects.data.datasets import as_input
+from defects.data.images import content_box
 from defects.data.transforms import DIHEDRAL, turn, turn_back
+from defects.data.windows import windows
 from defects.models import Detector
 
 Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -20,20 +21,27 @@ Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 @torch.inference_mode()
 def score_batches(
-    detector: Detector, loader: DataLoader, infer: InferConfig, symmetries: str, accelerator: Accelerator
+    detector: Detector,
+    loader: DataLoader,
+    infer: InferConfig,
+    symmetries: str,
+    accelerator: Accelerator,
+    boxes: torch.Tensor | None = None,
 ) -> Iterator[Scored]:
     """Yields (row [B], raw score [B, C], map [B, C, h, w] or None) batch by batch, on the CPU.
 
     Averaged over the label-preserving members of the dihedral group if `infer.tta`, from overlapping windows
-    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. Memory does
-    not grow with the number of images.
+    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. With
+    `boxes` (`shown_parts`) the maps are of what lies within them alone. Memory does not grow with the number
+    of images.
     """
     detector.eval()
     members = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
     for batch in tqdm(loader, "scoring", leave=False, disable=None):
         images = as_input(batch["image"].to(accelerator.device, non_blocking=True))
         # In full precision: a bf16 logit near 5 has steps of 0.03, which would tie images.
-        scored = [_score_turned(detector, images, member, infer) for member in members]
+        shown = None if boxes is None else boxes[batch["row"].cpu()].to(accelerator.device)
+        scored = [_score_turned(detector, images, member, infer, shown) for member in members]
         scores = torch.stack([score for score, _ in scored]).mean(dim=0)
         maps = None if scored[0][1] is None else torch.stack([each for _, each in scored]).mean(dim=0)
         parts = [batch["row"].to(accelerator.device), scores] + ([] if maps is None else [maps])
@@ -42,10 +50,40 @@ def score_batches(
 
 
 def _score_turned(
-    detector: Detector, images: torch.Tensor, member: tuple[int, bool], infer: InferConfig
+    detector: Detector,
+    images: torch.Tensor,
+    member: tuple[int, bool],
+    infer: InferConfig,
+    boxes: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     score, maps = _score_windows(detector, turn(images, *member), infer.window)
-    return score, None if maps is None else _reduced(turn_back(maps, *member), infer.map_size)
+    if maps is None:
+        return score, None
+    maps = turn_back(maps, *member)
+    return score, _reduced(maps if boxes is None else _cut_out(maps, boxes), infer.map_size)
+
+
+def shown_parts(data: DataConfig, rows: pd.DataFrame) -> torch.Tensor | None:
+    """Where each image lies in its frame: top, left, height, width as shares of the frame, float32 [N, 4].
+
+    None where images fill their frames.
+    """
+    if data.fit == "squash":
+        return None
+    shapes = rows[["height", "width"]].itertuples(index=False, name=None)
+    boxes = torch.tensor([content_box(shape, data.image_size, data.fit) for shape in shapes])
+    return boxes / torch.tensor(2 * data.image_size)
+
+
+def _cut_out(maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """What lies within the boxes [B, 4] of maps [B, K, h, w], brought to [B, K, h, w]: never shrunk."""
+    top, left, height, width = boxes.to(maps.dtype).unbind(1)
+    none = torch.zeros_like(top)
+    # From coordinates -1 to 1 of the box to those of the map; x comes first.
+    across = torch.stack([width, none, 2 * left + width - 1], 1)
+    down = torch.stack([none, height, 2 * top + height - 1], 1)
+    grid = functional.affine_grid(torch.stack([across, down], 1), maps.shape, align_corners=False)
+    return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
 def _score_windows(
@@ -53,9 +91,9 @@ def _score_windows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The highest score of all windows, their maps averaged where they overlap; one window may be all."""
     size = images.shape[2:]
-    if window is None or (size[0] <= window[0] and size[1] <= window[1]):
+    grid = windows(size, window)
+    if len(grid) == 1:
         return detector(images)
-    grid = list(product(*(_places(*sides) for sides in zip(size, window, strict=True))))
     found = [(rows, columns, *detector(images[..., rows, columns])) for rows, columns in grid]
     score = torch.stack([each[2] for each in found]).amax(0)
     if found[0][3] is None:
@@ -67,15 +105,6 @@ def _score_windows(
         part += functional.interpolate(maps.float(), part.shape[2:], mode="bilinear")
         times[rows, columns] += 1
     return score, total / times
-
-
-def _places(side: int, window: int) -> list[slice]:
-    """Evenly spread windows that cover `side` pixels and overlap by a quarter or more."""
-    if side <= window:
-        return [slice(0, side)]
-    count = 1 + math.ceil((side - window) / (0.75 * window))
-    starts = [round(index * (side - window) / (count - 1)) for index in range(count)]
-    return [slice(start, start + window) for start in starts]
 
 
 def _reduced(maps: torch.Tensor, size: int) -> torch.Tensor:

@@ -51,10 +51,10 @@ class Sides:
             raise UserError(
                 f"{name} is calibrated on held-out normal images: set train.inner_holdout, such as to 0.1"
             )
-        if detector.needs_holdout and (config.infer.tta or config.infer.window):
+        if detector.needs_holdout and config.infer.tta:
             raise UserError(
-                f"{name} is calibrated on images as they are, which averages over turns or windows would "
-                "not fit: set infer.tta=false, infer.window=null"
+                f"{name} is calibrated on images as they are, which averages over turns would not fit: set "
+                "infer.tta=false"
             )
         wanted = labels == 0 if detector.learns_from == "normal" else labels.notna()
         return replace(self, fitted=self.fitted[wanted].reset_index(drop=True))

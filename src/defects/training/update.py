@@ -35,7 +35,7 @@ def update_bank(config: Config, fold: str, images: Path) -> tuple[int, int]:
     detector.to(accelerator.device).eval()
     with locked(run_folder(config, fold), wait=False):
         with torch.no_grad():
-            entered = detector.update(DeviceBatches(config, rows, accelerator.device))
+            entered = detector.update(DeviceBatches(config, rows, accelerator.device, in_windows=True))
             detector.calibrate(DeviceBatches(config, sides.inner_normal, accelerator.device))
         best = load_best(config, fold)
         best["added_images"] = best.get("added_images", 0) + len(rows)

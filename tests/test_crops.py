@@ -1,0 +1,167 @@
+"""Crops: labels that follow what is left in them, runs that learn from crops and are scored in windows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import texture, write_png
+
+from defects.data import rle
+from defects.data.black_out import BlackOut
+from defects.data.datasets import ImageDataset, training_loader
+from defects.data.labels import Labels
+from defects.data.split import load_folds
+from defects.errors import UserError
+
+RANDOM = {"name": "RandomCrop", "height": 24, "width": 32}
+DEFECT = {"name": "CropNonEmptyMaskIfExists", "height": 24, "width": 32}
+CLASSES = Labels(("1", "2", "defect"))
+EPOCHS = 20
+
+
+def one_of(share: float) -> dict:
+    """The crop of a defect in that share of all cases."""
+    return {"name": "OneOf", "p": 1.0, "transforms": [DEFECT | {"p": share}, RANDOM | {"p": 1 - share}]}
+
+
+@pytest.fixture
+def table(tmp_path) -> pd.DataFrame:
+    """Rows of images.csv: white squares, the left one of class 1, the right one of class 2, or no square."""
+    rows = []
+    for number, sides in enumerate([(12,), (100,), (12, 100), ()]):
+        image, runs = (40 + texture(number, 128)[:64] // 4).astype(np.uint8), ["", ""]
+        for left in sides:
+            mask = np.zeros((64, 128), np.uint8)
+            mask[30:40, left : left + 10] = 1
+            image[mask > 0] = 255
+            runs[left > 64] = rle.encode(mask)
+        write_png(tmp_path / f"{number}.png", image)
+        rows.append((f"{number}.png", int(bool(sides)), "", 64, 128, *runs))
+    return pd.DataFrame(
+        rows, columns=["path", "label", "mask_path", "height", "width", "defect_1", "defect_2"]
+    )
+
+
+def samples(dataset, epochs=EPOCHS):
+    """Every row in every epoch."""
+    return [dataset[epoch, row] for row in range(len(dataset)) for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("steps", [[RANDOM], [DEFECT], [one_of(0.5), {"name": "HorizontalFlip"}]])
+@pytest.mark.parametrize(
+    "labels", [CLASSES, Labels(), Labels(CLASSES.targets, masks=True), Labels(masks=True)]
+)
+def test_labels_are_those_of_the_defects_in_the_crop(table, tmp_path, fit, steps, labels):
+    found = samples(ImageDataset(table, tmp_path, (64, 96), steps, 0, labels, fit=fit))
+    for sample in found:
+        assert sample["image"].shape == (24, 32, 3) and ("mask" in sample) == labels.masks
+        white = bool(sample["image"].max() > 180)  # a pixel at the rim of a square may be grey
+        assert sample["label"][-1] >= white and (white or sample["image"].max() < 180)
+        if labels.masks:
+            classes = sample["mask"].flatten(0, 1).any(0)
+            assert sample["label"].tolist() == (
+                [*classes, classes.any()] if labels.classes else classes.tolist()
+            )
+    held = torch.stack([sample["label"] for sample in found]).view(4, EPOCHS, -1)
+    assert not held[3].any()
+    if labels.classes:
+        assert not held[0, :, 1].any() and not held[1, :, 0].any()  # of the other class
+        assert (held[2, :, 0] != held[2, :, 1]).any()  # never both are in one crop
+    assert held[:3, :, -1].bool().all() == (steps == [DEFECT])
+
+
+def test_the_share_of_crops_with_a_defect_can_be_chosen(table, tmp_path):
+    shares = {}
+    for share in (0.0, 0.5, 1.0):
+        dataset = ImageDataset(table, tmp_path, (64, 128), [one_of(share)], 0, CLASSES)
+        found = [dataset[epoch, 0]["label"][-1].item() for epoch in range(200)]
+        shares[share] = np.mean(found)
+    assert shares[1.0] == 1 and 0.1 < shares[0.0] < 0.6
+    assert shares[0.5] == pytest.approx((shares[0.0] + 1) / 2, abs=0.1)
+
+
+def test_a_crop_depends_on_seed_epoch_and_row_alone(table, tmp_path):
+    one, again, other = (
+        samples(ImageDataset(table, tmp_path, (64, 128), [one_of(0.5)], seed, CLASSES), 3)
+        for seed in (0, 0, 1)
+    )
+    same = [
+        [torch.equal(a["image"], b["image"]) for a, b in zip(one, each, strict=True)]
+        for each in (again, other)
+    ]
+    assert all(same[0]) and not any(same[1])
+
+
+def test_a_crop_that_lost_its_defect_weighs_what_a_normal_image_does(table, tmp_path):
+    dataset = ImageDataset(table.assign(weight=7.0), tmp_path, (64, 128), [RANDOM], 0, CLASSES)
+    for sample in samples(dataset)[: 3 * EPOCHS]:
+        assert sample["weight"].item() == (7 if sample["label"].any() else 1)
+
+
+def test_black_out_hides_from_crops_too(table, tmp_path):
+    black_out = BlackOut(table, tmp_path, (64, 128), 0.5, 0)
+    found = samples(ImageDataset(table, tmp_path, (64, 128), [DEFECT], 0, CLASSES, black_out))
+    labels = [sample["label"][-1].item() for sample in found]
+    assert labels == [sample["image"].max().item() > 180 for sample in found]
+    assert 0.3 < np.mean(labels[: 3 * EPOCHS]) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([RANDOM | {"height": 65}], r"augment on images of 64x128 \(data.image_size\): Crop size .*65, 32"),
+        ([DEFECT | {"width": 129}], r"augment on images of 64x128 \(data.image_size\): Crop size \(24,129\)"),
+        ([{"name": "OneOf", "transforms": [RANDOM | {"heigth": 3}]}], "augment: RandomCrop: .*heigth"),
+        ([{"name": "OneOf", "transforms": [{"name": "RandomCorp"}]}], "'RandomCorp' is no transform"),
+        ([{"name": "OneOf"}], "augment: OneOf: "),
+        ([{"name": "OneOf", "transforms": 3}], "augment: OneOf: "),
+    ],
+)
+def test_crops_that_do_not_fit(table, tmp_path, steps, message):
+    with pytest.raises(UserError, match=message) as caught:
+        ImageDataset(table, tmp_path, (64, 128), steps, 0, CLASSES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [[RANDOM | {"p": 0.5}], [one_of(0.5) | {"p": 0.5}]])
+def test_images_of_several_sizes_make_no_batch(table, tmp_path, steps):
+    dataset = ImageDataset(table, tmp_path, (64, 128), steps, 0, CLASSES)
+    with pytest.raises(UserError, match="images of several sizes: set p: 1.0"):
+        samples(dataset)
+
+
+def test_a_defect_without_mask_cannot_be_cropped(table, tmp_path):
+    unknown = table.assign(defect_1="", defect_2="")
+    with pytest.raises(UserError, match=r"no mask says whether a crop of 0\.png .*\(3 such images\)"):
+        ImageDataset(unknown, tmp_path, (64, 128), [RANDOM], 0)
+    assert len(samples(ImageDataset(unknown[3:], tmp_path, (64, 128), [RANDOM], 0))) == EPOCHS
+    assert len(samples(ImageDataset(unknown, tmp_path, (64, 128), [{"name": "HorizontalFlip"}], 0))) == 80
+
+
+@pytest.mark.parametrize("name", ["classifier", "segmenter"])
+def test_a_run_on_crops_is_scored_in_windows(
+    make_dataset, config_file, run_script, fails_with_one_line, name
+):
+    root = make_dataset(defects=6, normals=12, tests=3, size=64)
+    model = {"name": name, "backbone": {"name": "test_efficientnet", "weights": "none"}}
+    sides = {"height": 32, "width": 32}
+    path = config_file(
+        root,
+        data={"image_size": [64, 64], "fit": "letterbox"},
+        model=model,
+        infer={"window": [32, 32]},
+    )
+    path.write_text(path.read_text() + f"augment:\n- {DEFECT | sides}\n")
+    crop = ("--set", "augment=[{name: RandomCrop, height: 65, width: 32}]")
+    assert "65" in fails_with_one_line("train.py", "--config", path, *crop)
+    for script in ("train.py", "infer.py"):
+        outcome = run_script(script, "--config", path)
+        assert outcome.code == 0, outcome.stderr
+
+
+def test_the_training_loader_crops(make_dataset, make_config):
+    root = make_dataset(defects=6, normals=12, tests=3)
+    config = make_config(root, "augment=[{name: RandomCrop, height: 8, width: 8}]", "train.batch_size=64")
+    labels = [batch["label"] for batch in training_loader(config, load_folds(config))]
+    assert 0 < torch.cat(labels).mean() < 6 / 18

@@ -1,0 +1,102 @@
+"""Windows: detectors of normal images learn from, are calibrated on and score parts of one size."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from defects.data.datasets import DeviceBatches
+from defects.data.labels import Labels
+from defects.data.split import load_folds, load_training_rows
+from defects.data.windows import windows
+from defects.errors import UserError
+from defects.models import build_detector
+from defects.models.anomaly import exact_quantile
+from defects.training.run import load_detector, run_folder, score_table, train_fold
+from defects.training.sides import make_sides
+
+NETWORK = "model.backbone={name: test_resnet, weights: none}"
+SETS = ["data.image_size=[64, 96]", "infer.window=[40, 48]", "infer.tta=false", "train.inner_holdout=0.3"]
+CROP = "augment=[{name: RandomCrop, height: 40, width: 48}]"
+DETECTORS = {
+    "patchcore": [NETWORK, "model.options.max_bank=50"],
+    "dfr": [NETWORK, "model.options.layers=[layer1, layer2]", CROP],
+    "convae": ["model.backbone=null", "model.options={width: 4, error: l2}", CROP],
+}
+
+
+@pytest.fixture
+def configured(make_dataset, make_config):
+    """configured(name, *overrides) -> config of a detector that is scored in windows."""
+
+    def make(name, *overrides):
+        sets = [*SETS, f"model.name={name}", *DETECTORS[name], *overrides]
+        return make_config(make_dataset(defects=4, normals=16, tests=0), "data.sample_submission=null", *sets)
+
+    return make
+
+
+def sides_of(config):
+    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
+    return sides.learnt_by(build_detector(config, pretrained=False), config)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 48), (41, 200), (20, 300)])
+def test_windows_are_of_one_size_and_cover_everything(size):
+    seen = np.zeros(size, int)
+    for place in windows(size, (40, 48)):
+        assert seen[place].shape == (min(40, size[0]), min(48, size[1]))
+        seen[place] += 1
+    assert seen.all()
+    assert windows(size, None) == [(slice(0, size[0]), slice(0, size[1]))]
+
+
+@pytest.mark.parametrize("name", sorted(DETECTORS))
+def test_the_threshold_is_that_of_images_scored_in_windows(configured, name):
+    config = configured(name, "threshold.fpr=0.5")
+    train_fold(config, "0")
+    detector, normal = load_detector(config, "0"), sides_of(config).inner_normal
+    maps = run_folder(config, "0") / "calibrated.npz"
+    table = score_table(detector, config, normal, "0", Accelerator(cpu=True), maps)
+    scores = torch.tensor(table["score"].to_numpy())
+    assert len(scores) > 2 and len(scores.unique()) == len(scores)
+    assert detector.cut.item() == pytest.approx(exact_quantile(scores, 0.5).item(), rel=1e-4)
+    assert {each.shape for each in np.load(maps).values()} == {(43, 64)}
+
+
+def test_a_bank_knows_the_windows_of_its_own_images(configured):
+    """At the scale, and with the borders, at which they are scored."""
+    config = configured("patchcore", "model.options={ratio: 1.0, max_bank: null, neighbours: 0}")
+    detector, rows = build_detector(config).eval(), sides_of(config).originals
+    batches = DeviceBatches(config, rows, torch.device("cpu"), in_windows=True)
+    assert batches.images == 6 * len(rows) and len(list(batches)) == len(batches) == 6
+    with torch.no_grad():
+        detector.prepare(batches)
+    maps = config.experiment_dir / "known.npz"
+    for size, known in ((config.infer.window, True), ((40, 96), False)):
+        changed = config.model_copy(update={"infer": config.infer.model_copy(update={"window": size})})
+        table = score_table(detector, changed, rows, "0", Accelerator(cpu=True), maps)
+        assert (table["score"] < 1e-3).all() == known
+
+
+def test_masks_are_cut_like_their_images(configured):
+    config = configured("patchcore")
+    rows = load_folds(config).query("label == 1")
+    labels = Labels(masks=True)
+    (whole,) = DeviceBatches(config, rows, torch.device("cpu"), labels)
+    parts = list(DeviceBatches(config, rows, torch.device("cpu"), labels, in_windows=True))
+    for place, part in zip(windows((64, 96), (40, 48)), parts, strict=True):
+        for name in ("image", "mask"):
+            assert torch.equal(part[name], whole[name][..., *place])
+        assert torch.equal(part["label"], whole["label"])
+
+
+@pytest.mark.parametrize("name", ["dfr", "convae"])
+@pytest.mark.parametrize("augment", ["[]", "[{name: RandomCrop, height: 40, width: 40}]"])
+def test_windows_without_crops_of_their_size(configured, name, augment):
+    config = configured(name, f"augment={augment}")
+    with pytest.raises(
+        UserError, match=r"window=\[40, 48\]: .* add {name: RandomCrop, height: 40, width: 48}"
+    ):
+        train_fold(config, "0")
+    assert not (run_folder(config, "0") / "last.pt").exists()
