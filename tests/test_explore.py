@@ -40,9 +40,9 @@ def _yellow(picture: np.ndarray) -> int:
 def test_script_writes_both_files_and_the_earlier_stages(make_dataset, config_file, run_script, tmp_path):
     outcome = run_script("explore.py", "--config", config_file(make_dataset()))
     assert outcome.code == 0, outcome.stderr
-    for name in ("images.csv", "folds.csv", "explore.png", "groups.png"):
+    for name in ("images.csv", "folds.csv", "explore.png", "groups.png", "adversarial.json"):
         assert (tmp_path / "output" / "tiny_data" / name).stat().st_size > 0
-    assert outcome.stdout.count("wrote ") == 2
+    assert outcome.stdout.count("wrote ") == 3
     assert _yellow(read_image(tmp_path / "output" / "tiny_data" / "explore.png")) > 12 * 50
 
 

@@ -1,0 +1,129 @@
+"""Adversarial validation: can a classifier tell training images from test images, and by what?
+
+Where it can, out-of-fold scores say little about the test images. All training images are compared with all
+test images. Two things look like a shift and are none. Photographs of one object would be recognised again:
+groups of siblings, also those across the two sides, stay in one part of the cross-validation. And the test
+set may hold another share of defects: `defects_to_explain` is the least share that would do.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from defects.config import Config
+from defects.data.split import load_folds
+from defects.scoring.appearance import ABOUT, appearance_table, setting_features
+
+FEWEST = 20  # groups on either side; below it an AUROC means nothing
+PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap
+NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher nor lower
+
+
+def adversarial_validation(config: Config) -> dict[str, Any]:
+    """`compare` of a data set. Raises UserError for an image that cannot be read."""
+    return compare(appearance_table(config), training_share(config))
+
+
+def training_share(config: Config) -> float:
+    """Of defects among the training images."""
+    return float(load_folds(config)["label"].astype(float).mean())
+
+
+def compare(table: pd.DataFrame, share: float) -> dict[str, Any]:
+    """Plain values about an `appearance_table`; of too few groups on a side only how many images there are.
+
+    auroc and interval_90: by all features; auroc_setting: by those that a defect hardly moves.
+    defects_to_explain: a test set needs this share of defects, every one of them recognised, before defects
+    alone could explain auroc (`share` is that of the training images). features, the most important first:
+    name, importance (loss of AUROC when its values are shuffled), auroc (of its values alone: above 0.5
+    where test images have higher ones), medians and words.
+    """
+    test = table["test"].to_numpy()
+    found: dict[str, Any] = {"train": int((~test).sum()), "test": int(test.sum()), "auroc": None}
+    groups = table.groupby("test")["group"].nunique().reindex([False, True], fill_value=0)
+    if groups.min() < FEWEST:
+        return found | {"features": []}
+    split = StratifiedGroupKFold(PARTS, shuffle=True, random_state=SEED)
+    parts = list(split.split(table, test, table["group"]))
+    chance, importance = cross_validate(table, [name for name in table.columns if name not in ABOUT], parts)
+    setting, _ = cross_validate(table, setting_features(table), parts)
+    auroc = float(roc_auc_score(test, chance))
+    return found | {
+        "auroc": auroc,
+        "interval_90": bootstrap_auroc(test, chance, table["group"].to_numpy()),
+        "auroc_setting": float(roc_auc_score(test, setting)),
+        "training_share": share,
+        "defects_to_explain": defects_to_explain(auroc, share),
+        "features": sorted(
+            (describe(table, name, loss) for name, loss in importance.items()),
+            key=lambda feature: (-feature["importance"], -abs(feature["auroc"] - 0.5)),
+        ),
+    }
+
+
+def defects_to_explain(auroc: float, share: float) -> float:
+    """The least share of defects in the test set that could give `auroc` if normal images are all alike.
+
+    No classifier does better than one that knows which images are defective, and those of the test set from
+    those of the training set. It ranks training defects lowest, test defects highest, and guesses between
+    normal images: with a share q its AUROC is (1 + share) / 2 + q (1 - share) / 2.
+    """
+    return float(np.clip((2 * auroc - 1 - share) / (1 - share), 0, 1))
+
+
+def cross_validate(
+    table: pd.DataFrame, columns: list[str], parts: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Probability [N] that an image is of the test set, and the importance of each column.
+
+    `parts`: positions to fit on, positions held out.
+    """
+    values, test = table[columns].to_numpy(), table["test"].to_numpy()
+    chance, losses = np.empty(len(table)), []
+    for fitted, held in parts:
+        model = HistGradientBoostingClassifier(max_leaf_nodes=8, min_samples_leaf=5, random_state=SEED)
+        model.fit(values[fitted], test[fitted])
+        chance[held] = model.predict_proba(values[held])[:, 1]
+        shuffled = permutation_importance(
+            model, values[held], test[held], scoring="roc_auc", n_repeats=1, random_state=SEED
+        )
+        losses.append(shuffled.importances_mean)
+    return chance, dict(zip(columns, np.mean(losses, axis=0).tolist(), strict=True))
+
+
+def bootstrap_auroc(test: np.ndarray, chance: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """90 % interval when whole groups of siblings are drawn anew."""
+    _, rank = np.unique(chance, return_inverse=True)
+    _, group = np.unique(groups, return_inverse=True)
+    rng, count, found = np.random.default_rng(SEED), group.max() + 1, []
+    for _ in range(REPEATS):
+        times = np.bincount(rng.integers(0, count, count), minlength=count)[group]
+        new, old = (np.bincount(rank, times * side) for side in (test, ~test))
+        found.append(new @ (old.cumsum() - old / 2) / (new.sum() * old.sum()))
+    low, high = np.quantile(found, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def describe(table: pd.DataFrame, name: str, importance: float) -> dict[str, Any]:
+    """How one feature differs between the two sides."""
+    new, old = table.loc[table["test"], name], table.loc[~table["test"], name]
+    auroc = float(roc_auc_score(table["test"], table[name]))
+    middle = f"median {new.median():.3g} against {old.median():.3g}"
+    if abs(auroc - 0.5) < NEAR_HALF:
+        (a, b), (c, d) = (side.quantile([0.25, 0.75]) for side in (new, old))
+        words = f"{name}: neither higher nor lower, middle half {a:.3g} to {b:.3g} against {c:.3g} to {d:.3g}"
+    else:
+        words = f"{name}: {'higher' if auroc > 0.5 else 'lower'} in the test images, {middle}"
+    return {
+        "name": name,
+        "importance": importance,
+        "auroc": auroc,
+        "median_train": float(old.median()),
+        "median_test": float(new.median()),
+        "words": words,
+    }

@@ -1,0 +1,167 @@
+"""Training against test images: a shift is found and named, its absence too, and siblings are none."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import texture, write_png
+from sklearn.metrics import roc_auc_score
+
+from defects.config import load_config
+from defects.report.adversarial import in_words, telling, write_adversarial
+from defects.scoring.adversarial import (
+    adversarial_validation,
+    bootstrap_auroc,
+    compare,
+    defects_to_explain,
+)
+from defects.scoring.appearance import SIDE, appearance_table, picture_features
+
+
+def write_images(root, train, test):
+    for folder, images in (("normal", train), ("test", test)):
+        for number, image in enumerate(images):
+            write_png(root / folder / f"{folder}_{number}.png", image)
+    return root
+
+
+@pytest.fixture
+def compared(tmp_path, config_file):
+    """compared(train, test) -> path of a config about these normal training images and test images."""
+
+    def make(train, test):
+        folders = {"normal": "normal", "test": "test"}
+        data = {"source": "folders", "folders": folders, "sample_submission": None}
+        return config_file(write_images(tmp_path / "data", train, test), data=data)
+
+    return make
+
+
+def textures(first, count, brighter=0):
+    return [np.clip(texture(first + k).astype(int) + brighter, 0, 255).astype(np.uint8) for k in range(count)]
+
+
+def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_script, tmp_path):
+    path = compared(textures(0, 40), textures(500, 40, brighter=40))
+    outcome = run_script("explore.py", "--config", path)
+    assert outcome.code == 0, outcome.stderr
+    assert "they can clearly be told apart" in outcome.stdout
+    assert "brightness: higher in the test images, median 0.6" in outcome.stdout
+    folder = tmp_path / "output" / "tiny_data"
+    found = json.loads((folder / "adversarial.json").read_text(encoding="utf-8"))
+    assert found["auroc"] > 0.98 and found["auroc_setting"] > 0.98 and found["interval_90"][0] > 0.95
+    assert found["defects_to_explain"] > 0.95
+    assert (found["train"], found["test"]) == (40, 40)
+    assert (folder / "adversarial.png").stat().st_size > 10_000
+
+
+def test_images_from_one_source_cannot_be_told_apart(compared):
+    found = adversarial_validation(load_config(compared(textures(0, 120), textures(500, 120))))
+    low, high = found["interval_90"]
+    assert low < 0.5 and low < found["auroc"] < high and abs(found["auroc"] - 0.5) < 0.1
+    assert in_words(found)[0].endswith("they cannot be told apart") and len(in_words(found)) == 2
+
+
+def test_other_files_are_told_by_their_format_and_size(compared):
+    larger = [texture(500 + k, 40) for k in range(30)]
+    path = compared(textures(0, 30), larger)
+    for file in (load_config(path).data.root / "test").iterdir():
+        file.rename(file.with_suffix(".bmp"))  # decoded by what is in it
+    table = appearance_table(load_config(path))
+    assert table.groupby("test")[["width", "format .bmp", "format .png"]].mean().to_numpy().tolist() == [
+        [32, 0, 1],
+        [40, 1, 0],
+    ]
+    assert compare(table, 0)["auroc_setting"] > 0.98
+
+
+def test_siblings_of_both_sides_share_a_group(compared):
+    train, test = textures(0, 8), textures(500, 8)
+    config = load_config(compared(train, [train[3], cv_flip(test[1]), *test[1:]]))
+    groups = appearance_table(config).set_index("image_id")["group"]
+    by_name = groups.rename(lambda image_id: image_id.rsplit("/")[-1].removesuffix(".png"))
+    assert by_name["normal_3"] == by_name["test_0"] and by_name["test_1"] == by_name["test_2"]
+    assert groups.nunique() == 8 + 9 - 2
+
+
+def cv_flip(image):
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+def test_photographs_of_a_few_objects_are_no_shift():
+    """Values are those of the object: without groups each would be recognised again."""
+    rng = np.random.default_rng(0)
+    objects = rng.normal(size=(60, 12))
+    group = np.repeat(np.arange(60), 10)
+    table = pd.DataFrame(objects[group] + 0.01 * rng.normal(size=(600, 12))).add_prefix("feature ")
+    table = table.assign(image_id=np.arange(600).astype(str), test=group % 2 == 1, group=group, width=1.0)
+    assert abs(compare(table, 0)["auroc"] - 0.5) < 0.15
+    assert compare(table.assign(group=np.arange(600)), 0)["auroc"] > 0.95
+
+
+def test_too_few_images_are_not_compared(make_dataset, make_config):
+    config = make_config(make_dataset())
+    picture = config.dataset_dir / "adversarial.png"
+    write_png(picture, texture(0))  # of an earlier run
+    lines, (path,) = write_adversarial(config)
+    assert "42 training against 6 test images: too few" in lines[0]
+    assert json.loads(path.read_text(encoding="utf-8"))["auroc"] is None and not picture.exists()
+
+
+def test_without_test_images_it_says_so(make_dataset, make_config):
+    config = make_config(make_dataset(tests=0), "data.sample_submission=null")
+    lines, paths = write_adversarial(config)
+    assert "there are no test images" in lines[0] and not paths
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_defects_alone_reach_the_auroc_they_are_said_to(share):
+    """A test set with the share that is named, every defect recognised, has just that AUROC."""
+    wanted = defects_to_explain(0.8, share)
+    train, test = np.zeros(100_000), np.zeros(100_000)
+    train[: round(share * len(train))], test[: round(wanted * len(test))] = -1, 1
+    labels = np.repeat([0, 1], len(train))
+    assert roc_auc_score(labels, np.concatenate([train, test])) == pytest.approx(0.8, abs=1e-4)
+    assert defects_to_explain(0.5, share) == 0 and defects_to_explain(1.0, share) == 1
+
+
+def test_interval_is_that_of_the_auroc_and_wider_for_few_groups():
+    rng = np.random.default_rng(0)
+    test = np.arange(400) % 2 == 1
+    chance = np.round(rng.normal(size=400) + test, 1)  # with ties
+    auroc = roc_auc_score(test, chance)
+    alone = bootstrap_auroc(test, chance, np.arange(400))
+    assert np.mean(alone) == pytest.approx(auroc, abs=0.01)
+    assert 0.05 < alone[1] - alone[0] < 0.12  # Hanley and McNeil: 3.3 standard errors of 0.024
+    few = bootstrap_auroc(test, chance, np.arange(400) // 40)
+    assert few[0] != alone[0]
+
+
+def test_features_are_those_of_the_picture():
+    flat = np.full((SIDE, SIDE, 3), 51, np.uint8)
+    lit = flat.copy()
+    lit[:, SIDE // 2 :] = 102
+    red = np.dstack([flat[..., 0] + 51, flat[..., 1], flat[..., 2]])
+    assert picture_features(flat)["brightness"] == pytest.approx(0.2, abs=1e-3)
+    assert picture_features(flat)["contrast"] == pytest.approx(0, abs=1e-6)
+    assert all(np.isfinite(list(picture_features(flat).values())))
+    of_lit = picture_features(lit)
+    assert of_lit["light at the right"] > 0.05 > -0.05 > of_lit["light at the left"]
+    assert of_lit["vertical against horizontal streaks"] > 2
+    assert picture_features(red)["red against blue"] == pytest.approx(0.2, abs=1e-3)
+    wave = np.sin(2 * np.pi * 12 * np.arange(SIDE) / SIDE)
+    stripes = np.tile((128 + 60 * wave).astype(np.uint8)[:, None], (1, SIDE))
+    bands = {
+        name: value for name, value in picture_features(np.dstack([stripes] * 3)).items() if "cycles" in name
+    }
+    assert max(bands, key=bands.get) == "structure of 8 to 16 cycles"
+
+
+def test_one_of_two_equal_features_is_named_even_if_the_other_does_the_work():
+    def feature(name, importance, auroc):
+        return {"name": name, "importance": importance, "auroc": auroc}
+
+    noise = [feature(f"noise {k}", 0.01 / (k + 1), 0.5) for k in range(8)]
+    told = telling({"features": [*noise, feature("twin", 0.0, 0.9)]})
+    assert [each["name"] for each in told] == [*(f"noise {k}" for k in range(4)), "twin"]

@@ -1,0 +1,195 @@
+"""The page about an ensemble's errors: what it finds, what it can do without, how it refuses bad input."""
+
+import re
+import shutil
+from base64 import b64decode
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from runs import write_runs
+from scipy.special import expit
+
+from defects.files import write_csv, write_json
+from defects.report import ensemble as loaded
+from defects.report.drawing import DEFECT
+from defects.report.errors import build_page
+from defects.report.member_rows import draw_rows
+from defects.scoring.estimate import estimate
+from defects.scoring.mistakes import called_defective, disagreement, found_by_kind, suspected_labels
+from defects.submission.build import blend_experiments, members_of
+
+NORMAL_ONLY = ["data.source=folders", "data.folders={normal: train/normal_images}"]
+NAMES = ["tiny", "other", "third"]
+
+
+@pytest.fixture
+def config(make_dataset, make_config):
+    return make_config(make_dataset(defects=16, normals=40))
+
+
+def member(config, name):
+    return config.model_copy(update={"experiment": name})
+
+
+def write_members(config, names=NAMES, **planted):
+    """Runs whose scores tell the classes well apart (normal -2, defects 2, each +-0.5), but for `planted`.
+
+    planted: image name -> score of every member, or a list of theirs.
+    """
+    for number, name in enumerate(names):
+        write_runs(member(config, name), maps=number < 2, seed=number)
+        rng = np.random.default_rng(number)
+        for path in member(config, name).experiment_dir.glob("fold*/oof.csv"):
+            oof = pd.read_csv(path)
+            score = 4.0 * oof["label"] - 2
+            for _, rows in score.groupby(oof["label"]):
+                score[rows.index] += rng.permutation(np.linspace(-0.5, 0.5, len(rows)))
+            for image, value in planted.items():
+                chosen = oof["image_id"].str.endswith(f"/{image}.png")
+                score = score.mask(chosen, value[number] if isinstance(value, list) else value)
+            write_csv(path, oof.assign(score=score, probability=expit(score)))
+
+
+def stems(ids):
+    return [image_id.rsplit("/")[-1].removesuffix(".png") for image_id in ids]
+
+
+def errors(run_script, config, *arguments):
+    outcome = run_script("errors.py", "--config", config.output.parent / "tiny.yaml", *arguments)
+    assert outcome.code == 0, outcome.stderr
+    folder = config.dataset_dir / "errors"
+    return (folder / "errors.html").read_text(encoding="utf-8"), pd.read_csv(folder / "errors.csv")
+
+
+def test_mistakes_disagreement_and_label_errors_are_found(config):
+    write_members(config, normal_5=4.0, defect_3=-4.0, normal_7=[5.0, -3.0, -3.0], defect_9=[1.0, -2.0, -2.0])
+    found = loaded.load_ensemble(config, NAMES)
+    assert stems(found.mistakes(0))[0] == "normal_5"
+    assert stems(found.mistakes(1)) == ["defect_3", "defect_9"]
+    assert stems(found.differing()) == ["normal_7", "defect_9"]
+    assert sorted(stems(found.suspected())) == ["defect_3", "normal_5"]
+
+
+def test_script_writes_one_page_with_its_pictures_and_a_table_of_all_images(config, run_script):
+    write_members(config, normal_5=4.0, normal_7=[5.0, -3.0, -3.0])
+    html, table = errors(run_script, config, "--experiments", *NAMES)
+    pictures = [b64decode(text) for text in re.findall(r'src="data:image/png;base64,([^"]+)"', html)]
+    assert all(cv2.imdecode(np.frombuffer(png, np.uint8), 1).shape[1] >= 1300 for png in pictures)
+    assert html.count("src=") == len(pictures) and not re.search(r"https?:|<script|<link|url\(|@import", html)
+    for text in ("False alarms (1 of 1)", "disagree (1 of 1)", "Doubtful labels (1 of 1)", "1 of 40"):
+        assert text in html
+    assert len(table) == 56 and table["image_id"][0].endswith("normal_5.png")
+    assert table["suspected"].sum() == 1 == table["suspected"][0]
+    assert [f"probability_{name}" in table for name in NAMES] == [True] * 3
+
+
+def test_members_of_the_submission_are_the_default(config, run_script):
+    write_members(config)
+    summary = config.submissions / "sample_submission.json"
+    write_json(summary, {"data": config.data.name, "weights": dict.fromkeys(["other", "third"], 0.5)})
+    assert "other, third: 56" in errors(run_script, config)[0]
+    write_json(summary, {"data": "another", "weights": {"other": 1.0}})
+    assert "tiny: 56" in errors(run_script, config)[0]
+    summary.unlink()
+    html, _ = errors(run_script, config)
+    assert "tiny: 56" in html and "needs two experiments" in html and "blend</th>" not in html
+
+
+def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
+    write_members(config, normal_5=4.0, defect_3=-4.0)
+    folds = [{"image_id": f"images/test_{i}.png", "fold": fold} for i in range(6) for fold in "01"]
+    scored = pd.DataFrame(folds).assign(target="defect", score=0.1, probability=np.linspace(0.1, 0.9, 12))
+    monkeypatch.setattr("defects.submission.build.load_test", lambda _: scored)
+    for name in NAMES:
+        write_csv(member(config, name).experiment_dir / "test.csv", scored)
+    oof, _ = blend_experiments(members_of(config, NAMES))
+    blended = loaded.out_of_fold_scores(config, NAMES)[1][loaded.BLEND]
+    pd.testing.assert_series_equal(blended, oof.set_index("image_id")["score"], check_names=False)
+    html, _ = errors(run_script, config, "--experiments", *NAMES)
+    assert f"{estimate(oof)['nested_macro_f1']:.3f}" in html
+
+
+def test_each_picture_row_says_what_every_member_thinks(config):
+    write_members(config, normal_5=[4.0, 4.0, -4.0])
+    found = loaded.load_ensemble(config, NAMES)
+    rows = found.images.loc[found.mistakes(0)].reset_index()
+    sheet = draw_rows(config.data.root, rows, found.blend, found.members)
+    said = {text.split("\n")[0]: (text.split("\n")[1], style["color"]) for _, _, text, style in sheet.texts}
+    for one in (*found.members, found.blend):
+        name = "normal_5" if one is found.blend else one.name
+        probability = f"{expit(one.scores[rows['image_id'][0]]):.3g}"
+        assert said[name][0].startswith(probability)
+        assert said[name][1] == ("black" if name == "third" else DEFECT)
+    picture = sheet.strips[0]
+    drawn = np.flatnonzero((picture < 250).any(axis=(0, 2)))
+    assert (np.diff(drawn) > 1).sum() == 2  # the image, a gap with the member without maps, two heat maps
+
+
+def test_without_defects_the_page_says_what_is_missing(make_dataset, make_config):
+    config = make_config(make_dataset(defects=1), *NORMAL_ONLY, "data.sample_submission=null")
+    write_members(config, normal_5=[4.0, 4.0, -2.5])
+    html = build_page(config, loaded.load_ensemble(config, NAMES))
+    assert "no defective images out of fold" in html and "there is only one of the two" in html
+    assert "does not tell kinds" in html and "False alarms (" in html and "disagree (" in html
+
+
+def test_a_single_fold_flatters_and_is_said_to(config):
+    write_runs(config, folds="0")
+    html = build_page(config, loaded.load_ensemble(config, ["tiny"]))
+    assert "which flatters" in html
+
+
+def test_thresholds_of_the_other_folds_decide():
+    images = pd.DataFrame({"label": [0, 0, 1, 1] * 2, "fold": list("00001111")})
+    scores = pd.DataFrame({"a": [0.0, 1, 2, 3, 10, 11, 12, 13]})
+    called = called_defective(images, scores, "macro_f1", 0.05)["a"].tolist()
+    assert called == [False] * 4 + [True] * 4  # the folds' own cuts would make no mistake
+
+
+def test_kinds_come_from_the_listing_or_from_the_classes():
+    images = pd.DataFrame({"label": [1, 1, 1, 0], "kind": ["dent", "dent", "hole", "good"]})
+    called = pd.DataFrame({"a": [True, False, False, True], "b": [True, True, True, False]})
+    found = found_by_kind(images, called)
+    assert found.to_dict("index") == {
+        "dent": {"defects": 2, "a": 1, "b": 2},
+        "hole": {"defects": 1, "a": 0, "b": 1},
+    }
+    classes = images.assign(kind="", defect_1=["1 2", "1 2", "", ""], defect_2=["3 1", "", "3 1", ""])
+    found = found_by_kind(classes, called)
+    assert found.to_dict("index") == {
+        "1": {"defects": 2, "a": 1, "b": 2},
+        "2": {"defects": 2, "a": 1, "b": 2},
+    }
+    assert found_by_kind(images.assign(kind=""), called).empty
+
+
+def test_a_label_is_suspected_only_where_all_members_are_sure():
+    rng = np.random.default_rng(0)
+    labels = (np.arange(200) % 4 == 0).astype(int)
+    scores = 4.0 * labels[:, None] - 2 + rng.normal(size=(200, 2))
+    scores[[1, 4]] = [[3, 3], [-4, -4]]  # a normal image that looks defective, a defect that looks normal
+    scores[2] = [5, -1]  # one member has doubts
+    assert set(np.flatnonzero(suspected_labels(labels, scores))) == {1, 4}
+    assert not suspected_labels(np.zeros(200), scores).any()
+
+
+def test_disagreement_is_about_decisions_and_not_about_scales():
+    scores = pd.DataFrame({"a": [0.0, 3.0, 2.0], "b": [-3.0, -3.0, 1.0]}, index=list("xyz"))
+    called = pd.DataFrame({"a": [True, True, True], "b": [True, False, False]}, index=list("xyz"))
+    assert disagreement(scores, called).index.tolist() == ["y", "z"]
+
+
+def test_bad_input_ends_in_one_line(config, fails_with_one_line):
+    path = config.output.parent / "tiny.yaml"
+    assert "run src/train.py first" in fails_with_one_line("errors.py", "--config", path)
+    write_members(config, ["tiny", "other"])
+    shutil.rmtree(member(config, "other").experiment_dir / "fold1")
+    names = ["--experiments", "tiny", "other"]
+    message = fails_with_one_line("errors.py", "--config", path, *names)
+    assert "tiny and other scored different images" in message
+    assert not (config.dataset_dir / "errors").exists()
+    (config.submissions).mkdir(exist_ok=True)
+    (config.submissions / "sample_submission.json").write_text("{", encoding="utf-8")
+    assert "sample_submission.json is not valid JSON" in fails_with_one_line("errors.py", "--config", path)
