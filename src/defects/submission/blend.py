@@ -63,8 +63,8 @@ def load_members(
         oofs[name], scored = load_oof(member), load_test(member)
         check_scores(name, oofs[name], scored)
         held[name], new[name] = experiment_scores(oofs[name], scored)
-    images = join_images(oofs)
-    return images, join(held).reindex(images.index), join(new)
+    joined, images = join(held), join_images(oofs)
+    return images, joined.reindex(images.index), join(new)
 
 
 def blended(blend: Blend, sample: Sample, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
