@@ -192,7 +192,8 @@ def _method_row(ensemble: Ensemble, method: str, names: list[str]) -> dict:
         if nested is not None:
             row["nested"] = macro_f1(labels, nested)
             row["optimism"] = row["naive"] - row["nested"]
-            row["gain"], row["gain_error"] = ensemble.gain(method)
+            if method != "mean":
+                row["gain"], row["gain_error"] = ensemble.gain(method)
     return row | {"weights": dict(zip(names, blend.weights.tolist(), strict=True))}
 
 
