@@ -7,8 +7,9 @@ end: choosing by it is leaking.
 from defects import cli
 from defects.config import Config, resolve
 from defects.errors import UserError
-from defects.report.comparison import Study, measure, trained_experiments
+from defects.report.comparison import Study, measure
 from defects.report.comparison_page import write_comparison
+from defects.training.experiments import trained_experiments
 
 
 def main() -> None:

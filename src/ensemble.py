@@ -9,11 +9,13 @@ from defects.training.inference import score_test
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument(
-        "--experiments", nargs="+", help="folders of output/ to blend; default: the config's own"
+        "--experiments",
+        nargs="+",
+        help="folders of output/ to blend; default: those of ensemble.weights, or the config's own",
     )
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
-    experiments = arguments.experiments or [config.experiment]
+    experiments = arguments.experiments or list(config.ensemble.weights or [config.experiment])
     if experiments == [config.experiment] and not (config.experiment_dir / "test.csv").exists():
         print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
         score_test(config, "folds")

@@ -16,6 +16,7 @@ from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
 from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
+from defects.scoring.thresholds import macro_f1
 
 
 def main() -> None:
@@ -82,7 +83,11 @@ def evaluate_answers(config: Config, path: Path) -> None:
         raise UserError(f"the answer key lacks {int(table['label'].isna().sum())} of the submission's images")
     images = load_images(config)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
-    print_table(summary["estimate"], outcome(table, share))
+    cuts = summary["prior"]["thresholds"]
+    plain = table.assign(answer=(table["score"] >= cuts["train"]["score_threshold"]).astype(int))
+    # The promise is about the threshold for the training share, whichever was submitted.
+    at_share = outcome(plain, share)["macro_f1_at_training_share"]
+    print_table(summary, outcome(table, share) | {"macro_f1_at_training_share": at_share}, table)
     runs = ", ".join(str(resolve(config.output) / name) for name in summary["weights"])
     print(f"submission {path}\nruns       {runs}")
 
@@ -97,9 +102,13 @@ def load_summary(config: Config, path: Path) -> dict:
     return summary
 
 
-def print_table(promised: dict, found: dict) -> None:
+def print_table(summary: dict, found: dict, table: pd.DataFrame) -> None:
     at_share = found["macro_f1_at_training_share"]
-    lines = [*promise_lines(promised, at_share), ("hidden-test macro-F1", f"{found['macro_f1']:.4f}")]
+    lines = [
+        *promise_lines(summary["estimate"], at_share),
+        ("hidden-test macro-F1", f"{found['macro_f1']:.4f}"),
+        *threshold_lines(summary["prior"]["thresholds"], table),
+    ]
     if at_share is not None:
         share = f"  at the training share of defects ({found['training_share']:.1%})"
         lines.append((share, f"{at_share:.4f}"))
@@ -108,7 +117,20 @@ def print_table(promised: dict, found: dict) -> None:
         ("hidden-test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"),
     ]
     for name, value in lines:
-        print(f"{name:48}{value:>18}")
+        print(f"{name:52}{value:>14}")
+
+
+def threshold_lines(thresholds: dict, table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Plain macro-F1 of each threshold; none where there is but one."""
+    if len(thresholds) == 1:
+        return []
+    labels, scores = table["label"].to_numpy(dtype=int), table["score"].to_numpy()
+    lines = []
+    for name, cut in thresholds.items():
+        title = f"{'training' if name == 'train' else name} share ({cut['share']:.1%})"
+        value = macro_f1(labels, scores >= cut["score_threshold"])
+        lines.append((f"  by the threshold for the {title}", f"{value:.4f}"))
+    return lines
 
 
 def promise_lines(promised: dict, at_share: float | None) -> list[tuple[str, str]]:

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.metrics import f1_score
 
 from defects.errors import UserError
 from defects.scoring import blending, thresholds
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome, share_weights
+from defects.scoring.prior_shift import prior_shift
 from defects.submission.summary import answer_lines
 from evaluate import promise_lines
 
@@ -153,9 +154,13 @@ def test_without_defects_no_macro_f1_is_promised(folds, capsys):
     found = estimate(table, "macro_f1", 0.05)
     assert found["rule"] == "expected_fpr" and found["false_rejection"] == 0.05
     assert {found[name] for name in ("macro_f1", "nested_macro_f1", "interval_90", "auroc")} == {None}
-    print("\n".join(answer_lines({"estimate": found, "called_defective": 3, "images": 9})))
+    prior = prior_shift(np.zeros(40), np.arange(40.0), np.arange(9.0)) | {"used": "train"}
+    ensemble = {"methods": {"mean": {"weights": {"only": 1.0}}}}
+    summary = {"estimate": found, "prior": prior, "ensemble": ensemble, "seeds": []}
+    print("\n".join(answer_lines(summary | {"called_defective": 3, "images": 9})))
     printed = capsys.readouterr().out
     assert "macro-F1                  cannot be promised: no defects" in printed
+    assert "not estimated: one class only" in printed
     assert promise_lines(found, None) == [("out-of-fold macro-F1 (nested)", "no defects")]
     assert ("rejected    " in printed and "(nested)" in printed) == (len(folds) == 2)
 
@@ -238,14 +243,12 @@ def test_saturated_and_constant_scores_stay_finite():
     assert all(np.isfinite(part).all() for part in blending.experiment_scores(oof, test))
 
 
-def test_blend_joins_by_id_and_names_experiments_that_differ():
-    one, other = logit(pd.Series({"a": 0.2, "b": 0.4})), logit(pd.Series({"b": 0.8, "a": 0.1}))
-    blended = expit(blending.blend({"one": one, "other": other}))
-    assert blended.to_dict() == pytest.approx({"a": 0.15, "b": 0.6})
-    surer = pd.Series({"a": 50.0, "b": 60.0})  # both probabilities round to 1
-    assert blending.blend({"one": surer})["a"] < blending.blend({"one": surer})["b"]
+def test_members_are_joined_by_id_and_those_that_differ_are_named():
+    one, other = pd.Series({"a": 0.2, "b": 0.4}), pd.Series({"b": 0.8, "a": 0.1})
+    joined = blending.join({"one": one, "other": other})
+    assert joined.loc["a"].tolist() == [0.2, 0.1] and joined.loc["b"].tolist() == [0.4, 0.8]
     with pytest.raises(UserError, match="one and other scored different images"):
-        blending.blend({"one": one, "other": other.rename({"a": "c"})})
+        blending.join({"one": one, "other": other.rename({"a": "c"})})
 
 
 def test_share_weights_turn_the_test_into_one_with_the_training_share():

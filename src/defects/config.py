@@ -183,6 +183,22 @@ class ThresholdConfig(Section):
 
     rule: Literal["macro_f1", "equal_error", "expected_fpr"] = "macro_f1"
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of held-out normal images called defective
+    prior: Literal["train", "estimated"] = "train"  # share of defects that macro_f1 is best for
+
+
+class EnsembleConfig(Section):
+    """How experiments on the same folds become one score; nothing to do for a single one."""
+
+    scale: Literal["calibration", "rank"] = "calibration"  # a member's log-odds, or its rank, out of fold
+    method: Literal["auto", "mean", "hill", "stack"] = "auto"  # auto: the mean, or what is surely better
+    weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
+
+    @field_validator("weights")
+    @classmethod
+    def _some_weight(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
+        if weights is not None and not sum(weights.values()):
+            raise ValueError("the weights sum to zero: give one experiment a weight above 0")
+        return weights
 
 
 class TrackingConfig(Section):
@@ -201,6 +217,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     threshold: ThresholdConfig = ThresholdConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -4,27 +4,24 @@ Everything measured is kept in one long table, a row for each fold, seed and met
 spreads are taken. Experiments that differ in their seeds alone count as one.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from defects.config import Config, known_detectors, resolve, validate, with_detector
-from defects.data.labels import DEFECT
+from defects.config import Config, known_detectors, validate, with_detector
 from defects.data.prepare import load_images
 from defects.errors import UserError
-from defects.files import read_csv, read_json
+from defects.files import read_json
 from defects.report.results import all_fold_figures, fold_figures
 from defects.scoring.answers import load_answers
-from defects.scoring.blending import align_held, experiment_scores
+from defects.scoring.blending import experiment_scores
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome
 from defects.scoring.pixels import Maps
+from defects.training.experiments import aligned_oof, run_config, without_seeds
 from defects.training.inference import load_test
-from defects.training.run import OOF_COLUMNS, TEST_MAPS, run_folder, trained_folds
+from defects.training.run import TEST_MAPS, run_folder, trained_folds
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
@@ -64,7 +61,7 @@ def measure(studies: list[Study], test: bool = False) -> pd.DataFrame:
         names: dict[str, str] = {}  # of the first experiment of each configuration
         for name in dict.fromkeys(study.experiments):
             loaded = run_config(study.config, name)
-            shown = names.setdefault(_without_seeds(loaded), name.removesuffix(study.ending))
+            shown = names.setdefault(without_seeds(loaded), name.removesuffix(study.ending))
             run = study.config.model_copy(update={"experiment": name, "split": loaded.split})
             about = (shown, study.category, loaded.model.name, setting(loaded), device(run), name)
             rows += [(*about, *value) for value in measure_one(run, test)]
@@ -73,10 +70,10 @@ def measure(studies: list[Study], test: bool = False) -> pd.DataFrame:
 
 def measure_one(run: Config, test: bool) -> Iterator[Value]:
     """All figures of an experiment: of each fold, and of the folds together."""
-    oof = _out_of_fold(run)
+    oof = aligned_oof(run)
     for fold, figures in all_fold_figures(run, oof).iterrows():
         yield from ((fold, name, figures[name]) for name in ACCURACY + COSTS)
-    expected = estimate(oof, **run.threshold.model_dump())
+    expected = estimate(oof, run.threshold.rule, run.threshold.fpr)
     yield POOLED, "macro_f1", expected["nested_macro_f1"]
     for name, value in zip(("macro_f1_low", "macro_f1_high"), expected["interval_90"] or (), strict=False):
         yield POOLED, name, value
@@ -103,48 +100,6 @@ def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Va
     yield from ((POOLED, f"test_{name}", figures[name]) for name in OUTCOME)
 
 
-def _out_of_fold(run: Config) -> pd.DataFrame:
-    """As results.out_of_fold, but whatever seed the folds were cut with.
-
-    Raises UserError when its images or labels are not those of the present images.csv.
-    """
-    files = [run_folder(run, fold) / "oof.csv" for fold in trained_folds(run)]
-    oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
-    oof = oof[oof["target"] == DEFECT].reset_index(drop=True)
-    groups = read_csv(run.dataset_dir / "folds.csv", ["image_id", "group"], "src/split.py")
-    images = load_images(run).rename(columns={"label": "known"})
-    joined = oof.merge(groups[["image_id", "group"]], on="image_id", how="left")
-    joined = joined.merge(images, on="image_id", how="left").rename(columns={"score": "raw"})
-    wrong = (joined["label"] != joined["known"]).fillna(True) | joined["image_id"].duplicated()
-    if wrong.any():
-        raise UserError(
-            f"{run.experiment_dir}: its out-of-fold images are not those of {run.dataset_dir / 'images.csv'} "
-            f"({wrong.sum()} differ, {joined.loc[wrong, 'image_id'].iloc[0]} first): use train.py --restart"
-        )
-    return joined.assign(score=align_held(oof)[0])
-
-
-def trained_experiments(config: Config) -> list[str]:
-    """Folders of output/ that hold a trained fold on this data set."""
-    runs = sorted(resolve(config.output).glob("*/fold*/best.pt"))
-    names = dict.fromkeys(path.parents[1].name for path in runs)
-    return [name for name in names if _run_values(config, name)["data"]["name"] == config.data.name]
-
-
-def run_config(config: Config, name: str) -> Config:
-    """What an experiment was trained with. UserError if it is not trained, or on another data set."""
-    if not any((resolve(config.output) / name).glob("fold*/best.pt")):
-        known = ", ".join(trained_experiments(config)) or "nothing"
-        raise UserError(
-            f"{resolve(config.output) / name} holds no trained fold: run src/train.py first (trained on "
-            f"{config.data.name} so far: {known})"
-        )
-    loaded = validate(Config, _run_values(config, name), f"config.yaml of {name}")
-    if loaded.data.name != config.data.name:
-        raise UserError(f"{name} was trained on {loaded.data.name}, not on {config.data.name}: leave it out")
-    return loaded
-
-
 def setting(run: Config) -> str:
     """`published` or `reduced` if `run` is set as a file of configs/detectors says, `own` otherwise."""
     values = run.model_dump(mode="json")
@@ -169,26 +124,3 @@ def device(run: Config) -> str:
     """What the first fold was fitted on, where that is known."""
     costs = read_json(run_folder(run, trained_folds(run)[0]) / "costs.json")
     return (costs or {}).get("device", "")
-
-
-def _run_values(config: Config, name: str) -> dict:
-    path = _config_file(resolve(config.output) / name)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return values | {"data": dict(values["data"])}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not readable ({' '.join(str(error).split())}): train again") from None
-
-
-def _config_file(folder: Path) -> Path:
-    return next(path.parent / "config.yaml" for path in sorted(folder.glob("fold*/best.pt")))
-
-
-def _without_seeds(config: Config) -> str:
-    """Equal for configurations that differ in their seeds, names and folders alone."""
-    values = config.model_dump(mode="json", exclude={"experiment", "output", "submissions", "tracking"})
-    for section in ("train", "split"):
-        del values[section]["seed"]
-    for place in ("root", "answers"):
-        del values["data"][place]
-    return json.dumps(values, sort_keys=True)

@@ -53,7 +53,7 @@ def write_report(config: Config) -> list[Path]:
     Raises UserError if no fold is trained, or on other data than the present.
     """
     oof = out_of_fold(config)
-    expected = estimate(oof, **config.threshold.model_dump())
+    expected = estimate(oof, config.threshold.rule, config.threshold.fpr)
     pictures = draw_pictures(config, oof, expected)
     folder = config.experiment_dir / "report"
     for left_over in folder.glob("*.png"):

@@ -9,7 +9,7 @@ depend on how many defects the test set holds.
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_expit, logit, logsumexp
+from scipy.special import logit
 
 from defects.errors import UserError
 
@@ -65,8 +65,21 @@ def average(test: pd.DataFrame, values: pd.Series, center: float) -> pd.Series:
     return _move(mean, (center, _spread_below(mean, center)), (center, single))
 
 
-def blend(members: dict[str, pd.Series]) -> pd.Series:
-    """Log-odds of the mean of the experiments' probabilities, joined by image_id, never by row position.
+def check_scores(name: str, oof: pd.DataFrame, test: pd.DataFrame) -> None:
+    """UserError for scores of an experiment that nothing can be made of; tables as in experiment_scores."""
+    for part, table, stage in (("out-of-fold", oof, "train.py --restart"), ("test", test, "infer.py")):
+        wrong = ~np.isfinite(log_odds(table["probability"]))
+        if wrong.any():
+            raise UserError(
+                f"{name}: {wrong.sum()} {part} probabilities are no numbers from 0 to 1 (image "
+                f"{table.loc[wrong, 'image_id'].iloc[0]} first): run src/{stage}, or leave it out"
+            )
+    if oof["probability"].nunique() == 1:
+        raise UserError(f"{name}: all out-of-fold scores are the same: train it otherwise, or leave it out")
+
+
+def join(members: dict[str, pd.Series]) -> pd.DataFrame:
+    """A column for each experiment, joined by image_id, never by row position.
 
     Raises UserError naming the experiments whose images differ.
     """
@@ -78,10 +91,33 @@ def blend(members: dict[str, pd.Series]) -> pd.Series:
                 f"experiments {first} and {name} scored different images ({len(differing)}, such as "
                 f"{differing[0]}): train and infer both on the same data and folds"
             )
-    table = pd.concat(members, axis=1)
-    # In logarithms: probabilities within 1e-16 of 1 stay in order.
-    mean = logsumexp(log_expit(table), axis=1) - logsumexp(log_expit(-table), axis=1)
-    return pd.Series(mean, table.index)
+    return pd.concat(members, axis=1)
+
+
+def join_images(oofs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """label, fold, group by image_id, on which all experiments agree (image_id, label, fold, group each).
+
+    Raises UserError if they do not, or if a fold holds one class only although there are two.
+    """
+    first, *others = tables = {name: oof.set_index("image_id") for name, oof in oofs.items()}
+    agreed = tables[first][["label", "fold", "group"]]
+    for name in others:
+        other = tables[name].reindex(agreed.index)
+        wrong = ((other["fold"] != agreed["fold"]) | (other["label"] != agreed["label"])).to_numpy()
+        if wrong.any():
+            raise UserError(
+                f"experiments {first} and {name} disagree on fold or label of {wrong.sum()} images (such as "
+                f"{agreed.index[wrong][0]}): train both on the same folds.csv"
+            )
+    shares = agreed["label"].astype(float).groupby(agreed["fold"]).mean()
+    lacking = shares[shares.isin([0.0, 1.0])]
+    if len(lacking) and shares.nunique() > 1:
+        fold, share = lacking.index[0], lacking.iloc[0]
+        raise UserError(
+            f"fold {fold} of {first} holds no {'normal' if share else 'defective'} image: lower split.folds, "
+            "or correct split.group_file; then run src/split.py and train again"
+        )
+    return agreed
 
 
 def _scale(values: pd.Series) -> Scale:

@@ -19,19 +19,24 @@ def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | N
     }
 
 
-def estimate(oof: pd.DataFrame, rule: str = "macro_f1", fpr: float = 0.05) -> dict:
+def estimate(
+    oof: pd.DataFrame, rule: str = "macro_f1", fpr: float = 0.05, nested: np.ndarray | None = None
+) -> dict:
     """Threshold and expected macro-F1 from `oof` (label, score, fold, group), plain values only.
 
     Scores are log-odds; `threshold` is `score_threshold` as a probability, found by `rule` (see
     thresholds.choose_threshold). `nested_macro_f1` and its interval are the promise: thresholds fitted
-    on the other folds, None for a single fold. Without defects no macro-F1 can be promised: these are
+    on the other folds, None for a single fold; of several experiments `nested` [N] is what was called
+    defective by all that was fitted on the other folds. `fold_macro_f1` is the same for each fold, and
+    `optimism` what the nested estimate takes off. Without defects no macro-F1 can be promised: these are
     all None, and `nested_false_rejection` is what is left. Raises UserError for scores that are not finite.
     """
     labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy(dtype=float)
     if not np.isfinite(scores).all():
         raise UserError(f"{int((~np.isfinite(scores)).sum())} out-of-fold scores are not finite: train again")
     threshold = thresholds.choose_threshold(labels, scores, rule, fpr)
-    nested = thresholds.nested_predictions(labels, scores, oof["fold"].to_numpy(), rule, fpr)
+    if nested is None:
+        nested = thresholds.nested_predictions(labels, scores, oof["fold"].to_numpy(), rule, fpr)
     predicted = (scores >= threshold).astype(int)
     return {
         "threshold": float(expit(threshold)),
@@ -40,7 +45,7 @@ def estimate(oof: pd.DataFrame, rule: str = "macro_f1", fpr: float = 0.05) -> di
         "images": len(oof),
         "defects": int(labels.sum()),
         "folds": sorted(oof["fold"].unique().tolist()),
-        **_f1_figures(labels, scores, predicted, nested, oof["group"].to_numpy()),
+        **_f1_figures(oof, predicted, nested),
         "false_acceptance": _share(predicted[labels == 1] == 0),
         "false_rejection": _share(predicted[labels == 0]),
         "nested_false_rejection": None if nested is None else _share(nested[labels == 0]),
@@ -50,20 +55,21 @@ def estimate(oof: pd.DataFrame, rule: str = "macro_f1", fpr: float = 0.05) -> di
     }
 
 
-def _f1_figures(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    predicted: np.ndarray,
-    nested: np.ndarray | None,
-    groups: np.ndarray,
-) -> dict:
-    found = dict.fromkeys(["macro_f1", "macro_f1_at_half", "nested_macro_f1", "interval_90"])
+def _f1_figures(oof: pd.DataFrame, predicted: np.ndarray, nested: np.ndarray | None) -> dict:
+    labels = oof["label"].to_numpy(dtype=int)
+    names = ["macro_f1", "macro_f1_at_half", "nested_macro_f1", "interval_90", "optimism", "fold_macro_f1"]
+    found = dict.fromkeys(names)
     if labels.any():
         found["macro_f1"] = thresholds.macro_f1(labels, predicted)
-        found["macro_f1_at_half"] = thresholds.macro_f1(labels, scores >= 0)
+        found["macro_f1_at_half"] = thresholds.macro_f1(labels, oof["score"] >= 0)
         if nested is not None:
             found["nested_macro_f1"] = thresholds.macro_f1(labels, nested)
-            found["interval_90"] = thresholds.bootstrap_interval(labels, nested, groups)
+            found["interval_90"] = thresholds.bootstrap_interval(labels, nested, oof["group"].to_numpy())
+            found["optimism"] = found["macro_f1"] - found["nested_macro_f1"]
+            folds = pd.Series(range(len(oof))).groupby(oof["fold"].to_numpy()).indices
+            found["fold_macro_f1"] = {
+                fold: thresholds.macro_f1(labels[rows], nested[rows]) for fold, rows in folds.items()
+            }
     return found
 
 

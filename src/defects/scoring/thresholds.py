@@ -32,12 +32,17 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | No
 
 
 def choose_threshold(
-    labels: np.ndarray, scores: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+    labels: np.ndarray,
+    scores: np.ndarray,
+    rule: str = "macro_f1",
+    fpr: float = 0.05,
+    share: float | None = None,
 ) -> float:
     """The threshold by `threshold.rule`: macro_f1, equal_error or expected_fpr.
 
-    Where only one class is there, no rule can weigh both: without defects it is expected_fpr, without
-    normal images everything is called defective.
+    macro_f1 is that of images weighted to a `share` of defects, by default their own; the other rules do not
+    depend on it. Where only one class is there, no rule can weigh both: without defects it is expected_fpr,
+    without normal images everything is called defective.
     """
     if not (labels == 0).any():
         return float(scores.min())
@@ -45,17 +50,22 @@ def choose_threshold(
         return fpr_threshold(scores[labels == 0], fpr)
     if rule == "equal_error":
         return equal_error(labels, scores)[0]
-    return best_threshold(labels, scores)[0]
+    return best_threshold(labels, scores, share)[0]
 
 
-def best_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+def best_threshold(labels: np.ndarray, scores: np.ndarray, share: float | None = None) -> tuple[float, float]:
     """The threshold with the highest macro-F1 on these scores, and that macro-F1.
 
+    With `share` the images are weighted so that defects have this share of the total (both classes needed).
     Every cut between distinct scores is tried, by one sort. Among equal optima the one in the widest
     gap is taken: it is the least likely to be crossed by a new score.
     """
     cuts = all_cuts(labels, scores)
-    value = _macro_f1_of_counts(cuts.defects - cuts.fn, cuts.fp, cuts.fn, cuts.normal - cuts.fp)
+    fp, fn, tp, tn = cuts.fp, cuts.fn, cuts.defects - cuts.fn, cuts.normal - cuts.fp
+    if share is not None:
+        defect, normal = share / cuts.defects, (1 - share) / cuts.normal
+        fp, fn, tp, tn = normal * fp, defect * fn, defect * tp, normal * tn
+    value = _macro_f1_of_counts(tp, fp, fn, tn)
     best = np.lexsort((-cuts.gap, -value))[0]
     return float(cuts.threshold[best]), float(value[best])
 
@@ -115,16 +125,25 @@ def bootstrap_interval(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, repeats: int = 5000
 ) -> tuple[float, float]:
     """90 % interval of macro-F1 when whole groups (photographs of one object) are drawn anew."""
-    outcome = 2 * np.asarray(labels, dtype=int) + np.asarray(predicted, dtype=int)  # tn, fp, fn, tp
+    drawn = bootstrap(labels, np.asarray(predicted)[None], groups, seed, repeats)
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def bootstrap(
+    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, repeats: int = 5000
+) -> np.ndarray:
+    """macro-F1 [repeats, K] of K predictions 0/1 [K, N] on the same draws of whole groups."""
+    outcome = 2 * np.asarray(labels, dtype=int) + predicted.astype(int)  # tn, fp, fn, tp
     _, group = np.unique(groups, return_inverse=True)
-    counts = np.zeros((group.max() + 1, 4))
-    np.add.at(counts, (group, outcome), 1)
+    counts = np.zeros((group.max() + 1, len(predicted), 4))
+    for index, each in enumerate(outcome):
+        np.add.at(counts, (group, index, each), 1)
     # Groups with equal counts are interchangeable: draw how often each kind of group occurs.
     kinds, multiplicity = np.unique(counts, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(counts), multiplicity / len(counts), repeats)
-    tn, fp, fn, tp = (draws @ kinds).T
-    low, high = np.quantile(_macro_f1_of_counts(tp, fp, fn, tn), [0.05, 0.95])
-    return float(low), float(high)
+    tn, fp, fn, tp = np.moveaxis(np.tensordot(draws, kinds, axes=1), 2, 0)
+    return _macro_f1_of_counts(tp, fp, fn, tn)
 
 
 def between(distinct: np.ndarray) -> np.ndarray:
@@ -136,6 +155,7 @@ def between(distinct: np.ndarray) -> np.ndarray:
 
 def _macro_f1_of_counts(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
     errors = fp + fn
-    f1_defect = 2 * tp / np.maximum(2 * tp + errors, 1)
-    f1_normal = 2 * tn / np.maximum(2 * tn + errors, 1)
+    smallest = np.finfo(float).tiny  # a class that neither occurs nor is predicted counts 0
+    f1_defect = 2 * tp / np.maximum(2 * tp + errors, smallest)
+    f1_normal = 2 * tn / np.maximum(2 * tn + errors, smallest)
     return (f1_defect + f1_normal) / 2

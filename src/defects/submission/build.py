@@ -9,10 +9,7 @@ from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
 from defects.errors import UserError
 from defects.files import sha256, write_csv, write_json
-from defects.scoring.blending import blend, experiment_scores
-from defects.scoring.estimate import estimate
-from defects.training.inference import load_test
-from defects.training.run import load_oof
+from defects.submission.blend import blend_experiments
 
 SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
 
@@ -20,25 +17,24 @@ SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
 def build_submission(config: Config, experiments: list[str], path: Path) -> dict:
     """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
 
-    Beside it: <name>.json (weights, threshold, estimate, sha256 of the file and of every input) and
-    <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
-    UserError for members that do not match.
+    Beside it: <name>.json (weights, threshold, estimate, sha256 of the file and of every input; see
+    submission.blend) and <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's
+    content. Raises UserError for members that do not match.
     """
-    members = members_of(config, experiments)
-    oof, scores = blend_experiments(members)
-    expected = estimate(oof, **config.threshold.model_dump())
-    ids = submission_ids(config)
+    members, ids = members_of(config, experiments), submission_ids(config)
+    found, scores = blend_experiments(config, members)
     scores = scores.reindex(ids.index)
-    answers = (scores >= expected["score_threshold"]).where(scores.notna())
+    cut = found["prior"]["thresholds"][found["prior"]["used"]]
+    answers = (scores >= cut["score_threshold"]).where(scores.notna())
     table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
     validate(table, ids.tolist(), path)
     summary = {
         "data": config.data.name,
-        "weights": {name: 1 / len(experiments) for name in experiments},
-        "threshold": expected["threshold"],
+        "weights": found["ensemble"]["methods"][found["ensemble"]["method"]]["weights"],
+        "threshold": cut["threshold"],
         "called_defective": int(table["answer"].sum()),
         "images": len(table),
-        "estimate": expected,
+        **found,
         "inputs": input_hashes(members),
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
@@ -51,15 +47,6 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
 
 def members_of(config: Config, experiments: list[str]) -> dict[str, Config]:
     return {name: config.model_copy(update={"experiment": name}) for name in experiments}
-
-
-def blend_experiments(members: dict[str, Config]) -> tuple[pd.DataFrame, pd.Series]:
-    """Blended out-of-fold table (image_id, label, fold, group, score) and test scores by image_id."""
-    oofs = {name: load_oof(member) for name, member in members.items()}
-    pairs = {name: experiment_scores(oofs[name], load_test(member)) for name, member in members.items()}
-    held, scores = (blend({name: pair[side] for name, pair in pairs.items()}) for side in (0, 1))
-    first = next(iter(oofs.values())).set_index("image_id")[["label", "fold", "group"]]
-    return first.assign(score=held).reset_index(), scores
 
 
 def submission_ids(config: Config) -> pd.Series:

@@ -38,7 +38,7 @@ class Submission:
             "file": self.path.name,
             "sha256": self.sha256,
             "experiments": " ".join(self.summary["weights"]),
-            **_promised(self.summary["estimate"]),
+            **_promised(self.summary),
             "status": "sending",
         }
 
@@ -64,13 +64,14 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
 
 
 def _promise(summary: dict) -> str:
-    promised, names = _promised(summary["estimate"]), " + ".join(summary["weights"])
+    promised, names = _promised(summary), " + ".join(summary["weights"])
     nested = promised.get("nested_macro_f1", promised.get("nested_dice"))
     return names if nested is None else f"{names}, out of fold {nested:.4f}"
 
 
-def _promised(estimate: dict) -> dict:
+def _promised(summary: dict) -> dict:
     """The ledger's columns of what the JSON promises: macro-F1 of answers, Dice of masks."""
+    estimate = summary["estimate"]
     if "tuned_nested" in estimate:
         return {"nested_dice": estimate["tuned_nested"] and estimate["tuned_nested"]["dice"]}
     low, high = estimate["interval_90"] or ("", "")
@@ -78,7 +79,7 @@ def _promised(estimate: dict) -> dict:
         "nested_macro_f1": estimate["nested_macro_f1"],
         "interval_low": low,
         "interval_high": high,
-        "threshold": estimate["threshold"],
+        "threshold": summary["threshold"],
     }
 
 

@@ -1,10 +1,15 @@
 """A submission of whatever kind the data set asks for, and what it promises, in words."""
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from defects.config import Config
 from defects.submission.build import build_submission
 from defects.submission.masks import build_mask_submission
+
+METHOD_COLUMNS = {"naive": 8, "nested": 8, "optimism": 10}  # their widths
 
 
 def build_and_print(config: Config, experiments: list[str], path: Path) -> None:
@@ -32,21 +37,43 @@ def mask_lines(summary: dict) -> list[str]:
 
 
 def answer_lines(summary: dict) -> list[str]:
-    """The promised macro-F1, the threshold, and what it does to the images."""
-    found = summary["estimate"]
+    """The methods, the promised macro-F1, the thresholds, and what they do to the images."""
+    found, prior = summary["estimate"], summary["prior"]
     (tn, fp), (fn, tp) = found["confusion_matrix"]
     called = f"{summary['called_defective']} of {summary['images']} test images"
     folds = f"({found['defects']} defective), folds {', '.join(found['folds'])}"
     lines = [
+        *_method_lines(summary["ensemble"]),
         f"out-of-fold images        {found['images']} {folds}",
         *_promise(found),
+        *_seed_lines(summary["seeds"]),
         f"threshold                 {found['threshold']:.4f}, by {found['rule']}",
         f"confusion                 {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected",
-        f"called defective          {called}",
+        *_prior_lines(prior, summary["images"]),
     ]
     if found["auroc"] is not None:
         ranked = f"{found['auroc']:.4f}, {found['average_precision']:.4f}"
-        lines.insert(-2, f"AUROC, average precision  {ranked}")
+        lines.append(f"AUROC, average precision  {ranked}")
+    return [*lines, f"called defective          {called}"]
+
+
+def _method_lines(ensemble: dict) -> list[str]:
+    """A table of the methods; none for a single experiment."""
+    rows = ensemble["methods"]
+    names = list(rows["mean"]["weights"])
+    if len(names) == 1:
+        return []
+    how = "the mean unless another is surely better" if ensemble["chosen"] else "as configured"
+    lines = [
+        f"blended                   {', '.join(names)}, by {ensemble['scale']}",
+        f"method                    {ensemble['method']}, {how}",
+        f"  {'':8}{'naive':>8}{'nested':>8}{'optimism':>10}{'over mean':>18}   weights",
+    ]
+    for method, row in rows.items():
+        figures = "".join(_figure(row[key], width) for key, width in METHOD_COLUMNS.items())
+        gain = "-" if row["gain"] is None else f"{row['gain']:+.4f} ± {row['gain_error']:.4f}"
+        weights = ", ".join(f"{weight:.2f}" for weight in row["weights"].values())
+        lines.append(f"  {method:8}{figures}{gain:>18}   {weights}")
     return lines
 
 
@@ -56,15 +83,49 @@ def _promise(found: dict) -> list[str]:
         if found["nested_false_rejection"] is not None:
             lines.append(f"normal images rejected    {found['nested_false_rejection']:.2%} (nested)")
         return lines
-    optimistic = [
-        f"macro-F1, optimistic      {found['macro_f1']:.4f}",
-        f"macro-F1 at 0.5           {found['macro_f1_at_half']:.4f}",
-    ]
+    naive, half = f"macro-F1, optimistic      {found['macro_f1']:.4f}", found["macro_f1_at_half"]
+    at_half = f"macro-F1 at 0.5           {half:.4f}"
     if found["nested_macro_f1"] is None:
         return [
             "nested macro-F1           needs two trained folds or more (src/train.py --fold all)",
-            *optimistic,
+            naive,
+            at_half,
         ]
     low, high = found["interval_90"]
-    nested = f"nested macro-F1           {found['nested_macro_f1']:.4f}"
-    return [nested, f"90 % interval             {low:.4f} - {high:.4f}", *optimistic]
+    return [
+        f"nested macro-F1           {found['nested_macro_f1']:.4f}",
+        f"90 % interval             {low:.4f} - {high:.4f}",
+        _listed("of each fold", found["fold_macro_f1"].values()),
+        f"{naive}, by {found['optimism']:.4f}",
+        at_half,
+    ]
+
+
+def _seed_lines(seeds: list[dict]) -> list[str]:
+    return [
+        _listed("of each seed", each["nested_macro_f1"].values()) + f" ({', '.join(each['nested_macro_f1'])})"
+        for each in seeds
+    ]
+
+
+def _listed(title: str, values: Iterable[float]) -> str:
+    values = list(values)
+    return f"  {title:24}{', '.join(f'{value:.4f}' for value in values)}: ± {np.std(values, ddof=1):.4f}"
+
+
+def _prior_lines(prior: dict, images: int) -> list[str]:
+    """Both thresholds, and whether the estimated share of defects is to be believed."""
+    lines = [f"share of defects          {prior['training_share']:.1%} of the out-of-fold images"]
+    if prior["estimated_share"] is None:
+        return [*lines, f"  of the test images      not estimated: {prior['doubt']}"]
+    believed = "by EM" if prior["doubt"] is None else f"by EM, not to be trusted: {prior['doubt']}"
+    lines.append(f"  of the test images      {prior['estimated_share']:.1%} {believed}")
+    for name, cut in prior["thresholds"].items():
+        used = " (used)" if name == prior["used"] else ""
+        called = f"calls {cut['called_defective']} of {images} test images defective{used}"
+        lines.append(f"  best for {cut['share']:<14.1%} threshold {cut['threshold']:.4f} {called}")
+    return lines
+
+
+def _figure(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{value:.4f}':>{width}}"

@@ -1,0 +1,237 @@
+"""src/ensemble.py on run folders with known scores: JSON, printout, evaluation, bad input."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from runs import write_runs
+from scipy.special import expit
+
+from defects.config import load_config
+from defects.data.prepare import load_images
+from defects.files import write_csv, write_json
+from defects.scoring.blending import experiment_scores
+from defects.scoring.estimate import estimate
+from defects.training.inference import TEST_COLUMNS, _stamp, load_test
+from defects.training.run import load_oof, run_folder
+
+TESTS = 30  # images, every third defective
+
+
+@pytest.fixture
+def config(make_dataset, make_config):
+    return make_config(make_dataset(defects=16, normals=60, tests=TESTS), "split.duplicates.enabled=false")
+
+
+def write_member(config, name, folds="01", seed=0, **train):
+    """An experiment whose folds are trained and whose test images are scored; defects 2 above normal ones."""
+    train = config.train.model_copy(update=train)
+    run = config.model_copy(update={"experiment": name, "train": train})
+    write_runs(run, folds, maps=False, seed=seed)
+    rng = np.random.default_rng(seed + 100)
+    ids = load_images(config).query("split == 'test'")["image_id"]
+    defective = ids.str.extract(r"(\d+)")[0].astype(int).to_numpy() % 3 == 0
+    tables = []
+    for fold in folds:
+        scores = rng.normal(size=len(ids)) + 2 * defective
+        table = pd.DataFrame({"image_id": ids.to_numpy(), "target": "defect", "fold": fold, "score": scores})
+        tables.append(table.assign(probability=expit(scores))[TEST_COLUMNS])
+        folder = run_folder(run, fold)
+        write_csv(folder / "test.csv", tables[-1])
+        write_json(folder / "test.json", _stamp(run, fold))
+    write_csv(run.experiment_dir / "test.csv", pd.concat(tables))
+    return run
+
+
+def options(config, *names):
+    shared = ["--config", config.output.parent / "tiny.yaml", "--set", "split.duplicates.enabled=false"]
+    return [*shared, "--experiments", *names] if names else shared
+
+
+def blend(run_script, config, *names, settings=()):
+    """The JSON beside the submission, and what was printed."""
+    more = [part for each in settings for part in ("--set", each)]
+    outcome = run_script("ensemble.py", *options(config, *names), *more)
+    assert outcome.code == 0, outcome.stderr
+    file = config.submissions / "sample_submission.json"
+    return json.loads(file.read_text(encoding="utf-8")), outcome.stdout
+
+
+def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
+    run = write_member(config, "tiny")
+    summary, printed = blend(run_script, config, "tiny")
+    oof, test = load_oof(run), load_test(run)
+    held, new = experiment_scores(oof, test)
+    alone = estimate(oof.assign(score=held.to_numpy()))
+    assert summary["estimate"] == json.loads(json.dumps(alone))
+    assert summary["threshold"] == alone["threshold"] and summary["weights"] == {"tiny": 1.0}
+    written = pd.read_csv(config.submissions / "sample_submission.scores.csv", index_col="image_id")
+    assert written["score"].to_dict() == pytest.approx(new.to_dict())
+    answers = pd.read_csv(config.submissions / "sample_submission.csv", index_col="ImageId")["answer"]
+    assert (answers == (new >= alone["score_threshold"]).astype(int).reindex(answers.index)).all()
+    assert "blended" not in printed and "of each fold" in printed
+
+
+def test_several_are_joined_and_every_method_is_told_with_its_nested_estimate(config, run_script):
+    for seed, name in enumerate(["one", "other"]):
+        write_member(config, name, seed=seed, lr=1e-3 / (seed + 1))
+    table = pd.read_csv(config.experiment_dir.parent / "other" / "test.csv")
+    write_csv(config.experiment_dir.parent / "other" / "test.csv", table.sample(frac=1, random_state=0))
+    summary, printed = blend(run_script, config, "one", "other")
+    methods, found = summary["ensemble"]["methods"], summary["estimate"]
+    assert list(methods) == ["mean", "hill", "stack"] and summary["ensemble"]["scale"] == "calibration"
+    for row in methods.values():
+        assert row["optimism"] == pytest.approx(row["naive"] - row["nested"])
+        assert sum(row["weights"].values()) == pytest.approx(1)
+    assert summary["weights"] == methods[summary["ensemble"]["method"]]["weights"]
+    low, high = found["interval_90"]
+    assert low <= found["nested_macro_f1"] <= high and set(found["fold_macro_f1"]) == {"0", "1"}
+    assert found["macro_f1"] == pytest.approx(methods[summary["ensemble"]["method"]]["naive"])
+    for text in ("blended                   one, other", "optimism", "stack", "share of defects"):
+        assert text in printed
+    before = (config.submissions / "sample_submission.csv").read_bytes()
+    blend(run_script, config, "one", "other")
+    assert (config.submissions / "sample_submission.csv").read_bytes() == before
+
+
+def test_seeds_among_the_members_and_beside_them_are_told_with_their_spread(config, run_script):
+    write_member(config, "run", seed=0)
+    write_member(config, "slower", seed=2, lr=1e-4)
+    train = config.train.model_copy(update={"seed": 1})
+    write_runs(config.model_copy(update={"experiment": "run_1", "train": train}), seed=1)
+    summary, printed = blend(run_script, config, "run", "slower", settings=["ensemble.method=mean"])
+    (seeds,) = summary["seeds"]
+    assert set(seeds["nested_macro_f1"]) == {"run", "run_1"}
+    assert seeds["spread"] == pytest.approx(np.std(list(seeds["nested_macro_f1"].values()), ddof=1))
+    assert "of each seed" in printed and "(run, run_1)" in printed
+    (config.experiment_dir.parent / "run_1" / "fold0" / "config.yaml").write_text("nothing: [")
+    assert blend(run_script, config, "run")[0]["seeds"] == []  # one that only stands beside does not matter
+
+
+@pytest.mark.parametrize("prior", ["train", "estimated"])
+def test_both_thresholds_are_told_and_the_configured_one_is_used(config, run_script, prior):
+    write_member(config, "tiny")
+    summary, printed = blend(run_script, config, settings=[f"threshold.prior={prior}"])
+    cuts = summary["prior"]["thresholds"]
+    assert summary["prior"]["used"] == prior and summary["prior"]["doubt"] is None
+    assert cuts["estimated"]["share"] > cuts["train"]["share"]
+    assert summary["threshold"] == cuts[prior]["threshold"]
+    assert summary["called_defective"] == cuts[prior]["called_defective"]
+    assert cuts["train"]["nested_macro_f1"] == pytest.approx(summary["estimate"]["nested_macro_f1"])
+    assert printed.count("(used)") == 1 and "by EM" in printed
+    key = config.output.parent / "key.csv"
+    rows = "".join(f"test_{index}.png,{int(index % 3 == 0)}\n" for index in range(TESTS))
+    key.write_text("ImageId,answer\n" + rows)
+    outcome = run_script("evaluate.py", *options(config), "--set", f"data.answers={key}")
+    assert outcome.code == 0, outcome.stderr
+    lines = dict(line.rsplit(maxsplit=1) for line in outcome.stdout.splitlines() if "threshold for" in line)
+    assert len(lines) == 2
+    submitted = next(line for line in outcome.stdout.splitlines() if line.startswith("hidden-test macro-F1"))
+    name = {"train": "training", "estimated": "estimated"}[prior]
+    (value,) = [value for line, value in lines.items() if f"the {name} share" in line]
+    assert submitted.split()[-1] == value
+
+
+def test_weights_by_hand_name_the_members_themselves(config, run_script):
+    for seed, name in enumerate(["one", "other"]):
+        write_member(config, name, seed=seed)
+    summary, printed = blend(run_script, config, settings=["ensemble.weights={one: 3, other: 1}"])
+    assert summary["weights"] == {"one": 0.75, "other": 0.25} and "given, as configured" in printed
+
+
+def test_without_defects_members_are_blended_by_rank_and_nothing_is_promised(
+    make_dataset, config_file, run_script
+):
+    folders = {"normal": "train/normal_images", "abnormal": None, "test": "test/images"}
+    path = config_file(
+        make_dataset(normals=40, tests=TESTS),
+        data={"source": "folders", "folders": folders, "sample_submission": None},
+        split={"duplicates": {"enabled": False}},
+    )
+    config = load_config(path)
+    for seed, name in enumerate(["one", "other"]):
+        write_member(config, name, seed=seed)
+    summary, printed = blend(run_script, config, "one", "other", settings=["threshold.prior=estimated"])
+    assert summary["ensemble"]["scale"] == "rank" and list(summary["ensemble"]["methods"]) == ["mean"]
+    assert summary["estimate"]["rule"] == "expected_fpr" and summary["prior"]["used"] == "train"
+    assert summary["estimate"]["false_rejection"] == pytest.approx(0.05)
+    assert "cannot be promised: no defects" in printed and "not estimated" in printed
+
+
+def edit(path, change):
+    table = pd.read_csv(path)
+    change(table)
+    write_csv(path, table)
+
+
+def of(column, value, rows=slice(None)):
+    """A change of a table: `value` in these rows of `column`."""
+
+    def change(table):
+        table[column] = table[column].astype(object)
+        table.loc[rows, column] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "messages"),
+    [
+        ("fold*/oof.csv", of("probability", 0.5), ["other: all out-of-fold scores are the same"]),
+        ("fold*/oof.csv", of("probability", np.nan, slice(3)), ["other: 8 out-of-fold probabilities"]),
+        ("test.csv", of("probability", np.inf, slice(1)), ["other: 2 test probabilities", "infer.py"]),
+        (
+            "fold1/oof.csv",
+            of("label", 0, slice(0, 0)),
+            ["one and other disagree on fold or label of 1 images"],
+        ),
+        (
+            "fold1/oof.csv",
+            of("image_id", "elsewhere.png", slice(0, 0)),
+            ["other: its out-of-fold images", "2 differ"],
+        ),
+    ],
+)
+def test_members_that_nothing_can_be_made_of(config, fails_with_one_line, file, change, messages):
+    for seed, name in enumerate(["one", "other"]):
+        write_member(config, name, seed=seed)
+    for path in (config.experiment_dir.parent / "other").glob(file):
+        edit(path, change)
+    message = fails_with_one_line("ensemble.py", *options(config, "one", "other"))
+    assert all(text in message for text in messages), message
+    assert not config.submissions.exists()
+
+
+def test_members_of_other_folds_or_other_data_are_named(config, fails_with_one_line):
+    write_member(config, "one")
+    write_member(config, "other", folds="0", seed=1)
+    message = fails_with_one_line("ensemble.py", *options(config, "one", "other"))
+    assert "one and other scored different images" in message
+    kept = config.experiment_dir.parent / "other" / "fold0" / "config.yaml"
+    values = yaml.safe_load(kept.read_text())
+    kept.write_text(yaml.safe_dump(values | {"data": values["data"] | {"name": "elsewhere"}}))
+    message = fails_with_one_line("ensemble.py", *options(config, "one", "other"))
+    assert "other was trained on elsewhere, not on tiny_data: leave it out" in message
+
+
+def test_a_fold_of_one_class_is_named(config, fails_with_one_line):
+    run = write_member(config, "tiny")
+    edit(run.experiment_dir / "fold0" / "oof.csv", of("label", 0))
+    assert "fold 0 of tiny holds no defective image" in fails_with_one_line("ensemble.py", *options(config))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("{one: 0, other: 0}", "sum to zero"),
+        ("{one: -1, other: 1}", "ensemble.weights.one"),
+        ("{one: 1, third: 1}", "ensemble.weights names one, third, but one, other are blended"),
+    ],
+)
+def test_weights_that_cannot_be_meant(config, fails_with_one_line, weights, message):
+    for seed, name in enumerate(["one", "other"]):
+        write_member(config, name, seed=seed)
+    setting = ["--set", f"ensemble.weights={weights}"]
+    assert message in fails_with_one_line("ensemble.py", *options(config, "one", "other"), *setting)
