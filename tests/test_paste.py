@@ -126,7 +126,7 @@ def test_decoys_are_as_frequent_as_defects(build, probability):
 def test_decoys_are_pieces_of_other_normal_images(build, table, monkeypatch):
     dataset, read = build(), []
     original = paste.read_image
-    monkeypatch.setattr(paste, "read_image", lambda path, size: read.append(path) or original(path, size))
+    monkeypatch.setattr(paste, "read_image", lambda path, *how: read.append(path) or original(path, *how))
     for epoch, row in normal_items():
         read.clear()
         pasted = dataset.paste(epoch, row, np.full((SIDE, SIDE, 3), 128, np.uint8))

@@ -7,6 +7,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_s
 
 from defects.errors import UserError
 from defects.scoring import thresholds
+from defects.scoring.interval import interval
 
 
 def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> dict:
@@ -64,7 +65,7 @@ def _f1_figures(oof: pd.DataFrame, predicted: np.ndarray, nested: np.ndarray | N
         found["macro_f1_at_half"] = thresholds.macro_f1(labels, oof["score"] >= 0)
         if nested is not None:
             found["nested_macro_f1"] = thresholds.macro_f1(labels, nested)
-            found["interval_90"] = thresholds.bootstrap_interval(labels, nested, oof["group"].to_numpy())
+            found["interval_90"] = interval(labels, nested, oof["group"].to_numpy())
             found["optimism"] = found["macro_f1"] - found["nested_macro_f1"]
             folds = pd.Series(range(len(oof))).groupby(oof["fold"].to_numpy()).indices
             found["fold_macro_f1"] = {

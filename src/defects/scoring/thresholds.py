@@ -1,4 +1,4 @@
-"""Decision thresholds by three rules, the nested estimate of a rule, and a bootstrap interval.
+"""Decision thresholds by three rules, the nested estimate of a rule, and bootstrap draws.
 
 An image is called defective when its score reaches the threshold (score >= threshold).
 """
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import f1_score
+
+TINY = 1e-12  # in place of a denominator of 0
 
 
 class Cuts(NamedTuple):
@@ -65,7 +67,7 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, share: float | None =
     if share is not None:
         defect, normal = share / cuts.defects, (1 - share) / cuts.normal
         fp, fn, tp, tn = normal * fp, defect * fn, defect * tp, normal * tn
-    value = _macro_f1_of_counts(tp, fp, fn, tn)
+    value = macro_f1_of_counts(tp, fp, fn, tn)
     best = np.lexsort((-cuts.gap, -value))[0]
     return float(cuts.threshold[best]), float(value[best])
 
@@ -121,15 +123,6 @@ def nested_predictions(
     return predicted
 
 
-def bootstrap_interval(
-    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, repeats: int = 5000
-) -> tuple[float, float]:
-    """90 % interval of macro-F1 when whole groups (photographs of one object) are drawn anew."""
-    drawn = bootstrap(labels, np.asarray(predicted)[None], groups, seed, repeats)
-    low, high = np.quantile(drawn, [0.05, 0.95])
-    return float(low), float(high)
-
-
 def bootstrap(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, repeats: int = 5000
 ) -> np.ndarray:
@@ -143,7 +136,7 @@ def bootstrap(
     kinds, multiplicity = np.unique(counts, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(counts), multiplicity / len(counts), repeats)
     tn, fp, fn, tp = np.moveaxis(np.tensordot(draws, kinds, axes=1), 2, 0)
-    return _macro_f1_of_counts(tp, fp, fn, tn)
+    return macro_f1_of_counts(tp, fp, fn, tn)
 
 
 def between(distinct: np.ndarray) -> np.ndarray:
@@ -153,7 +146,7 @@ def between(distinct: np.ndarray) -> np.ndarray:
     return np.where(middle > distinct[:-1], middle, distinct[1:])
 
 
-def _macro_f1_of_counts(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+def macro_f1_of_counts(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
     errors = fp + fn
     smallest = np.finfo(float).tiny  # a class that neither occurs nor is predicted counts 0
     f1_defect = 2 * tp / np.maximum(2 * tp + errors, smallest)

@@ -1,0 +1,149 @@
+"""Is the promise kept? The training images drawn anew many times, from all labelled images.
+
+Each redraw takes whole groups of siblings, up to as many defects and normal images as the training set has,
+cuts folds, and scores the rest as test images: once by the estimate that `src/ensemble.py` prints, and once
+by the answers, at the training share of defects. The member is cheap enough for that: logistic regression on
+pooled features of the config's backbone. The answer key is read; nothing is chosen by it.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from defects import cli  # noqa: E402
+from defects.config import Config  # noqa: E402
+from defects.data.datasets import DeviceBatches  # noqa: E402
+from defects.data.duplicates import group_ids  # noqa: E402
+from defects.data.folds import assign_folds  # noqa: E402
+from defects.data.prepare import load_images  # noqa: E402
+from defects.data.split import find_duplicates  # noqa: E402
+from defects.files import write_csv  # noqa: E402
+from defects.models.parts.backbone import Features  # noqa: E402
+from defects.scoring.answers import load_answers  # noqa: E402
+from defects.scoring.blending import experiment_scores  # noqa: E402
+from defects.scoring.estimate import estimate  # noqa: E402
+from defects.scoring.outcome import outcome  # noqa: E402
+
+LAYERS = ["blocks.2", "blocks.3", "blocks.4"]
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--redraws", type=int, default=40)
+    parser.add_argument("--layers", nargs="+", default=LAYERS)
+    arguments = parser.parse_args()
+    config = cli.config_from(arguments)
+    images = labelled_images(config)
+    share = float(images.loc[images["split"] == "train", "label"].mean())
+    described = describe(config, images, arguments.layers)
+    redraws = tqdm(range(arguments.redraws), "redraws", disable=None)
+    table = pd.DataFrame([redraw(config, images, described, share, seed) for seed in redraws])
+    write_csv(config.dataset_dir / "promise.csv", table)
+    print(table.round(3).to_string(index=False))
+    report(table)
+
+
+def labelled_images(config: Config) -> pd.DataFrame:
+    """images.csv with the answers filled in, and the groups of siblings over all images."""
+    images = load_images(config).reset_index(drop=True)
+    answers = load_answers(config).set_index("image_id")["label"]
+    label = images["label"].astype(float).fillna(images["image_id"].map(answers))
+    images = images.assign(label=label).dropna(subset="label").reset_index(drop=True)
+    groups = group_ids(len(images), find_duplicates(config, images))
+    return images.assign(label=images["label"].astype(int), group=groups)
+
+
+@torch.inference_mode()
+def describe(config: Config, images: pd.DataFrame, layers: list[str]) -> np.ndarray:
+    """float32 [N, D]: mean, deviation and maximum of every channel of the layers."""
+    features = Features(config.model.backbone, layers, config.data.image_size)
+    batches = tqdm(DeviceBatches(config, images, torch.device("cpu")), "features", disable=None)
+    return np.concatenate([_pooled(features(batch["image"])) for batch in batches])
+
+
+def _pooled(maps: list[torch.Tensor]) -> np.ndarray:
+    flat = [each.flatten(2) for each in maps]
+    parts = [torch.cat([each.mean(2), each.std(2), each.amax(2)], 1) for each in flat]
+    return torch.cat(parts, 1).numpy()
+
+
+def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: float, seed: int) -> dict:
+    """Promise and delivery of one redraw."""
+    chosen = draw(images, seed)
+    train, test = images[chosen], images[~chosen]
+    folds = config.split.folds
+    targets = np.column_stack([train["label"], 1 - train["label"]])
+    fold = assign_folds(train["group"].to_numpy(), targets, folds, seed)
+    held, new = [], []
+    for name in range(folds):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        model.fit(described[chosen][fold != name], train["label"][fold != name])
+        held.append(_scored(model, train[fold == name], described[chosen][fold == name], name))
+        new.append(_scored(model, test, described[~chosen], name))
+    held, new = pd.concat(held, ignore_index=True), pd.concat(new, ignore_index=True)
+    oof, scores = experiment_scores(held, new)
+    known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
+    promised = estimate(known.assign(score=oof).reset_index(), **config.threshold.model_dump())
+    answers = test.set_index("image_id")[["label"]].assign(score=scores)
+    answers["answer"] = (scores >= promised["score_threshold"]).astype(int)
+    return _row(seed, promised, outcome(answers, share))
+
+
+def draw(images: pd.DataFrame, seed: int) -> np.ndarray:
+    """bool [N]: whole groups at random, as long as they fit into the training set's counts."""
+    wanted = images.loc[images["split"] == "train", "label"].value_counts()
+    sizes = images.groupby("group")["label"].agg(defects="sum", images="size")
+    room = np.array([wanted[1], wanted[0]])
+    taken = []
+    for group in np.random.default_rng(seed).permutation(sizes.index):
+        defects, count = sizes.loc[group]
+        need = np.array([defects, count - defects])
+        if (need <= room).all():
+            room -= need
+            taken.append(group)
+    return images["group"].isin(taken).to_numpy()
+
+
+def _scored(model, rows: pd.DataFrame, described: np.ndarray, fold: int) -> pd.DataFrame:
+    probability = model.predict_proba(described)[:, 1]
+    return pd.DataFrame({"image_id": rows["image_id"], "fold": str(fold), "probability": probability})
+
+
+def _row(seed: int, promised: dict, delivered: dict) -> dict:
+    low, high = promised["interval_90"]
+    value = delivered["macro_f1_at_training_share"]
+    return {
+        "seed": seed,
+        "defects": promised["defects"],
+        "naive": promised["macro_f1"],
+        "promised": promised["nested_macro_f1"],
+        "low": low,
+        "high": high,
+        "delivered": value,
+        "holds": low <= value <= high,
+        "oof_auroc": promised["auroc"],
+        "test_auroc": delivered["auroc"],
+    }
+
+
+def report(table: pd.DataFrame) -> None:
+    gap = table["promised"] - table["delivered"]
+    error = gap.std() / np.sqrt(len(gap))
+    print(f"promised - delivered      {gap.mean():+.4f} (standard error {error:.4f}; spread {gap.std():.4f})")
+    print(f"naive - delivered         {(table['naive'] - table['delivered']).mean():+.4f}")
+    print(f"90 % interval holds       {table['holds'].mean():.0%} of {len(table)} redraws")
+    print(f"width of the interval     {(table['high'] - table['low']).mean():.4f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
