@@ -17,6 +17,7 @@ from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_csv, read_json
+from defects.report.masks import held_dice
 from defects.report.results import all_fold_figures, fold_figures
 from defects.scoring.answers import load_answers
 from defects.scoring.blending import align_held, experiment_scores
@@ -73,15 +74,27 @@ def measure(studies: list[Study], test: bool = False) -> pd.DataFrame:
 
 def measure_one(run: Config, test: bool) -> Iterator[Value]:
     """All figures of an experiment: of each fold, and of the folds together."""
-    oof = _out_of_fold(run)
+    rows = _rows(run)
+    oof = _out_of_fold(run, rows)
     for fold, figures in all_fold_figures(run, oof).iterrows():
         yield from ((fold, name, figures[name]) for name in ACCURACY + COSTS)
+    yield from _measure_masks(run, rows)
     expected = estimate(oof, **run.threshold.model_dump())
-    yield POOLED, "macro_f1", expected["nested_macro_f1"]
-    for name, value in zip(("macro_f1_low", "macro_f1_high"), expected["interval_90"] or (), strict=False):
-        yield POOLED, name, value
+    if expected["defects"] < expected["images"]:  # or there is no macro-F1
+        promised = [expected["nested_macro_f1"], *(expected["interval_90"] or ())]
+        names = ("macro_f1", "macro_f1_low", "macro_f1_high")
+        yield from ((POOLED, name, value) for name, value in zip(names, promised, strict=False))
     if test:
         yield from _measure_test(run, oof, expected)
+
+
+def _measure_masks(run: Config, rows: pd.DataFrame) -> Iterator[Value]:
+    """Dice of each fold by the untuned rule, over all pairs of image and class and over those not empty."""
+    dice = held_dice(run, rows)
+    if dice is not None:
+        for fold, part in dice.groupby("fold"):
+            yield fold, "dice", part["dice"].mean()
+            yield fold, "dice_non_empty", part.loc[~part["empty"], "dice"].mean()
 
 
 def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Value]:
@@ -103,14 +116,18 @@ def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Va
     yield from ((POOLED, f"test_{name}", figures[name]) for name in OUTCOME)
 
 
-def _out_of_fold(run: Config) -> pd.DataFrame:
-    """As results.out_of_fold, but whatever seed the folds were cut with.
+def _rows(run: Config) -> pd.DataFrame:
+    """OOF_COLUMNS of all finished folds."""
+    files = [run_folder(run, fold) / "oof.csv" for fold in trained_folds(run)]
+    return pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
+
+
+def _out_of_fold(run: Config, rows: pd.DataFrame) -> pd.DataFrame:
+    """As results.out_of_fold, but of `rows`, whatever seed the folds were cut with.
 
     Raises UserError when its images or labels are not those of the present images.csv.
     """
-    files = [run_folder(run, fold) / "oof.csv" for fold in trained_folds(run)]
-    oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
-    oof = oof[oof["target"] == DEFECT].reset_index(drop=True)
+    oof = rows[rows["target"] == DEFECT].reset_index(drop=True)
     groups = read_csv(run.dataset_dir / "folds.csv", ["image_id", "group"], "src/split.py")
     images = load_images(run).rename(columns={"label": "known"})
     joined = oof.merge(groups[["image_id", "group"]], on="image_id", how="left")
