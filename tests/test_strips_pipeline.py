@@ -114,6 +114,8 @@ def test_the_estimate_says_what_was_tuned(trained):
     assert submission(trained).read_bytes() == submission(trained, f".{summary['chosen']}.csv").read_bytes()
     assert list(summary["rules"]) == CLASSES and summary["weights"] == {"marker": 0.5, "seer": 0.5}
     assert summary["sha256"] == sha256(submission(trained)) and summary["images"] == 10
+    each = {name: sha256(submission(trained, f".{name}.csv")) for name in ("tuned", "untuned")}
+    assert summary["files"] == each
     names = {name.rsplit("/", 2)[-2] + "/" + name.rsplit("/", 1)[-1] for name in summary["inputs"]}
     assert {"marker/test.csv", "seer/test.csv", "fold1/oof_maps.npz", "fold0/test_maps.npz"} <= names
 
@@ -233,18 +235,38 @@ def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
     assert "is valid: 10 images" in outcome.stdout
 
 
-def test_masks_are_sent_once_and_noted_with_the_promised_dice(own, kaggle_server, run_script, monkeypatch):
+PROMISES = {"tuned": "tuned_nested", "untuned": "untuned"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tuned.csv", ".untuned.csv"])
+def test_masks_are_sent_once_and_noted_with_the_promised_dice(
+    own, kaggle_server, run_script, monkeypatch, suffix
+):
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
+    summary, file = json.loads(submission(own, ".json").read_text()), submission(own, suffix)
+    for number, name in enumerate(PROMISES.values()):
+        summary["estimate"][name]["dice"] = 0.5 + 0.25 * number  # or they might be equal
+    submission(own, ".json").write_text(json.dumps(summary))
     command = ("submit.py", "--config", own, "--set", "data.kaggle.competition=steel")
     for _ in range(2):
-        outcome = run_script(*command)
+        outcome = run_script(*command, *(["--submission", file] if suffix != ".csv" else []))
         assert outcome.code == 0, outcome.stderr
-    assert list(kaggle_server.uploads.values()) == [submission(own).read_bytes()]
-    promised = json.loads(submission(own, ".json").read_text())["estimate"]["tuned_nested"]["dice"]
+    assert list(kaggle_server.uploads.values()) == [file.read_bytes()]
+    rules = suffix.split(".")[1] if suffix != ".csv" else summary["chosen"]
+    promised = summary["estimate"][PROMISES[rules]]["dice"]
     (row,) = pd.read_csv(own.parent / "submissions" / "ledger.csv").to_dict("records")
     assert row["nested_dice"] == promised and pd.isna(row["nested_macro_f1"])
-    description = f"[{sha256(submission(own))[:12]}] marker + seer, out of fold {promised:.4f}"
+    assert (row["file"], row["sha256"]) == (file.name, sha256(file))
+    description = f"[{sha256(file)[:12]}] marker + seer, out of fold {promised:.4f}"
     assert kaggle_server.submissions[0]["description"] == description
+
+
+def test_masks_by_other_rules_than_the_json_knows_are_not_sent(own, kaggle_server, fails_with_one_line):
+    file, options = submission(own, ".untuned.csv"), ("--set", "data.kaggle.competition=steel")
+    file.write_text(re.sub(r"_4,.*", "_4,1 77", file.read_text(), count=1))
+    message = fails_with_one_line("submit.py", "--config", own, "--submission", file, *options)
+    assert "sample_submission.json does not belong to sample_submission.untuned.csv" in message
+    assert not kaggle_server.requests
 
 
 def swapped(text):
@@ -277,6 +299,15 @@ def test_the_notebook_makes_masks_of_the_hidden_strips(own, tmp_path, run_script
     setting = f"data.kaggle={json.dumps(kaggle)}"
     outcome = run_script("submit.py", "--config", own, "--set", setting, "--dry-run")
     assert outcome.code == 0, outcome.stderr
+    chosen = json.loads(submission(own, ".json").read_text())["chosen"]
+    for rules in ("tuned", "untuned"):
+        options = ("--submission", submission(own, f".{rules}.csv"), "--set", setting, "--dry-run")
+        assert run_script("submit.py", "--config", own, *options).code == 0
+        folder = submission(own, "").with_name(f"sample_submission.{rules}_bundle")
+        made = (folder / "kernel" / "notebook.ipynb").read_text()
+        assert f"WRITTEN = 'sample_submission.{rules}.csv'" in made
+        whole = submission(own, "").with_name("sample_submission_bundle") / "kernel" / "notebook.ipynb"
+        assert (made == whole.read_text()) == (rules == chosen)
     place = tmp_path / "kaggle"
     (place / "working").mkdir(parents=True)
     (place / "input").mkdir()

@@ -13,13 +13,14 @@ from defects.config import Config, known_detectors, validate, with_detector
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_json
+from defects.report.masks import held_dice
 from defects.report.results import all_fold_figures, fold_figures
 from defects.scoring.answers import load_answers
 from defects.scoring.blending import experiment_scores
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome
 from defects.scoring.pixels import Maps
-from defects.training.experiments import aligned_oof, run_config, without_seeds
+from defects.training.experiments import aligned_oof, oof_rows, run_config, without_seeds
 from defects.training.inference import load_test
 from defects.training.run import TEST_MAPS, run_folder, trained_folds
 
@@ -73,12 +74,23 @@ def measure_one(run: Config, test: bool) -> Iterator[Value]:
     oof = aligned_oof(run)
     for fold, figures in all_fold_figures(run, oof).iterrows():
         yield from ((fold, name, figures[name]) for name in ACCURACY + COSTS)
+    yield from _measure_masks(run)
     expected = estimate(oof, run.threshold.rule, run.threshold.fpr)
-    yield POOLED, "macro_f1", expected["nested_macro_f1"]
-    for name, value in zip(("macro_f1_low", "macro_f1_high"), expected["interval_90"] or (), strict=False):
-        yield POOLED, name, value
+    if expected["defects"] < expected["images"]:  # or there is no macro-F1
+        promised = [expected["nested_macro_f1"], *(expected["interval_90"] or ())]
+        names = ("macro_f1", "macro_f1_low", "macro_f1_high")
+        yield from ((POOLED, name, value) for name, value in zip(names, promised, strict=False))
     if test:
         yield from _measure_test(run, oof, expected)
+
+
+def _measure_masks(run: Config) -> Iterator[Value]:
+    """Dice of each fold by the untuned rule, over all pairs of image and class and over those not empty."""
+    dice = held_dice(run, oof_rows(run))
+    if dice is not None:
+        for fold, part in dice.groupby("fold"):
+            yield fold, "dice", part["dice"].mean()
+            yield fold, "dice_non_empty", part.loc[~part["empty"], "dice"].mean()
 
 
 def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Value]:

@@ -16,6 +16,8 @@ FORMATS = {
     "auroc": ("AUROC", ".3f"),
     "average_precision": ("AP", ".3f"),
     "macro_f1": ("macro-F1, nested", ".3f"),
+    "dice": ("Dice", ".3f"),
+    "dice_non_empty": ("Dice, not empty", ".3f"),
     "pixel_auroc": ("pixel AUROC", ".3f"),
     "aupro": ("AUPRO", ".3f"),
     "test_auroc": ("test AUROC", ".3f"),
@@ -32,10 +34,13 @@ FORMATS = {
 }
 NOTE = (
     "Mean ± standard deviation over folds, and over seeds where there are several. macro-F1 is that of all "
-    "folds together, each decided by the threshold of the others, with its 90 % interval. Test figures are "
+    "folds together, each decided by the threshold of the others, with its 90 % interval. Dice is that of "
+    "out-of-fold masks by the untuned rule, over all pairs of image and class (empty against empty is 1) and "
+    "over those that are not empty. Test figures are "
     "those of the folds' models averaged; those of one model and of pixels are of each model alone. images/s "
     "include reading from the disk and averaging over turned copies."
 )
+NO_AUROC = "No fold holds both normal images and defects: there is no AUROC."
 KEYS = ["experiment", "category"]
 ABOUT = ["detector", "setting", "device"]
 MEAN = "mean"  # of the categories
@@ -47,11 +52,12 @@ def write_comparison(values: pd.DataFrame, name: str, folder: Path) -> tuple[lis
     summary = summarise(values)
     table = text_table(summary)
     picture = png(partial(draw_comparison, values, summary))
-    text = markdown(table)
+    note = "" if "auroc" in summary else NO_AUROC
+    text = markdown(table) + (f"\n{note}\n" if note else "")
     paths = {suffix: folder / f"compare.{suffix}" for suffix in ("md", "csv", "html", "png")}
     write_bytes(paths["md"], text.encode())
     write_csv(paths["csv"], summary)
-    write_bytes(paths["html"], build_page(name, table, picture).encode())
+    write_bytes(paths["html"], build_page(name, table, picture, note).encode())
     write_bytes(paths["png"], picture)
     return list(paths.values()), text
 
@@ -113,25 +119,30 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def build_page(name: str, table: pd.DataFrame, picture: bytes) -> str:
+def build_page(name: str, table: pd.DataFrame, picture: bytes, note: str) -> str:
     parts = [
         page.section("Table", NOTE, page.table(table)),
-        page.section("Figure", "", page.picture(picture, "AUROC and images per second")),
+        page.section("Figure", note, page.picture(picture, "AUROC and images per second")),
     ]
     return page.page(f"Comparison on {name}", f"{table.index.nunique()} experiments", parts)
 
 
 def draw_comparison(values: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """AUROC of each experiment, a dot for every model (or category) around the mean; images per second."""
+    """AUROC of each experiment, a dot for every model (or category) around the mean; images per second.
+
+    Without any AUROC only the latter.
+    """
     means = summary["category"] == MEAN
     rows = (summary[means] if means.any() else summary).iloc[::-1].reset_index(drop=True)
     timed = "score_images_per_second" in rows and rows["score_images_per_second"].notna().any()
+    ranked = any(name in rows for name in SERIES)
     figure = Figure(figsize=(13, 1.6 + 0.5 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    _draw_auroc(panels[0], values, rows)
+    panels = figure.subplots(1, 1 + bool(ranked and timed), sharey=True, squeeze=False)[0]
     panels[0].set_yticks(range(len(rows)), rows["experiment"])
+    if ranked:
+        _draw_auroc(panels[0], values, rows)
     if timed:
-        _draw_speed(panels[1], rows["score_images_per_second"])
+        _draw_speed(panels[-1], rows["score_images_per_second"])
     return figure
 
 

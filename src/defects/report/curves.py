@@ -21,6 +21,7 @@ METRICS = {  # of an epoch; everything else is a loss
     "macro_f1": "macro-F1 at 0.5",
     "macro_f1_best": "macro-F1 at the best threshold",
     "auroc": "AUROC",
+    "dice": "Dice at 0.5, all pairs",
 }
 
 

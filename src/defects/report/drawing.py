@@ -59,10 +59,15 @@ def image_tile(root: Path, row: dict[str, Any], side: int = TILE, marked: bool =
     tile = np.ascontiguousarray(resize(image, size))
     mask = read_masks(row, root, []) if marked else None
     if mask is not None:
-        mask = resize_mask(mask[..., 0], size).astype(np.uint8)
-        around = cv2.dilate(mask, np.ones((7, 7), np.uint8))  # or the line would cover a thin crack
-        outline(tile, around, CONTOUR)
+        outline_around(tile, mask[..., 0], CONTOUR)
     return tile
+
+
+def outline_around(tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], gap: int = 3) -> None:
+    """Draw a line `gap` pixels around what `mask` [H, W], of any size, marks into `tile` [h, w, 3]."""
+    mask, side = resize_mask(mask, tile.shape[:2]).astype(np.uint8), 2 * gap + 1
+    around = cv2.dilate(mask, np.ones((side, side), np.uint8))  # or the line would cover a thin crack
+    outline(tile, around, colour)
 
 
 def outline(tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:

@@ -10,17 +10,19 @@ from defects.files import read_json
 from defects.report.gallery import map_scales
 from defects.report.member_rows import Member
 from defects.report.results import out_of_fold
-from defects.scoring.blending import blend
+from defects.scoring.blending import join, join_images
+from defects.scoring.ensemble import Ensemble, Sample
 from defects.scoring.mistakes import called_defective, disagreement, suspected_labels
 from defects.scoring.pixels import Maps
-from defects.submission.build import blend_experiments, members_of
+from defects.submission.blend import blended
+from defects.submission.build import members_of
 from defects.training.run import OOF_MAPS, run_folder
 
 BLEND = ""  # in place of an experiment's name: no folder is called that
 
 
 @dataclass
-class Ensemble:
+class HeldOut:
     """`images`: out-of-fold rows of images.csv with fold and group, indexed by image_id like the members."""
 
     images: pd.DataFrame
@@ -69,13 +71,13 @@ def submitted_experiments(config: Config) -> list[str]:
     return list(summary["weights"]) if summary.get("data") == config.data.name else []
 
 
-def load_ensemble(config: Config, experiments: list[str]) -> Ensemble:
+def load_ensemble(config: Config, experiments: list[str]) -> HeldOut:
     """Raises UserError for experiments that are not trained, or not on the same images."""
     images, scores = out_of_fold_scores(config, experiments)
-    called = called_defective(images, scores, **config.threshold.model_dump())
+    called = called_defective(images, scores, config.threshold.rule, config.threshold.fpr)
     blended = Member("blend", scores[BLEND], called[BLEND], {}, {})
     members = [_member(config, name, images, scores[name], called[name]) for name in experiments]
-    return Ensemble(images, blended, members)
+    return HeldOut(images, blended, members)
 
 
 def out_of_fold_scores(config: Config, experiments: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -85,13 +87,15 @@ def out_of_fold_scores(config: Config, experiments: list[str]) -> tuple[pd.DataF
     """
     members = members_of(config, experiments)
     tables = {name: out_of_fold(member).set_index("image_id") for name, member in members.items()}
-    held = {name: table["score"] for name, table in tables.items()}
-    if all((member.experiment_dir / "test.csv").exists() for member in members.values()):
-        blended = blend_experiments(members)[0].set_index("image_id")["score"]
-    else:  # not scored yet, or a data set without test images
-        blended = blend(held)
-    images = tables[experiments[0]].drop(columns=["target", "raw", "probability", "score"])
-    return images, pd.DataFrame({BLEND: blended, **held}).loc[images.index]
+    held = join({name: table["score"] for name, table in tables.items()})
+    images = join_images({name: table.reset_index() for name, table in tables.items()})
+    held = held.reindex(images.index)
+    labels = images["label"].to_numpy(dtype=int)
+    sample = Sample(labels, held.to_numpy(), images["fold"].to_numpy(), images["group"].to_numpy())
+    ensemble = Ensemble(experiments, sample, config.ensemble, config.threshold)
+    scores = blended(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
+    rows = tables[experiments[0]].drop(columns=["target", "raw", "probability", "score"])
+    return rows.loc[images.index], held.assign(**{BLEND: scores})
 
 
 def _member(config: Config, name: str, images: pd.DataFrame, scores: pd.Series, called: pd.Series) -> Member:

@@ -17,7 +17,7 @@ from defects.config import Config, resolve
 from defects.files import write_bytes, write_csv
 from defects.report import page
 from defects.report.drawing import png, shorten
-from defects.report.ensemble import Ensemble, load_ensemble
+from defects.report.ensemble import HeldOut, load_ensemble
 from defects.report.member_rows import Member, draw_rows
 from defects.scoring.estimate import estimate
 from defects.scoring.mistakes import found_by_kind
@@ -54,7 +54,7 @@ def write_errors(config: Config, experiments: list[str]) -> list[Path]:
     return [folder / "errors.html", folder / "errors.csv"]
 
 
-def build_page(config: Config, ensemble: Ensemble) -> str:
+def build_page(config: Config, ensemble: HeldOut) -> str:
     images, members = ensemble.images, ensemble.members
     shown = members if len(members) == 1 else [ensemble.blend, *members]  # one member is its own blend
     subtitle = (
@@ -87,7 +87,7 @@ def _decisions(config: Config, images: pd.DataFrame, shown: list[Member]) -> str
 
 def _figures(config: Config, images: pd.DataFrame, member: Member) -> dict[str, str]:
     rows = images.assign(score=member.scores)
-    found, labels = estimate(rows, **config.threshold.model_dump()), images["label"] == 1
+    found, labels = estimate(rows, config.threshold.rule, config.threshold.fpr), images["label"] == 1
     missed, alarms = int((labels & ~member.called).sum()), int((~labels & member.called).sum())
     return {
         "missed defects": f"{missed:,} of {int(labels.sum()):,}",
@@ -124,21 +124,21 @@ def _draw_matrix(axes: Axes, counts: np.ndarray) -> None:
     axes.set_yticks([0, 1], CLASSES, rotation=90, va="center")
 
 
-def _mistakes(config: Config, ensemble: Ensemble, label: int) -> str:
+def _mistakes(config: Config, ensemble: HeldOut, label: int) -> str:
     title = "Missed defects" if label else "False alarms"
     if not (ensemble.images["label"] == label).any():
         return page.section(title, f"There are no {CLASSES[label]} images out of fold.")
     return _pictures(config, ensemble, title, f"The most wrong first. {PICTURES}", ensemble.mistakes(label))
 
 
-def _disagreement(config: Config, ensemble: Ensemble) -> str:
+def _disagreement(config: Config, ensemble: HeldOut) -> str:
     title = "Where members disagree"
     if len(ensemble.members) == 1:
         return page.section(title, "This needs two experiments: --experiments A B.")
     return _pictures(config, ensemble, title, DISAGREEMENT, ensemble.differing())
 
 
-def _suspected(config: Config, ensemble: Ensemble) -> str:
+def _suspected(config: Config, ensemble: HeldOut) -> str:
     title = "Doubtful labels"
     if ensemble.images["label"].nunique() == 1:
         return page.section(title, ONE_CLASS)
@@ -155,7 +155,7 @@ def _kinds(images: pd.DataFrame, shown: list[Member]) -> str:
     return page.section("Kinds of defects", "Found, by kind.", page.table(texts))
 
 
-def _pictures(config: Config, ensemble: Ensemble, title: str, text: str, ids: pd.Index) -> str:
+def _pictures(config: Config, ensemble: HeldOut, title: str, text: str, ids: pd.Index) -> str:
     """A section with the first SHOWN of these images."""
     if ids.empty:
         return page.section(title, f"{text} There are none.")

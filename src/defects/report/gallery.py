@@ -155,5 +155,5 @@ def _draw_scale(sheet: Sheet) -> None:
     for value, text in labels.items():
         align = "left" if value == 0 else "right" if value == HIGHEST else "center"
         sheet.write(GAP + width * value / HIGHEST, 4, text, ha=align)
-    note = "of the held-out normal pixels of a fold; the same colours for all images"
+    note = "of the held-out normal pixels of a fold (of all, if no image is normal); the same for all images"
     sheet.write(GAP, 4 + LINE + 4, note)

@@ -29,6 +29,12 @@ def out_of_fold(config: Config) -> pd.DataFrame:
     return oof.assign(score=align_held(oof)[0])
 
 
+def class_rows(config: Config) -> pd.DataFrame:
+    """Rows of oof.csv for data.classes, joined with images.csv; none if the detector does not know them."""
+    images = load_images(config).drop(columns="label")
+    return load_oof(config, tuple(config.data.classes)).merge(images, on="image_id")
+
+
 def fold_figures(config: Config, fold: str, rows: pd.DataFrame, maps: Maps) -> dict[str, float | None]:
     """Figures of one model on `rows` (label, raw, and those of images.csv), and what it cost."""
     labels = rows["label"].to_numpy(dtype=int)

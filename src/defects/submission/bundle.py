@@ -44,18 +44,25 @@ def build_bundle(config: Config, summary: dict, folder: Path, wheels: Path | Non
     digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *held]).encode()).hexdigest()
     write_json(uploaded / "bundle.json", {"sha256": digest})
     write_json(uploaded / "dataset-metadata.json", dataset_metadata(dataset))
-    _write_kernel(folder / "kernel", kaggle, dataset, digest, members)
+    _write_kernel(folder / "kernel", kaggle, dataset, digest, members, _written(summary))
     return Bundle(folder, dataset, kaggle.kernel, sha256(folder / "kernel" / "notebook.ipynb"))
 
 
+def _written(summary: dict) -> str:
+    """Which of the files that ensemble.py writes there is the submission."""
+    rules = f".{summary['chosen']}" if "chosen" in summary else ""
+    return f"sample_submission{rules}.csv"
+
+
 def _write_kernel(
-    folder: Path, kaggle: KaggleConfig, dataset: str, digest: str, members: dict[str, Config]
+    folder: Path, kaggle: KaggleConfig, dataset: str, digest: str, members: dict[str, Config], written: str
 ) -> None:
     constants = {
         "COMPETITION": kaggle.competition,
         "BUNDLE": dataset.partition("/")[2],
         "SHA256": digest,
         "EXPERIMENTS": {name: _use(member) for name, member in members.items()},
+        "WRITTEN": written,
     }
     write_json(folder / "notebook.ipynb", notebook(constants))
     metadata = kernel_metadata(kaggle.kernel, kaggle.competition, dataset, kaggle.gpu)

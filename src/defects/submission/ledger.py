@@ -19,7 +19,7 @@ COLUMNS = [
     "interval_low",
     "interval_high",
     "threshold",
-    "nested_dice",  # of masks, which have no macro-F1
+    "nested_dice",  # of masks, which have no macro-F1; if untuned, nothing is fitted and it is the plain one
     "ref",  # Kaggle's number
     "status",  # sending: Kaggle was called, and whether it took the file was not learnt yet
     "public_score",

@@ -30,12 +30,13 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     Members that do not segment have their say in whether a class is there, those that do also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
     latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
-    weights, rules, estimates, sha256 of the file and of every input; its content is returned. Raises
+    weights, rules, estimates, sha256 of every file and input; its content is returned. Raises
     UserError if no member has maps.
     """
     members, classes = members_of(config, experiments), config.data.classes
     order, form = expected_rows(config)
-    outcomes = measure(_candidates(config, members))
+    held = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
+    outcomes = measure(candidates(config, members, held))
     rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
     nested = nested_dice(outcomes)
     estimates = {
@@ -59,6 +60,7 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
         write_rle_table(path.with_suffix(f".{name}.csv"), table, form)
     write_rle_table(path, tables[summary["chosen"]], form)
     summary["sha256"] = sha256(path)
+    summary["files"] = {name: sha256(path.with_suffix(f".{name}.csv")) for name in tables}
     write_json(path.with_suffix(".json"), summary)
     return summary
 
@@ -91,10 +93,11 @@ def check_masks(config: Config, path: Path) -> None:
     check_runs(table, image_sizes(load_images(config)), path)
 
 
-def _candidates(config: Config, members: dict[str, Config]) -> Iterator[Candidate]:
-    """Every held-out image and class: its blended label and map, and the truth."""
+def candidates(
+    config: Config, members: dict[str, Config], tables: dict[str, pd.DataFrame]
+) -> Iterator[Candidate]:
+    """Every image and class of the members' rows of oof.csv: its blended label and map, and the truth."""
     classes, root = config.data.classes, resolve(config.data.root)
-    tables = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
     blend = Blend(members, tables, OOF_MAPS)
     folds = next(iter(tables.values())).drop_duplicates("image_id").set_index("image_id")["fold"]
     images = load_images(config).set_index("image_id", drop=False).loc[folds.index].to_dict("records")

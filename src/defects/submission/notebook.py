@@ -52,12 +52,12 @@ def run(script, *arguments):
 for experiment, use in EXPERIMENTS.items():
     run("infer.py", "--config", f"configs/{experiment}.yaml", "--use", use)
 run("ensemble.py", "--config", "configs/submission.yaml", "--experiments", *EXPERIMENTS)
-shutil.copyfile(project / "submissions" / "sample_submission.csv", WORKING / "submission.csv")
+shutil.copyfile(project / "submissions" / WRITTEN, WORKING / "submission.csv")
 """
 
 
 def notebook(constants: dict[str, Any]) -> dict[str, Any]:
-    """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, EXPERIMENTS) come first."""
+    """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, EXPERIMENTS, WRITTEN) come first."""
     head = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     cells = [f"{head}\n{START}", INSTALL, UNPACK, SCORE]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

@@ -18,6 +18,7 @@ from defects.submission.masks import check_masks
 
 TAG_LENGTH = 12  # hexadecimal digits
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
+RULES = {"tuned": "tuned_nested", "untuned": "untuned"}  # of masks -> the estimate that promises their Dice
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Submission:
 def load_submission(config: Config, path: Path, message: str | None) -> Submission:
     """Read and validate `path` against the sample and the test images.
 
-    Raises UserError for what Kaggle would reject, and when the JSON beside the file belongs to another one.
+    Raises UserError for what Kaggle would reject, and when the JSON of the file belongs to another one.
     """
     if config.data.classes:
         check_masks(config, path)
@@ -54,13 +55,27 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
         table = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
         answers = table["answer"].astype(str).map({"0": 0, "1": 1})  # 0.0 and True are no answers either
         validate(table.assign(answer=answers), submission_ids(config).tolist(), path)
-    beside, digest = path.with_suffix(".json"), sha256(path)
-    summary = read_json(beside)
-    if summary is None or summary.get("sha256") != digest:
-        raise UserError(f"{beside} does not belong to {path.name}: run src/ensemble.py or src/infer.py again")
+    digest = sha256(path)
+    summary = _summary(path, digest)
     if summary["data"] != config.data.name:
         raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
     return Submission(path, digest, summary, message or _promise(summary))
+
+
+def _summary(path: Path, digest: str) -> dict:
+    """The JSON of a file: <name>.tuned.csv and <name>.untuned.csv share that of <name>.csv.
+
+    What it says was `chosen` is then the rules of the file itself.
+    """
+    beside, (name, _, rules) = path.with_suffix(".json"), path.stem.rpartition(".")
+    shared = rules in RULES and not beside.exists()
+    beside = path.with_name(f"{name}.json") if shared else beside
+    summary = read_json(beside) or {}
+    if shared:
+        summary |= {"chosen": rules, "sha256": summary.get("files", {}).get(rules)}
+    if summary.get("sha256") != digest:
+        raise UserError(f"{beside} does not belong to {path.name}: run src/ensemble.py or src/infer.py again")
+    return summary
 
 
 def _promise(summary: dict) -> str:
@@ -70,10 +85,11 @@ def _promise(summary: dict) -> str:
 
 
 def _promised(summary: dict) -> dict:
-    """The ledger's columns of what the JSON promises: macro-F1 of answers, Dice of masks."""
+    """The ledger's columns of what the JSON promises: macro-F1 of answers, Dice of masks by their rules."""
     estimate = summary["estimate"]
-    if "tuned_nested" in estimate:
-        return {"nested_dice": estimate["tuned_nested"] and estimate["tuned_nested"]["dice"]}
+    if "chosen" in summary:
+        found = estimate[RULES[summary["chosen"]]]
+        return {"nested_dice": found and found["dice"]}
     low, high = estimate["interval_90"] or ("", "")
     return {
         "nested_macro_f1": estimate["nested_macro_f1"],

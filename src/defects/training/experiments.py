@@ -79,9 +79,8 @@ def aligned_oof(run: Config) -> pd.DataFrame:
 
     Raises UserError when its images or labels are not those of the present images.csv.
     """
-    files = [run_folder(run, fold) / "oof.csv" for fold in trained_folds(run)]
-    oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
-    oof = oof[oof["target"] == DEFECT].reset_index(drop=True)
+    rows = oof_rows(run)
+    oof = rows[rows["target"] == DEFECT].reset_index(drop=True)
     groups = read_csv(run.dataset_dir / "folds.csv", ["image_id", "group"], "src/split.py")
     images = load_images(run).rename(columns={"label": "known"})
     joined = oof.merge(groups[["image_id", "group"]], on="image_id", how="left")
@@ -93,6 +92,12 @@ def aligned_oof(run: Config) -> pd.DataFrame:
             f"({wrong.sum()} differ, {joined.loc[wrong, 'image_id'].iloc[0]} first): use train.py --restart"
         )
     return joined.assign(score=align_held(oof)[0])
+
+
+def oof_rows(run: Config) -> pd.DataFrame:
+    """OOF_COLUMNS of all finished folds."""
+    files = [run_folder(run, fold) / "oof.csv" for fold in trained_folds(run)]
+    return pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
 
 
 def _run_values(config: Config, name: str) -> dict:

@@ -16,7 +16,7 @@ class Meter:
     of the last target, whether there is any defect.
 
     accuracy and macro_f1 are those at probability 0.5, for detectors whose probability does not wait for
-    a calibration; auroc and macro_f1_best need both classes.
+    a calibration; macro_f1, auroc and macro_f1_best need both classes.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -43,10 +43,12 @@ class Meter:
         )
         images = totals.pop("images")
         values = {name: total / images for name, total in totals.items()}
+        both = len(np.unique(labels)) == 2
         if len(labels) and not self.detector.needs_holdout:
             values["accuracy"] = float(accuracy_score(labels, predicted))
-            values["macro_f1"] = macro_f1(labels, predicted)
-        if len(np.unique(labels)) == 2:
+            if both:
+                values["macro_f1"] = macro_f1(labels, predicted)
+        if both:
             values["auroc"] = rank_metrics(labels, scores)["auroc"]
             values["macro_f1_best"] = best_threshold(labels, scores)[1]
         return {f"{prefix}_{name}": value for name, value in values.items()}

@@ -19,7 +19,7 @@ def summary(row: dict[str, Any], best: bool) -> str:
     parts = [f"epoch {row['epoch']:<3}", f"train loss {row['train_loss']:.4f}"]
     if "val_loss" in row:
         parts.append(f"val loss {row['val_loss']:.4f}")
-    for name, title in (("val_auroc", "AUROC"), ("val_macro_f1", "macro-F1")):
+    for name, title in (("val_auroc", "AUROC"), ("val_macro_f1", "macro-F1"), ("val_dice", "Dice")):
         if name in row:
             parts.append(f"{title} {row[name]:.3f}")
     return "  ".join(parts) + (" (best)" if best else "")

@@ -96,7 +96,8 @@ class Trainer:
             self.stopwatch.lap()
             self._save()
             self.tracker.log(row)
-            self.accelerator.print(summary(row, "val_auroc" in row and self._best() == row["epoch"]))
+            best = self._merit(row) is not None and self._best() == row["epoch"]
+            self.accelerator.print(summary(row, best))
         self._load_chosen()
 
     def _set_up(self, training: DataLoader) -> None:
@@ -179,10 +180,17 @@ class Trainer:
             meter.add(self._losses(model, batch), batch)
         return meter.result("val")
 
+    def _merit(self, row: dict[str, Any]) -> float | None:
+        """Macro-F1 at 0.5 or else AUROC; of masks of several classes their Dice. None if not looked at."""
+        detector = self.detector
+        marks_classes = detector.segments and len(detector.targets) > 1
+        names = ["val_dice"] if marks_classes else ["val_macro_f1", "val_auroc"]
+        return next((row[name] for name in names if name in row), None)
+
     def _rank(self, row: dict[str, Any]) -> tuple[float, float, int]:
-        """Better epochs rank higher: by macro-F1 at 0.5 or else AUROC, then lower loss, then later."""
-        merit = row.get("val_macro_f1", row.get("val_auroc", -1.0))
-        return merit, -row.get("val_loss", 0.0), row["epoch"]
+        """Better epochs rank higher: by merit, then lower loss, then later."""
+        merit = self._merit(row)
+        return -1.0 if merit is None else merit, -row.get("val_loss", 0.0), row["epoch"]
 
     def _best(self) -> int:
         return max(self.history, key=self._rank)["epoch"]
