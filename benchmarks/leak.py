@@ -1,11 +1,11 @@
 """What leaking validation costs: the macro-F1 that it promises beside the one that the test images deliver.
 
 The published rotation recipe copies every defect by rotation in steps of 30 degrees and splits the *copies*
-70 to 30 at random, so that a copy is validated by its own sisters. Turned corners are filled black, on the rare
-class alone, which marks it. The epoch with the best validation is kept. Here each leak is opened by itself:
+70 to 30 at random, so that a copy is validated by its own sisters. Turned corners are filled black, on the
+rare class alone, which marks it. The epoch with the best validation is kept. Here each leak is opened alone:
 
   split   random: each copy goes either way; group: all copies of one object's photographs go the same way
-  fill    black: only defects are turned, with black corners; reflected: both classes are turned, nothing black
+  fill    black: only defects are turned, with black corners; reflected: both classes are, without them
 
 All cells learn from equally many copies with the same network and are validated on copies, so they differ in
 nothing but the leak. The test images are scored as they are, with the threshold 0.5. A line of JSON for each
