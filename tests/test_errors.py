@@ -16,9 +16,11 @@ from defects.report import ensemble as loaded
 from defects.report.drawing import DEFECT
 from defects.report.errors import build_page
 from defects.report.member_rows import draw_rows
-from defects.scoring.estimate import estimate
+from defects.scoring.estimate import rank_metrics
 from defects.scoring.mistakes import called_defective, disagreement, found_by_kind, suspected_labels
-from defects.submission.build import blend_experiments, members_of
+from defects.scoring.thresholds import macro_f1
+from defects.submission.blend import blend_experiments
+from defects.submission.build import members_of
 
 NORMAL_ONLY = ["data.source=folders", "data.folders={normal: train/normal_images}"]
 NAMES = ["tiny", "other", "third"]
@@ -101,14 +103,16 @@ def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
     write_members(config, normal_5=4.0, defect_3=-4.0)
     folds = [{"image_id": f"images/test_{i}.png", "fold": fold} for i in range(6) for fold in "01"]
     scored = pd.DataFrame(folds).assign(target="defect", score=0.1, probability=np.linspace(0.1, 0.9, 12))
-    monkeypatch.setattr("defects.submission.build.load_test", lambda _: scored)
+    monkeypatch.setattr("defects.submission.blend.load_test", lambda _: scored)
     for name in NAMES:
         write_csv(member(config, name).experiment_dir / "test.csv", scored)
-    oof, _ = blend_experiments(members_of(config, NAMES))
-    blended = loaded.out_of_fold_scores(config, NAMES)[1][loaded.BLEND]
-    pd.testing.assert_series_equal(blended, oof.set_index("image_id")["score"], check_names=False)
+    promised = blend_experiments(config, members_of(config, NAMES))[0]["estimate"]
+    found = loaded.load_ensemble(config, NAMES)
+    labels = found.images["label"].to_numpy(dtype=int)
+    assert macro_f1(labels, found.blend.called) == promised["nested_macro_f1"]
+    assert rank_metrics(labels, found.blend.scores)["auroc"] == promised["auroc"]
     html, _ = errors(run_script, config, "--experiments", *NAMES)
-    assert f"{estimate(oof)['nested_macro_f1']:.3f}" in html
+    assert f"{promised['nested_macro_f1']:.3f}" in html
 
 
 def test_each_picture_row_says_what_every_member_thinks(config):

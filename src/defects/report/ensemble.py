@@ -73,29 +73,32 @@ def submitted_experiments(config: Config) -> list[str]:
 
 def load_ensemble(config: Config, experiments: list[str]) -> HeldOut:
     """Raises UserError for experiments that are not trained, or not on the same images."""
-    images, scores = out_of_fold_scores(config, experiments)
-    called = called_defective(images, scores, config.threshold.rule, config.threshold.fpr)
+    images, scores, called = verdicts(config, experiments)
     blended = Member("blend", scores[BLEND], called[BLEND], {}, {})
     members = [_member(config, name, images, scores[name], called[name]) for name in experiments]
     return HeldOut(images, blended, members)
 
 
-def out_of_fold_scores(config: Config, experiments: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of images.csv with label, fold and group; log-odds in a column for BLEND and each experiment.
+def verdicts(config: Config, experiments: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rows of images.csv with label, fold and group; log-odds, and whether they are called defective.
 
-    Both are indexed by image_id.
+    All are indexed by image_id; the latter two have a column for BLEND and each experiment.
     """
-    members = members_of(config, experiments)
-    tables = {name: out_of_fold(member).set_index("image_id") for name, member in members.items()}
-    held = join({name: table["score"] for name, table in tables.items()})
-    images = join_images({name: table.reset_index() for name, table in tables.items()})
-    held = held.reindex(images.index)
-    labels = images["label"].to_numpy(dtype=int)
-    sample = Sample(labels, held.to_numpy(), images["fold"].to_numpy(), images["group"].to_numpy())
+    tables = {
+        name: out_of_fold(run).set_index("image_id") for name, run in members_of(config, experiments).items()
+    }
+    scores = join({name: table["score"] for name, table in tables.items()})
+    joined = join_images({name: table.reset_index() for name, table in tables.items()})
+    scores = scores.reindex(joined.index)
+    labels, folds, groups = (joined[name].to_numpy() for name in ("label", "fold", "group"))
+    sample = Sample(labels.astype(int), scores.to_numpy(), folds, groups)
     ensemble = Ensemble(experiments, sample, config.ensemble, config.threshold)
-    scores = blended(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
+    scores[BLEND] = blended(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
+    called = called_defective(joined, scores, config.threshold.rule, config.threshold.fpr)
+    if (promised := ensemble.promised()) is not None:
+        called[BLEND] = promised == 1
     rows = tables[experiments[0]].drop(columns=["target", "raw", "probability", "score"])
-    return rows.loc[images.index], held.assign(**{BLEND: scores})
+    return rows.loc[joined.index], scores, called
 
 
 def _member(config: Config, name: str, images: pd.DataFrame, scores: pd.Series, called: pd.Series) -> Member:

@@ -86,8 +86,9 @@ def _decisions(config: Config, images: pd.DataFrame, shown: list[Member]) -> str
 
 
 def _figures(config: Config, images: pd.DataFrame, member: Member) -> dict[str, str]:
-    rows = images.assign(score=member.scores)
-    found, labels = estimate(rows, config.threshold.rule, config.threshold.fpr), images["label"] == 1
+    rows, labels = images.assign(score=member.scores), images["label"] == 1
+    nested = member.called.to_numpy(dtype=int) if images["fold"].nunique() > 1 else None
+    found = estimate(rows, config.threshold.rule, config.threshold.fpr, nested)
     missed, alarms = int((labels & ~member.called).sum()), int((~labels & member.called).sum())
     return {
         "missed defects": f"{missed:,} of {int(labels.sum()):,}",

@@ -157,10 +157,11 @@ def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | byt
     tables = [config.dataset_dir / "folds.csv", config.dataset_dir / "split.json"]
     tables += config.dataset_dir.glob("train_*.csv")
     files |= {f"output/{config.data.name}/{path.name}": path for path in tables}
-    files |= _group_file(config)
+    files |= _given_file("split.group_file", config.split.group_file)
     files["configs/submission.yaml"] = _portable(config)
     for name, member in members.items():
         files[f"configs/{name}.yaml"] = _portable(member)
+        files |= _given_file("train.pseudo", member.train.pseudo)
         files |= {f"output/{name}/{path.parent.name}/{path.name}": path for path in _models(member)}
     return files
 
@@ -174,14 +175,13 @@ def _models(member: Config) -> list[Path]:
     return found + [path for path in maps if path.exists()]
 
 
-def _group_file(config: Config) -> dict[str, Path]:
-    """split.group_file, which the folds are checked against."""
-    groups = config.split.group_file
-    if groups is None:
+def _given_file(setting: str, path: Path | None) -> dict[str, Path]:
+    """A file that the folds or the checkpoints are checked against."""
+    if path is None:
         return {}
-    if groups.is_absolute() or ".." in groups.parts:
-        raise UserError(f"split.group_file={groups} lies outside the repository: the notebook cannot find it")
-    return {groups.as_posix(): resolve(groups)}
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{setting}={path} lies outside the repository: the notebook cannot find it")
+    return {path.as_posix(): resolve(path)}
 
 
 def _portable(config: Config) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from defects.config import Config
+from defects.config import Config, resolve
 from defects.data.prepare import training_sha256
 from defects.data.split import training_list
 from defects.errors import UserError
@@ -48,7 +48,8 @@ def mean(paths: list[Path]) -> dict[str, torch.Tensor]:
 def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]:
     """What a run's weights depend on, to be compared before it is resumed or used."""
     values = config.model_dump(mode="json", include={"model", "augment"})
-    values["train"] = config.train.model_dump(mode="json", exclude=RUNTIME)
+    values["train"] = config.train.model_dump(mode="json", exclude=RUNTIME | {"pseudo"})
+    values["train"]["pseudo"] = _content(config.train.pseudo)
     values["balance"] = config.split.balance.model_dump(mode="json")
     values["image_size"] = list(config.data.image_size)
     # Checkpoints from before there was a choice hold none.
@@ -61,6 +62,14 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]
     values["images.csv"] = training_sha256(config)
     lists = [config.dataset_dir / "folds.csv", training_list(config, fold)]
     return values | {path.name: sha256(path) for path in lists}
+
+
+def _content(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not resolve(path).exists():
+        raise UserError(f"{resolve(path)} does not exist: run src/pseudo.py first, or correct train.pseudo")
+    return sha256(resolve(path))
 
 
 def check_fingerprint(path: Path, content: dict[str, Any], current: dict[str, Any]) -> None:

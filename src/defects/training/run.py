@@ -24,7 +24,7 @@ from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.scorer import score_batches, shown_parts
-from defects.training.sides import Sides, make_sides
+from defects.training.sides import Sides, make_sides, with_pseudo
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator
 
@@ -56,6 +56,8 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
         table, rows = load_folds(config), load_training_rows(config, fold)
     planned, epochs = _plan(config, fold)
     sides = make_sides(planned, fold, table, rows)
+    if config.train.pseudo:
+        sides = with_pseudo(planned, fold, table, sides)
     folder = run_folder(config, fold)
     fingerprint = checkpoint.fingerprint(planned, fold, epochs)
     with ExitStack() as stack:

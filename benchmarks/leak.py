@@ -1,0 +1,217 @@
+"""What leaking validation costs: the macro-F1 that it promises beside the one that the test images deliver.
+
+The published rotation recipe copies every defect by rotation in steps of 30 degrees and splits the *copies*
+70 to 30 at random, so that a copy is validated by its own sisters. Turned corners are filled black, on the
+rare class alone, which marks it. The epoch with the best validation is kept. Here each leak is opened alone:
+
+  split   random: each copy goes either way; group: all copies of one object's photographs go the same way
+  fill    black: only defects are turned, with black corners; reflected: both classes are, without them
+
+All cells learn from equally many copies with the same network and are validated on copies, so they differ in
+nothing but the leak. The test images are scored as they are, with the threshold 0.5. A line of JSON for each
+cell and seed goes to output/<data.name>/leak.jsonl; what stands there is not trained again.
+
+python benchmarks/leak.py --config configs/magnetic_tile.yaml --set data.answers=KEY --seeds 3
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils import set_seed
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from defects import cli  # noqa: E402
+from defects.config import Config, resolve  # noqa: E402
+from defects.data.datasets import EpochSampler, ImageDataset, plain_loader  # noqa: E402
+from defects.data.folds import assign_folds, class_targets  # noqa: E402
+from defects.data.images import read_image  # noqa: E402
+from defects.data.prepare import load_images, training_sha256  # noqa: E402
+from defects.data.split import load_folds  # noqa: E402
+from defects.errors import UserError  # noqa: E402
+from defects.files import write_bytes  # noqa: E402
+from defects.models import Detector, build_detector  # noqa: E402
+from defects.report.comparison_page import markdown  # noqa: E402
+from defects.scoring.answers import load_answers  # noqa: E402
+from defects.scoring.outcome import outcome, share_weights  # noqa: E402
+from defects.scoring.thresholds import macro_f1  # noqa: E402
+from defects.training.costs import Stopwatch  # noqa: E402
+from defects.training.scorer import score_batches  # noqa: E402
+from defects.training.tracking import Tracker  # noqa: E402
+from defects.training.trainer import Trainer, make_accelerator  # noqa: E402
+
+STEP = 30  # degrees between the copies of a defect
+HELD = 3  # tenths of the copies that validate
+SPLITS, FILLS = ("random", "group"), ("black", "reflected")
+KEYS = ["split", "fill"]
+FIGURES = {
+    "promised_macro_f1": "macro-F1: promised",
+    "macro_f1": "delivered",
+    "macro_f1_at_training_share": "at the training share",
+    "macro_f1_at_validation_share": "at the validation share",
+    "promised_auroc": "AUROC: promised",
+    "auroc": "delivered ",
+}
+
+
+class Blackened(ImageDataset):
+    """Copies as the recipe makes them: what comes in from outside the frame is black."""
+
+    def _turned(self, item: int | tuple[int, int]) -> dict[str, np.ndarray]:
+        row = item[1] if isinstance(item, tuple) else item
+        return {"image": rotate_black(read_image(self.root / self.paths[row], self.size), self.angles[row])}
+
+
+def main() -> None:
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    arguments.set += ["train.select=inner", f"train.inner_holdout={HELD / 10}", "infer.tta=false"]
+    config = cli.config_from(arguments)
+    if config.data.classes or config.model.name != "classifier":
+        raise UserError("the leak study needs model.name=classifier and a data set without data.classes")
+    path = config.dataset_dir / "leak.jsonl"
+    table, key, settings = load_folds(config), answers(config), fingerprint(config)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    cells = [line for line in map(json.loads, lines) if line["settings"] == settings]
+    for seed, split, fill in itertools.product(range(arguments.seeds), SPLITS, FILLS):
+        about = {"split": split, "fill": fill, "seed": seed, "settings": settings}
+        if any(about.items() <= cell.items() for cell in cells):
+            continue
+        cells.append(about | run_cell(config, table, key, split, fill, seed))
+        lines.append(json.dumps(cells[-1]))
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+        print(f"{split}, {fill}, seed {seed}: promised {cells[-1]['promised_macro_f1']:.3f}", flush=True)
+    print(markdown(summary(cells)), end="")
+    print(f"wrote {path}")
+
+
+def fingerprint(config: Config) -> str:
+    """Cells with the same one were made with the same settings and images."""
+    told = config.model_dump_json(include={"data", "split", "model", "augment", "train"})
+    return hashlib.sha256((told + training_sha256(config)).encode()).hexdigest()[:12]
+
+
+def answers(config: Config) -> pd.DataFrame:
+    """Test rows of images.csv with their labels."""
+    images = load_images(config).query("split == 'test'").drop(columns="label")
+    table = images.merge(load_answers(config)[["image_id", "label"]], on="image_id", how="left")
+    if table.empty or table["label"].isna().any():
+        raise UserError(
+            f"{config.data.name}: the leak study needs test images, and the answer to each of them"
+        )
+    return table
+
+
+def run_cell(
+    config: Config, table: pd.DataFrame, key: pd.DataFrame, split: str, fill: str, seed: int
+) -> dict[str, float | int | None]:
+    """Train one cell; what its validation promises and what the test images deliver."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+    learnt, validating = divide(make_copies(table, fill, seed), split, seed)
+    set_seed(seed)
+    detector = build_detector(config)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = fit(detector, config, learnt, validating, fill, Path(folder))
+    best = trainer.history[trainer.chosen_epoch() - 1]
+    share = float(validating["label"].mean())
+    found = {"promised_macro_f1": best["val_macro_f1"], "promised_auroc": best["val_auroc"]}
+    delivered = deliver(trainer, config, key, float(table["label"].mean()), share)
+    return found | {"epoch": best["epoch"], "validation_share": share} | delivered
+
+
+def make_copies(table: pd.DataFrame, fill: str, seed: int) -> pd.DataFrame:
+    """Rows of `table` with angle: of defects one for each step, of normal images one, turned if reflected."""
+    angles = np.arange(0.0, 360.0, STEP)
+    rare, normal = table[table["label"] == 1], table[table["label"] == 0]
+    turns = np.random.default_rng(seed).choice(angles, len(normal)) if fill == "reflected" else 0.0
+    return pd.concat(
+        [rare.merge(pd.DataFrame({"angle": angles}), "cross"), normal.assign(angle=turns)], ignore_index=True
+    )
+
+
+def divide(rows: pd.DataFrame, split: str, seed: int) -> list[pd.DataFrame]:
+    """Copies to learn from and to validate on, 70 to 30."""
+    if split == "random":
+        parts = train_test_split(rows, test_size=HELD / 10, stratify=rows["label"], random_state=seed)
+    else:
+        held = assign_folds(rows["group"].to_numpy(), class_targets(rows), 10, seed) < HELD
+        parts = [rows[~held], rows[held]]
+    return [part.reset_index(drop=True) for part in parts]
+
+
+def rotate_black(image: np.ndarray, angle: float) -> np.ndarray:
+    """uint8 [H, W, 3], turned counter-clockwise by `angle` degrees on black."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    return cv2.warpAffine(image, matrix, (width, height)) if angle else image
+
+
+def fit(
+    detector: Detector,
+    config: Config,
+    learnt: pd.DataFrame,
+    validating: pd.DataFrame,
+    fill: str,
+    folder: Path,
+) -> Trainer:
+    """Train with the epoch chosen on `validating`, whose weights are left in the detector."""
+    train, kind = config.train, Blackened if fill == "black" else ImageDataset
+    root, size = resolve(config.data.root), config.data.image_size
+    data = kind(learnt, root, size, config.augment, train.seed)
+    watched = kind(validating, root, size, [], 0)
+    loaders = [
+        DataLoader(data, train.batch_size, sampler=EpochSampler(len(data), train.seed), drop_last=True),
+        DataLoader(watched, config.infer.batch_size),
+    ]
+    accelerator = make_accelerator(train)
+    detector.to(accelerator.device)
+    tracker = Tracker(config, "leak", folder, active=False)
+    stopwatch = Stopwatch(folder / "costs.json", active=False)
+    trainer = Trainer(detector, train, None, folder, {}, accelerator, tracker, stopwatch)
+    trainer.fit(*loaders)
+    return trainer
+
+
+def deliver(
+    trainer: Trainer, config: Config, key: pd.DataFrame, training_share: float, share: float
+) -> dict[str, float]:
+    """Figures of the test images at the threshold 0.5, also weighted to the shares of defects."""
+    loader = trainer.accelerator.prepare(plain_loader(config, key))
+    batches = score_batches(
+        trainer.detector, loader, config.infer, config.data.symmetries, trainer.accelerator
+    )
+    found = [(rows, scores[:, -1]) for rows, scores, _ in batches]
+    rows, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    table = key.iloc[rows].assign(score=scores, answer=(scores >= 0).astype(int))
+    labels = table["label"].to_numpy(dtype=int)
+    at_share = macro_f1(labels, table["answer"].to_numpy(), share_weights(labels, share))
+    return outcome(table, training_share) | {"macro_f1_at_validation_share": at_share}
+
+
+def summary(cells: list[dict]) -> pd.DataFrame:
+    """Mean and spread over the seeds of each cell, as texts."""
+    groups = pd.DataFrame(cells).groupby(KEYS, sort=False)
+    table = pd.DataFrame({"seeds": groups.size().astype(str)})
+    for name, title in FIGURES.items():
+        mean, spread = groups[name].mean(), groups[name].std()
+        table[title] = [
+            f"{value:.3f}" + (f" ± {extent:.3f}" if pd.notna(extent) else "")
+            for value, extent in zip(mean, spread, strict=True)
+        ]
+    table.index = [" / ".join(names) for names in table.index]
+    return table.rename_axis("split / fill")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,92 @@
+"""Train many experiments: every combination of detectors, settings and seeds in a YAML, fold by fold.
+
+python src/sweep.py SWEEP.yaml takes one job after the other; accelerate launch --num_processes 4 src/sweep.py
+SWEEP.yaml takes four at a time, on as many machines as it is told (they must share the output folder). Run
+the same command again to go on after an interruption.
+"""
+
+import argparse
+from collections.abc import Iterable
+from datetime import timedelta
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from defects import cli
+from defects.config import resolve
+from defects.data.split import load_folds
+from defects.errors import UserError
+from defects.files import write_csv
+from defects.report.comparison_page import markdown
+from defects.report.page import shown
+from defects.report.results import out_of_fold
+from defects.scoring.estimate import estimate
+from defects.training.run import trained_folds
+from defects.training.sweep import Experiment, experiments, load_sweep, run_job, score_if_complete
+
+FIGURES = {"macro-F1, nested": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
+PATIENCE = timedelta(days=30)  # between processes: the first to finish waits for the last
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("sweep", type=Path, help="YAML with config, detectors, seeds, grid, folds, infer")
+    sweep = load_sweep(parser.parse_args().sweep)
+    found = experiments(sweep)
+    folder = resolve(found[0].config.output) / "sweeps" / sweep.name
+    state = PartialState(cpu=True, timeout=PATIENCE)  # the sweep itself only waits: it takes no GPU
+    with state.main_process_first():
+        for config in {each.config.data.name: each.config for each in found}.values():
+            load_folds(config)
+    jobs = [(each, fold) for each in found for fold in each.folds]
+    own = groupby(jobs[state.process_index :: state.num_processes], key=itemgetter(0))
+    failed = [job for each, shared in own for job in run_and_score(each, shared, folder, sweep.infer)]
+    failed = gather_object(failed)
+    if state.is_main_process:
+        finish(found, failed, folder)
+
+
+def run_and_score(
+    experiment: Experiment, jobs: Iterable[tuple[Experiment, str]], folder: Path, infer: bool
+) -> list[tuple[str, Path]]:
+    """This process's folds of an experiment; (experiment, log file) of what failed."""
+    logs = [run_job(experiment, fold, folder) for _, fold in jobs]
+    if infer:
+        logs.append(score_if_complete(experiment, folder))
+    return [(experiment.name, log) for log in logs if log]
+
+
+def finish(found: list[Experiment], failed: list[tuple[str, Path]], folder: Path) -> None:
+    """Print the table of what was trained and a line for each failed job; UserError if there are any."""
+    names = {name for name, _ in failed}
+    table = summary([each for each in found if each.name not in names])
+    write_csv(folder / "summary.csv", table.reset_index())
+    texts = table.astype(str).assign(**{name: table[name].map(shown) for name in FIGURES})
+    print(markdown(texts))
+    print(f"wrote {folder / 'summary.csv'}")
+    for name, log in failed:
+        print(f"failed: {name}, see {log}")
+    if failed:
+        raise UserError(f"{len(failed)} jobs failed: see their logs in {folder}, then run the sweep again")
+
+
+def summary(found: list[Experiment]) -> pd.DataFrame:
+    """By experiment: seed, number of folds, nested macro-F1 and AUROC out of fold (none of a full fit)."""
+    rows = []
+    for each in found:
+        row = {"experiment": each.name, "seed": each.config.train.seed, "folds": len(each.folds)}
+        if trained_folds(each.config):
+            promised = estimate(out_of_fold(each.config), **each.config.threshold.model_dump())
+            row |= {name: promised[figure] for name, figure in FIGURES.items()}
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["experiment", "seed", "folds", *FIGURES])
+    return table.astype(dict.fromkeys(FIGURES, float)).set_index("experiment")
+
+
+if __name__ == "__main__":
+    cli.run(main)
