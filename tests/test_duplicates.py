@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.config import DuplicateConfig
+from defects.config_data import DuplicateConfig
 from defects.data.duplicates import FLIPS, find_siblings, group_ids, thumbnail
 from defects.report.contact_sheet import draw_groups
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import defective, texture, write_png
 
-from defects.config import DataConfig
+from defects.config_data import DataConfig
 from defects.data.sources import demo, list_data
 from defects.errors import UserError
 

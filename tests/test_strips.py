@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defects.config import DataConfig
+from defects.config_data import DataConfig
 from defects.data import rle, strips
 from defects.data.rle_table import read_rle_table, table_form
 from defects.data.sources import list_data

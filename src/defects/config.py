@@ -6,117 +6,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.errors import UserError
 from defects.validation import Section, validate
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Side = Annotated[int, Field(ge=32)]  # pixels, of an image that is generated
-Seed = Annotated[int, Field(ge=0)]
-FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
-# Joined to image ids by `_` and to each other by `+`; YAML reads [1, 2] as numbers.
-ClassName = Annotated[str, Field(pattern=r"^[^\s_+,]+$", coerce_numbers_to_str=True)]
-# owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
-KernelName = Annotated[str, Field(pattern=r"^[\w-]+/[a-z0-9][a-z0-9-]{4,42}$")]
-
-
-class FoldersConfig(Section):
-    """Folders of the `folders` source, relative to `data.root`."""
-
-    normal: str = "normal"
-    abnormal: str | None = None
-    masks: str | None = None
-    test: str | None = None
-
-
-class KaggleConfig(Section):
-    """A competition on Kaggle, and how many files its archive must hold (glob -> count).
-
-    `kernel` is for code competitions: your private notebook, which runs src/infer.py there.
-    """
-
-    competition: str
-    expected: dict[str, int] = {}
-    kernel: KernelName | None = None  # owner/slug; its files become the data set <owner/slug>-bundle
-    gpu: bool = True  # of the notebook
-    wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
-
-
-class StripsConfig(Section):
-    """What the `strips` source generates where data.root does not exist yet."""
-
-    images: Count = 480  # labelled ones
-    test: Count = 120
-    size: tuple[Side, Side] = (128, 800)  # height, width in pixels
-    seed: Seed = 0
-
-
-class DataConfig(Section):
-    name: FolderName  # output/<name>/ holds images.csv and the folds
-    source: str  # a module of defects/data/sources
-    root: Path
-    image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
-    fit: Literal["squash", "letterbox"] = "squash"  # letterbox: keeps the shape of images, reflects borders
-    symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
-    sample_submission: str | None = None  # relative to root
-    answers: Path | None = None  # key of the test images, read by src/evaluate.py only
-    classes: list[ClassName] = []  # of a data set with several kinds of defects; empty: defective or not
-    use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
-    folders: FoldersConfig = FoldersConfig()
-    strips: StripsConfig = StripsConfig()
-    kaggle: KaggleConfig | None = None
-    external_data: bool = True  # false: the competition forbids outside images
-    pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
-    contradictions: Literal["error", "report"] = "error"  # one picture filed as normal and as defective
-    bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """What can be asked of an image: which classes, and last of all whether there is any defect."""
-        return (*self.classes, "defect")
-
-    @field_validator("classes")
-    @classmethod
-    def _distinct_classes(cls, classes: list[str]) -> list[str]:
-        if len(set(classes)) < len(classes):
-            raise ValueError("a class is named twice")
-        return classes
-
-
-class DuplicateConfig(Section):
-    """The search for photographs of the same object, on thumbnails of the training images."""
-
-    enabled: bool = True
-    thumbnail_size: Annotated[int, Field(ge=32)] = 64  # pixels; images are compared at this size
-    neighbours: Count = 16  # candidates per image
-    ignore: tuple[int, int, int, int] | None = None  # top, left, bottom, right: a burnt-in text, in pixels
-    max_shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.08  # of the side, between two photographs
-    min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.46  # of two photographs of one object
-    min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # mean square of the texture; below it: flat
-
-
-class BalanceConfig(Section):
-    """How the rare class is brought to `ratio` rare images per normal one on the training side.
-
-    With several classes: each to `ratio` images per one of the most frequent class.
-
-    Only `oversample` plans rotations and flips; with the others, state them in `augment`.
-    """
-
-    method: Literal["oversample", "undersample", "sampler", "pos_weight", "none"] = "oversample"
-    ratio: Annotated[float, Field(gt=0)] = 0.5
-    angle_step: Annotated[float, Field(gt=0, le=90)] = 10.0  # degrees; halved until the ratio is reached
-
-
-class SplitConfig(Section):
-    folds: Annotated[int, Field(ge=2)] = 5
-    seed: Seed = 0
-    group_file: Path | None = None  # CSV image_id,group: coil, part number; takes precedence
-    group_pattern: str | None = None  # or a regular expression on image_id whose first group is the group
-    duplicates: DuplicateConfig = DuplicateConfig()
-    balance: BalanceConfig = BalanceConfig()
 
 
 class BackboneConfig(Section):

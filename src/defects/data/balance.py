@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from defects.config import BalanceConfig
+from defects.config_data import BalanceConfig
 from defects.data.labels import class_names, target_labels
 
 Member = tuple[float, str]  # degrees counter-clockwise, and the flip ("none" or "horizontal") made before

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from defects.config import DuplicateConfig
+from defects.config_data import DuplicateConfig
 
 # How the second picture of a pair must be turned to lie on the first: transposed or not, then mirrored
 # along these axes of [N, S, S]. Half a turn more makes code ^ 3 of a code and leaves the power spectrum as

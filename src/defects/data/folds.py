@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from defects.config import SplitConfig, resolve
+from defects.config import resolve
+from defects.config_data import SplitConfig
 from defects.data.labels import DEFECT, class_names, target_labels
 from defects.errors import UserError
 from defects.files import read_csv, same_text

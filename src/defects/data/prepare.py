@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
-from defects.config import Config, DataConfig, resolve
+from defects.config import Config, resolve
+from defects.config_data import DataConfig
 from defects.data.images import read_image, read_mask
 from defects.data.labels import class_columns
 from defects.data.rle_table import check_runs, read_rle_table, table_form

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
-from defects.config import Config, DuplicateConfig, resolve
+from defects.config import Config, resolve
+from defects.config_data import DuplicateConfig
 from defects.data import balance, duplicates, folds
 from defects.data.images import read_image
 from defects.data.prepare import load_images, training_sha256

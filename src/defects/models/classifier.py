@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import Config, Fraction, Section, validate
+from defects.config import Config, Section, validate
+from defects.config_data import Fraction
 from defects.errors import UserError
 from defects.models.base import Batch, Detector
 from defects.models.parts.backbone import Normalize, create_backbone

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import Config, Count, Section, validate
+from defects.config import Config, Section, validate
+from defects.config_data import Count
 from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batch
 from defects.models.parts.losses import check_window, ssim

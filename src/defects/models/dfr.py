@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import Config, Count, Section, validate
+from defects.config import Config, Section, validate
+from defects.config_data import Count
 from defects.models.anomaly import AnomalyDetector, exact_quantile
 from defects.models.base import Batch, Batches
 from defects.models.parts.backbone import Features

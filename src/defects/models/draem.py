@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 from torch.nn import functional
 
-from defects.config import Config, Count, Section, resolve, validate
+from defects.config import Config, Section, resolve, validate
+from defects.config_data import Count
 from defects.data.datasets import as_input
 from defects.data.external import refuse_external
 from defects.data.transforms import rotate_flip

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from defects.config import Config, Count, Fraction, Section, resolve, validate
+from defects.config import Config, Section, resolve, validate
+from defects.config_data import Count, Fraction
 from defects.data.datasets import as_input
 from defects.data.external import refuse_external
 from defects.data.images import list_images, read_image

@@ -8,7 +8,8 @@ from pydantic import Field
 from torch.nn import functional
 from tqdm import tqdm
 
-from defects.config import Config, Count, Section, validate
+from defects.config import Config, Section, validate
+from defects.config_data import Count
 from defects.errors import UserError
 from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batches

@@ -9,7 +9,8 @@ from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss
 from torch import nn
 from torch.nn import functional
 
-from defects.config import Config, Fraction, Section, validate
+from defects.config import Config, Section, validate
+from defects.config_data import Fraction
 from defects.errors import UserError
 from defects.models.base import Batch, Detector
 from defects.models.parts.backbone import Normalize, create_backbone

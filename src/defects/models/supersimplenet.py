@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import Config, Count, Section, validate
+from defects.config import Config, Section, validate
+from defects.config_data import Count
 from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batch, Batches
 from defects.models.parts.backbone import Features

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
-from defects.config import Config, DuplicateConfig, resolve
+from defects.config import Config, resolve
+from defects.config_data import DuplicateConfig
 from defects.data.duplicates import find_siblings, group_ids, thumbnail
 from defects.data.images import read_image
 from defects.data.prepare import load_images

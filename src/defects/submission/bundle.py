@@ -10,7 +10,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from defects.config import ROOT, Config, KaggleConfig, TrackingConfig, as_yaml, load_config, resolve
+from defects.config import ROOT, Config, TrackingConfig, as_yaml, load_config, resolve
+from defects.config_data import KaggleConfig
 from defects.data.split import FULL
 from defects.errors import UserError
 from defects.files import sha256, write_json

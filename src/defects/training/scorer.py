@@ -9,7 +9,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import DataConfig, InferConfig
+from defects.config import InferConfig
+from defects.config_data import DataConfig
 from defects.data.datasets import as_input
 from defects.data.images import content_box
 from defects.data.transforms import DIHEDRAL, turn, turn_back

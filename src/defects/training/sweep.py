@@ -19,7 +19,8 @@ import torch
 import yaml
 from pydantic import Field, field_validator
 
-from defects.config import ROOT, Config, FolderName, Seed, load_config, resolve
+from defects.config import ROOT, Config, load_config, resolve
+from defects.config_data import FolderName, Seed
 from defects.data.split import FULL, fold_names
 from defects.errors import UserError
 from defects.files import locked

@@ -6,7 +6,7 @@ A new layout is a module here with `list_data(data: DataConfig) -> Listing`; con
 from importlib import import_module
 from pkgutil import iter_modules
 
-from defects.config import DataConfig
+from defects.config_data import DataConfig
 from defects.data.sources.listing import Listing
 from defects.errors import UserError
 

@@ -1,6 +1,7 @@
 """The demo set: generated where it does not exist yet, then read like the competition it imitates."""
 
-from defects.config import DataConfig, resolve
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.data import demo
 from defects.data.sources import defect_normal
 from defects.data.sources.listing import Listing

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.data.images import list_images
 from defects.data.sources.listing import Listing, attach_masks, rows
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.data.images import list_images
 from defects.errors import UserError
 from defects.files import same_text

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, categories, resolve
+from defects.config import categories, resolve
+from defects.config_data import DataConfig
 from defects.data.images import list_images
 from defects.data.sources.listing import Listing, attach_masks, rows
 from defects.errors import UserError

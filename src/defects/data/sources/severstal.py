@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.data.images import list_images
 from defects.data.labels import class_columns
 from defects.data.rle_table import all_pairs, read_rle_table

@@ -1,6 +1,7 @@
 """Generated steel strips: drawn where they do not exist yet, then read like the competition they imitate."""
 
-from defects.config import DataConfig, resolve
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.data import strips
 from defects.data.sources import severstal
 from defects.data.sources.listing import Listing
