@@ -17,7 +17,7 @@ from defects.files import array_archive, write_bytes, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.report.drawing import CONTOUR
 from defects.report.gallery import MAP_CONTOUR
-from defects.report.mask_gallery import choose, columns_for, mask_tile
+from defects.report.mask_gallery import choose, columns_for, draw_mask_galleries, mask_tile
 from defects.report.masks import held_dice
 from defects.training.run import OOF_COLUMNS, run_folder
 
@@ -172,7 +172,7 @@ def test_the_worst_the_usual_and_the_best_are_shown_once_each():
     found = {title: rows["image_id"].tolist() for title, rows in choose(table, 2).items()}
     assert list(found.values()) == [["e3", "e1"], ["m0", "m1"], ["m3", "m4"], ["m6", "m5"]]
     assert [title.split()[:3] for title in found][0] == ["false", "alarms,", "the"]
-    assert "largest of 3 on 5 images" in next(iter(found)) and "median Dice of 7 defects, 0.500" in str(found)
+    assert "largest of 3 on 5 images" in next(iter(found)) and "median Dice of 7 with it, 0.500" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,12 @@ def test_the_worst_the_usual_and_the_best_are_shown_once_each():
 def test_classes_with_little_to_show(marked, empty, kinds):
     found = [rows["image_id"].tolist() for rows in choose(outcomes(marked, empty), 2).values()]
     assert found == ([["m1", "m2"], ["m0"]] if kinds is None else kinds)
+
+
+def test_nothing_to_show_is_no_gallery(steel):
+    _, config = steel()
+    nothing = outcomes([], [0, 0]).assign(target="1", width=64, height=32)
+    assert draw_mask_galleries(config, nothing, nothing) == []
 
 
 @pytest.mark.parametrize(("size", "columns"), [((256, 1600), 2), ((200, 200), 8), ((300, 100), 8)])

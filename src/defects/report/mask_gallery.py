@@ -24,6 +24,8 @@ def draw_mask_galleries(config: Config, oof: pd.DataFrame, dice: pd.DataFrame) -
     """
     columns = columns_for(oof)
     parts = {name: choose(rows, max(FEWEST, columns)) for name, rows in dice.groupby("target", sort=False)}
+    if not any(parts.values()):
+        return []
     chosen = pd.concat([rows for found in parts.values() for rows in found.values()])
     tiles = _draw_tiles(config, oof, chosen, WIDTH // columns - GAP)
     return [_draw_sheet(name, found, tiles, columns) for name, found in parts.items() if found]
@@ -42,7 +44,7 @@ def choose(rows: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:
     best, between = rest[-count:][::-1], rest[:-count]
     median = marked["dice"].median()
     usual = between.loc[(between["dice"] - median).abs().sort_values(kind="stable").index[:count]]
-    without, total = f"{rows['empty'].sum():,} images without it", f"of {len(marked):,} defects"
+    without, total = f"{rows['empty'].sum():,} images without it", f"of {len(marked):,} with it"
     found = {
         f"false alarms, the largest of {len(alarms):,} on {without}": alarms[:count],
         f"the lowest Dice {total}": worst,
