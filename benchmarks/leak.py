@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects import cli  # noqa: E402
 from defects.config import Config, resolve  # noqa: E402
-from defects.data.datasets import EpochSampler, ImageDataset, plain_loader  # noqa: E402
+from defects.data.datasets import EpochSampler, ImageDataset, Sample, plain_loader  # noqa: E402
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402
 from defects.data.prepare import load_images, training_sha256  # noqa: E402
@@ -67,9 +67,10 @@ FIGURES = {
 class Blackened(ImageDataset):
     """Copies as the recipe makes them: what comes in from outside the frame is black."""
 
-    def _turned(self, item: int | tuple[int, int]) -> dict[str, np.ndarray]:
+    def _turned(self, item: int | tuple[int, int]) -> Sample:
         row = item[1] if isinstance(item, tuple) else item
-        return {"image": rotate_black(read_image(self.root / self.paths[row], self.size), self.angles[row])}
+        image = rotate_black(read_image(self.root / self.paths[row], self.size), self.angles[row])
+        return Sample({"image": image}, self.labels[row], self.weights[row])
 
 
 def main() -> None:

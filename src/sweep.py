@@ -81,7 +81,8 @@ def summary(found: list[Experiment]) -> pd.DataFrame:
     for each in found:
         row = {"experiment": each.name, "seed": each.config.train.seed, "folds": len(each.folds)}
         if trained_folds(each.config):
-            promised = estimate(out_of_fold(each.config), **each.config.threshold.model_dump())
+            threshold = each.config.threshold
+            promised = estimate(out_of_fold(each.config), threshold.rule, threshold.fpr)
             row |= {name: promised[figure] for name, figure in FIGURES.items()}
         rows.append(row)
     table = pd.DataFrame(rows, columns=["experiment", "seed", "folds", *FIGURES])
