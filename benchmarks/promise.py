@@ -93,8 +93,8 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     held, new = pd.concat(held, ignore_index=True), pd.concat(new, ignore_index=True)
     oof, scores = experiment_scores(held, new)
     known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
-    rule = config.threshold
-    promised = estimate(known.assign(score=oof).reset_index(), rule.rule, rule.fpr)
+    threshold = config.threshold
+    promised = estimate(known.assign(score=oof).reset_index(), threshold.rule, threshold.fpr)
     answers = test.set_index("image_id")[["label"]].assign(score=scores)
     answers["answer"] = (scores >= promised["score_threshold"]).astype(int)
     return _row(seed, promised, outcome(answers, share))

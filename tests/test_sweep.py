@@ -155,3 +155,8 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     config.write_text(config.read_text().replace("epochs: 1", "epochs: 2"))
     run_script("sweep.py", path)
     assert [command[1].endswith("train.py") for command, _ in children[1:3]] == [True, True]
+
+
+def test_ways_to_fit_images_share_the_folds(write_sweep):
+    sweep = library.load_sweep(write_sweep(grid={"data.fit": ["squash", "letterbox"]}))
+    assert [each.config.data.fit for each in library.experiments(sweep)] == ["squash", "letterbox"]

@@ -21,9 +21,7 @@ class ClassifierOptions(Section):
     drop_rate: Fraction = 0.2
     drop_path_rate: Fraction = 0.0
     global_pool: Literal["avg", "max", "avgmax"] | None = None  # max: a small defect is not averaged away
-    map_loss: Annotated[float, Field(ge=0)] = (
-        0.0  # weight of where, beside whether; 0: masks are not looked at
-    )
+    map_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of where, beside whether; 0: without masks
 
 
 class Classifier(Detector):

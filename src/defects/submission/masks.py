@@ -98,7 +98,7 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Every image and class of the members' rows of oof.csv: its blended label and map, and the truth."""
     classes, root = config.data.classes, resolve(config.data.root)
-    blend = Blend(members, tables, OOF_MAPS)
+    blend = MapBlend(members, tables, OOF_MAPS)
     folds = next(iter(tables.values())).drop_duplicates("image_id").set_index("image_id")["fold"]
     images = load_images(config).set_index("image_id", drop=False).loc[folds.index].to_dict("records")
     for row in tqdm(images, "masks of the folds", leave=False, disable=None):
@@ -116,7 +116,7 @@ def _test_runs(
     """For each choice of rules: image_id, target, runs of the test images, in the given order."""
     classes = config.data.classes
     tables = {name: load_test(member, tuple(classes)) for name, member in members.items()}
-    blend = Blend(members, tables, TEST_MAPS)
+    blend = MapBlend(members, tables, TEST_MAPS)
     images = load_images(config).query("split == 'test'").to_dict("records")
     found = [{} for _ in choices]
     for row in tqdm(images, "masks of the test images", leave=False, disable=None):
@@ -129,7 +129,7 @@ def _test_runs(
     return [order.assign(runs=[runs[key] for key in keys]) for runs in found]
 
 
-class Blend:
+class MapBlend:
     """What several members say of the same images, averaged over their models and then over the members.
 
     `labels`: probability by (image_id, target). Raises UserError if the members answer for other images, or
