@@ -1,7 +1,12 @@
-"""Blend experiments on out-of-fold scores: submissions/sample_submission.csv and its JSON."""
+"""Blend experiments on out-of-fold scores: submissions/sample_submission.csv and its JSON.
+
+The first time it also compares the training images with the test images, as src/explore.py does.
+"""
 
 from defects import cli
 from defects.config import resolve
+from defects.report.adversarial import write_adversarial
+from defects.scoring.adversarial import stored_comparison
 from defects.submission.summary import build_and_print
 from defects.training.inference import score_test
 
@@ -19,6 +24,8 @@ def main() -> None:
     if experiments == [config.experiment] and not (config.experiment_dir / "test.csv").exists():
         print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
         score_test(config, "folds")
+    if config.ensemble.compare and stored_comparison(config) is None:
+        write_adversarial(config)
     path = resolve(config.submissions) / "sample_submission.csv"
     build_and_print(config, list(dict.fromkeys(experiments)), path)
 

@@ -11,10 +11,11 @@ from sklearn.metrics import roc_auc_score
 from defects.config import load_config
 from defects.report.adversarial import in_words, telling, write_adversarial
 from defects.scoring.adversarial import (
-    adversarial_validation,
     bootstrap_auroc,
     compare,
     defects_to_explain,
+    stored_comparison,
+    training_share,
 )
 from defects.scoring.appearance import SIDE, appearance_table, picture_features
 
@@ -57,7 +58,8 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
 
 
 def test_images_from_one_source_cannot_be_told_apart(compared):
-    found = adversarial_validation(load_config(compared(textures(0, 120), textures(500, 120))))
+    config = load_config(compared(textures(0, 120), textures(500, 120)))
+    found = compare(appearance_table(config), training_share(config))
     low, high = found["interval_90"]
     assert low < 0.5 and low < found["auroc"] < high and abs(found["auroc"] - 0.5) < 0.1
     assert in_words(found)[0].endswith("they cannot be told apart") and len(in_words(found)) == 2
@@ -107,6 +109,16 @@ def test_too_few_images_are_not_compared(make_dataset, make_config):
     lines, (path,) = write_adversarial(config)
     assert "42 training against 6 test images: too few" in lines[0]
     assert json.loads(path.read_text(encoding="utf-8"))["auroc"] is None and not picture.exists()
+
+
+def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config):
+    config = make_config(make_dataset())
+    assert stored_comparison(config) is None
+    write_adversarial(config)
+    assert stored_comparison(config)["train"] == 42
+    with (config.dataset_dir / "images.csv").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert stored_comparison(config) is None
 
 
 def test_without_test_images_it_says_so(make_dataset, make_config):

@@ -99,6 +99,13 @@ def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
     assert change[far].max() <= 1  # the tail of a soft edge may tip a rounding
 
 
+@pytest.mark.parametrize("kind", list(demo.KINDS))
+def test_strength_multiplies_the_change_alone(kind):
+    normal, weak, full = (demo.draw([7], "cast", *last)[0].astype(int) for last in ((), (kind, 0.5), (kind,)))
+    assert np.abs(2 * (weak - normal) - (full - normal)).max() <= 2  # grey levels, of rounding
+    assert np.abs(full - normal).max() > 20
+
+
 def test_every_part_holds_all_textures_and_kinds_about_equally():
     for count in (30, 60):
         textures, kinds = zip(*demo._plan(count, defects=True), strict=True)

@@ -52,7 +52,7 @@ def build(table, tmp_path):
 
     def make(probability=0.5, symmetries="dihedral", size=(SIDE, SIDE), seed=0, labels=CLASSES):
         arguments = (table, tmp_path, size, probability, symmetries, labels, seed)
-        pasting = Paste(*arguments) if probability else None
+        pasting = [Paste(*arguments)] if probability else []
         return ImageDataset(table, tmp_path, size, [], 0, labels, None, pasting)
 
     return make
@@ -89,7 +89,7 @@ def test_a_pasted_defect_is_in_its_mask_and_nothing_changes_beyond_its_rim(build
 def test_labels_masks_and_weights_are_those_of_the_pasted_class(build, table):
     dataset, seen = build(), set()
     for item in normal_items():
-        pasted = dataset.paste(*item, texture(0, SIDE)[..., None].repeat(3, axis=2))
+        pasted = dataset.painters[0](*item, texture(0, SIDE)[..., None].repeat(3, axis=2))
         sample = dataset[item]
         classes = sample["mask"].amax((0, 1)).tolist()
         assert sample["label"].tolist() == [*classes, max(classes)] and sample["masked"] == 1
@@ -116,7 +116,7 @@ def test_only_normal_images_change(build, table):
 @pytest.mark.parametrize("probability", [0.15, 0.5])
 def test_decoys_are_as_frequent_as_defects(build, probability):
     dataset, image = build(probability), np.full((SIDE, SIDE, 3), 128, np.uint8)
-    found = [dataset.paste(*item, image) for item in normal_items(40)]
+    found = [dataset.painters[0](*item, image) for item in normal_items(40)]
     pasted = [each for each in found if each is not None]
     share = np.mean([each.label[-1] for each in pasted])
     assert len(pasted) / len(found) == pytest.approx(2 * probability, abs=0.05)
@@ -129,7 +129,7 @@ def test_decoys_are_pieces_of_other_normal_images(build, table, monkeypatch):
     monkeypatch.setattr(paste, "read_image", lambda path, *how: read.append(path) or original(path, *how))
     for epoch, row in normal_items():
         read.clear()
-        pasted = dataset.paste(epoch, row, np.full((SIDE, SIDE, 3), 128, np.uint8))
+        pasted = dataset.painters[0](epoch, row, np.full((SIDE, SIDE, 3), 128, np.uint8))
         (path,) = read
         assert path.parent.name == ("marked" if pasted.label[-1] else "normal")
         assert f"{path.parent.name}/{path.name}" != table["path"][row]

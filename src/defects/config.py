@@ -40,6 +40,7 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weight average, None: off
     black_out: Fraction = 0.0  # probability that an image's marked defects are covered up, its label then 0
     paste: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # probability that a normal image gets a marked defect
+    synthetic: Fraction = 0.0  # probability that a normal image, if nothing was pasted, gets a drawn defect
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 or fp16 on a GPU
     channels_last: bool = True
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0: threads of this one, best without a GPU
@@ -87,6 +88,7 @@ class EnsembleConfig(Section):
     scale: Literal["calibration", "rank"] = "calibration"  # a member's log-odds, or its rank, out of fold
     method: Literal["auto", "mean", "hill", "stack"] = "auto"  # auto: the mean, or what is surely better
     weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
+    compare: bool = True  # first see whether training images can be told from test images
 
     @field_validator("weights")
     @classmethod
@@ -131,6 +133,12 @@ class Config(Section):
                 f"data.external_data=false refuses model.backbone.weights={weights}, since "
                 "data.pretrained_is_external=true: set model.backbone.weights=none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_defects(self) -> "Config":
+        if self.train.synthetic and self.data.classes:
+            raise ValueError("train.synthetic draws defects of no class: set it to 0 with data.classes")
         return self
 
     @property

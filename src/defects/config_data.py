@@ -40,6 +40,16 @@ class KaggleConfig(Section):
     wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
 
 
+class DemoConfig(Section):
+    """What the `demo` source generates where data.root does not exist yet."""
+
+    normal: Count = 600
+    defect: Count = 30
+    test: Count = 400
+    strength: Annotated[float, Field(gt=0, le=1.5)] = 1.0  # times the change that a defect makes
+    seed: Seed = 0
+
+
 class StripsConfig(Section):
     """What the `strips` source generates where data.root does not exist yet."""
 
@@ -61,6 +71,7 @@ class DataConfig(Section):
     classes: list[ClassName] = []  # of a data set with several kinds of defects; empty: defective or not
     use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
     folders: FoldersConfig = FoldersConfig()
+    demo: DemoConfig = DemoConfig()
     strips: StripsConfig = StripsConfig()
     kaggle: KaggleConfig | None = None
     external_data: bool = True  # false: the competition forbids outside images

@@ -1,6 +1,6 @@
 """Data sets and loaders: from rows of the training list, or of images.csv, to batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
 from defects.data.paste import Paste
+from defects.data.synthetic import Synthetic
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.data.windows import windows
 from defects.errors import UserError
@@ -57,7 +58,7 @@ class ImageDataset(Dataset):
         seed: int,
         labels: Labels = ANY_DEFECT,
         black_out: BlackOut | None = None,
-        paste: Paste | None = None,
+        painters: Sequence[Paste | Synthetic] = (),
         fit: str = "squash",
     ):
         self.root, self.paths = root, rows["path"].tolist()
@@ -68,7 +69,7 @@ class ImageDataset(Dataset):
         self.size, self.fit, self.seed, self.compose = size, fit, seed, build_augmentation(steps)
         self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
         self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
-        self.black_out, self.paste, self.shown = black_out, paste, self._shown()
+        self.black_out, self.painters, self.shown = black_out, painters, self._shown()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,7 +112,8 @@ class ImageDataset(Dataset):
             if self.black_out.hides(epoch, row):
                 label, weight = np.zeros_like(label), NORMAL
                 targets |= {"mask": self._empty()} if "mask" in targets else {}
-        pasted = self.paste and self.paste(epoch, row, targets["image"])
+        made = (paint(epoch, row, targets["image"]) for paint in self.painters)
+        pasted = next((each for each in made if each is not None), None)
         if pasted is not None:
             targets |= {name: getattr(pasted, name) for name in targets}
             label, weight = pasted.label, self.weights[pasted.like]
@@ -188,10 +190,12 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
         rows = rows.assign(weight=gain)
     root, size, fit, seed = resolve(data.root), data.image_size, data.fit, train.seed
     black_out = BlackOut(rows, root, size, train.black_out, seed, fit) if train.black_out else None
-    paste = None
+    painters: list[Paste | Synthetic] = []
     if train.paste:
-        paste = Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit)
-    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, paste, fit)
+        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit))
+    if train.synthetic:
+        painters.append(Synthetic(rows, train.synthetic, seed))
+    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, painters, fit)
     weights = torch.from_numpy(gain) if balance.method == "sampler" else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.

@@ -208,10 +208,13 @@ KINDS: dict[str, Callable[[Generator, Field], tuple[Field, Field]]] = {
 # --- images and data set ---
 
 
-def draw(key: list[int], texture: str, kind: str = "normal") -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    key: list[int], texture: str, kind: str = "normal", strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """The image and its mask, both (SIDE, SIDE) uint8, that belong to the random key.
 
-    The defect is drawn last, from the same generator: for one key, two kinds differ by the defect alone.
+    The defect is drawn last, from the same generator: for one key, two kinds differ by the defect alone,
+    and two values of `strength`, by which the defect's change is multiplied, by nothing else.
     """
     rng = np.random.default_rng(key)
     field = _even(_turn(TEXTURES[texture](rng), rng.uniform(-12, 12)))
@@ -219,7 +222,8 @@ def draw(key: list[int], texture: str, kind: str = "normal") -> tuple[np.ndarray
     contrast = rng.uniform(9, 18)
     untouched = _crop(field), np.zeros((SIDE, SIDE))
     changed, weight = untouched if kind == "normal" else KINDS[kind](rng, field)
-    image = np.rint(light + contrast * changed).astype(np.uint8)
+    changed = (1 - strength) * untouched[0] + strength * changed
+    image = np.rint(light + contrast * changed).clip(0, 255).astype(np.uint8)
     return image, np.where(weight > VISIBLE, 255, 0).astype(np.uint8)
 
 
@@ -243,18 +247,18 @@ def _write(path: Path, image: np.ndarray) -> None:
     path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
-def _write_train(folder: Path, seed: int, normal: int, defect: int) -> None:
+def _write_train(folder: Path, seed: int, normal: int, defect: int, strength: float) -> None:
     for name in ("normal_images", "defect_images", "defect_masks"):
         (folder / name).mkdir(parents=True)
     for i, (texture, kind) in enumerate(_plan(normal, defects=False)):
         _write(folder / "normal_images" / f"normal_{i:04d}.png", draw([seed, 0, i], texture, kind)[0])
     for i, (texture, kind) in enumerate(_plan(defect, defects=True)):
-        image, mask = draw([seed, 1, i], texture, kind)
+        image, mask = draw([seed, 1, i], texture, kind, strength)
         _write(folder / "defect_images" / f"defect_{i:04d}.png", image)
         _write(folder / "defect_masks" / f"defect_{i:04d}.png", mask)
 
 
-def _write_test(folder: Path, seed: int, count: int) -> pd.DataFrame:
+def _write_test(folder: Path, seed: int, count: int, strength: float) -> pd.DataFrame:
     """Writes the test half in shuffled order and returns its key: ImageId, answer, kind."""
     (folder / "images").mkdir(parents=True)
     defects = round(count * TEST_DEFECT_SHARE)
@@ -262,7 +266,7 @@ def _write_test(folder: Path, seed: int, count: int) -> pd.DataFrame:
     plan = [plan[i] for i in np.random.default_rng([seed, 3]).permutation(count)]
     names = [f"test_{i:04d}.png" for i in range(count)]
     for i, (name, (texture, kind)) in enumerate(zip(names, plan, strict=True)):
-        _write(folder / "images" / name, draw([seed, 2, i], texture, kind)[0])
+        _write(folder / "images" / name, draw([seed, 2, i], texture, kind, strength)[0])
     key = pd.DataFrame({"ImageId": names, "kind": [kind for _, kind in plan]})
     key.insert(1, "answer", (key["kind"] != "normal").astype(int))
     key[["ImageId", "answer"]].assign(answer=0).to_csv(folder / "sample_submission.csv", index=False)
@@ -270,9 +274,16 @@ def _write_test(folder: Path, seed: int, count: int) -> pd.DataFrame:
 
 
 def generate(
-    root: Path, answers: Path, seed: int = 0, *, normal: int = 600, defect: int = 30, test: int = 400
+    root: Path,
+    answers: Path,
+    seed: int = 0,
+    *,
+    normal: int = 600,
+    defect: int = 30,
+    test: int = 400,
+    strength: float = 1.0,
 ) -> None:
     """Writes the data set to `root` and the key of its test half to `answers`; one seed, one result."""
     with new_data_set(root, answers) as (made, key):
-        _write_train(made / "train", seed, normal, defect)
-        _write_test(made / "test", seed, test).to_csv(key, index=False)
+        _write_train(made / "train", seed, normal, defect, strength)
+        _write_test(made / "test", seed, test, strength).to_csv(key, index=False)

@@ -13,12 +13,19 @@ from defects.config import Config
 from defects.files import write_bytes, write_json
 from defects.report.drawing import NORMAL, headline, png
 from defects.report.explore import COLOURS
-from defects.scoring.adversarial import NEAR_HALF, compare, training_share
+from defects.scoring.adversarial import (
+    FILE,
+    NEAR_HALF,
+    compare,
+    in_short,
+    inputs,
+    training_share,
+    verdict,
+)
 from defects.scoring.appearance import appearance_table
 
 TOLD = 5  # features named in words
 PANELS = 6  # features drawn
-CLEAR, PARTLY = 0.8, 0.6  # AUROC from which the two sides are told apart clearly, partly
 
 
 def write_adversarial(config: Config) -> tuple[list[str], list[Path]]:
@@ -30,8 +37,8 @@ def write_adversarial(config: Config) -> tuple[list[str], list[Path]]:
     if not table["test"].any():
         return ["training against test images: there are no test images"], []
     found, folder = compare(table, training_share(config)), config.dataset_dir
-    paths = [folder / "adversarial.json", folder / "adversarial.png"]
-    write_json(paths[0], found)
+    paths = [folder / FILE, folder / "adversarial.png"]
+    write_json(paths[0], found | {"inputs": inputs(config)})
     if found["auroc"] is None:
         paths.pop().unlink(missing_ok=True)
     else:
@@ -41,15 +48,13 @@ def write_adversarial(config: Config) -> tuple[list[str], list[Path]]:
 
 def in_words(found: dict[str, Any]) -> list[str]:
     """Lines about scoring.adversarial.compare's result."""
-    sides = f"{found['train']:,} training against {found['test']:,} test images"
     if found["auroc"] is None:
-        return [f"{sides}: too few, or too few that are no siblings, to tell them apart"]
-    low, high = found["interval_90"]
+        return [in_short(found)]
     lines = [
-        f"{sides}: AUROC {found['auroc']:.3f} (90 % interval {low:.3f} - {high:.3f}), {verdict(found)}",
+        in_short(found),
         f"by file, size and light alone, which a defect hardly moves: AUROC {found['auroc_setting']:.3f}",
     ]
-    if low > 0.5:
+    if found["interval_90"][0] > 0.5:
         lines.append(
             "another share of defects explains this only if at least "
             f"{found['defects_to_explain']:.0%} of the test images are defective "
@@ -57,13 +62,6 @@ def in_words(found: dict[str, Any]) -> list[str]:
         )
         lines += [f"  {feature['words']} (AUROC alone {feature['auroc']:.2f})" for feature in telling(found)]
     return lines
-
-
-def verdict(found: dict[str, Any]) -> str:
-    if found["interval_90"][0] <= 0.5:
-        return "they cannot be told apart"
-    degree = "clearly" if found["auroc"] >= CLEAR else "partly" if found["auroc"] >= PARTLY else "hardly"
-    return f"they can {degree} be told apart"
 
 
 def telling(found: dict[str, Any], count: int = TOLD) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ groups of siblings, also those across the two sides, stay in one part of the cro
 set may hold another share of defects: `defects_to_explain` is the least share that would do.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,44 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from defects.config import Config
 from defects.data.split import load_folds
-from defects.scoring.appearance import ABOUT, appearance_table, setting_features
+from defects.files import sha256
+from defects.scoring.appearance import ABOUT, setting_features
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap
+FILE = "adversarial.json"  # of the data set's folder
+DEGREES = {0.8: "clearly", 0.6: "partly", 0.0: "hardly"}  # from which AUROC the two sides are told apart so
 NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher nor lower
 
 
-def adversarial_validation(config: Config) -> dict[str, Any]:
-    """`compare` of a data set. Raises UserError for an image that cannot be read."""
-    return compare(appearance_table(config), training_share(config))
+def stored_comparison(config: Config) -> dict[str, Any] | None:
+    """What `src/explore.py` found, unless images.csv or the folds have changed since."""
+    path = config.dataset_dir / FILE
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if found.get("inputs") == inputs(config) else None
+
+
+def inputs(config: Config) -> dict[str, str]:
+    """sha256 of the tables that a comparison depends on."""
+    return {name: sha256(config.dataset_dir / name) for name in ("images.csv", "folds.csv")}
+
+
+def in_short(found: dict[str, Any]) -> str:
+    """One line about the result of `compare`."""
+    sides = f"{found['train']:,} training against {found['test']:,} test images"
+    if found["auroc"] is None:
+        return f"{sides}: too few, or too few that are no siblings, to tell them apart"
+    low, high = found["interval_90"]
+    return f"{sides}: AUROC {found['auroc']:.3f} (90 % interval {low:.3f} - {high:.3f}), {verdict(found)}"
+
+
+def verdict(found: dict[str, Any]) -> str:
+    if found["interval_90"][0] <= 0.5:
+        return "they cannot be told apart"
+    degree = next(word for limit, word in DEGREES.items() if found["auroc"] >= limit)
+    return f"they can {degree} be told apart"
 
 
 def training_share(config: Config) -> float:

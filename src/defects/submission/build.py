@@ -9,6 +9,7 @@ from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
 from defects.errors import UserError
 from defects.files import sha256, write_csv, write_json
+from defects.scoring.adversarial import stored_comparison
 from defects.submission.blend import blend_experiments
 
 SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
@@ -18,8 +19,9 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
 
     Beside it: <name>.json (weights, threshold, estimate, sha256 of the file and of every input; see
-    submission.blend) and <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's
-    content. Raises UserError for members that do not match.
+    submission.blend; adversarial: whether training and test images differ, None if nobody looked) and
+    <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
+    UserError for members that do not match.
     """
     members, ids = members_of(config, experiments), submission_ids(config)
     found, scores = blend_experiments(config, members)
@@ -35,6 +37,7 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "called_defective": int(table["answer"].sum()),
         "images": len(table),
         **found,
+        "adversarial": stored_comparison(config),
         "inputs": input_hashes(members),
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")

@@ -16,6 +16,7 @@ from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
 from defects.errors import UserError
 from defects.files import sha256, write_json
+from defects.scoring.adversarial import stored_comparison
 from defects.scoring.dice import PAIR, mean_dice
 from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
 from defects.scoring.pixels import Maps
@@ -52,6 +53,7 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
         "rules": {name: rule._asdict() for name, rule in rules.items()},
         "chosen": "tuned" if better else "untuned",
         "estimate": estimates,
+        "adversarial": stored_comparison(config),
         "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
     choices = {"tuned": rules, "untuned": plain}

@@ -51,7 +51,8 @@ def run(script, *arguments):
 
 for experiment, use in EXPERIMENTS.items():
     run("infer.py", "--config", f"configs/{experiment}.yaml", "--use", use)
-run("ensemble.py", "--config", "configs/submission.yaml", "--experiments", *EXPERIMENTS)
+settings = ["--config", "configs/submission.yaml", "--set", "ensemble.compare=false"]
+run("ensemble.py", *settings, "--experiments", *EXPERIMENTS)
 shutil.copyfile(project / "submissions" / WRITTEN, WORKING / "submission.csv")
 """
 

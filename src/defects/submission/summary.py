@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from defects.config import Config
+from defects.scoring.adversarial import in_short, stored_comparison
 from defects.submission.build import build_submission
 from defects.submission.masks import build_mask_submission
 
@@ -18,7 +19,8 @@ def build_and_print(config: Config, experiments: list[str], path: Path) -> None:
         lines = mask_lines(build_mask_submission(config, experiments, path))
     else:
         lines = answer_lines(build_submission(config, experiments, path))
-    print("\n".join(lines))
+    compared = stored_comparison(config)
+    print("\n".join([*lines, *([in_short(compared)] if compared else [])]))
     beside = ", ".join(sorted(each.name for each in path.parent.glob(f"{path.stem}.*") if each != path))
     print(f"wrote {path}, {beside}")
 

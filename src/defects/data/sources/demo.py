@@ -15,5 +15,5 @@ def list_data(data: DataConfig) -> Listing:
         if data.answers is None:
             raise UserError("data.answers is missing: the demo set needs a file for its hidden answer key")
         print(f"generating the demo images in {root}")
-        demo.generate(root, resolve(data.answers))
+        demo.generate(root, resolve(data.answers), **data.demo.model_dump())
     return defect_normal.list_data(data)
