@@ -1,9 +1,9 @@
 """Synthetic defects: normal training images that get a drawn one count as defective.
 
-Thirty real defects show a network a handful of shapes. Drawn ones are of every shape: blots and lines, hard
-or soft, inside the image or cut by its border, darker or brighter than the surface, flat, or filled with
-another part of it (Schlueter et al. 2022, arXiv 2109.15222, make such anomalies from images themselves). All
-is made of the image's own pixels, so no outside data is needed.
+Thirty real defects show a network a handful of shapes. Drawn ones are of every shape: blots and lines, inside
+the image or cut by its border, darker or brighter than the surface, with its texture or without (as CutPaste,
+Li et al. 2021, arXiv 2104.04015, and NSA, Schlueter et al. 2022, arXiv 2109.15222, make theirs). Each is made
+of the image's own pixels, so no outside data is needed.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ LINES = 0.4  # of all defects
 RADII = (0.02, 0.35)  # of a blot, times the shorter side
 STRETCHED = 0.8  # log of the largest ratio of a blot's sides
 DARK, BRIGHT = (0.3, 0.75), (1.35, 2.0)  # factors of brightness
+SHARPEST, SOFTEST = 0.4, 0.01  # deviation of an edge: in pixels, times the shorter side
 WAVES = 8  # of which an outline is made
 
 
@@ -76,9 +77,9 @@ def _line(size: tuple[int, int], random: Generator) -> np.ndarray:
 
 
 def _softened(shape: np.ndarray, random: Generator) -> np.ndarray:
-    """float32 [H, W], at most 1: the edge fades over up to a third of the shape's width."""
-    width = cv2.distanceTransform(shape, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max()
-    weight = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), random.uniform(0.3, max(0.6, width / 3)))
+    """float32 [H, W], at most 1: with an edge of a few pixels, since soft shades are what light makes."""
+    softest = max(SHARPEST, SOFTEST * min(shape.shape))
+    weight = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), random.uniform(SHARPEST, softest))
     return weight / weight.max()
 
 
