@@ -132,22 +132,6 @@ def test_images_without_known_mask_teach_nothing(build):
     assert detector.training_loss(both)["loss"] == detector.training_loss(wrong)["loss"] > 0
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_the_encoder_learns_as_fast_as_it_is_told(build, share):
-    """Weights and statistics of a frozen encoder stay, those of a slow one move less than the decoder's."""
-    detector = build(encoder_lr=share).train()
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    groups = detector.parameter_groups(0.01)
-    optimizer = torch.optim.SGD([group | {"lr": 0.1 * group.get("lr_scale", 1.0)} for group in groups])
-    detector.training_loss(batch())["loss"].backward()
-    optimizer.step()
-    moved = {name for name, value in detector.state_dict().items() if not torch.equal(value, before[name])}
-    assert any(name.startswith("network.encoder") for name in moved) == (share > 0)
-    assert any(name.startswith("network.decoder") for name in moved)
-    trained = sum(len(group["params"]) for group in groups)
-    assert trained == sum(parameter.requires_grad for parameter in detector.parameters())
-
-
 def test_validation_looks_at_known_masks_only(build):
     detector = build().eval()
     mixed, wrong = batch(known=(1, 0)), batch(known=(1, 0))

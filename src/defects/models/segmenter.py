@@ -6,7 +6,6 @@ import segmentation_models_pytorch as smp
 import torch
 from pydantic import Field
 from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional
 
@@ -26,7 +25,6 @@ class SegmenterOptions(Section):
     decoder_options: dict[str, Any] = {}  # its own arguments, such as decoder_channels of a unet
     loss: Literal["bce_dice", "lovasz", "focal"] = "bce_dice"
     dice_share: Fraction = 0.25  # of bce_dice, the rest is binary cross entropy
-    encoder_lr: Fraction = 1.0  # times train.lr; 0: the encoder stays as it came, its statistics too
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.001  # of the pixels, whose mean logit is the score
 
 
@@ -49,27 +47,10 @@ class Segmenter(Detector):
         self.targets, classes = config.data.targets, max(1, len(config.data.classes))
         self.network = _build(config, self.options, classes)
         self.normalize = Normalize(self.network.encoder.model)
-        if self.options.encoder_lr == 0:
-            self.network.encoder.requires_grad_(False)
         # A class that the whole batch lacks counts 0 in it: there the cross entropy teaches alone.
         self.dice = DiceLoss("multilabel")
         whole = {"lovasz": LovaszLoss, "focal": FocalLoss}.get(self.options.loss)
         self.whole = whole and whole("multilabel")
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        encoder, others = (
-            self.network.encoder,
-            nn.ModuleList([self.network.decoder, self.network.segmentation_head]),
-        )
-        slower = param_groups_weight_decay(encoder, weight_decay)
-        groups = [group | {"lr_scale": self.options.encoder_lr} for group in slower if group["params"]]
-        return groups + param_groups_weight_decay(others, weight_decay)
-
-    def train(self, mode: bool = True) -> "Segmenter":
-        super().train(mode)
-        if self.options.encoder_lr == 0:
-            self.network.encoder.eval()
-        return self
 
     def training_loss(self, batch: Batch) -> Batch:
         logits, known = self.logits(batch["image"]), batch["masked"][:, 0] > 0
