@@ -237,9 +237,8 @@ def test_folders_that_do_not_exist_are_named(folders, key):
 
 
 def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
-    small = partial(demo.demo.generate, normal=3, defect=2, test=4)
-    monkeypatch.setattr(demo.demo, "generate", small)
-    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv")
+    counts = {"normal": 3, "defect": 2, "test": 4}
+    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts)
     first = list_data(data)
     assert "generating the demo images" in capsys.readouterr().out
     assert first.images.groupby(["split", "label"], dropna=False).size().tolist() == [4, 3, 2]
