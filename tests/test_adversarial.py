@@ -119,6 +119,8 @@ def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config)
     with (config.dataset_dir / "images.csv").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert stored_comparison(config) is None
+    (config.dataset_dir / "folds.csv").unlink()
+    assert stored_comparison(config) is None
 
 
 def test_without_test_images_it_says_so(make_dataset, make_config):

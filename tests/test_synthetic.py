@@ -55,7 +55,7 @@ def test_only_normal_images_get_one_and_as_often_as_asked_for():
 
 
 def test_the_same_seed_epoch_and_row_draw_the_same():
-    rows = pd.DataFrame({"label": [0]})
+    rows = pd.DataFrame({"label": [0, 1]})
     first, again, other = (Synthetic(rows, 1.0, seed)(3, 0, image()) for seed in (5, 5, 6))
     assert np.array_equal(first.image, again.image) and not np.array_equal(first.image, other.image)
     assert not np.array_equal(first.image, Synthetic(rows, 1.0, 5)(4, 0, image()).image)
@@ -72,3 +72,11 @@ def test_classes_of_defects_refuse_it(make_dataset, config_file, fails_with_one_
     path = config_file(make_dataset(), train={"synthetic": 0.5})
     message = fails_with_one_line("train.py", "--config", path, "--set", "data.classes=[a, b]")
     assert "train.synthetic" in message and "data.classes" in message
+
+
+def test_a_detector_of_normal_images_refuses_it(make_dataset, config_file, fails_with_one_line):
+    path = config_file(make_dataset(), train={"synthetic": 0.5})
+    message = fails_with_one_line(
+        "train.py", "--config", path, "--detector", "convae_reduced", "--set", "train.synthetic=0.5"
+    )
+    assert "train.synthetic=0.5" in message and "only normal images" in message

@@ -42,7 +42,7 @@ class ImageDataset(Dataset):
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
     also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
     With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
-    `paste` some normal items get a defect, and with it its labels, mask and weight. Where `steps` crop,
+    `painters` some normal items get a defect, and with it its labels, mask and weight. Where `steps` crop,
     labels are those of the defects left in the crop.
 
     `shown` is the size of augmented images. Raises UserError for crops that do not fit into `size`, and if a
@@ -113,10 +113,10 @@ class ImageDataset(Dataset):
                 label, weight = np.zeros_like(label), NORMAL
                 targets |= {"mask": self._empty()} if "mask" in targets else {}
         made = (paint(epoch, row, targets["image"]) for paint in self.painters)
-        pasted = next((each for each in made if each is not None), None)
-        if pasted is not None:
-            targets |= {name: getattr(pasted, name) for name in targets}
-            label, weight = pasted.label, self.weights[pasted.like]
+        painted = next((each for each in made if each is not None), None)
+        if painted is not None:
+            targets |= {name: getattr(painted, name) for name in targets}
+            label, weight = painted.label, self.weights[painted.like]
         turn = (self.angles[row], self.flips[row])
         return Sample({name: rotate_flip(each, *turn) for name, each in targets.items()}, label, weight)
 

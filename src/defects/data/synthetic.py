@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.random import Generator
 
 from defects.data.paste import Pasted
+from defects.errors import UserError
 from defects.seeds import derive
 
 KEY = 3  # of its random numbers, which are none of the augmentation's
@@ -29,11 +30,17 @@ WAVES = 8  # of which an outline is made
 class Synthetic:
     """Draws defects into the normal ones among `rows` (all of images.csv), each epoch others.
 
-    Only for data whose images are either normal or defective: a drawn defect belongs to no class.
+    Only for data whose images are either normal or defective: a drawn defect belongs to no class. Raises
+    UserError where all rows are normal: a detector that learns from these takes what it sees for normal.
     """
 
     def __init__(self, rows: pd.DataFrame, probability: float, seed: int):
         self.normal, self.probability, self.seed = (rows["label"] == 0).tolist(), probability, seed
+        if all(self.normal):
+            raise UserError(
+                f"train.synthetic={probability} draws what counts as defective, but only normal images are "
+                "learnt from: set it to 0"
+            )
 
     def __call__(self, epoch: int, row: int, image: np.ndarray) -> Pasted | None:
         """`image`, uint8 [H, W, 3] of this row, with a defect drawn into it; None if none is."""

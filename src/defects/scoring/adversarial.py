@@ -39,7 +39,8 @@ def stored_comparison(config: Config) -> dict[str, Any] | None:
 
 def inputs(config: Config) -> dict[str, str]:
     """sha256 of the tables that a comparison depends on."""
-    return {name: sha256(config.dataset_dir / name) for name in ("images.csv", "folds.csv")}
+    paths = [config.dataset_dir / name for name in ("images.csv", "folds.csv")]
+    return {path.name: sha256(path) for path in paths if path.exists()}
 
 
 def in_short(found: dict[str, Any]) -> str:
