@@ -4,11 +4,9 @@ PY := .venv/bin/python
 .PHONY: demo test lint clean
 
 demo: .venv/installed  ## generated data -> folds -> training -> inference -> ensemble -> score
-	$(PY) src/prepare.py
 	$(PY) src/split.py
-	$(PY) src/train.py --fold all
-	$(PY) src/infer.py
-	$(PY) src/ensemble.py
+	.venv/bin/accelerate launch --num_processes 2 src/sweep.py configs/sweeps/demo.yaml
+	$(PY) src/ensemble.py --experiments demo_classifier demo_segmenter_tiny
 	$(PY) src/evaluate.py
 
 test: .venv/installed  ## the whole suite, on data it generates

@@ -7,8 +7,9 @@ from defects import cli
 from defects.config import resolve
 from defects.report.adversarial import write_adversarial
 from defects.scoring.adversarial import stored_comparison
+from defects.submission.build import members_of
 from defects.submission.summary import build_and_print
-from defects.training.inference import score_test
+from defects.training.inference import load_test, score_test
 
 
 def main() -> None:
@@ -24,6 +25,8 @@ def main() -> None:
     if experiments == [config.experiment] and not (config.experiment_dir / "test.csv").exists():
         print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
         score_test(config, "folds")
+    for member in members_of(config, experiments).values():
+        load_test(member)  # a mistyped name is told before the images are compared, which takes a while
     if config.ensemble.compare and stored_comparison(config) is None:
         write_adversarial(config)
     path = resolve(config.submissions) / "sample_submission.csv"

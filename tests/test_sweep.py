@@ -53,9 +53,10 @@ def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
     assert len(set(found)) == len(found) == 8
     assert found[0].startswith("tiny_lr0.001_augment") and found[0].endswith("_namex_seed0")
     assert found[-1].startswith("tiny_lr1.0e-05_augment") and found[-1].endswith("_namex_seed7")
-    assert names(write_sweep(detectors=["patchcore_reduced"])) == ["tiny_data_patchcore_reduced_seed0"]
+    both = write_sweep(detectors=[None, "patchcore_reduced"])
+    assert names(both) == ["tiny", "tiny_data_patchcore_reduced"]
     clash = {"train.ema": [0.9], "split.seed": [1]}
-    assert names(write_sweep(grid=clash)) == ["tiny_ema0.9_split.seed1_train.seed0"]
+    assert names(write_sweep(grid=clash, seeds=[0])) == ["tiny_ema0.9_split.seed1_train.seed0"]
 
 
 def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
@@ -109,10 +110,10 @@ def test_a_failed_job_stops_no_other_and_is_named_at_the_end(write_sweep, run_sc
     assert [command[command.index("--fold") + 1] for command, _ in children] == ["0", "1", "0", "1"]
     lines = [line for line in outcome.stdout.splitlines() if line.startswith("failed: ")]
     folder = tmp_path / "output" / "sweeps" / "lrs"
-    logs = [folder / f"tiny_lr0.1_seed0_{fold}.log" for fold in "01"]
-    assert lines == [f"failed: tiny_lr0.1_seed0, see {log}" for log in logs]
+    logs = [folder / f"tiny_lr0.1_{fold}.log" for fold in "01"]
+    assert lines == [f"failed: tiny_lr0.1, see {log}" for log in logs]
     assert logs[0].read_text(encoding="utf-8") == "said by the child"
-    assert pd.read_csv(folder / "summary.csv")["experiment"].tolist() == ["tiny_lr0.2_seed0"]
+    assert pd.read_csv(folder / "summary.csv")["experiment"].tolist() == ["tiny_lr0.2"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezvous by default")

@@ -43,8 +43,8 @@ class SweepConfig(Section):
 
     name: FolderName
     config: Path
-    detectors: list[str] = []  # files of configs/detectors; none: the config's own
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]  # of train.seed
+    detectors: list[str | None] = []  # files of configs/detectors; null, or none at all: the config's own
+    seeds: list[Seed] = []  # of train.seed; none: the config's own
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # key of --set -> values to try
     folds: Literal["all", "full"] | Annotated[list[str], Field(min_length=1)] = "all"
     infer: bool = False  # score the test images once all folds of an experiment are there
@@ -100,8 +100,9 @@ def experiments(sweep: SweepConfig) -> list[Experiment]:
     Raises UserError for what load_config refuses, for unknown folds, and for experiments that would
     overwrite each other's runs or folds.
     """
-    points = itertools.product(sweep.detectors or [None], *sweep.grid.values(), sweep.seeds)
-    found = [_experiment(sweep, detector, values, seed) for detector, *values, seed in points]
+    grid = sweep.grid | ({"train.seed": sweep.seeds} if sweep.seeds else {})
+    points = itertools.product(sweep.detectors or [None], *grid.values())
+    found = [_experiment(sweep, point[0], dict(zip(grid, point[1:], strict=True))) for point in points]
     names = [each.name for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -158,8 +159,7 @@ def _is_scored(experiment: Experiment) -> bool:
         return False
 
 
-def _experiment(sweep: SweepConfig, detector: str | None, values: list[Any], seed: int) -> Experiment:
-    settings = dict(zip(sweep.grid, values, strict=True)) | {"train.seed": seed}
+def _experiment(sweep: SweepConfig, detector: str | None, settings: dict[str, Any]) -> Experiment:
     sets = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
     path = resolve(sweep.config)
     base = load_config(path, sets, detector)
