@@ -1,7 +1,6 @@
 """Sweeps: names, jobs, what a child is told, failures, going on, and two processes that share the jobs."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -123,21 +122,12 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     path = write_sweep(seeds=[5])
     options = library.experiments(library.load_sweep(path))[0].options
     assert run_script("train.py", *options, "--fold", "0").code == 0  # in this process, which is quicker
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [told | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"} for rank in "01"]
-    command = [sys.executable, str(ROOT / "src" / "sweep.py"), str(path)]
-    started = [
-        subprocess.Popen(command, env=os.environ | rank, stdout=subprocess.PIPE, text=True) for rank in ranks
-    ]
-    try:
-        said = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], said
-    assert "tiny_seed5 fold 0 is finished" in said[0] and "tiny_seed5_1 done" in said[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(ROOT / "src" / "sweep.py"), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launched:
+        said = launched.communicate(timeout=300)[0]
+    assert launched.returncode == 0, said
+    assert "tiny_seed5 fold 0 is finished" in said and "tiny_seed5_1 done" in said
     folder = tmp_path / "output" / "sweeps" / "lrs"
     before = pd.read_csv(folder / "summary.csv")
     assert before[["seed", "folds"]].to_numpy().tolist() == [[5, 2]] and before.notna().all(axis=None)

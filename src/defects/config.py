@@ -39,7 +39,7 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weight average, None: off
     black_out: Fraction = 0.0  # probability that an image's marked defects are covered up, its label then 0
-    paste: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # probability that a normal image gets a marked defect
+    paste: Fraction = 0.0  # probability that a normal image gets a marked defect
     synthetic: Fraction = 0.0  # probability that a normal image, if nothing was pasted, gets a drawn defect
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 or fp16 on a GPU
     channels_last: bool = True

@@ -46,7 +46,7 @@ class DemoConfig(Section):
     normal: Count = 600
     defect: Count = 30
     test: Count = 400
-    strength: Annotated[float, Field(gt=0, le=1.5)] = 1.0  # times the change that a defect makes
+    strength: Annotated[float, Field(gt=0, le=3)] = 1.0  # times the change that a defect makes
     seed: Seed = 0
 
 
