@@ -1,8 +1,8 @@
 """Train many experiments: every combination of detectors, settings and seeds in a YAML, fold by fold.
 
-python src/sweep.py SWEEP.yaml takes one job after the other; torchrun --nproc_per_node 4 src/sweep.py SWEEP.yaml
-takes four at a time, on as many machines as it is told (they must share the output folder). Run the same
-command again to go on after an interruption.
+python src/sweep.py SWEEP.yaml takes one job after the other; torchrun --nproc_per_node 4 src/sweep.py
+SWEEP.yaml takes four at a time, on as many machines as it is told (they must share the output folder). Run
+the same command again to go on after an interruption.
 """
 
 import argparse
