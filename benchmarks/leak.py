@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     arguments.set += ["train.select=inner", f"train.inner_holdout={HELD / 10}", "infer.tta=false"]
+    arguments.set += ["model.options.map_loss=0"]  # the recipe has no use for masks
     config = cli.config_from(arguments)
     if config.data.classes or config.model.name != "classifier":
         raise UserError("the leak study needs model.name=classifier and a data set without data.classes")

@@ -1,6 +1,7 @@
 """End-to-end images/s of training and inference as a share of the bare model's, alternating in one run.
 
-EfficientNet-B0 at 256 px from JPEG files of 512 px, the label-preserving copies and augmentations on.
+EfficientNet-B0 at 256 px from JPEG files of 512 px, the label-preserving copies and augmentations on. Another
+network and size: --set model.backbone.name=tf_efficientnet_b5 --set data.image_size=[456,456]
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
@@ -45,6 +47,7 @@ def main() -> None:
                 "train.epochs=1",
                 "train.ema=null",
                 "infer.tta=false",
+                *arguments.set,
             ],
         )
         rows = write_images(Path(folder), arguments.images)
