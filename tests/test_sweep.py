@@ -58,6 +58,17 @@ def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
     assert names(write_sweep(grid=clash, seeds=[0])) == ["tiny_ema0.9_split.seed1_train.seed0"]
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_sweeps_of_the_repository_have_two_members_each(path):
+    found = library.experiments(library.load_sweep(path))
+    assert [len(each.folds) for each in found] == [5, 5]
+    if path.stem == "demo":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert f"--experiments {' '.join(each.name for each in found)}" in makefile
+
+
 def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
     grid = {
         "train.lr": [1e-5],
