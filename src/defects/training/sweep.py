@@ -213,8 +213,9 @@ def _run(script: str, options: list[str], log: Path) -> Path | None:
     """Run a script of src/ with its output in `log`; `log` if it failed."""
     command, start = [sys.executable, str(ROOT / "src" / script), *options], time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{log.stem} started, see {log}", flush=True)
     with log.open("w", encoding="utf-8") as stream:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=job_environment())
     state = "done" if done.returncode == 0 else "failed"
-    print(f"{log.stem} {state} in {time.perf_counter() - start:.0f} s")
+    print(f"{log.stem} {state} in {time.perf_counter() - start:.0f} s", flush=True)
     return log if done.returncode else None
