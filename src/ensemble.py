@@ -10,6 +10,7 @@ from defects.scoring.adversarial import stored_comparison
 from defects.submission.build import members_of
 from defects.submission.summary import build_and_print
 from defects.training.inference import load_test, score_test
+from defects.training.run import load_oof
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
         print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
         score_test(config, "folds")
     for member in members_of(config, experiments).values():
-        load_test(member)  # a mistyped name is told before the images are compared, which takes a while
+        load_oof(member)  # what is missing is told before the comparison, which takes a while
+        load_test(member)
     if config.ensemble.compare and stored_comparison(config) is None:
         write_adversarial(config)
     path = resolve(config.submissions) / "sample_submission.csv"
