@@ -273,7 +273,7 @@ def test_it_is_a_setting_of_training(make_dataset, config_file, run_script, fail
     (row,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert "val_auroc" in row and pd.read_csv(folder / "oof.csv")["label"].sum() == 6
     message = fails_with_one_line("train.py", "--config", path, "--set", "train.paste=1.5")
-    assert "train.paste" in message and "1" in message
+    assert "train.paste=1.5" in message and "less than or equal to 1" in message
     shutil.rmtree(root / "train" / "defect_masks")
     shutil.rmtree(path.parent / "output")
     message = fails_with_one_line("train.py", "--config", path)
