@@ -18,6 +18,7 @@ from defects.config import ROOT, load_config
 from defects.data.images import read_image
 from defects.deploy import export as exporting
 from defects.deploy.export import export
+from defects.deploy.limits import between_scores
 from defects.deploy.model import FILES, MapMeta, load_model, read_meta
 from defects.deploy.portable import save_portable
 from defects.deploy.predict import find_files, predict
@@ -238,6 +239,16 @@ def test_every_file_once_and_in_order(tmp_path):
     assert set(paths) <= set(found)
     with pytest.raises(UserError, match="matches no file"):
         find_files([str(tmp_path / "*.jpg")])
+
+
+@pytest.mark.parametrize(
+    ("cut", "moved"), [(0.0, -1.0), (1.0, 0.5), (0.7, 0.5), (np.nextafter(1, 2), 2.0), (3.5, 4.0)]
+)
+def test_a_threshold_lies_between_scores(cut, moved):
+    """On a score, rounding in another runtime would decide: the labels of an export differed by one."""
+    scores = np.array([3.0, 0.0, 1.0])
+    assert between_scores(cut, scores) == pytest.approx(moved)
+    assert ((scores >= between_scores(cut, scores)) == (scores >= cut)).all()
 
 
 def test_regions_lie_where_the_map_is_high():
