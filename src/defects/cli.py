@@ -3,7 +3,6 @@
 import argparse
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,8 +55,6 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         # A Windows console may not know every letter; a log file should not lag behind.
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    if _launched():  # where one process fails, the launcher stops the others: with time to clear up
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except UserError as error:
@@ -86,14 +83,9 @@ def _stop(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _launched() -> bool:
-    """Whether this is one of several processes that a launcher started."""
-    return "LOCAL_RANK" in os.environ
-
-
 def _speaks() -> bool:
-    """Of several processes, the first to fail says what went wrong."""
-    if not _launched():
+    """Of the processes that a launcher started, the first to fail says what went wrong."""
+    if "LOCAL_RANK" not in os.environ:
         return True
     from defects.processes import first_to_fail  # not on top: it takes seconds to import torch
 
@@ -102,7 +94,7 @@ def _speaks() -> bool:
 
 def _lost_another() -> bool:
     """Whether another process has failed, and said why: what fails here is talking to it."""
-    if not _launched():
+    if "LOCAL_RANK" not in os.environ:
         return False
     from defects.processes import another_failed
 

@@ -1,14 +1,15 @@
 """Several processes, as torchrun or accelerate's launcher start them: what they share out and agree on."""
 
 import os
+from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import distributed, nn
-from torch.distributed import distributed_c10d
 
 ROWS = 8192  # added up at a time: a second copy of all of them might not fit into memory
+PATIENCE = timedelta(seconds=5)  # with a launcher that does not answer
 
 
 def several() -> bool:
@@ -57,19 +58,26 @@ def follow_main(module: nn.Module) -> None:
 def first_to_fail() -> bool:
     """Whether it is for this process to say what went wrong: no other has failed before.
 
-    While they have not met yet, the first process of each machine speaks for all.
+    Where that cannot be known, the first process of each machine speaks.
     """
-    return _failures(1) == 1 if several() else os.environ.get("LOCAL_RANK", "0") == "0"
+    failures = _failures(1)
+    return os.environ["LOCAL_RANK"] == "0" if failures is None else failures == 1
 
 
 def another_failed() -> bool:
-    """Whether some process has said what went wrong, so that errors here come of having lost it."""
-    return several() and _failures(0) > 0
+    """Whether some process has failed and said why: what fails here comes of having lost it."""
+    return bool(_failures(0))
 
 
-def _failures(more: int) -> int:
-    """How many processes have failed, after adding `more`."""
+def _failures(more: int) -> int | None:
+    """How many processes have failed, after adding `more`, as the launcher's store counts them.
+
+    None where there is no such store, or no more: it ends with the launcher.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        return distributed_c10d._get_default_store().add("defects/failures", more)
-    except RuntimeError:  # the store went down with the process, or the launcher, that held it
-        return 2
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+        return store.add(f"failures of attempt {attempt}", more)
+    except (KeyError, RuntimeError):
+        return None

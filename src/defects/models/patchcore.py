@@ -1,5 +1,6 @@
 """PatchCore: distance to a memory bank of normal patches. Roth et al. 2022 (arXiv 2106.08265)."""
 
+import os
 from typing import Annotated
 
 import psutil
@@ -184,10 +185,10 @@ def _resize(maps: torch.Tensor, size: list[int]) -> torch.Tensor:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Bytes; of the processes on this machine each holds a pool."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 DETECTOR = PatchCore

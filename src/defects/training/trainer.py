@@ -47,13 +47,11 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         precision = "bf16" if native else "fp16" if torch.cuda.is_available() else "no"
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a CUDA GPU: use auto, no or bf16")
-    # Buffers are brought together once an epoch, not before every forward pass.
-    wrapper = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not know of each other
         mixed_precision=precision,
         gradient_accumulation_steps=train.accumulate,
-        kwargs_handlers=[wrapper],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 
@@ -123,6 +121,8 @@ class Trainer:
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
         optimizer = kind(parameters, lr=train.lr)
         self.step, self.optimizer = self.accelerator.prepare(TrainingStep(self.detector), optimizer)
+        if self.accelerator.num_processes > 1:
+            self.step.forward_sync_buffers = False  # once an epoch is enough
         self.loader = prepare_data_loader(training, split_batches=True)  # each process has a part of each
         self.updates = -(-len(self.loader) // train.accumulate)  # optimiser steps in an epoch
         if self.epochs is None:
@@ -147,7 +147,8 @@ class Trainer:
         self.loader.set_epoch(epoch)
         self.step.train()
         meter, update = Meter(self.detector), epoch * self.updates
-        bar = tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=None)
+        hidden = None if self.accelerator.is_main_process else True
+        bar = tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=hidden)
         for batch in bar:
             with self.accelerator.accumulate(self.step):
                 self.scheduler.step_update(update)
