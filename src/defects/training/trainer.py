@@ -62,6 +62,9 @@ class Trainer:
     `validation` is only looked at: selection (`train.select=inner`) and stopping are allowed when it is
     an inner hold-out of the training side, never on the fold that is scored afterwards. `epochs` None
     means as many as the config says, in epochs or in steps.
+
+    Of several processes each takes an equal part of every batch, so that steps, epochs and learning rates are
+    those of one; batch normalisation alone sees no more than its part. Validation is shared out too.
     """
 
     detector: Detector
