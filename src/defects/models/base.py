@@ -47,6 +47,7 @@ class Detector(nn.Module):
         False  # each process prepares with its share of the images, and they join what they find
     )
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
+    int8 = False  # its network is worth exporting in 8 bits
 
     @property
     def labels(self) -> Labels:
