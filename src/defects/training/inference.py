@@ -41,7 +41,7 @@ def score_test(config: Config, use: str) -> None:
         raise UserError(
             f"{config.dataset_dir / 'images.csv'} lists no test images: there is nothing to score"
         )
-    models = _models(config, use)
+    models = _models(config, use, accelerator)
     accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
     _state_time(config, test, models, accelerator)
     tables = [_score_fold(config, test, fold, accelerator) for fold in models]
@@ -77,13 +77,13 @@ def _scored(config: Config, fold: str) -> bool:
     return (folder / "test.csv").exists() and read_json(folder / "test.json") == _stamp(config, fold)
 
 
-def _models(config: Config, use: str) -> list[str]:
+def _models(config: Config, use: str, accelerator: Accelerator) -> list[str]:
     if use != "folds" and not finished(config, FULL):
         raise UserError(f"{run_folder(config, FULL)} is not trained: run src/train.py --fold {FULL} first")
     if use == FULL:
         return [FULL]
     if not trained_folds(config):
-        print(f"{config.experiment_dir} holds no trained fold: training fold 0 first")
+        accelerator.print(f"{config.experiment_dir} holds no trained fold: training fold 0 first")
         train_fold(config, "0")
     return trained_folds(config) + ([FULL] if use == "both" else [])
 
@@ -91,12 +91,13 @@ def _models(config: Config, use: str) -> list[str]:
 def _state_time(config: Config, test: pd.DataFrame, models: list[str], accelerator: Accelerator) -> None:
     """Say how long scoring will take, from a short probe; UserError beyond infer.budget_minutes."""
     left = [fold for fold in models if not _scored(config, fold)]
-    if not left or len(test) < PROBE * config.infer.batch_size:
+    images = config.infer.batch_size * accelerator.num_processes  # at a time
+    if not left or len(test) < PROBE * images:
         return
     detector = load_detector(config, left[0])
     with tempfile.TemporaryDirectory() as folder:
         for batches in (1, PROBE - 1):  # the first is slower
-            rows, start = test[: batches * config.infer.batch_size], time.perf_counter()
+            rows, start = test[: batches * images], time.perf_counter()
             score_table(detector, config, rows, left[0], accelerator, Path(folder) / TEST_MAPS)
     minutes = (time.perf_counter() - start) / len(rows) * len(test) * len(left) / 60
     accelerator.print(f"this will take about {minutes:.1f} minutes, loading not counted")
