@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from defects.errors import UserError
 
-HELD = 2**28  # bytes: larger arrays lie in files
+HELD = 2**26  # bytes: larger arrays lie in files
 TAKEN = 4096  # items handed to the threads at a time
 
 
