@@ -53,10 +53,8 @@ def find_siblings(
     images lies in files of `folder` meanwhile.
     """
     details, spectra, usable = _features(thumbnails, settings.min_texture, folder)
-    pairs = _propose(spectra, settings.neighbours)
-    pairs = _confirm(
-        details, pairs, round(settings.max_shift * thumbnails.shape[1]), settings.min_correlation
-    )
+    reach = round(settings.max_shift * thumbnails.shape[1])
+    pairs = _confirm(details, _propose(spectra, settings.neighbours), reach, settings.min_correlation)
     flips = np.array(FLIPS)[pairs["code"]]
     pairs = pairs.assign(i=usable[pairs["i"]], j=usable[pairs["j"]], flip=flips)
     found = pd.concat([_identical(thumbnails), pairs])[COLUMNS]

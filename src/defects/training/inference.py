@@ -94,7 +94,8 @@ def _models(config: Config, use: str) -> list[str]:
 def _state_time(config: Config, test: pd.DataFrame, models: list[str], accelerator: Accelerator) -> None:
     """Say how long scoring will take, from a short probe; UserError beyond infer.budget_minutes."""
     left = [fold for fold in models if not _scored(config, fold)]
-    waiting = sum(max(0, len(test) - _shards(config, fold).finished()) for fold in left)
+    shards = [Shards(config, fold, _stamp(config, fold)) for fold in left]
+    waiting = sum(max(0, len(test) - each.finished()) for each in shards)
     if not left or len(test) < PROBE * config.infer.batch_size:
         return
     detector = load_detector(config, left[0])
@@ -118,14 +119,11 @@ def _name(fold: str) -> str:
 
 def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> None:
     """Scores of one model; kept in its run folder with what they were made from."""
-    detector = load_detector(config, fold)
+    detector, stamp = load_detector(config, fold), _stamp(config, fold)
+    shards = Shards(config, fold, stamp)
     if not _scored(config, fold):
-        _shards(config, fold).score(detector, test, accelerator)
+        shards.score(detector, test, accelerator)
         if accelerator.is_main_process:
-            write_json(run_folder(config, fold) / "test.json", _stamp(config, fold))
+            write_json(run_folder(config, fold) / "test.json", stamp)
     if accelerator.is_main_process:
-        _shards(config, fold).clear()
-
-
-def _shards(config: Config, fold: str) -> Shards:
-    return Shards(config, fold, _stamp(config, fold))
+        shards.clear()

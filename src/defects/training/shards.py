@@ -55,7 +55,7 @@ class Shards:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _begin(self, accelerator: Accelerator) -> int:
-        """Images that need not be scored, by the main process, which makes room for the others' shards."""
+        """Images that need not be scored again, as the main process finds; stale shards are removed."""
         done = [0]
         if accelerator.is_main_process:
             done = [self.finished()]
