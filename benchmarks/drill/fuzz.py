@@ -23,6 +23,7 @@ from drill.tally import Tally
 
 SECONDS = 10  # for one input
 START = 120  # seconds for the child's imports
+IMAGES = {".jpg", ".png", ".bmp", ".tiff", ".webp"}
 MEGABYTES = 2_500  # above what the child held before the input
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux tells the peak of each input
 
@@ -31,8 +32,9 @@ class Answer(NamedTuple):
     """`fault` is empty when all is well; `megabytes` the peak above what was held before."""
 
     fault: str
-    accepted: bool
-    megabytes: float
+    accepted: bool = False
+    noisy: bool = False  # a decoder written in C printed a line of its own
+    megabytes: float = 0.0
 
 
 def drill(folder: Path, seed: int, tries: int, only: str | None) -> list[Tally]:
@@ -41,12 +43,14 @@ def drill(folder: Path, seed: int, tries: int, only: str | None) -> list[Tally]:
     for name in child.names:
         if only and only not in name:
             continue
-        tally, accepted, highest = Tally("fuzz", name), 0, 0.0
+        tally, answers = Tally("fuzz", name), []
         for index in tqdm(range(tries), name, leave=False, disable=None):
             answer = child.ask(name, index, seed)
             tally.add([f"try {index}: {answer.fault}"] if answer.fault else [], [])
-            accepted, highest = accepted + answer.accepted, max(highest, answer.megabytes)
-        tally.note = f"{accepted} accepted, at most {highest:.0f} MB each"
+            answers.append(answer)
+        accepted, noisy = (sum(getattr(each, what) for each in answers) for what in ("accepted", "noisy"))
+        tally.note = f"{accepted} accepted, {noisy} refused with a line of the decoder's own, "
+        tally.note += f"at most {max(each.megabytes for each in answers):.0f} MB"
         found.append(tally)
         print(f"{name}: {tries} tries, {len(tally.faults)} faults, {tally.note}", flush=True)
     child.end()
@@ -84,7 +88,7 @@ class Child:
         self.end()
         code = self.process.exitcode
         self._start()
-        return Answer(f"hangs for {SECONDS} s" if hung else f"the process died ({code})", False, 0.0)
+        return Answer(f"hangs for {SECONDS} s" if hung else f"the process died ({code})")
 
     def end(self) -> None:
         self.process.kill()
@@ -96,6 +100,8 @@ def work(connection: Connection, folder: Path) -> None:
     """In the child: read the inputs that are asked for, with the program's copy in `folder`."""
     sys.path.insert(0, str(folder / "src"))
     os.chdir(folder)
+    import defects.errors  # before anything loads OpenCV, as in the scripts
+
     from drill import targets
 
     noise = _caught_stderr(folder)
@@ -125,9 +131,10 @@ def _answer(target, path: Path, content: bytes, config, noise: Path) -> Answer:
     if megabytes > MEGABYTES:
         fault = fault or f"takes {megabytes:.0f} MB"
     text = noise.read_bytes()[said:].decode("utf-8", "replace")
-    if text.strip():
+    noisy = bool(text.strip()) and not accepted  # of what is taken a decoder may say how damaged it is
+    if noisy and path.suffix not in IMAGES:
         fault = fault or f"prints past the one line: {' '.join(text.split())[:150]}"
-    return Answer(fault, accepted, megabytes)
+    return Answer(fault, accepted, noisy, megabytes)
 
 
 def _outcome(target, path: Path, config) -> tuple[str, bool]:

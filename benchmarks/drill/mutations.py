@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,35 @@ def mutate(seeds: list[bytes], rng: np.random.Generator) -> bytes:
         else:
             content = MUTATIONS[rng.integers(len(MUTATIONS))](content, rng)
     return content
+
+
+def claiming(content: bytes, height: int, width: int) -> bytes:
+    """An image whose header says another size, as far as its format has room for it; a WebP unchanged."""
+    changed = bytearray(content)
+    if content.startswith(b"\x89PNG"):
+        changed[16:24] = struct.pack(">II", width, height)
+        return with_checksums(bytes(changed))
+    if content.startswith(b"\xff\xd8"):
+        start = re.search(rb"\xff[\xc0-\xc2]\0", content).start()
+        changed[start + 5 : start + 9] = struct.pack(">HH", min(height, 65_535), min(width, 65_535))
+    elif content.startswith(b"BM"):
+        changed[18:26] = struct.pack("<ii", width, height)
+    elif content.startswith(b"II"):  # TIFF: tags of 12 bytes with number, type, count, value
+        for tag, side in ((256, width), (257, height)):
+            start = re.search(struct.pack("<H", tag) + b"[\3\4]\0\1\0\0\0", content).start()
+            changed[start + 2 : start + 12] = struct.pack("<HII", 4, 1, side)
+    return bytes(changed)
+
+
+def with_checksums(content: bytes) -> bytes:
+    """The chunks of a PNG get the checksums they should have, or these alone would refuse every change."""
+    changed, start = bytearray(content), 8
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        if end <= len(content):
+            changed[end - 4 : end] = zlib.crc32(content[start + 4 : end - 4]).to_bytes(4)
+        start = end
+    return bytes(changed)
 
 
 def _place(content: bytes, rng: np.random.Generator) -> int:

@@ -24,6 +24,7 @@ from defects.files import read_json
 from defects.models import build_detector
 from defects.models.parts.backbone import create_backbone
 from defects.report.results import out_of_fold, read_history
+from defects.scoring.adversarial import stored_comparison
 from defects.scoring.answers import load_answers
 from defects.scoring.pixels import Maps
 from defects.submission.send import load_submission
@@ -32,9 +33,11 @@ from defects.training.experiments import run_config
 from defects.training.inference import load_test
 from defects.training.run import load_detector
 from defects.training.trainer import Trainer, make_accelerator
+from drill.mutations import claiming, with_checksums
 
 CLASSES = ["1", "2", "3", "4"]
 SHAPE = (64, 96)  # height, width of images and masks in pixels
+HUGE = [(16_000, 16_000), (30_000, 30_000), (65_535, 65_535), (1, 2**31 - 1)]  # height, width
 
 
 class Target(NamedTuple):
@@ -50,14 +53,15 @@ class Target(NamedTuple):
 
 
 def _picture(extension: str) -> Callable[[Path], list[bytes]]:
-    """Colour, grey, and 16 bits where the format has them."""
+    """Colour, grey, 16 bits where the format has them; and with headers that claim to be huge."""
 
     def seeds(_: Path) -> list[bytes]:
         rng = np.random.default_rng(0)
         smooth = cv2.GaussianBlur(rng.integers(0, 255, (*SHAPE, 3), np.uint8), (0, 0), 3)
         kinds = [smooth, smooth[..., 0], cv2.resize(smooth, (640, 480))]
         kinds += [smooth.astype(np.uint16) * 257] if extension in (".png", ".tiff") else []
-        return [cv2.imencode(extension, kind)[1].tobytes() for kind in kinds]
+        found = [cv2.imencode(extension, kind)[1].tobytes() for kind in kinds]
+        return found + [claiming(found[0], *sides) for sides in HUGE]
 
     return seeds
 
@@ -81,6 +85,11 @@ def _weights(_: Path) -> list[bytes]:
     buffer = io.BytesIO()
     torch.save(timm.create_model("test_efficientnet", num_classes=0).state_dict(), buffer)
     return [buffer.getvalue()]
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
 
 
 def _member(archive: str, name: str) -> Callable[[Path], list[bytes]]:
@@ -107,6 +116,16 @@ def _inside(archive: str, name: str, check: Callable) -> Callable[[Path, Config]
             return check(whole, config)
         finally:
             whole.write_bytes(before)
+
+    return checked
+
+
+def _with_checksums(check: Callable) -> Callable[[Path, Config], object]:
+    """The chunks of a PNG get their checksums, or nothing but these would be tried."""
+
+    def checked(path: Path, config: Config) -> object:
+        path.write_bytes(with_checksums(path.read_bytes()))
+        return check(path, config)
 
     return checked
 
@@ -198,6 +217,8 @@ TARGETS: dict[str, Target] = {
         f"read_image {name}": Target(f"x{name}", _picture(name), _read_image)
         for name in (".jpg", ".png", ".bmp", ".tiff", ".webp")
     },
+    "read_image .png, checksums right": Target("x.png", _picture(".png"), _with_checksums(_read_image)),
+    "read_mask .png, checksums right": Target("x.png", _picture(".png"), _with_checksums(_read_mask)),
     "read_image reduced .jpg": Target("x.jpg", _picture(".jpg"), _read_reduced),
     **{
         f"read_mask {name}": Target(f"x{name}", _picture(name), _read_mask)
@@ -211,7 +232,9 @@ TARGETS: dict[str, Target] = {
     "train_fold0.csv": Target(
         "output/drill/train_fold0.csv", _file, lambda _, config: load_training_rows(config, "0")
     ),
-    "oof.csv": Target(f"{RUN}/fold0/oof.csv", _file, lambda _, config: out_of_fold(config)),
+    "oof.csv": Target(
+        f"{RUN}/fold0/oof.csv", _file, lambda _, config: out_of_fold(config), "drill_classifier"
+    ),
     "test.csv": Target(f"{RUN}/test.csv", _file, lambda _, config: load_test(config)),
     "group_file": Target("groups.csv", _groups, _grouped),
     "sample_submission.csv": Target("input/drill/test/sample_submission.csv", _file, _sample),
@@ -223,6 +246,10 @@ TARGETS: dict[str, Target] = {
         "submissions/sample_submission.json",
         _file,
         lambda path, config: load_submission(config, path.with_suffix(".csv"), None),
+        "sample_submission",
+    ),
+    "adversarial.json": Target(
+        "output/drill/adversarial.json", _file, lambda _, config: stored_comparison(config)
     ),
     "read_json": Target("output/drill/split.json", _file, lambda path, _: read_json(path)),
     "metrics.jsonl": Target(f"{RUN}/fold0/metrics.jsonl", _file, lambda path, _: read_history(path)),
@@ -236,21 +263,27 @@ TARGETS: dict[str, Target] = {
     "backbone weights": Target("weights.pt", _weights, _backbone),
     "oof_maps.npz": Target(f"{RUN}/fold0/oof_maps.npz", _file, _maps),
     "pickle in best.pt": Target(
-        "data.pkl",
+        f"{RUN}/fold0/data.pkl",
         _member(f"{RUN}/fold0/best.pt", "data.pkl"),
-        _inside(f"{RUN}/fold0/best.pt", "data.pkl", lambda _, config: load_detector(config, "0")),
+        _inside("best.pt", "data.pkl", lambda _, config: load_detector(config, "0")),
         "best.pt",
     ),
     "pickle in last.pt": Target(
-        "data.pkl",
+        f"{RUN}/fold0/data.pkl",
         _member(f"{RUN}/fold0/last.pt", "data.pkl"),
-        _inside(f"{RUN}/fold0/last.pt", "data.pkl", _resumed),
+        _inside("last.pt", "data.pkl", _resumed),
         "last.pt",
     ),
+    "pickle in backbone weights": Target(
+        "data.pkl",
+        lambda folder: [_first_member(_written(folder / "weights.pt", _weights(folder)[0]), "data.pkl")[1]],
+        _inside("weights.pt", "data.pkl", _backbone),
+        "weights.pt",
+    ),
     "array in oof_maps.npz": Target(
-        "array.npy",
+        f"{RUN}/fold0/array.npy",
         _member(f"{RUN}/fold0/oof_maps.npz", ".npy"),
-        _inside(f"{RUN}/fold0/oof_maps.npz", ".npy", _maps),
+        _inside("oof_maps.npz", ".npy", _maps),
         "oof_maps.npz",
     ),
 }

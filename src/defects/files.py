@@ -36,6 +36,7 @@ TEXT_COLUMNS = dict.fromkeys(
     ],
     "str",
 )
+NUMBERS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -105,17 +106,25 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: rebuild it with {made_by}")
+    for name in NUMBERS & set(table.columns):
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise UserError(f"{path}: column {name} holds what is no number: rebuild it with {made_by}")
+    if "label" in table.columns and not table["label"].dropna().isin([0, 1]).all():
+        raise UserError(f"{path}: a label is neither 0 nor 1: rebuild it with {made_by}")
     return table
 
 
-def read_json(path: Path) -> Any:
-    """The file's value, or None when there is no such file."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's values by name, or None when there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run the stage again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object: delete it and run the stage again")
+    return value
 
 
 def sha256(path: Path) -> str:
