@@ -1,6 +1,6 @@
 """Reliability drills: what the stages do when they are killed, starved, refused, lied to or attacked.
 
-python benchmarks/drills.py fuzz --tries 400
+python benchmarks/drills.py kill --tries 20
 
 Prints a table at the end, and what went wrong as it happens; the exit code is 1 if anything did.
 """
@@ -9,16 +9,16 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from drill import fuzz
+from drill import disk, fuzz, hostile, killing, outside
 from drill.tally import Tally, print_table
 
-DRILLS = ("fuzz",)
+DRILLS = ("fuzz", "hostile", "kill", "disk", "readonly", "outside")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("drill", choices=[*DRILLS, "all"])
-    parser.add_argument("--tries", type=int, default=None, help="of each stage (20) or parser (400)")
+    parser.add_argument("--tries", type=int, default=None, help="of each stage (20) or parser (300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=None, help="a stage, or part of a parser's name")
     arguments = parser.parse_args()
@@ -32,10 +32,16 @@ def main() -> None:
 
 
 def drilled(name: str, folder: Path, arguments: argparse.Namespace) -> list[Tally]:
-    seed, only = arguments.seed, arguments.only
+    seed, tries, only = arguments.seed, arguments.tries, arguments.only
     if name == "fuzz":
-        return fuzz.drill(folder, seed, arguments.tries or 400, only)
-    raise AssertionError(name)
+        return fuzz.drill(folder, seed, tries or 300, only)
+    if name == "kill":
+        return killing.drill(folder, seed, tries or 20, only)
+    if name == "disk":
+        return disk.full(folder, only)
+    if name == "readonly":
+        return disk.read_only(folder, only)
+    return hostile.drill(folder) if name == "hostile" else outside.drill(folder)
 
 
 if __name__ == "__main__":

@@ -74,14 +74,16 @@ def new_copy(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, stage: str, prefix: list[str] = ()) -> subprocess.Popen:
-    """A process of the stage in `folder`, with a home of its own beside it."""
-    script, *options = STAGES[stage]
+def start(
+    folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()
+) -> subprocess.Popen:
+    """A process of the stage, or of another script, in `folder`, with a home of its own beside it."""
+    script, *own = STAGES.get(stage, [f"{stage}.py"])
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
     places = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), str(home))
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    command = [*prefix, sys.executable, f"src/{script}", "--config", "configs/drill.yaml", *options]
+    command = [*prefix, sys.executable, f"src/{script}", "--config", "configs/drill.yaml", *own, *options]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=folder, env=os.environ | places | quiet, **pipes)
 
@@ -96,8 +98,8 @@ def finish(process: subprocess.Popen) -> Ending:
     return Ending(process.returncode, *(text.decode("utf-8", "replace") for text in streams))
 
 
-def run(folder: Path, stage: str, prefix: list[str] = ()) -> Ending:
-    return finish(start(folder, stage, prefix))
+def run(folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()) -> Ending:
+    return finish(start(folder, stage, prefix, options))
 
 
 def kill(process: subprocess.Popen) -> None:

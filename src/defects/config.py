@@ -210,6 +210,8 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: its chain of base configs comes back to itself")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no plain file: it may never end")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:

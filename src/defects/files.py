@@ -1,9 +1,12 @@
 """The files between the stages: atomic writing, reading with the columns that a stage relies on."""
 
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
+import shutil
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from filelock import FileLock, Timeout
 
 from defects.errors import UserError
@@ -39,15 +43,37 @@ TEXT_COLUMNS = dict.fromkeys(
 NUMBERS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
 
 
+@contextmanager
+def partial(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what is to become it, gone in the end; its folder is made.
+
+    What processes of this machine left under such names when they were killed goes first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*.part"):
+        process = left.name.removeprefix(stem).removesuffix(".part")
+        if process == str(os.getpid()) or (process.isdigit() and not psutil.pid_exists(int(process))):
+            _remove(left)
+    mine = path.with_name(f"{stem}{os.getpid()}.part")
+    try:
+        yield mine
+    finally:
+        _remove(mine)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write the whole file or nothing: a temporary file in the same folder, then `os.replace`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial(path) as written:
+        written.write_bytes(content)
+        written.replace(path)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -67,10 +93,8 @@ def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
 
     Whole or not at all, and no file if nothing is added; equal arrays make equal bytes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
+    with partial(path) as written:
+        with zipfile.ZipFile(written, "w") as archive:
 
             def add(name: str, array: np.ndarray) -> None:
                 buffer = io.BytesIO()
@@ -81,9 +105,7 @@ def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
             yield add
             empty = not archive.namelist()
         if not empty:
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            written.replace(path)
 
 
 def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:

@@ -71,7 +71,8 @@ def read_mask(path: Path) -> np.ndarray:
 
     Read in full depth: the 1 of a 16-bit mask, or a dark colour, would be rounded to black.
     """
-    return _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).any(axis=2)
+    pixels = _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return cv2.inRange(pixels, (0, 0, 0), (0, 0, 0)) == 0
 
 
 def _content(path: Path) -> bytes:
