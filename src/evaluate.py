@@ -98,7 +98,8 @@ def load_summary(config: Config, path: Path) -> dict:
     if summary is None:
         raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
     if summary.get("data") != config.data.name:
-        raise UserError(f"{path} was made for {summary.get('data')}, not {config.data.name}: name its --config")
+        found = summary.get("data")
+        raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
     return summary
 
 

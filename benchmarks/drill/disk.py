@@ -42,7 +42,7 @@ def full(folder: Path, only: str | None) -> list[Tally]:
 
 
 def read_only(folder: Path, only: str | None) -> list[Tally]:
-    """Every stage with output on a disk mounted read-only, in a folder without rights, and input read-only."""
+    """Every stage with output mounted read-only, with output without rights, and with input read-only."""
     if not _can_mount():
         return [Tally("readonly", only or "every stage", note=SKIPPED)]
     found = []
@@ -131,9 +131,7 @@ def _harm(ending: Ending, before: dict[str, str], copy: Path, reference: Referen
     return faults + [f"{name} is gone" for name in gone] + [f"{name} is in pieces" for name in broken]
 
 
-def _refused(
-    copy: Path, stage: str, reference: Reference, limited: Callable
-) -> tuple[list[str], list[str]]:
+def _refused(copy: Path, stage: str, reference: Reference, limited: Callable) -> tuple[list[str], list[str]]:
     before = stages.contents(copy)
     for name in ("input", "output", "submissions"):
         (copy / name).mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import traceback
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -100,9 +101,8 @@ def work(connection: Connection, folder: Path) -> None:
     """In the child: read the inputs that are asked for, with the program's copy in `folder`."""
     sys.path.insert(0, str(folder / "src"))
     os.chdir(folder)
-    import defects.errors  # before anything loads OpenCV, as in the scripts
-
-    from drill import targets
+    import_module("defects")  # before anything loads OpenCV, as in the scripts
+    targets = import_module("drill.targets")
 
     noise = _caught_stderr(folder)
     config = targets.load_config(folder / "configs" / "drill.yaml")
@@ -147,9 +147,11 @@ def _outcome(target, path: Path, config) -> tuple[str, bool]:
         wanted = path.name if target.names is None else target.names
         return ("" if wanted in str(error) else f"the message names no file: {error}"), False
     except BaseException as error:
-        frame = [part for part in traceback.extract_tb(error.__traceback__) if "defects" in part.filename][-1:]
-        where = " ".join(f"{Path(part.filename).name}:{part.lineno}" for part in frame)
-        return f"{type(error).__name__} at {where}: {str(error)[:150]!r}", False
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [
+            f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if "defects" in frame.filename
+        ]
+        return f"{type(error).__name__} at {' '.join(own[-1:])}: {str(error)[:150]!r}", False
     return "", True
 
 

@@ -13,9 +13,7 @@ from drill import stages
 from drill.tally import Tally
 
 RUN = "output/drill_classifier"
-LAUGHS = "\n".join(
-    ["a0: &a0 [x, x, x, x, x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 30))]
-)
+LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))])
 
 
 class Payload:

@@ -5,8 +5,8 @@ from pathlib import Path
 from drill import stages
 from drill.tally import Tally
 
-INSIDE = ("output", "submissions", "input")
-CACHES = (".cache/matplotlib", ".config/matplotlib", "torchinductor_")  # of libraries, in the home or temp folder
+INSIDE = ("copy/output", "copy/submissions", "copy/input")
+CACHES = (".cache/matplotlib", ".config/matplotlib", "torchinductor_")  # of libraries, at home
 
 
 def drill(folder: Path) -> list[Tally]:
@@ -17,12 +17,10 @@ def drill(folder: Path) -> list[Tally]:
         faults = [f"{stage} ends with {ending.code}: {ending.stderr[-300:]}"] if ending.code else []
         after = _listing(folder)
         changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-        inside = tuple(f"copy/{top}" for top in INSIDE)
-        strange = sorted(name for name in changed if not name.startswith(inside))
-        cached = {cache for cache in CACHES for name in strange if name.startswith(f"home/{cache}")}
-        caches |= cached
-        strange = [name for name in strange if not name.startswith(tuple(f"home/{cache}" for cache in cached))]
-        tally.add(faults, [f"{stage} writes {name}" for name in strange])
+        strange = sorted(name for name in changed if not name.startswith(INSIDE))
+        caches |= {cache for cache in CACHES for name in strange if name.startswith(f"home/{cache}")}
+        known = tuple(f"home/{cache}" for cache in CACHES)
+        tally.add(faults, [f"{stage} writes {name}" for name in strange if not name.startswith(known)])
     tally.note = f"besides caches of libraries: {', '.join(sorted(caches))}" if caches else ""
     return [tally]
 

@@ -74,9 +74,7 @@ def new_copy(folder: Path) -> Path:
     return folder
 
 
-def start(
-    folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()
-) -> subprocess.Popen:
+def start(folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()) -> subprocess.Popen:
     """A process of the stage, or of another script, in `folder`, with a home of its own beside it."""
     script, *own = STAGES.get(stage, [f"{stage}.py"])
     home = folder.parent / "home"

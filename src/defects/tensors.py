@@ -8,9 +8,9 @@ import torch
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Tensors come to the CPU. Raises FileNotFoundError, and ValueError with a short reason for other content."""
+    """On the CPU. Raises FileNotFoundError, and ValueError with a short reason for any other content."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which may be refused the next moment
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused next
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, MemoryError):
         raise

@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values. Raises ValueError, in one line, for what is not YAML, is endless or would make objects."""
+    """Plain values. Raises ValueError, in one line, for what is no YAML, endless, or would make objects."""
     try:
         values = yaml.safe_load(text)
     except Exception as error:  # its own, and what dates, numbers, tags and depth raise inside it

@@ -58,7 +58,8 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
     digest = sha256(path)
     summary = _summary(path, digest)
     if summary.get("data") != config.data.name:
-        raise UserError(f"{path} was made for {summary.get('data')}, not {config.data.name}: name its --config")
+        found = summary.get("data")
+        raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
     try:
         return Submission(path, digest, summary, message or _promise(summary))
     except (LookupError, TypeError, ValueError):

@@ -31,7 +31,9 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run src/train.py first") from None
     except ValueError as error:
-        raise UserError(f"{path} is truncated or no checkpoint ({error}): use src/train.py --restart") from None
+        raise UserError(
+            f"{path} is truncated or no checkpoint ({error}): use src/train.py --restart"
+        ) from None
 
 
 def mean(paths: list[Path]) -> dict[str, torch.Tensor]:
