@@ -46,7 +46,7 @@ from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.outcome import outcome, share_weights  # noqa: E402
 from defects.scoring.thresholds import macro_f1  # noqa: E402
 from defects.training.costs import Stopwatch  # noqa: E402
-from defects.training.scorer import score_batches  # noqa: E402
+from defects.training.scorer import Scorer, score_batches  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
 from defects.training.trainer import Trainer, make_accelerator  # noqa: E402
 
@@ -190,9 +190,8 @@ def deliver(
 ) -> dict[str, float]:
     """Figures of the test images at the threshold 0.5, also weighted to the shares of defects."""
     loader = trainer.accelerator.prepare(plain_loader(config, key))
-    batches = score_batches(
-        trainer.detector, loader, config.infer, config.data.symmetries, trainer.accelerator
-    )
+    scorer = Scorer(trainer.detector, config.infer, config.data.symmetries)
+    batches = score_batches(scorer, loader, trainer.accelerator)
     found = [(rows, scores[:, -1]) for rows, scores, _ in batches]
     rows, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     table = key.iloc[rows].assign(score=scores, answer=(scores >= 0).astype(int))

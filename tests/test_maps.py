@@ -14,7 +14,7 @@ from defects.data.datasets import ImageDataset, to_device
 from defects.data.labels import Labels
 from defects.data.transforms import DIHEDRAL, turn, turn_back
 from defects.files import array_archive
-from defects.training.scorer import score_batches
+from defects.training.scorer import Scorer, score_batches
 
 
 class Brightness(nn.Module):
@@ -30,7 +30,7 @@ def scored(size, infer, symmetries="dihedral"):
     images[:, 1, 2] = 255
     items = [{"image": image, "row": row} for row, image in enumerate(images)]
     loader = DataLoader(items, 2)
-    return list(score_batches(Brightness(), loader, infer, symmetries, Accelerator(cpu=True)))
+    return list(score_batches(Scorer(Brightness(), infer, symmetries), loader, Accelerator(cpu=True)))
 
 
 @pytest.mark.parametrize("symmetries", list(DIHEDRAL))

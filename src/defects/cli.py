@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from defects.config import ROOT, Config, categories, load_config, of_category, resolve
@@ -48,6 +49,21 @@ def config_from(arguments: argparse.Namespace) -> Config:
     if len(configs) > 1:
         raise UserError("--category all: this command takes one category; name it")
     return configs[0]
+
+
+def positive(text: str) -> int:
+    """An argument's type: a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """An argument's type: a number from 0 to 1."""
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
 
 
 def run(main: Callable[[], None]) -> None:

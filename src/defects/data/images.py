@@ -54,16 +54,24 @@ def read_image(path: Path, size: tuple[int, int] | None = None, fit: str = "squa
     as large is decoded at a fraction of its size, which is several times faster. Raises UserError naming a
     file that is missing, empty, truncated or no image.
     """
+    return read_framed(path, size, fit)[0]
+
+
+def read_framed(
+    path: Path, size: tuple[int, int] | None, fit: str = "squash"
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As read_image, and the (height, width) in pixels that the image had before it was framed."""
     content = _content(path)
     stored = None if size is None else _jpeg_sides(content)
     reduction = 1 if stored is None else _reduction(stored, size, fit)
     if reduction == 1:
         image = _decode(path, content, cv2.IMREAD_COLOR_RGB)
-        return image if size is None else into_frame(image, size, fit)
+        shape = image.shape[:2]
+        return image if size is None else into_frame(image, size, fit), shape
     image = cv2.cvtColor(_decode(path, content, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
     # The header's own sides: those of the reduced image are rounded, and its mask would lie a pixel beside.
-    upright = image.shape[0] > image.shape[1]
-    return _framed(image, size, content_box(sorted(stored, reverse=upright), size, fit))
+    height, width = sorted(stored, reverse=image.shape[0] > image.shape[1])
+    return _framed(image, size, content_box((height, width), size, fit)), (height, width)
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -43,6 +43,7 @@ class Detector(nn.Module):
     uses_masks = False
     segments = False  # its maps are probabilities that a pixel is defective
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
+    int8 = False  # its network is worth exporting in 8 bits
 
     @property
     def labels(self) -> Labels:

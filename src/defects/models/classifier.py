@@ -33,6 +33,8 @@ class Classifier(Detector):
     small defects count: the map shows where to look, it is no probability of a pixel.
     """
 
+    int8 = True
+
     def __init__(self, config: Config):
         super().__init__()
         self.options = validate(ClassifierOptions, config.model.options, "model.options")

@@ -240,11 +240,11 @@ def over_image(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
     Beyond the outer centres the nearest value is repeated.
     """
     centre = (FIELD - 1) / 2 + 0.5 - STRIDE / 2  # of the first output, less half a step, in pixels
-    theta = maps.new_zeros(len(maps), 2, 3)
+    theta = maps.new_zeros(maps.shape[0], 2, 3)
     for axis, (pixels, cells) in enumerate(zip(reversed(size), reversed(maps.shape[2:]), strict=True)):
         theta[:, axis, axis] = pixels / (STRIDE * cells)
         theta[:, axis, 2] = (pixels - 2 * centre) / (STRIDE * cells) - 1
-    grid = functional.affine_grid(theta, [len(maps), 1, *(side // STRIDE for side in size)], False)
+    grid = functional.affine_grid(theta, [maps.shape[0], 1, *(side // STRIDE for side in size)], False)
     return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 

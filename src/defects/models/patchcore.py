@@ -1,5 +1,6 @@
 """PatchCore: distance to a memory bank of normal patches. Roth et al. 2022 (arXiv 2106.08265)."""
 
+import math
 from typing import Annotated
 
 import psutil
@@ -17,7 +18,7 @@ from defects.models.parts.backbone import Features
 from defects.models.parts.coreset import Coreset, greedy_coreset
 
 CELL = 4  # pixels of the image per pixel of the map
-PRODUCTS = 2**20  # distances held at a time while scoring: they stay in the cache
+PART = 512  # patches of the bank that are compared at a time
 
 
 class PatchCoreOptions(Section):
@@ -43,6 +44,8 @@ class PatchCore(AnomalyDetector):
     (Damm et al. 2025, arXiv 2405.14529). The map is interpolated bilinearly and smoothed on a quarter of
     the image's resolution.
     """
+
+    int8 = True
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -78,45 +81,49 @@ class PatchCore(AnomalyDetector):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         grid = self.patches(images)
-        patches = grid.flatten(0, 2)
-        distances, nearest = self._nearest(patches)
-        distances, nearest = (each.view(len(images), -1) for each in (distances, nearest))
-        score = self._weighted(patches.view(*distances.shape, -1), distances, nearest)
+        patches = grid.flatten(1, 2)
+        distances = self._distances(patches.flatten(0, 1)).view(images.shape[0], -1)
+        score = self._weighted(patches, distances)
         return score[:, None], self._map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C], float32."""
         maps = [functional.avg_pool2d(found.float(), 3, 1, 1) for found in self.features(images)]
-        finest = max((found.shape[2:] for found in maps), key=lambda shape: shape.numel())
-        same = [found if found.shape[2:] == finest else _resize(found, finest) for found in maps]
+        finest = max((tuple(found.shape[2:]) for found in maps), key=math.prod)
+        same = [found if tuple(found.shape[2:]) == finest else _resize(found, finest) for found in maps]
         return torch.cat(same, 1).permute(0, 2, 3, 1)
 
-    def _nearest(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distance [N] and index [N] of the nearest in the bank of each patch [N, C]."""
-        rows, found = max(16, PRODUCTS // len(self.memory_bank)), []
-        for part in patches.split(rows):
-            # |c|^2 - 2xc finds the nearest; the distance itself comes from differences, to all its digits.
-            found.append(torch.addmm(self.bank_norms, part, self.memory_bank.T, alpha=-2).min(1).indices)
-        nearest = torch.cat(found)
-        return (patches - self.memory_bank[nearest]).square().sum(1).sqrt(), nearest
+    def _distances(self, patches: torch.Tensor) -> torch.Tensor:
+        """[N, C] -> the distance [N] to the nearest in the bank, by |x|^2 + |c|^2 - 2xc.
 
-    def _weighted(
-        self, patches: torch.Tensor, distances: torch.Tensor, nearest: torch.Tensor
-    ) -> torch.Tensor:
+        That leaves a copy of a bank patch a distance of rounding, some thousandths. Which one is the nearest
+        is not asked for: finding that takes a runtime longer than the products do.
+        """
+        squared = None
+        for start in range(0, len(self.memory_bank), PART):
+            found = self._compared(patches, slice(start, start + PART)).amin(1)
+            squared = found if squared is None else torch.minimum(squared, found)
+        return (squared + patches.square().sum(1)).clamp(min=0).sqrt()
+
+    def _compared(self, vectors: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """Squared distances of [N, C] to part of the bank, less the vectors' own squares."""
+        return torch.addmm(self.bank_norms[part], vectors, self.memory_bank[part].T, alpha=-2)
+
+    def _weighted(self, patches: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         """Image scores [B]: the largest distances, less where the match lies in a crowd (equation 7).
 
-        patches [B, P, C], distances and nearest [B, P].
+        patches [B, P, C], distances [B, P].
         """
+        image, at = torch.arange(patches.shape[0], device=patches.device), distances.argmax(1)
+        patch = patches[image, at]
+        match = self.memory_bank[self._compared(patch).argmin(1)]
+        largest = (patch - match).square().sum(1).sqrt()  # from differences: to all its digits
         top = max(1, round(self.options.top_share * distances.shape[1]))
-        score = distances.topk(top, 1).values.mean(1)
+        score = largest if top == 1 else distances.topk(top, 1).values.mean(1)
         count = min(self.options.neighbours, len(self.memory_bank))
         if count < 2:
             return score
-        largest, at = distances.max(1)
-        image = torch.arange(len(score), device=score.device)
-        patch, match = patches[image, at], self.memory_bank[nearest[image, at]]
-        around = torch.addmm(self.bank_norms, match, self.memory_bank.T, alpha=-2)
-        around = self.memory_bank[around.topk(count, largest=False).indices]
+        around = self.memory_bank[self._compared(match).topk(count, largest=False).indices]
         away = (patch[:, None] - around).square().sum(2).sqrt()
         return (1 - (largest - away.logsumexp(1)).exp()) * score
 

@@ -36,7 +36,7 @@ def align_held(oof: pd.DataFrame) -> tuple[pd.Series, dict[str, Scale], Scale]:
     scales = {fold: _scale(part) for fold, part in held.groupby(oof["fold"])}
     common = tuple(np.median(list(scales.values()), axis=0))
     moved = held.groupby(oof["fold"], group_keys=False)
-    return moved.apply(lambda part: _move(part, scales[part.name], common)), scales, common
+    return moved.apply(lambda part: move(part, scales[part.name], common)), scales, common
 
 
 def align(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series, Scale]:
@@ -51,10 +51,10 @@ def align(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series, 
     target = common
     if folds.any():
         placed = new[folds].groupby(test["fold"], group_keys=False)
-        new[folds] = placed.apply(lambda part: _move(part, scales[part.name], common))
+        new[folds] = placed.apply(lambda part: move(part, scales[part.name], common))
         target = _scale(average(test[folds], new[folds], common[0]))
     full = new[~folds].groupby(test["fold"], group_keys=False)
-    new[~folds] = full.transform(lambda part: _move(part, _scale(part), target))
+    new[~folds] = full.transform(lambda part: move(part, _scale(part), target))
     return held, new, common
 
 
@@ -62,7 +62,7 @@ def average(test: pd.DataFrame, values: pd.Series, center: float) -> pd.Series:
     """Mean over the models of each image, by image_id, spread below `center` like one model's values."""
     mean = values.groupby(test["image_id"]).mean()
     single = float(np.mean([_spread_below(part, center) for _, part in values.groupby(test["fold"])]))
-    return _move(mean, (center, _spread_below(mean, center)), (center, single))
+    return move(mean, (center, _spread_below(mean, center)), (center, single))
 
 
 def check_scores(name: str, oof: pd.DataFrame, test: pd.DataFrame) -> None:
@@ -131,5 +131,6 @@ def _spread_below(values: pd.Series, center: float) -> float:
     return 1.4826 * float(below.median()) if len(below) else 1.0
 
 
-def _move(values: pd.Series, source: Scale, target: Scale) -> pd.Series:
+def move(values: pd.Series, source: Scale, target: Scale) -> pd.Series:
+    """Values (or one value) of one scale, on another."""
     return target[0] + (values - source[0]) / source[1] * target[1]

@@ -23,7 +23,7 @@ from defects.files import array_archive, locked, read_csv, write_bytes, write_cs
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
-from defects.training.scorer import score_batches, shown_parts
+from defects.training.scorer import Scorer, score_batches, shown_parts
 from defects.training.sides import Sides, make_sides, with_pseudo
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator
@@ -128,12 +128,10 @@ def score_table(
     """
     loader = accelerator.prepare(plain_loader(config, rows))
     scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
-    detector = detector.to(accelerator.device)
+    scorer = Scorer(detector.to(accelerator.device), config.infer, config.data.symmetries)
     boxes = shown_parts(config.data, rows)
     with array_archive(maps) as add:
-        for index, score, found in score_batches(
-            detector, loader, config.infer, config.data.symmetries, accelerator, boxes
-        ):
+        for index, score, found in score_batches(scorer, loader, accelerator, boxes):
             scores[index.numpy()] = score.numpy()
             if found is not None and accelerator.is_main_process:
                 for row, array in zip(index.tolist(), _packed(found, detector.segments), strict=True):

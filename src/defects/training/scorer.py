@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -20,48 +21,54 @@ from defects.models import Detector
 Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-@torch.inference_mode()
-def score_batches(
-    detector: Detector,
-    loader: DataLoader,
-    infer: InferConfig,
-    symmetries: str,
-    accelerator: Accelerator,
-    boxes: torch.Tensor | None = None,
-) -> Iterator[Scored]:
-    """Yields (row [B], raw score [B, C], map [B, C, h, w] or None) batch by batch, on the CPU.
+class Scorer(nn.Module):
+    """A detector as it scores: images uint8 [B, H, W, 3] -> raw score [B, C], map [B, K, h, w] or None.
 
     Averaged over the label-preserving members of the dihedral group if `infer.tta`, from overlapping windows
-    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. With
-    `boxes` (`shown_parts`) the maps are of what lies within them alone. Memory does not grow with the number
-    of images.
+    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. With `boxes`
+    [B, 4] (`shown_parts`) the maps are of what lies within them alone. What is exported is this very module.
     """
-    detector.eval()
-    members = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
+
+    def __init__(self, detector: Detector, infer: InferConfig, symmetries: str):
+        super().__init__()
+        self.detector, self.infer = detector, infer
+        self.members = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
+
+    def forward(
+        self, images: torch.Tensor, boxes: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        images = as_input(images)
+        scores, maps = zip(*(self._turned(images, member, boxes) for member in self.members), strict=True)
+        score = torch.stack(scores).mean(dim=0)
+        return score, None if maps[0] is None else torch.stack(maps).mean(dim=0)
+
+    def _turned(
+        self, images: torch.Tensor, member: tuple[int, bool], boxes: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        score, maps = _score_windows(self.detector, turn(images, *member), self.infer.window)
+        if maps is None:
+            return score, None
+        maps = turn_back(maps, *member)
+        return score, _reduced(maps if boxes is None else _cut_out(maps, boxes), self.infer.map_size)
+
+
+@torch.inference_mode()
+def score_batches(
+    scorer: Scorer, loader: DataLoader, accelerator: Accelerator, boxes: torch.Tensor | None = None
+) -> Iterator[Scored]:
+    """Yields (row [B], raw score [B, C], map [B, K, h, w] or None) batch by batch, on the CPU.
+
+    In full precision: a bf16 logit near 5 has steps of 0.03, which would tie images. Memory does not grow
+    with the number of images.
+    """
+    scorer.eval()
     for batch in tqdm(loader, "scoring", leave=False, disable=None):
-        images = as_input(batch["image"].to(accelerator.device, non_blocking=True))
-        # In full precision: a bf16 logit near 5 has steps of 0.03, which would tie images.
+        images = batch["image"].to(accelerator.device, non_blocking=True)
         shown = None if boxes is None else boxes[batch["row"].cpu()].to(accelerator.device)
-        scored = [_score_turned(detector, images, member, infer, shown) for member in members]
-        scores = torch.stack([score for score, _ in scored]).mean(dim=0)
-        maps = None if scored[0][1] is None else torch.stack([each for _, each in scored]).mean(dim=0)
+        scores, maps = scorer(images, shown)
         parts = [batch["row"].to(accelerator.device), scores] + ([] if maps is None else [maps])
         gathered = [part.cpu() for part in accelerator.gather_for_metrics(parts)]
         yield gathered[0], gathered[1], None if maps is None else gathered[2]
-
-
-def _score_turned(
-    detector: Detector,
-    images: torch.Tensor,
-    member: tuple[int, bool],
-    infer: InferConfig,
-    boxes: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    score, maps = _score_windows(detector, turn(images, *member), infer.window)
-    if maps is None:
-        return score, None
-    maps = turn_back(maps, *member)
-    return score, _reduced(maps if boxes is None else _cut_out(maps, boxes), infer.map_size)
 
 
 def shown_parts(data: DataConfig, rows: pd.DataFrame) -> torch.Tensor | None:
@@ -99,7 +106,7 @@ def _score_windows(
     score = torch.stack([each[2] for each in found]).amax(0)
     if found[0][3] is None:
         return score, None
-    total = images.new_zeros(len(images), found[0][3].shape[1], *size)
+    total = images.new_zeros(images.shape[0], found[0][3].shape[1], *size)
     times = images.new_zeros(size)
     for rows, columns, _, maps in found:
         part = total[..., rows, columns]

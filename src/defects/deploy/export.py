@@ -1,0 +1,197 @@
+"""A trained fold as files that run without this program's training part; nothing is written that scores
+differently."""
+
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from defects.config import Config, resolve
+from defects.data.datasets import plain_loader
+from defects.data.images import read_image, resize
+from defects.data.prepare import load_images
+from defects.data.split import FULL, load_folds
+from defects.deploy import graph as graphs
+from defects.deploy.limits import map_limits, thresholds
+from defects.deploy.model import META, VERSION, Arrays, MapMeta, Meta, Output, load_model, parts, read_meta
+from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare, table
+from defects.deploy.portable import Graph, save_portable
+from defects.errors import UserError
+from defects.files import array_archive, locked, sha256, write_csv, write_json
+from defects.models import Detector
+from defects.training.run import load_detector, run_folder
+from defects.training.scorer import shown_parts
+
+FORMATS = {  # for --formats: the file, and whether it has to score as training did
+    "torch": ("model.pt", True),
+    "onnx": ("model.onnx", True),
+    "openvino": ("openvino_fp32.xml", True),
+    "openvino_fp16": ("openvino_fp16.xml", False),
+    "openvino_int8": ("openvino_int8.xml", False),
+}
+CALIBRATION = 200  # training images that the ranges of INT8 are taken from
+NORMALS, SIDE = 200, 160  # normal images kept for the page, and the longer side of each in pixels
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "timm")
+
+
+def export(config: Config, fold: str, formats: list[str], images: int) -> tuple[Path, pd.DataFrame]:
+    """The folder of what was written, and a table of how each file scores `images` images beside training.
+
+    Raises UserError, and writes nothing, when a file that has to score as training did does not.
+    """
+    detector, folder = load_detector(config, fold), run_folder(config, fold) / "export"
+    part = folder.with_name(".export.part")
+    with locked(run_folder(config, fold), wait=False):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            found = _write(config, detector, fold, formats, images, part)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.replace(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder, found
+
+
+def default_formats(detector: Detector) -> list[str]:
+    return [name for name in FORMATS if detector.int8 or name != "openvino_int8"]
+
+
+def _write(
+    config: Config, detector: Detector, fold: str, formats: list[str], images: int, folder: Path
+) -> pd.DataFrame:
+    rows = checked_rows(config, fold, images)
+    graph = Graph(detector, config)
+    _write_models(config, graph, fold, formats or default_formats(detector), folder)
+    names = [FORMATS[name][0] for name in FORMATS if (folder / FORMATS[name][0]).exists()]
+    _write_meta(config, graph, fold, names, folder)
+    limits = read_meta(folder).threshold
+    models = {name: load_model(folder / name) for name in names}
+    found = compare(_expected(config, graph, rows), models, limits)
+    _refuse([name for name, exact in FORMATS.values() if exact and name in names], found)
+    _write_normals(config, fold, folder)
+    truth = None if rows["label"].isna().any() else rows["label"].to_numpy(dtype=int)
+    result = table(found, truth)
+    write_csv(folder / "parity.csv", result.reset_index(names="file"))
+    return result
+
+
+def checked_rows(config: Config, fold: str, images: int) -> pd.DataFrame:
+    """Up to `images` rows of images.csv that the model has not learnt from, defects first.
+
+    Those that the fold held out; for the full fit the test images or, where there are none, what it learnt.
+    """
+    table = load_folds(config)
+    rows = table[table["fold"] == fold]
+    if fold == FULL:
+        every = load_images(config)
+        rows = every[every["split"] == "test"] if (every["split"] == "test").any() else table
+    defects, others = rows[rows["label"] == 1], rows[rows["label"] != 1]
+    defects = _spread(defects, images // 2)
+    return pd.concat([defects, _spread(others, images - len(defects))], ignore_index=True)
+
+
+def _write_models(config: Config, graph: Graph, fold: str, formats: list[str], folder: Path) -> None:
+    onnx, fp32 = folder / "model.onnx", folder / "openvino_fp32.xml"
+    rest = [name for name in formats if name != "torch"]
+    if "torch" in formats:
+        save_portable(folder / "model.pt", graph.scorer.detector, config)
+    if rest:
+        rows = learnt_rows(config, graph.scorer.detector, fold)
+        graphs.write_onnx(graph, next(_inputs(config, rows[:1])), onnx)
+        if rest != ["onnx"]:
+            graphs.write_openvino(onnx, fp32, half=False)
+    if "openvino_fp16" in rest:
+        graphs.write_openvino(onnx, folder / "openvino_fp16.xml", half=True)
+    if "openvino_int8" in rest:
+        single = config.model_copy(update={"infer": config.infer.model_copy(update={"batch_size": 1})})
+        sample = _spread(rows, CALIBRATION)
+        graphs.write_int8(fp32, folder / "openvino_int8.xml", _inputs(single, sample), len(sample))
+    for name in FORMATS.keys() - set(formats):  # written on the way only
+        for file in parts(FORMATS[name][0]):
+            (folder / file).unlink(missing_ok=True)
+
+
+def learnt_rows(config: Config, detector: Detector, fold: str) -> pd.DataFrame:
+    """Rows of images.csv that the detector has learnt from."""
+    table = load_folds(config)
+    rows = table[table["fold"] != fold]
+    return rows[rows["label"] == 0] if detector.learns_from == "normal" else rows
+
+
+def _inputs(config: Config, rows: pd.DataFrame) -> Iterator[Arrays]:
+    """The graph's inputs, batch by batch."""
+    boxes = shown_parts(config.data, rows)
+    for batch in plain_loader(config, rows.reset_index(drop=True)):
+        found = {"image": batch["image"].numpy()}
+        yield found if boxes is None else found | {"box": boxes[batch["row"]].numpy()}
+
+
+@torch.inference_mode()
+def _expected(config: Config, graph: Graph, rows: pd.DataFrame) -> Iterator[tuple[Arrays, Output]]:
+    """Inputs, and what training-time scoring makes of them; probabilities in double precision, as there."""
+    for inputs in tqdm(_inputs(config, rows), "comparing", leave=False, disable=None):
+        score, maps = graph.scorer(*(torch.from_numpy(array) for array in inputs.values()))
+        probability = graph.scorer.detector.probability(score.double())
+        yield inputs, Output(score.numpy(), probability.numpy(), None if maps is None else maps.numpy())
+
+
+def _refuse(names: list[str], found: dict[str, Parity]) -> None:
+    for name in names:
+        if not found[name].passes:
+            raise UserError(
+                f"{name} fails the parity gate: scores differ by {found[name].score_difference:.1e} "
+                f"(limit {SCORE_LIMIT:.0e}), maps by {found[name].map_difference:.1e} "
+                f"(limit {MAP_LIMIT:.0e}), {found[name].flips} labels; nothing was exported"
+            )
+
+
+def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folder: Path) -> None:
+    detector, run = graph.scorer.detector, run_folder(config, fold)
+    with torch.inference_mode():
+        blank = torch.zeros(1, *config.data.image_size, 3, dtype=torch.uint8)
+        maps = graph(blank).get("map")
+    files = [file for name in names for file in parts(name)]
+    meta = Meta(
+        version=VERSION,
+        experiment=config.experiment,
+        fold=fold,
+        detector=config.model.name,
+        checkpoint_sha256=sha256(run / "best.pt"),
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        targets=list(detector.targets),
+        threshold=thresholds(config, detector, fold),
+        map=None if maps is None else _map_meta(config, detector, fold, tuple(maps.shape[1:])),
+        files={name: sha256(folder / name) for name in files},
+        packages={name: version(name) for name in PACKAGES},
+    )
+    write_json(folder / META, meta.model_dump(mode="json"))
+
+
+def _map_meta(config: Config, detector: Detector, fold: str, shape: tuple[int, int, int]) -> MapMeta:
+    normal, cut = map_limits(config, detector, fold)
+    classes = config.data.classes if shape[0] > 1 else ["defect"]
+    return MapMeta(size=shape[1:], classes=classes, normal=normal, threshold=cut)
+
+
+def _write_normals(config: Config, fold: str, folder: Path) -> None:
+    """normals.npz: small normal images that the model has learnt from, for people to compare with."""
+    table = load_folds(config)
+    rows = _spread(table[(table["fold"] != fold) & (table["label"] == 0)], NORMALS)
+    with array_archive(folder / "normals.npz") as add:
+        for row in rows.itertuples():
+            image = read_image(resolve(config.data.root) / row.path)
+            scale = min(1.0, SIDE / max(image.shape[:2]))
+            add(row.image_id, resize(image, tuple(max(1, round(scale * side)) for side in image.shape[:2])))
+
+
+def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`count` of the rows, evenly spread over them; all if there are no more."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return rows.iloc[places].reset_index(drop=True)

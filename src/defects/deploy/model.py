@@ -1,0 +1,172 @@
+"""Exported models: one graph in several forms, and model.json, which says what it takes and gives.
+
+Nothing of what training needs is imported here, but for the PyTorch file.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from defects.config_data import Count
+from defects.errors import UserError
+from defects.validation import Section, validate
+
+META = "model.json"
+VERSION = 1  # of model.json and of the graph's inputs and outputs
+# Files of an export that can be run, the one to be preferred first.
+FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_fp16.xml", "openvino_int8.xml")
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+
+
+class MapMeta(Section):
+    """Of the anomaly map, float32 [batch, K, height, width]."""
+
+    size: tuple[Count, Count]  # height, width in cells
+    classes: list[str]  # [K]: what is marked in each plane
+    normal: list[float]  # [K]: median over held-out normal images
+    threshold: list[float]  # [K]: a cell is marked from it on
+
+
+class Meta(Section):
+    """model.json: `threshold` holds the probability from which each of `targets` counts as present."""
+
+    version: int
+    experiment: str
+    fold: str
+    detector: str
+    checkpoint_sha256: str
+    image_size: tuple[Count, Count]  # height, width in pixels
+    fit: Literal["squash", "letterbox"]
+    targets: list[str]
+    threshold: dict[str, float]
+    map: MapMeta | None
+    files: dict[str, str]  # name -> sha256
+    packages: dict[str, str]  # what wrote it
+
+
+class Output(NamedTuple):
+    """score [B, C] (raw), probability [B, C], map [B, K, h, w] or None; C targets, K classes."""
+
+    score: np.ndarray
+    probability: np.ndarray
+    map: np.ndarray | None
+
+
+class Model:
+    """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output.
+
+    Letterboxed images also need `boxes` float32 [B, 4]: where each lies in its frame, as shares of that.
+    """
+
+    def __init__(self, path: Path, meta: Meta, run: Run):
+        self.path, self.meta, self.run = path, meta, run
+
+    def __call__(self, images: np.ndarray, boxes: np.ndarray | None = None) -> Output:
+        found = self.run({"image": images} | ({} if boxes is None else {"box": boxes}))
+        return Output(found["score"], found["probability"], found.get("map"))
+
+
+def load_model(path: Path, threads: int | None = None) -> Model:
+    """A file of an export, or its folder: then the first of FILES that is there.
+
+    `threads` None leaves their number to the runtime. Raises UserError for what is missing or broken.
+    """
+    folder = path if path.is_dir() else path.parent
+    meta = read_meta(folder)
+    path = _preferred(folder, meta) if path.is_dir() else path
+    if path.name not in FILES:
+        raise UserError(f"{path} is no model: give an export's folder, or one of {', '.join(FILES)} in it")
+    for name in parts(path.name):
+        _check(folder / name, meta)
+    try:
+        return Model(path, meta, OPEN[path.suffix](path, threads))
+    except ImportError as error:
+        raise UserError(f"{path} needs the package {error.name}: pip install {error.name}") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be loaded ({reason}): export it again") from None
+
+
+def read_meta(folder: Path) -> Meta:
+    path = folder / META
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; src/export.py writes it beside a model") from None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON: export the model again") from None
+    meta = validate(Meta, values, str(path))
+    if meta.version != VERSION:
+        raise UserError(f"{path} is of version {meta.version}, this program reads {VERSION}: export again")
+    return meta
+
+
+def parts(name: str) -> list[str]:
+    """The files of which one of FILES consists."""
+    return [name, name.replace(".xml", ".bin")] if name.endswith(".xml") else [name]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _preferred(folder: Path, meta: Meta) -> Path:
+    found = next((folder / name for name in FILES if name in meta.files and (folder / name).exists()), None)
+    if found is None:
+        raise UserError(f"{folder} holds none of the models that its {META} names: export again")
+    return found
+
+
+def _check(path: Path, meta: Meta) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: export it, or name another of {', '.join(meta.files)}")
+    if meta.files.get(path.name) != file_sha256(path):
+        raise UserError(f"{path} is not the file that {META} describes: copy or export it again")
+
+
+def _openvino(path: Path, threads: int | None) -> Run:
+    import openvino
+
+    # Some processors would compute in bf16 unasked, and give other scores.
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(inputs: Arrays) -> Arrays:
+        found = compiled(inputs)
+        return {name: found[name] for name in names}
+
+    return run
+
+
+def _onnx(path: Path, threads: int | None) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a dozen kinds, all of their own
+        raise RuntimeError(error) from None
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def _torch(path: Path, threads: int | None) -> Run:
+    from defects.deploy.portable import load_portable
+
+    return load_portable(path, threads)
+
+
+OPEN = {".xml": _openvino, ".onnx": _onnx, ".pt": _torch}

@@ -1,0 +1,66 @@
+"""The portable PyTorch file: weights and the settings they need, nothing that could run code.
+
+torch.export's own archive is loaded by unpickling and by executing strings; this file holds tensors and plain
+values only, and brings neither a data set nor a config along.
+"""
+
+from pathlib import Path
+
+import torch
+
+from defects.config import Config
+from defects.deploy.model import Arrays, Run
+from defects.errors import UserError
+from defects.models import Detector, build_detector
+from defects.training import checkpoint
+from defects.training.scorer import Scorer
+from defects.validation import validate
+
+KEPT = {"experiment", "data", "split", "model", "train", "infer", "threshold"}  # sections detectors read
+SOURCES = {"teacher", "textures", "texture_classes", "penalty"}  # options that name files to learn from
+
+
+class Graph(torch.nn.Module):
+    """What is exported: images uint8 [B, H, W, 3] -> score and probability [B, C], map [B, K, h, w].
+
+    Letterboxed images come with boxes float32 [B, 4] (`shown_parts`).
+    """
+
+    def __init__(self, detector: Detector, config: Config):
+        super().__init__()
+        self.scorer = Scorer(detector, config.infer, config.data.symmetries).eval()
+
+    def forward(self, image: torch.Tensor, box: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        score, maps = self.scorer(image, box)
+        found = {"score": score, "probability": self.scorer.detector.probability(score)}
+        return found if maps is None else found | {"map": maps}
+
+
+def save_portable(path: Path, detector: Detector, config: Config) -> None:
+    values = config.model_dump(mode="json", include=KEPT, exclude_defaults=True)
+    # Where training found its files is nobody's business, and what it made of them is in the weights.
+    values["data"]["root"], model = ".", values["model"]
+    model["options"] = {name: each for name, each in model.get("options", {}).items() if name not in SOURCES}
+    if "backbone" in model:
+        model["backbone"]["weights"] = "none"
+    checkpoint.save(path, {"config": values, "detector": detector.state_dict()})
+
+
+def load_portable(path: Path, threads: int | None = None) -> Run:
+    """Raises UserError when the file is truncated, or holds anything but tensors and plain values."""
+    content = checkpoint.load(path)
+    if set(content) != {"config", "detector"}:
+        raise UserError(f"{path} is no portable model: src/export.py writes one")
+    config = validate(Config, content["config"], str(path))
+    detector = build_detector(config, pretrained=False)
+    detector.load_state_dict(content["detector"])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    graph = Graph(detector, config)
+
+    @torch.inference_mode()
+    def run(inputs: Arrays) -> Arrays:
+        found = graph(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: values.numpy() for name, values in found.items()}
+
+    return run

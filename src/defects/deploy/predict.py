@@ -1,0 +1,122 @@
+"""Scores, labels and regions of any images, by an exported model; nothing of training is imported."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from defects.data.images import content_box, list_images, read_framed
+from defects.deploy.model import Meta, Model
+from defects.deploy.regions import Region, find_regions
+from defects.errors import UserError
+
+AHEAD = 2  # batches that are read while one is scored
+
+
+@dataclass
+class Prediction:
+    """Of one image: `score` and `probability` by target, `labels` the targets that count as present."""
+
+    path: Path
+    score: dict[str, float] = field(default_factory=dict)
+    probability: dict[str, float] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
+    maps: np.ndarray | None = None  # [K, h, w]
+    error: str = ""  # why there is nothing else
+
+
+class Frame(NamedTuple):
+    """An image as the model sees it, the (height, width) it had, and where it lies in the frame [4]."""
+
+    image: np.ndarray
+    shape: tuple[int, int]
+    box: np.ndarray
+
+
+def find_files(patterns: list[str]) -> list[Path]:
+    """Files, all images of folders, and what globs match, in this order, each once.
+
+    Raises UserError for a glob without matches; a file that does not exist is reported by `predict`.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found |= dict.fromkeys(list_images(path))
+        elif path.exists() or not set("*?[") & set(pattern):
+            found[path] = None
+        else:
+            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            if not matches:
+                raise UserError(f"{pattern} matches no file")
+            found |= dict.fromkeys(path for path in matches if path.is_file())
+    return list(found)
+
+
+def predict(
+    model: Model, files: list[Path], batch_size: int, threshold: float | None = None
+) -> Iterator[Prediction]:
+    """Predictions in the order of `files`; a file that cannot be read has an error and stops nothing.
+
+    `threshold`: a probability in place of those of the model. Files are read by threads while the model runs.
+    """
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    with ThreadPoolExecutor() as pool:
+        waiting = (  # a generator: what is far ahead is not read yet
+            [(path, pool.submit(read_frame, path, model.meta)) for path in batch] for batch in batches
+        )
+        queue = list(islice(waiting, AHEAD))
+        while queue:
+            queue += list(islice(waiting, 1))
+            yield from _score(model, queue.pop(0), threshold)
+
+
+def read_frame(path: Path, meta: Meta) -> Frame:
+    """Raises UserError for what is no image."""
+    image, shape = read_framed(path, meta.image_size, meta.fit)
+    box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
+    return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
+
+
+def predict_frames(
+    model: Model, paths: list[Path], frames: list[Frame], threshold: float | None
+) -> Iterator[Prediction]:
+    boxes = np.stack([frame.box for frame in frames]) if model.meta.fit == "letterbox" else None
+    found = model(np.stack([frame.image for frame in frames]), boxes)
+    for row, (path, frame) in enumerate(zip(paths, frames, strict=True)):
+        maps = None if found.map is None else found.map[row]
+        yield _prediction(model.meta, path, found.score[row], found.probability[row], maps, frame, threshold)
+
+
+def _score(model: Model, batch: list[tuple[Path, Future]], threshold: float | None) -> Iterator[Prediction]:
+    frames, broken = {}, {}
+    for path, future in batch:
+        try:
+            frames[path] = future.result()
+        except UserError as error:
+            broken[path] = Prediction(path, error=str(error))
+    scored = predict_frames(model, list(frames), list(frames.values()), threshold) if frames else iter(())
+    for path, _ in batch:
+        yield broken[path] if path in broken else next(scored)
+
+
+def _prediction(
+    meta: Meta,
+    path: Path,
+    scores: np.ndarray,
+    probabilities: np.ndarray,
+    maps: np.ndarray | None,
+    frame: Frame,
+    threshold: float | None,
+) -> Prediction:
+    probability = dict(zip(meta.targets, probabilities.tolist(), strict=True))
+    cuts = meta.threshold if threshold is None else dict.fromkeys(meta.targets, threshold)
+    labels = [target for target in meta.targets if probability[target] >= cuts[target]]
+    regions = find_regions(maps, frame.shape, meta.map) if labels and maps is not None else []
+    score = dict(zip(meta.targets, scores.tolist(), strict=True))
+    return Prediction(path, score, probability, labels, regions, maps)

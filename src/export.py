@@ -1,0 +1,24 @@
+"""Export a trained fold as PyTorch, ONNX and OpenVINO files, after checking that they score as it does."""
+
+from defects import cli
+from defects.deploy.export import FORMATS, export
+from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--fold", default="0", help="a trained fold, or full")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=[], help="default: all that suit the detector"
+    )
+    parser.add_argument("--images", type=cli.positive, default=256, help="compared, at most")
+    arguments = parser.parse_args()
+    for config in cli.configs_from(arguments):
+        folder, found = export(config, arguments.fold, arguments.formats, arguments.images)
+        print(found.to_string())
+        print(f"gate: FP32 scores within {SCORE_LIMIT:.0e} of training's, maps {MAP_LIMIT:.0e}, same labels")
+        print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+"""Score images with an exported model: CSV or JSON lines, and pictures with heat maps."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+from tqdm import tqdm
+
+from defects import cli
+from defects.data.images import read_image
+from defects.deploy.model import Meta, load_model
+from defects.deploy.predict import Prediction, find_files, predict
+from defects.deploy.regions import overlay
+from defects.deploy.writers import csv_writer, json_writer
+from defects.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="an export's folder, or one of the models in it")
+    parser.add_argument("paths", nargs="+", help="images, folders of images, globs")
+    parser.add_argument("--output", type=Path, help="FILE.csv or FILE.jsonl; by default CSV on the console")
+    parser.add_argument("--overlays", type=Path, help="folder for pictures with heat maps")
+    parser.add_argument("--threshold", type=cli.probability, help="in place of the model's own")
+    parser.add_argument("--batch-size", type=cli.positive, default=8)
+    parser.add_argument("--threads", type=cli.positive, help="default: as many as the runtime likes")
+    arguments = parser.parse_args()
+    model, files = load_model(arguments.model, arguments.threads), find_files(arguments.paths)
+    if arguments.overlays and model.meta.map is None:
+        raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
+    broken, above = 0, common_folder(files)
+    with written_to(arguments.output) as stream:
+        writer = json_writer if arguments.output and arguments.output.suffix == ".jsonl" else csv_writer
+        write = writer(stream, model.meta)
+        found = predict(model, files, arguments.batch_size, arguments.threshold)
+        for each in tqdm(found, "predicting", len(files), leave=False, disable=None):
+            write(each)
+            broken += bool(each.error)
+            if arguments.overlays and not each.error:
+                save_overlay(arguments.overlays / each.path.absolute().relative_to(above), each, model.meta)
+    if broken:
+        raise UserError(f"{broken} of {len(files)} files could not be read; the others are scored")
+
+
+@contextmanager
+def written_to(path: Path | None) -> Iterator[TextIO]:
+    """The file, or the console; a file grows line by line, so that what is known can be read at once."""
+    if path is None:
+        yield sys.stdout
+        return
+    if path.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--output {path}: end it in .csv or .jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+
+
+def common_folder(files: list[Path]) -> Path:
+    """The deepest folder that holds all files: below it no two pictures have one name."""
+    return Path(os.path.commonpath([path.absolute().parent for path in files]))
+
+
+def save_overlay(path: Path, found: Prediction, meta: Meta) -> None:
+    """A PNG, its name that of the image with .png added."""
+    picture = overlay(read_image(found.path), found.maps, meta.map, found.regions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    path.with_name(f"{path.name}.png").write_bytes(content)
+
+
+if __name__ == "__main__":
+    cli.run(main)
