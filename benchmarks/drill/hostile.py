@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from drill import stages
+from drill.stages import RUN
 from drill.tally import Tally
 
-RUN = "output/drill_classifier"
 LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))])
 
 

@@ -9,7 +9,7 @@ from drill import stages
 from drill.stages import Reference
 from drill.tally import Tally
 
-LATER = 0.4  # half of the kills come after this share of the time, when the imports are over
+LATER = 0.4  # half of the kills come after this share of the time, when the program's own imports are over
 
 
 def drill(folder: Path, seed: int, tries: int, only: str | None) -> list[Tally]:
@@ -18,7 +18,7 @@ def drill(folder: Path, seed: int, tries: int, only: str | None) -> list[Tally]:
         # Of its own for each stage, so that one alone is killed at the same moments.
         rng = np.random.default_rng([seed, list(stages.STAGES).index(stage)])
         tally, early = Tally("kill", stage), 0
-        while tally.tries < tries and early < 2 * tries:
+        while tally.tries < tries and early < 10 * tries:
             moment = reference.seconds * rng.uniform(LATER if tally.tries % 2 else 0, 1)
             with stages.copy_of(reference.before, folder / "killed") as copy:
                 if not _killed(copy, stage, moment):
@@ -36,14 +36,13 @@ def _killed(copy: Path, stage: str, moment: float) -> bool:
     """Whether the stage was still running after `moment` seconds, when it was killed."""
     process = stages.start(copy, stage)
     time.sleep(moment)
-    running = process.poll() is None
+    running = process.is_alive()
     stages.kill(process)
-    stages.finish(process)
     return running
 
 
 def _again(copy: Path, stage: str, reference: Reference) -> tuple[list[str], list[str]]:
-    ending = stages.run(copy, stage)
+    ending = stages.run_warm(copy, stage)
     faults = [f"run again it ends with {ending.code}: {ending.stderr[-300:]}"] if ending.code else []
     return faults, stages.differences(copy, reference.after)
 

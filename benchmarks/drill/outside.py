@@ -11,6 +11,7 @@ CACHES = (".cache/matplotlib", ".config/matplotlib", "torchinductor_")  # of lib
 
 def drill(folder: Path) -> list[Tally]:
     copy, tally, caches = stages.new_copy(folder / "copy"), Tally("outside", "every stage in turn"), set()
+    (folder / "home").mkdir()
     for stage in stages.STAGES:
         before = _listing(folder)
         ending = stages.run(copy, stage)

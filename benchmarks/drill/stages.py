@@ -1,13 +1,22 @@
-"""A copy of the repository with a small data set, and the stages run in it one after the other."""
+"""A copy of the repository with a small data set, and the stages run in it one after the other.
+
+Where the system can fork, stages start in a process that has the libraries loaded already: imports take most
+of the time of such small stages, and what happens during imports is not worth drilling a thousand times.
+"""
 
 import hashlib
+import multiprocessing
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +24,10 @@ import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+QUIET = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 TIMES = {"costs.json", ".lock"}  # measured times; locks are empty, and stay
-LIMIT = 300  # seconds, of a stage that takes ten
+STREAMS = ("stdout", "stderr")
+LIMIT = 600  # seconds, of a stage that takes ten
 CONFIG = """
 experiment: drill_classifier
 data:
@@ -32,22 +43,43 @@ split: {folds: 2}
 model:
   name: classifier
   backbone: {name: test_efficientnet, weights: none}
-  options: {map_loss: 1.0}
-train: {epochs: 3, batch_size: 16, ema: 0.9, save_every: 2, workers: 0}
+  options: {map_loss: 1.0, global_pool: max}
+train: {epochs: 5, lr: 1.0e-2, batch_size: 8, ema: 0.5, save_every: 4, workers: 0}
 infer: {batch_size: 8}
 """
 
+RUN = "output/drill_classifier"
+CONFIGURED = ["--config", "configs/drill.yaml"]
+
 # In the order of the pipeline; a stage that is added here is drilled like the others.
 STAGES = {
-    "prepare": ["prepare.py"],
-    "split": ["split.py"],
-    "train": ["train.py", "--fold", "all"],
-    "infer": ["infer.py"],
-    "ensemble": ["ensemble.py"],
-    "report": ["report.py"],
-    "evaluate": ["evaluate.py"],
-    "submit": ["submit.py", "--dry-run"],
+    "prepare": ["prepare.py", *CONFIGURED],
+    "split": ["split.py", *CONFIGURED],
+    "train": ["train.py", *CONFIGURED, "--fold", "all"],
+    "infer": ["infer.py", *CONFIGURED],
+    "ensemble": ["ensemble.py", *CONFIGURED],
+    "report": ["report.py", *CONFIGURED],
+    "evaluate": ["evaluate.py", *CONFIGURED],
+    "submit": ["submit.py", *CONFIGURED, "--dry-run"],
+    "export": ["export.py", *CONFIGURED, "--formats", "torch", "onnx", "openvino"],
+    "predict": [
+        *("predict.py", f"{RUN}/fold0/export", "input/drill/test/images"),
+        *("--output", f"{RUN}/predicted/table.csv", "--overlays", f"{RUN}/predicted"),
+    ],
 }
+
+
+LIBRARIES = [
+    *("accelerate", "albumentations", "cv2", "matplotlib.pyplot", "onnxruntime", "openvino", "pandas"),
+    *(
+        "scipy.stats",
+        "segmentation_models_pytorch",
+        "sklearn.ensemble",
+        "sklearn.inspection",
+        "timm",
+        "torch",
+    ),
+]
 
 
 class Ending(NamedTuple):
@@ -74,53 +106,88 @@ def new_copy(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()) -> subprocess.Popen:
-    """A process of the stage, or of another script, in `folder`, with a home of its own beside it."""
-    script, *own = STAGES.get(stage, [f"{stage}.py"])
+def run(folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()) -> Ending:
+    """The stage, or another script, started in `folder` as a user would, with a home of its own beside it."""
+    command = [*prefix, sys.executable, *_command(stage), *options]
+    environment = os.environ | _environment(folder)
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return Ending(-1, "", f"hangs for {LIMIT} s")
+    return Ending(done.returncode, *(text.decode("utf-8", "replace") for text in (done.stdout, done.stderr)))
+
+
+def start(folder: Path, stage: str) -> BaseProcess:
+    """A process of the stage in `folder`, with the libraries loaded."""
+    os.environ.update(QUIET)  # before the libraries look
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload([name for name in LIBRARIES if find_spec(name.partition(".")[0])])
+    process = context.Process(target=_become, args=(folder, _command(stage), _environment(folder)))
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, folder: Path) -> Ending:
+    """Wait for it; a stage that hangs is killed."""
+    process.join(LIMIT)
+    kill(process)
+    return Ending(process.exitcode, *(_said(folder, name).read_text("utf-8", "replace") for name in STREAMS))
+
+
+def run_warm(folder: Path, stage: str) -> Ending:
+    return finish(start(folder, stage), folder)
+
+
+def kill(process: BaseProcess) -> None:
+    """The process and all that it started, at once and without notice."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
+    process.join()
+
+
+def _command(stage: str) -> list[str]:
+    script, *options = STAGES.get(stage, [f"{stage}.py", *CONFIGURED])
+    return [f"src/{script}", *options]
+
+
+def _environment(folder: Path) -> dict[str, str]:
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
-    places = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), str(home))
-    quiet = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    command = [*prefix, sys.executable, f"src/{script}", "--config", "configs/drill.yaml", *own, *options]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=os.environ | places | quiet, **pipes)
+    return QUIET | dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), str(home))
 
 
-def finish(process: subprocess.Popen) -> Ending:
-    """Wait for it; a stage that hangs counts as killed by this program."""
-    try:
-        streams = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        streams = process.communicate()
-    return Ending(process.returncode, *(text.decode("utf-8", "replace") for text in streams))
+def _said(folder: Path, name: str) -> Path:
+    """What a process printed; not in `folder`, whose disk may be full."""
+    return folder.with_name(f"{folder.name}.{name}")
 
 
-def run(folder: Path, stage: str, prefix: list[str] = (), options: list[str] = ()) -> Ending:
-    return finish(start(folder, stage, prefix, options))
-
-
-def kill(process: subprocess.Popen) -> None:
-    """The process and all that it started, at once and without notice."""
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for each in family:
-        try:
-            each.kill()
-        except psutil.NoSuchProcess:
-            continue
+def _become(folder: Path, command: list[str], environment: dict[str, str]) -> None:
+    """In the process: be the script."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    tempfile.tempdir = None  # it was settled on before
+    for number, name in enumerate(STREAMS, 1):
+        os.dup2(os.open(_said(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = command
+    sys.path.insert(0, str(folder / "src"))
+    runpy.run_path(command[0], run_name="__main__")
 
 
 def references(folder: Path, stages: list[str]) -> dict[str, Reference]:
     """Run all stages up to the last of `stages` undisturbed; what was before and after each of them."""
     found, before = {}, new_copy(folder / "0")
+    run_warm(before, "nothing")  # the libraries are loaded before anything is timed
     for number, stage in enumerate(STAGES, 1):
         after = folder / str(number)
         shutil.copytree(before, after)
         begin = time.perf_counter()
-        ending = run(after, stage)
+        ending = run_warm(after, stage)
         if ending.code:
             raise SystemExit(f"{stage} failed undisturbed: {ending.stderr}")
         found[stage] = Reference(before, after, time.perf_counter() - begin)

@@ -19,6 +19,7 @@ from defects.data.images import read_image, read_mask
 from defects.data.prepare import load_images, sample_ids
 from defects.data.rle_table import check_runs, read_rle_table
 from defects.data.split import load_folds, load_training_rows
+from defects.deploy.model import load_model
 from defects.errors import UserError
 from defects.files import read_json
 from defects.models import build_detector
@@ -34,6 +35,7 @@ from defects.training.inference import load_test
 from defects.training.run import load_detector
 from defects.training.trainer import Trainer, make_accelerator
 from drill.mutations import claiming, with_checksums
+from drill.stages import RUN
 
 CLASSES = ["1", "2", "3", "4"]
 SHAPE = (64, 96)  # height, width of images and masks in pixels
@@ -210,7 +212,6 @@ JOINED += [f"{name}_{target},{'1 3 10 5' if target == '2' else ''}" for name in 
 SPLIT = ["ImageId,EncodedPixels,ClassId"]
 SPLIT += [f"{name},1 3 200 7,{target}" for name in IDS for target in CLASSES[:2]]
 OPTIONS = ["train.lr=0.1", "data.image_size=[64, 96]", "augment=[{name: Blur, p: 0.5}]", "experiment=a"]
-RUN = "output/drill_classifier"
 
 TARGETS: dict[str, Target] = {
     **{
@@ -262,6 +263,9 @@ TARGETS: dict[str, Target] = {
     "last.pt": Target(f"{RUN}/fold0/last.pt", _file, _resumed),
     "backbone weights": Target("weights.pt", _weights, _backbone),
     "oof_maps.npz": Target(f"{RUN}/fold0/oof_maps.npz", _file, _maps),
+    "model.json of an export": Target(
+        f"{RUN}/fold0/export/model.json", _file, lambda path, _: load_model(path.parent)
+    ),
     "pickle in best.pt": Target(
         f"{RUN}/fold0/data.pkl",
         _member(f"{RUN}/fold0/best.pt", "data.pkl"),
