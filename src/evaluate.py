@@ -97,8 +97,9 @@ def load_summary(config: Config, path: Path) -> dict:
     summary = read_json(path.with_suffix(".json"))
     if summary is None:
         raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
-    if summary["data"] != config.data.name:
-        raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
+    if summary.get("data") != config.data.name:
+        found = summary.get("data")
+        raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
     return summary
 
 

@@ -18,6 +18,7 @@ from defects.deploy.predict import Prediction, find_files, predict
 from defects.deploy.regions import overlay
 from defects.deploy.writers import csv_writer, json_writer
 from defects.errors import UserError
+from defects.files import write_bytes
 
 WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 
@@ -71,9 +72,8 @@ def common_folder(files: list[Path]) -> Path:
 def save_overlay(path: Path, found: Prediction, meta: Meta) -> None:
     """A PNG, its name that of the image with .png added."""
     picture = overlay(read_image(found.path), found.maps, meta.map, found.regions)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    path.with_name(f"{path.name}.png").write_bytes(content)
+    write_bytes(path.with_name(f"{path.name}.png"), content)
 
 
 if __name__ == "__main__":

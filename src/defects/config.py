@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.errors import UserError
-from defects.validation import Section, validate
+from defects.validation import Section, parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 
@@ -211,13 +211,15 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: its chain of base configs comes back to itself")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no plain file: it may never end")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         known = ", ".join(sorted(found.name for found in (ROOT / "configs").glob("*.yaml")))
         raise UserError(f"{path}: {error.strerror}; configs/ holds {known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
     base = values.pop("base", None)
@@ -235,8 +237,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not separator or not key:
         raise UserError(f"--set {text}: write section.key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = parse_yaml(value)
+    except ValueError:
         raise UserError(f"--set {text}: {value!r} is not valid YAML") from None
     for part in reversed(key.split(".")):
         parsed = {part: parsed}

@@ -1,9 +1,12 @@
 """The files between the stages: atomic writing, reading with the columns that a stage relies on."""
 
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
+import shutil
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from filelock import FileLock, Timeout
 
 from defects.errors import UserError
@@ -36,17 +40,40 @@ TEXT_COLUMNS = dict.fromkeys(
     ],
     "str",
 )
+NUMBERS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
+
+
+@contextmanager
+def partial(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what is to become it, gone in the end; its folder is made.
+
+    What processes of this machine left under such names when they were killed goes first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*.part"):
+        process = left.name.removeprefix(stem).removesuffix(".part")
+        if process == str(os.getpid()) or (process.isdigit() and not psutil.pid_exists(int(process))):
+            _remove(left)
+    mine = path.with_name(f"{stem}{os.getpid()}.part")
+    try:
+        yield mine
+    finally:
+        _remove(mine)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write the whole file or nothing: a temporary file in the same folder, then `os.replace`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial(path) as written:
+        written.write_bytes(content)
+        written.replace(path)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -87,22 +114,17 @@ def join_archives(path: Path, parts: Iterable[Path]) -> None:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[Callable[[str, bytes], None]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
+    with partial(path) as written:
+        with zipfile.ZipFile(written, "w") as archive:
 
             def add_file(name: str, content: bytes) -> None:
-                archive.writestr(
-                    zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED
-                )  # dated 1980, not today
+                entry = zipfile.ZipInfo(name)  # dated 1980, not today
+                archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
             yield add_file
             empty = not archive.namelist()
         if not empty:
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            written.replace(path)
 
 
 def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
@@ -125,17 +147,25 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: rebuild it with {made_by}")
+    for name in NUMBERS & set(table.columns):
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise UserError(f"{path}: column {name} holds what is no number: rebuild it with {made_by}")
+    if "label" in table.columns and not table["label"].dropna().isin([0, 1]).all():
+        raise UserError(f"{path}: a label is neither 0 nor 1: rebuild it with {made_by}")
     return table
 
 
-def read_json(path: Path) -> Any:
-    """The file's value, or None when there is no such file."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's values by name, or None when there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run the stage again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object: delete it and run the stage again")
+    return value
 
 
 def sha256(path: Path) -> str:

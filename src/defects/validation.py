@@ -3,17 +3,35 @@
 import difflib
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defects.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MOST_VALUES = 100_000  # of a config; a few lines of YAML can stand for billions
+
 
 class Section(BaseModel):
     """Unknown keys are errors: a mistyped setting must never be ignored silently."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values. Raises ValueError, in one line, for what is no YAML, endless, or would make objects."""
+    try:
+        values = yaml.safe_load(text)
+    except Exception as error:  # its own, and what dates, numbers, tags and depth raise inside it
+        raise ValueError(" ".join(str(error).split())) from None
+    waiting, count = [values], 0
+    while waiting:
+        value, count = waiting.pop(), count + 1
+        if count > MOST_VALUES:
+            raise ValueError(f"it stands for more than {MOST_VALUES:,} values")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return values
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:

@@ -1,12 +1,12 @@
 """Where generated data sets are written: whole or not at all, their hidden key elsewhere."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from defects.errors import UserError
+from defects.files import partial
 
 
 @contextmanager
@@ -21,10 +21,10 @@ def new_data_set(root: Path, answers: Path) -> Iterator[tuple[Path, Path]]:
         raise UserError(f"{root} already exists: delete it to generate the data again")
     if root in answers.parents:
         raise UserError(f"{answers} lies inside the data folder {root}: keep the hidden key outside it")
-    root.parent.mkdir(parents=True, exist_ok=True)
     answers.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as staging:
-        made, key = Path(staging) / "data", Path(staging) / "key.csv"
+    with partial(root) as staging:
+        made, key = staging / "data", staging / "key.csv"
+        staging.mkdir()
         yield made, key
         shutil.move(key, answers)  # may lie on another disk, where a rename fails
         made.rename(root)

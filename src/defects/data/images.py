@@ -1,6 +1,8 @@
 """Reading images: the one OpenCV path that training, inference and prediction share."""
 
 import io
+import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,6 @@ from defects.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # first bytes -> end mark
 
 
 class Box(NamedTuple):
@@ -26,6 +27,7 @@ class Box(NamedTuple):
 
 # A broken file is reported by this program, in one line, with its name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; OpenCV has a limit of its own
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -77,7 +79,8 @@ def read_mask(path: Path) -> np.ndarray:
 
     Read in full depth: the 1 of a 16-bit mask, or a dark colour, would be rounded to black.
     """
-    return _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).any(axis=2)
+    pixels = _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return cv2.inRange(pixels, (0, 0, 0), (0, 0, 0)) == 0
 
 
 def _content(path: Path) -> bytes:
@@ -92,8 +95,11 @@ def _content(path: Path) -> bytes:
 def _decode(path: Path, content: bytes, mode: int) -> np.ndarray:
     try:
         # imdecode, not imread: on Windows the latter cannot open names outside the code page.
-        image = None if _is_cut_short(content) else cv2.imdecode(np.frombuffer(content, np.uint8), mode)
-    except cv2.error:
+        image = None if _is_broken(content) else cv2.imdecode(np.frombuffer(content, np.uint8), mode)
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            limit = f"OPENCV_IO_MAX_IMAGE_PIXELS={os.environ['OPENCV_IO_MAX_IMAGE_PIXELS']}"
+            raise UserError(f"{path} claims to have more pixels than {limit}: cut it into tiles") from None
         image = None
     if image is None:
         raise UserError(f"{path} is empty, truncated or no image: replace or remove it")
@@ -105,7 +111,7 @@ def _jpeg_sides(content: bytes) -> tuple[int, int] | None:
     if not content.startswith(b"\xff\xd8"):
         return None
     try:
-        with Image.open(io.BytesIO(content)) as header:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as header:
             return header.size
     except (OSError, ValueError, SyntaxError):
         return None  # the decoder itself will say what is wrong
@@ -120,14 +126,28 @@ def _reduction(sides: tuple[int, int], size: tuple[int, int], fit: str) -> int:
     return next((factor for factor in (8, 4, 2) if side // factor >= max(size)), 1)
 
 
-def _is_cut_short(content: bytes) -> bool:
-    """Empty, or a JPEG or PNG without its end mark.
+def _is_broken(content: bytes) -> bool:
+    """Empty, a JPEG without its end mark, or a PNG with a wrong checksum.
 
     OpenCV fills the missing rows of a JPEG whose tail is zeros (an interrupted download), and libpng
-    complains about a short PNG on stderr, past this program's one line.
+    complains about a PNG on stderr, past this program's one line.
     """
-    end = next((mark for start, mark in END_MARKS.items() if content.startswith(start)), b"")
-    return not content or content.rfind(end) < 0
+    if content.startswith(b"\x89PNG"):
+        return not _is_whole_png(memoryview(content))
+    return not content or (content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < 0)
+
+
+def _is_whole_png(content: memoryview) -> bool:
+    """Whether all chunks that an image is made of are there, up to the last, and as they were written."""
+    start, kind = 8, b""
+    while kind != b"IEND" and start < len(content):
+        kind = bytes(content[start + 4 : start + 8])
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        checksum = int.from_bytes(content[end - 4 : end])
+        if kind[:1].isupper() and zlib.crc32(content[start + 4 : end - 4]) != checksum:
+            return False
+        start = end
+    return kind == b"IEND"
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -35,10 +35,11 @@ def load_folds(config: Config) -> pd.DataFrame:
         if not path.exists() or read_json(config.dataset_dir / "split.json") != _settings(config):
             print(f"{path} is missing or was made from other images or settings: splitting first")
             _split(config, images[images["split"] == "train"].reset_index(drop=True))
-    table = read_csv(path, ["image_id", "group", "fold"], "src/split.py")
-    return images.merge(table, on="image_id", validate="one_to_one").sort_values(
-        "image_id", ignore_index=True
-    )
+    table = read_csv(path, ["image_id", "group", "fold"], "src/split.py")[["image_id", "group", "fold"]]
+    train = images[images["split"] == "train"]
+    if sorted(table["image_id"]) != sorted(train["image_id"]):
+        raise UserError(f"{path} does not list every training image once: run src/split.py again")
+    return train.merge(table, on="image_id").sort_values("image_id", ignore_index=True)
 
 
 def fold_names(config: Config) -> list[str]:

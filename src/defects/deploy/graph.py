@@ -30,7 +30,7 @@ def write_onnx(graph: Graph, example: Arrays, path: Path) -> None:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise UserError(f"this detector cannot be exported to ONNX: {str(error)[:300]}") from None
     for node in written.model.graph.all_nodes():
-        node.metadata_props.clear()  # lines and paths of this program
+        node.metadata_props.clear()  # where on this machine each line of the program lies
     written.save(path, external_data=False)
 
 

@@ -6,7 +6,6 @@ groups of siblings, also those across the two sides, stay in one part of the cro
 set may hold another share of defects: `defects_to_explain` is the least share that would do.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from defects.config import Config
 from defects.data.split import load_folds
-from defects.files import sha256
+from defects.files import read_json, sha256
 from defects.scoring.appearance import ABOUT, setting_features
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
@@ -30,10 +29,7 @@ NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher 
 
 def stored_comparison(config: Config) -> dict[str, Any] | None:
     """What `src/explore.py` found, unless images.csv or the folds have changed since."""
-    path = config.dataset_dir / FILE
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(config.dataset_dir / FILE) or {}
     return found if found.get("inputs") == inputs(config) else None
 
 

@@ -1,6 +1,5 @@
 """Metrics of anomaly maps against masks: pixel AUROC, and the area under per-region overlap (AUPRO)."""
 
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -65,28 +64,38 @@ class Maps(Mapping[str, np.ndarray]):
         if path.exists():
             try:
                 self.archive = np.load(path)
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-                raise UserError(f"{path} is no archive of maps ({error}): make it again") from None
+                if not isinstance(self.archive, np.lib.npyio.NpzFile):
+                    raise ValueError("it is a single array")
+            except Exception as error:  # the zip's and numpy's
+                reason = " ".join(str(error).split())
+                raise UserError(f"{path} is no archive of maps ({reason}): make it again") from None
 
     @property
     def segment(self) -> bool:
         """Whether there are maps, and they are probabilities of pixels: those are kept as bytes."""
-        return any(self.archive[image_id].dtype == np.uint8 for image_id in list(self)[:1])
+        return any(self._array(image_id).dtype == np.uint8 for image_id in list(self)[:1])
 
     def __getitem__(self, image_id: str) -> np.ndarray:
         return self.of_classes(image_id).max(axis=0)
 
     def of_classes(self, image_id: str) -> np.ndarray:
         """float16 [K, h, w]; probabilities, kept as bytes, come back as such."""
-        try:
-            values = self.archive[image_id]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: map {image_id} is broken ({error}): make it again") from None
+        values = self._array(image_id)
         if not np.isfinite(values).all():
             raise UserError(f"{self.path}: map {image_id} is not finite: train with a lower train.lr")
         if values.dtype == np.uint8:
             values = (values / np.float32(255)).astype(np.float16)
         return values.reshape(-1, *values.shape[-2:])
+
+    def _array(self, image_id: str) -> np.ndarray:
+        try:
+            values = self.archive[image_id]
+            if values.ndim not in (2, 3) or values.dtype not in (np.uint8, np.float16) or not values.size:
+                raise ValueError(f"{values.dtype} of shape {values.shape}")
+        except Exception as error:  # the zip's, numpy's, and those of the expression that an array's head is
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path}: map {image_id} is broken ({reason}): make it again") from None
+        return values
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.archive

@@ -1,7 +1,6 @@
 """What a code competition's notebook needs: source, configs, checkpoints, wheels; and the notebook itself."""
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from defects.config import ROOT, Config, TrackingConfig, as_yaml, load_config, r
 from defects.config_data import KaggleConfig
 from defects.data.split import FULL
 from defects.errors import UserError
-from defects.files import sha256, write_json
+from defects.files import partial, sha256, write_json
 from defects.submission.notebook import dataset_metadata, kernel_metadata, notebook
 from defects.training.inference import load_test
 from defects.training.run import OOF_MAPS, run_folder, trained_folds
@@ -194,16 +193,12 @@ def _portable(config: Config) -> bytes:
 
 def _write_archive(path: Path, files: dict[str, Path | bytes]) -> None:
     """Whole or not at all; entries sorted and without dates."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
+    with partial(path) as written:
+        with zipfile.ZipFile(written, "w") as archive:
             for name in sorted(files):
                 content = files[name]
                 entry = zipfile.ZipInfo(name)  # dated 1980, not today
                 packing = zipfile.ZIP_STORED if name.endswith(".pt") else zipfile.ZIP_DEFLATED
                 data = content if isinstance(content, bytes) else content.read_bytes()
                 archive.writestr(entry, data, packing)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        written.replace(path)

@@ -57,9 +57,13 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
         validate(table.assign(answer=answers), submission_ids(config).tolist(), path)
     digest = sha256(path)
     summary = _summary(path, digest)
-    if summary["data"] != config.data.name:
-        raise UserError(f"{path} was made for {summary['data']}, not {config.data.name}: name its --config")
-    return Submission(path, digest, summary, message or _promise(summary))
+    if summary.get("data") != config.data.name:
+        found = summary.get("data")
+        raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
+    try:
+        return Submission(path, digest, summary, message or _promise(summary))
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"the JSON beside {path} is not whole: run src/ensemble.py again") from None
 
 
 def _summary(path: Path, digest: str) -> dict:

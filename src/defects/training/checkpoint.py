@@ -1,7 +1,6 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, loaded without running code."""
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from defects.data.prepare import training_sha256
 from defects.data.split import training_list
 from defects.errors import UserError
 from defects.files import sha256, write_bytes
+from defects.tensors import load_tensors
 
 # Settings that change neither the weights nor what they mean.
 RUNTIME = {"workers", "save_every", "validate_every"}
@@ -27,12 +27,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Raises UserError when the file is missing, truncated, or holds anything but plain values."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run src/train.py first") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except ValueError as error:
         raise UserError(
-            f"{path} is truncated or no checkpoint ({type(error).__name__}): use src/train.py --restart"
+            f"{path} is truncated or no checkpoint ({error}): use src/train.py --restart"
         ) from None
 
 

@@ -5,15 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from defects.config import Config, resolve, validate
+from defects.config import Config, resolve
 from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_csv
 from defects.scoring.blending import align_held
 from defects.training.run import OOF_COLUMNS, run_folder, trained_folds
+from defects.validation import parse_yaml, validate
 
 NOT_THE_MODEL = {"experiment", "output", "submissions", "tracking", "ensemble"}
 
@@ -103,9 +103,9 @@ def oof_rows(run: Config) -> pd.DataFrame:
 def _run_values(config: Config, name: str) -> dict:
     path = _config_file(resolve(config.output) / name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
         return values | {"data": dict(values["data"])}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not readable ({' '.join(str(error).split())}): train again") from None
 
 

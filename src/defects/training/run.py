@@ -109,8 +109,8 @@ def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFra
     answered = pd.DataFrame({"target": oof["target"].unique()})
     expected = folds[folds["fold"].isin(names)].merge(answered, "cross")
     keys = ["image_id", "fold", "target"]
-    joined = oof.merge(expected, on=keys, how="outer", validate="one_to_one", indicator=True)
-    differing = joined.loc[joined["_merge"] != "both", "image_id"]
+    joined = oof.merge(expected, on=keys, how="outer", indicator=True)
+    differing = joined.loc[(joined["_merge"] != "both") | joined.duplicated(keys), "image_id"]
     if len(differing):
         raise UserError(
             f"{config.experiment_dir}: its out-of-fold images are not those of "

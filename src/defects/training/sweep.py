@@ -26,7 +26,7 @@ from defects.errors import UserError
 from defects.files import locked
 from defects.training.inference import load_test
 from defects.training.run import finished, load_detector
-from defects.validation import Section, validate
+from defects.validation import Section, parse_yaml, validate
 
 # What launchers tell their processes, which a job must not take for its own.
 LAUNCHER = re.compile(
@@ -82,11 +82,11 @@ class Experiment:
 def load_sweep(path: Path) -> SweepConfig:
     """Raises UserError for an unreadable file and unknown keys (naming the nearest known one)."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
     if isinstance(values.get("folds"), list):

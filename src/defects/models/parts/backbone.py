@@ -3,6 +3,7 @@
 import difflib
 import gc
 import logging
+import warnings
 from pathlib import Path
 
 import timm
@@ -56,7 +57,8 @@ def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Modu
     if not path.is_file():
         raise UserError(f"{where}: no such file; imagenet and none are the other choices")
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused next
+            state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each have their own
         raise UserError(f"{where} is no readable checkpoint ({type(error).__name__})") from None
     wanted = timm.create_model(backbone.name, num_classes=0).state_dict()

@@ -1,6 +1,5 @@
 """Patch description networks: EfficientAD's teacher and student, and the teacher's file."""
 
-import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
 from defects.errors import UserError
+from defects.tensors import load_tensors
 
 Size = Literal["small", "medium"]
 
@@ -82,11 +82,11 @@ def standardized(images: torch.Tensor) -> torch.Tensor:
 def read_tensors(path: Path, setting: str, remedy: str) -> dict[str, Any]:
     """A file of tensors and plain values. UserError naming `setting` if it is missing or something else."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except FileNotFoundError:
         raise UserError(f"{setting}={path}: no such file; {remedy}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{setting}={path} cannot be read ({type(error).__name__}); {remedy}") from None
-    if not isinstance(content, dict) or "teacher" not in content:
+    except ValueError as error:
+        raise UserError(f"{setting}={path} cannot be read ({error}); {remedy}") from None
+    if "teacher" not in content:
         raise UserError(f"{setting}={path} holds no teacher; {remedy}")
     return content
