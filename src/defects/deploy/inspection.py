@@ -10,7 +10,7 @@ import numpy as np
 from defects.data.images import read_image, resize
 from defects.deploy.model import MapMeta, Meta, Model
 from defects.deploy.predict import Prediction, predict
-from defects.deploy.regions import find_regions, overlay
+from defects.deploy.regions import Region, find_regions, overlay
 from defects.deploy.similar import shrink
 
 SIDE, ICON = 1200, 112  # pixels, longer side: of the picture that is kept, and of that in the list
@@ -52,11 +52,11 @@ def relabel(found: Prediction, cuts: dict[str, float]) -> Prediction:
     return replace(found, labels=labels)
 
 
-def heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> tuple[bytes, int]:
-    """A JPEG of the picture under its map, and the number of boxes on it: none where all is normal."""
+def heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> tuple[bytes, list[Region]]:
+    """A JPEG of the picture under its map, and the regions boxed in it: none where all is normal."""
     image = _enlarge(decode(picture))
     regions = find_regions(found.maps, image.shape[:2], meta) if found.labels else []
-    return jpeg(overlay(image, found.maps, meta, regions)), len(regions)
+    return jpeg(overlay(image, found.maps, meta, regions)), regions
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

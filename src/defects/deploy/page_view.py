@@ -6,11 +6,12 @@ from html import escape
 from defects.deploy.inspection import Inspected, heat_map, jpeg, relabel
 from defects.deploy.model import Meta, Model
 from defects.deploy.predict import Prediction
+from defects.deploy.regions import Region
 from defects.deploy.similar import Normals
 from defects.deploy.writers import label
 
 EMPTY = '<p class="nothing">Drop images to have them scored. They stay on this computer.</p>'
-LEGEND = '<span class="scale"><i></i><span>normal</span><span>threshold</span><span>double</span></span>'
+LEGEND = '<span class="scale"><i></i><span>normal</span><span>threshold</span><span>above</span></span>'
 
 
 def heading(model: Model) -> str:
@@ -43,8 +44,8 @@ def detail(one: Inspected, cuts: dict[str, float], meta: Meta) -> str:
     found = relabel(one.found, cuts)
     pictures = _figure(one.picture, "Image", "")
     if found.maps is not None:
-        heat, boxes = heat_map(one.picture, found, meta.map)
-        pictures += _figure(heat, f"Heat map, {_count(boxes, 'box', 'boxes') if boxes else 'no box'}", LEGEND)
+        heat, regions = heat_map(one.picture, found, meta.map)
+        pictures += _figure(heat, f"Heat map, {_boxes(regions)}", LEGEND)
     return (
         f'<div class="verdict {_kind(found)}" role="status"><b>{escape(_verdict(found))}</b>'
         f"<span>{escape(found.path.name)}</span></div>"
@@ -85,10 +86,15 @@ def _value(found: Prediction, target: str, cut: float) -> str:
     )
 
 
+def _boxes(regions: list[Region]) -> str:
+    kinds = ", ".join(dict.fromkeys(region.kind for region in regions if region.kind != "defect"))
+    return _count(len(regions), "box", "boxes") + (f": {kinds}" if kinds else "")
+
+
 def _figure(content: bytes, title: str, note: str) -> str:
     return (
-        f'<figure><div><img alt="{title}" src="{_source(content)}"></div>'
-        f"<figcaption><span>{title}</span>{note}</figcaption></figure>"
+        f'<figure><div><img alt="{escape(title)}" src="{_source(content)}"></div>'
+        f"<figcaption><span>{escape(title)}</span>{note}</figcaption></figure>"
     )
 
 

@@ -16,6 +16,7 @@ from defects.errors import UserError
 
 NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
 THUMBNAIL = 96  # pixels: with 64, fine textures are taken for one another
+CONTRAST = 1.5  # median absolute deviations of grey from its median that are told apart
 
 
 class Normals:
@@ -40,6 +41,8 @@ def load_normals(export: Path, folder: Path | None = None) -> Normals | None:
     Raises UserError for what cannot be read.
     """
     if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--normals {folder} is not a folder: name one of normal images")
         files = list_images(folder)
         files = [files[place] for place in spread(len(files), NORMALS)]
         return Normals({path.relative_to(folder).as_posix(): shrink(read_image(path)) for path in files})
@@ -68,7 +71,11 @@ def _spectrum(image: np.ndarray) -> np.ndarray:
     """float32 [S - 1, S - 1], unit norm: square roots of the amplitudes, frequency 0 in the middle."""
     grey = cv2.cvtColor(shrink(image), cv2.COLOR_RGB2GRAY)
     grey = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
+    grey -= np.median(grey)
+    # What stands out is cut down: a scratch would otherwise make the whole image another one.
+    limit = max(CONTRAST * np.median(np.abs(grey)), 1)
     window = np.hanning(THUMBNAIL + 2)[1:-1]  # no jump where the picture wraps
+    grey = grey.clip(-limit, limit)
     amplitude = np.abs(np.fft.fft2((grey - grey.mean()) * np.outer(window, window)))
     # Without the one row and column of an even transform that has no mirror image.
     middle = np.sqrt(np.fft.fftshift(amplitude)[1:, 1:]).astype(np.float32)
