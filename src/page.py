@@ -22,7 +22,7 @@ def main() -> None:
     model = load_model(arguments.model)
     normals = load_normals(model.path.parent, arguments.normals)
     with TemporaryDirectory() as uploads:
-        # Both are read when Gradio is imported, which takes seconds: not before the model is known to load.
+        # Read when Gradio is imported, which takes seconds: not before the model is known to load.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         from defects.deploy.page import build_page, serve

@@ -196,6 +196,7 @@ def test_another_threshold_relabels_without_the_model(make_desk, drop):
     assert "threshold 0.900" in detail
     assert pictures(detail) == ["Image", "Heat map, 0 boxes"]
     assert verdicts(desk.relabel(page.results, 0, 1.0)[0])[0] == ("clear.png", "normal")
+    assert "threshold 0.500" in desk.relabel(page.results, 1, None)[1]  # the field beside the slider is empty
     assert desk.relabel([], 0, 0.9) == ("", EMPTY)
 
 
@@ -226,7 +227,7 @@ def test_another_image_can_be_chosen(make_desk, drop):
 def test_classes_have_a_probability_and_a_threshold_each(make_desk, drop):
     desk = make_desk("pit", "scratch", "defect")
     with gr.Blocks():
-        assert [slider.label for slider in desk.sliders()] == ["pit", "scratch", "Threshold"]
+        assert [slider.label for slider in desk.sliders()] == ["pit", "scratch", "Threshold of any defect"]
     page = score(desk, drop / "clear.png", values=(0.5, 0.5, 0.5))
     assert verdicts(page.listing) == [("clear.png", "DEFECT: pit+scratch")]
     assert re.findall("probability <b>([^<]*)", page.detail) == ["0.982", "0.881", "0.500"]

@@ -22,6 +22,7 @@ CHOOSE = """element.addEventListener('click', event => {
 ENLARGE = """element.addEventListener('click', event => {
     event.target.closest('.pictures')?.classList.toggle('large');
 });"""
+# None that would have to be fetched.
 FONTS = {"font": ["system-ui", "Segoe UI", "Noto Sans", "sans-serif"], "font_mono": ["monospace"]}
 PROGRESS = gr.Progress()
 
@@ -81,7 +82,8 @@ def serve(page: gr.Blocks, port: int, browser: bool) -> None:
 class Desk:
     """What the components call: each method returns the new values of those it is wired to.
 
-    `values` are those of the sliders, a probability for each of the model's targets.
+    `values` are those of the sliders, a probability for each of the model's targets. Gradio fills in
+    `progress` and `event` by their types.
     """
 
     def __init__(self, model: Model, normals: Normals | None):
@@ -90,13 +92,14 @@ class Desk:
     def sliders(self) -> list[gr.Slider]:
         """One for each target; those of classes are folded away below that of any defect."""
         *classes, overall = self.meta.targets
-        last = self._slider(overall, "Threshold")
         if not classes:
-            return [last]
+            return [self._slider(overall, "Threshold")]
+        last = self._slider(overall, "Threshold of any defect")
         with gr.Accordion("Thresholds of the classes", open=False):
             return [*(self._slider(target, target) for target in classes), last]
 
     def score(self, files: list[str], progress: gr.Progress = PROGRESS, *values: float) -> tuple:
+        """A drop, and the worst of its images to begin with."""
         paths = list(dict.fromkeys(Path(file) for file in files))
         done = []
         for one in inspect(self.model, paths[:DROP_LIMIT]):
@@ -131,10 +134,10 @@ class Desk:
         return gr.Slider(0, 1, _shown(own), step=0.001, label=label, info=note, buttons=["reset"])
 
     def _cuts(self, values: tuple) -> dict[str, float]:
-        """Of each target; where its slider has not been moved, the model's own to the last digit."""
+        """Of each target; where its slider was not moved, or its field is empty, the model's own exactly."""
         own = self.meta.threshold
         return {
-            target: own[target] if value == _shown(own[target]) else value
+            target: own[target] if value in (None, _shown(own[target])) else value
             for target, value in zip(self.meta.targets, values, strict=True)
         }
 
