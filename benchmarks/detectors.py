@@ -36,8 +36,8 @@ class Textures:
         grey = np.stack([resize(picture, size) for picture in pictures])
         grey = torch.from_numpy(grey).float()[:, None] / 255
         self.batches = [
-            {"image": part.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)}
-            for part in grey.split(BATCH)
+            {"image": part.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last), "row": row}
+            for part, row in zip(grey.split(BATCH), torch.arange(IMAGES).split(BATCH), strict=True)
         ]
 
     def __len__(self) -> int:

@@ -20,6 +20,8 @@ from defects.deploy.writers import csv_writer, json_writer
 from defects.errors import UserError
 from defects.files import write_bytes
 
+WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -33,13 +35,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=cli.positive, default=8)
     parser.add_argument("--threads", type=cli.positive, help="default: as many as the runtime likes")
     arguments = parser.parse_args()
+    if arguments.output and arguments.output.suffix not in WRITERS:
+        raise UserError(f"--output {arguments.output}: end it in {' or '.join(WRITERS)}")
     model, files = load_model(arguments.model, arguments.threads), find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
     broken, above = 0, common_folder(files)
     with written_to(arguments.output) as stream:
-        writer = json_writer if arguments.output and arguments.output.suffix == ".jsonl" else csv_writer
-        write = writer(stream, model.meta)
+        write = WRITERS[arguments.output.suffix if arguments.output else ".csv"](stream, model.meta)
         found = predict(model, files, arguments.batch_size, arguments.threshold)
         for each in tqdm(found, "predicting", len(files), leave=False, disable=None):
             write(each)
@@ -56,8 +59,6 @@ def written_to(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    if path.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--output {path}: end it in .csv or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as stream:
         yield stream

@@ -15,6 +15,9 @@ from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.images import read_image
 from defects.data.split import load_folds
+from defects.deploy.export import export
+from defects.deploy.model import load_model
+from defects.deploy.predict import predict
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.training.distill import distill
@@ -112,6 +115,17 @@ def test_files_of_a_run(trained):
     maps = np.load(folder / "oof_maps.npz")
     assert sorted(maps.files) == sorted(oof.index)
     assert all(max(maps[name].shape) <= 64 and np.isfinite(maps[name]).all() for name in maps.files)
+
+
+def test_exported_it_scores_as_in_training(trained):
+    config, folder = trained
+    exported, table = export(config, "0", ["torch", "onnx", "openvino"], 15)
+    assert list(table.index) == ["training", "model.pt", "model.onnx", "openvino_fp32.xml"]
+    oof = pd.read_csv(folder / "oof.csv")
+    files = [config.data.root / name for name in oof["image_id"]]
+    found = list(predict(load_model(exported / "model.onnx"), files, batch_size=4))
+    scores = np.array([each.score["defect"] for each in found])
+    np.testing.assert_allclose(scores, oof["score"], rtol=1e-4, atol=1e-4 * oof["score"].std())
 
 
 def test_untrained_it_is_scored_too(trained):

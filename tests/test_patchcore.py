@@ -24,7 +24,10 @@ class Images(list):
     def __init__(self, seeds, size=SIZE, change=lambda image: image):
         drawn = [change(texture(seed, max(size))[: size[0], : size[1]]) for seed in seeds]
         pixels = torch.from_numpy(np.stack(drawn)).float().div(255)[:, None].expand(-1, 3, -1, -1)
-        super().__init__({"image": part} for part in pixels.split(4))
+        numbers = torch.arange(len(pixels)).split(4)
+        super().__init__(
+            {"image": part, "row": row} for part, row in zip(pixels.split(4), numbers, strict=True)
+        )
         self.images, self.pixels = len(pixels), pixels
 
 

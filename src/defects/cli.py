@@ -86,11 +86,32 @@ def run(main: Callable[[], None]) -> None:
             raise
         _stop(f"{error.filename or 'output'}: {error.strerror}; free it, or choose --set output=FOLDER", 2)
     except (RuntimeError, MemoryError) as error:
+        if _lost_another():
+            sys.exit(2)
         if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
             raise
         _stop("out of memory: lower train.batch_size, infer.batch_size or data.image_size", 2)
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if _speaks():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _speaks() -> bool:
+    """Of the processes that a launcher started, the first to fail says what went wrong."""
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from defects.processes import first_to_fail  # not on top: it takes seconds to import torch
+
+    return first_to_fail()
+
+
+def _lost_another() -> bool:
+    """Whether another process has failed, and said why: what fails here is talking to it."""
+    if "LOCAL_RANK" not in os.environ:
+        return False
+    from defects.processes import another_failed
+
+    return another_failed()

@@ -72,6 +72,7 @@ class InferConfig(Section):
     map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
     window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
     budget_minutes: Annotated[float, Field(gt=0)] | None = None  # for all test images; more is refused
+    shard: Count = 10_000  # test images, rounded up to whole batches, after which scores are safe
 
 
 class ThresholdConfig(Section):

@@ -93,16 +93,35 @@ def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
 
     Whole or not at all, and no file if nothing is added; equal arrays make equal bytes.
     """
+    with _archive(path) as add_file:
+
+        def add(name: str, array: np.ndarray) -> None:
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            add_file(f"{name}.npy", buffer.getvalue())
+
+        yield add
+
+
+def join_archives(path: Path, parts: Iterable[Path]) -> None:
+    """One archive of those in `parts`, with the bytes that it would have if it had never been divided."""
+    with _archive(path) as add_file:
+        for part in parts:
+            with zipfile.ZipFile(part) as archive:
+                for name in archive.namelist():
+                    add_file(name, archive.read(name))
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[Callable[[str, bytes], None]]:
     with partial(path) as written:
         with zipfile.ZipFile(written, "w") as archive:
 
-            def add(name: str, array: np.ndarray) -> None:
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, not today
-                archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED)
+            def add_file(name: str, content: bytes) -> None:
+                entry = zipfile.ZipInfo(name)  # dated 1980, not today
+                archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
-            yield add
+            yield add_file
             empty = not archive.namelist()
         if not empty:
             written.replace(path)

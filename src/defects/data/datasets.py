@@ -21,6 +21,7 @@ from defects.data.synthetic import Synthetic
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.data.windows import windows
 from defects.errors import UserError
+from defects.processes import own_rows
 from defects.seeds import derive
 
 Item = int | tuple[int, int]
@@ -220,7 +221,8 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_las
 class DeviceBatches:
     """The images of `rows` for `Detector.calibrate`, as often as they are asked for.
 
-    For `Detector.prepare` `in_windows`, those of inference, one batch for each.
+    For `Detector.prepare` `in_windows`, those of inference, one batch for each. `share` (k, n): of every n
+    batches the k-th alone; `row` then still numbers the images, or windows, of all.
     """
 
     def __init__(
@@ -230,8 +232,10 @@ class DeviceBatches:
         device: torch.device,
         labels: Labels = ANY_DEFECT,
         in_windows: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
-        self.loader, self.device = plain_loader(config, rows, labels), device
+        self.own = torch.from_numpy(own_rows(len(rows), config.infer.batch_size, *share))
+        self.loader, self.device = plain_loader(config, rows.iloc[self.own], labels), device
         self.windows = windows(config.data.image_size, config.infer.window if in_windows else None)
         self.images = len(rows) * len(self.windows)
 
@@ -241,8 +245,10 @@ class DeviceBatches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.loader:
             batch = to_device(batch, self.device)
-            for place in self.windows:
-                yield batch | {name: batch[name][..., *place] for name in ("image", "mask") if name in batch}
+            numbers = self.own[batch["row"].cpu()] * len(self.windows)
+            for number, place in enumerate(self.windows):
+                part = {name: batch[name][..., *place] for name in ("image", "mask") if name in batch}
+                yield batch | part | {"row": numbers + number}
 
 
 def as_input(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig
 from defects.data.images import read_image, read_mask
 from defects.data.labels import class_columns
+from defects.data.many import in_threads
 from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
 from defects.errors import UserError
@@ -133,8 +133,8 @@ def _examine(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
     """Decode every image and mask: adds width, height (pixels), sha256; collects all broken files."""
     root = resolve(data.root)
     examine = partial(_examine_one, data, root)
-    bar = {"desc": "reading images", "leave": False, "disable": None}
-    facts = thread_map(examine, images["path"], images["mask_path"], **bar)  # decoding and hashing run freely
+    # Decoding and hashing run freely.
+    facts = in_threads(examine, images["path"], images["mask_path"], text="reading images")
     facts = pd.DataFrame(facts, columns=["width", "height", "sha256", "mask_path", "problem"])
     problems = [text for text in facts["problem"] if text]
     if problems:

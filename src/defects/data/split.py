@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, resolve
 from defects.config_data import DuplicateConfig
 from defects.data import balance, duplicates, folds
 from defects.data.images import read_image
+from defects.data.many import in_threads, room
 from defects.data.prepare import load_images, training_sha256
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, sha256, write_csv, write_json
@@ -81,7 +81,7 @@ def find_duplicates(config: Config, train: pd.DataFrame) -> pd.DataFrame:
     if not settings.enabled:
         return pairs
     thumbnails = _thumbnails(config, train, settings)
-    siblings = duplicates.find_siblings(thumbnails, settings).assign(kind="sibling")
+    siblings = duplicates.find_siblings(thumbnails, settings, config.dataset_dir).assign(kind="sibling")
     return pd.concat([pairs, siblings]).drop_duplicates(["i", "j"], ignore_index=True)
 
 
@@ -95,7 +95,11 @@ def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) 
             image[top:bottom, left:right] = 0
         return duplicates.thumbnail(image, settings.thumbnail_size)
 
-    return np.stack(thread_map(one, train["path"], desc="thumbnails", leave=False, disable=None))
+    side = settings.thumbnail_size
+    thumbnails = room((len(train), side, side), np.uint8, config.dataset_dir)
+    for place, picture in zip(thumbnails, in_threads(one, train["path"], text="thumbnails"), strict=True):
+        place[:] = picture
+    return thumbnails
 
 
 def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:

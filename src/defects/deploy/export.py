@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from defects.config import Config, resolve
 from defects.data.datasets import plain_loader
-from defects.data.images import read_image, resize
+from defects.data.images import read_image
 from defects.data.prepare import load_images
 from defects.data.split import FULL, load_folds
 from defects.deploy import graph as graphs
@@ -21,6 +20,7 @@ from defects.deploy.limits import map_limits, thresholds
 from defects.deploy.model import META, VERSION, Arrays, MapMeta, Meta, Output, load_model, parts, read_meta
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare, table
 from defects.deploy.portable import Graph, save_portable
+from defects.deploy.similar import NORMALS, shrink, spread
 from defects.errors import UserError
 from defects.files import array_archive, locked, sha256, write_csv, write_json
 from defects.models import Detector
@@ -35,7 +35,6 @@ FORMATS = {  # for --formats: the file, and whether it has to score as training 
     "openvino_int8": ("openvino_int8.xml", False),
 }
 CALIBRATION = 200  # training images that the ranges of INT8 are taken from
-NORMALS, SIDE = 200, 160  # normal images kept for the page, and the longer side of each in pixels
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "timm")
 
 
@@ -186,12 +185,9 @@ def _write_normals(config: Config, fold: str, folder: Path) -> None:
     rows = _spread(table[(table["fold"] != fold) & (table["label"] == 0)], NORMALS)
     with array_archive(folder / "normals.npz") as add:
         for row in rows.itertuples():
-            image = read_image(resolve(config.data.root) / row.path)
-            scale = min(1.0, SIDE / max(image.shape[:2]))
-            add(row.image_id, resize(image, tuple(max(1, round(scale * side)) for side in image.shape[:2])))
+            add(row.image_id, shrink(read_image(resolve(config.data.root) / row.path)))
 
 
 def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
     """`count` of the rows, evenly spread over them; all if there are no more."""
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    return rows.iloc[places].reset_index(drop=True)
+    return rows.iloc[spread(len(rows), count)].reset_index(drop=True)

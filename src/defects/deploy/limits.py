@@ -27,8 +27,20 @@ def thresholds(config: Config, detector: Detector, fold: str) -> dict[str, float
         held, scales, common = align_held(oof)
         labels = oof["label"].to_numpy(dtype=int)
         cut = choose_threshold(labels, held.to_numpy(), config.threshold.rule, config.threshold.fpr)
+        cut = between_scores(cut, held.to_numpy())
         found[target] = float(expit(move(cut, common, scales.get(fold, common))))
     return found
+
+
+def between_scores(cut: float, scores: np.ndarray) -> float:
+    """The same cut of the log-odds [N], as far from its neighbours as can be; 1 beyond the outermost.
+
+    On a score itself, another runtime's rounding would decide.
+    """
+    below, above = scores[scores < cut], scores[scores >= cut]
+    low = below.max() if len(below) else above.min() - 2
+    high = above.min() if len(above) else below.max() + 2
+    return float((low + high) / 2)
 
 
 def map_limits(config: Config, detector: Detector, fold: str) -> tuple[list[float], list[float]]:

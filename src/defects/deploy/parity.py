@@ -21,7 +21,7 @@ class Parity:
     expected: list[np.ndarray] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
     flips: int = 0  # labels that differ
-    map_difference: float = 0.0
+    map_differences: list[float] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
 
     def add(self, expected: Output, found: Output) -> None:
@@ -31,7 +31,8 @@ class Parity:
         self.flips += int((labels[0] != labels[1]).sum())
         self.labels.append(labels[1][:, -1])
         if expected.map is not None:
-            self.map_difference = max(self.map_difference, _largest(found.map - expected.map))
+            scale = max(1.0, _largest(expected.map))
+            self.map_differences.append(_largest(found.map - expected.map) / scale)
 
     @property
     def score_difference(self) -> float:
@@ -39,6 +40,11 @@ class Parity:
         expected, scores = np.concatenate(self.expected), np.concatenate(self.scores)
         scale = np.maximum(np.abs(expected), expected.std(0) + np.finfo(np.float32).tiny)
         return _largest((scores - expected) / scale)
+
+    @property
+    def map_difference(self) -> float:
+        """Largest difference, relative to the batch's largest value where that is above 1."""
+        return max(self.map_differences, default=0.0)
 
     @property
     def passes(self) -> bool:

@@ -17,9 +17,10 @@ class Batches(Protocol):
     """Batches of images, each image once and as it is; they may be gone through several times.
 
     To be prepared with, an image comes as the windows in which it is scored, each with the image's labels.
+    `row` [B] of a batch numbers the images, or windows, from 0.
     """
 
-    images: int  # in all batches together, each window counted
+    images: int  # in all batches of all processes together, each window counted
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -42,6 +43,9 @@ class Detector(nn.Module):
     learns_from: Literal["normal", "both"] = "both"  # classes that prepare and training_loss are given
     uses_masks = False
     segments = False  # its maps are probabilities that a pixel is defective
+    shares_preparation = (
+        False  # each process prepares with its share of the images, and they join what they find
+    )
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
     int8 = False  # its network is worth exporting in 8 bits
 

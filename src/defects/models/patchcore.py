@@ -1,6 +1,7 @@
 """PatchCore: distance to a memory bank of normal patches. Roth et al. 2022 (arXiv 2106.08265)."""
 
 import math
+import os
 from typing import Annotated
 
 import psutil
@@ -16,6 +17,7 @@ from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batches
 from defects.models.parts.backbone import Features
 from defects.models.parts.coreset import Coreset, greedy_coreset
+from defects.processes import add_up
 
 CELL = 4  # pixels of the image per pixel of the map
 PART = 512  # patches of the bank that are compared at a time
@@ -45,6 +47,7 @@ class PatchCore(AnomalyDetector):
     the image's resolution.
     """
 
+    shares_preparation = True
     int8 = True
 
     def __init__(self, config: Config):
@@ -60,7 +63,7 @@ class PatchCore(AnomalyDetector):
         self.register_buffer("radius", torch.zeros(()))
 
     def prepare(self, batches: Batches) -> None:
-        pool = self.candidates(batches)
+        pool = add_up(self.candidates(batches))
         bank = self._choose(pool, self._bank_size(len(pool)))
         self._set_bank(pool[bank.indices], bank.radius)
 
@@ -132,17 +135,21 @@ class PatchCore(AnomalyDetector):
         return self.smooth(_resize(distances, [max(1, round(side / CELL)) for side in size]))
 
     def candidates(self, batches: Batches) -> torch.Tensor:
-        """Candidate patches [N, C] of all images, or a random part of each."""
+        """Candidate patches [N, C] of all images, or a random part of each; 0 for images not in `batches`."""
         share = min(self.cells, max(1, self.options.max_patches // batches.images))
         pool = self._allocate(share * batches.images)
-        generator, filled = torch.Generator().manual_seed(self.seed), 0
+        chosen = self._chosen(share, batches.images)
         for batch in tqdm(batches, "patches", leave=False, disable=None):
-            for patches in self.patches(batch["image"]).flatten(1, 2):
-                if share < self.cells:
-                    patches = patches[torch.randperm(len(patches), generator=generator)[:share]]
-                pool[filled : filled + share] = patches
-                filled += share
+            for row, patches in zip(batch["row"].tolist(), self.patches(batch["image"]), strict=True):
+                pool[row * share : (row + 1) * share] = patches.flatten(0, 1)[chosen[row]]
         return pool
+
+    def _chosen(self, share: int, images: int) -> list[torch.Tensor | slice]:
+        """Which patches of each image are candidates; the same however many processes share the images."""
+        if share == self.cells:
+            return [slice(None)] * images
+        generator = torch.Generator().manual_seed(self.seed)
+        return [torch.randperm(self.cells, generator=generator)[:share] for _ in range(images)]
 
     def _allocate(self, count: int) -> torch.Tensor:
         """Room for `count` patches. UserError if these, and what choosing among them takes, do not fit."""
@@ -157,7 +164,7 @@ class PatchCore(AnomalyDetector):
                 f"are free: lower model.options.max_patches={self.options.max_patches}, model.options.ratio "
                 "or model.options.max_bank"
             )
-        return torch.empty(count, width, device=device)
+        return torch.zeros(count, width, device=device)
 
     def _bank_size(self, candidates: int) -> int:
         size = max(1, int(self.options.ratio * candidates))
@@ -184,10 +191,10 @@ def _resize(maps: torch.Tensor, size: list[int]) -> torch.Tensor:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Bytes; of the processes on this machine each holds a pool."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 DETECTOR = PatchCore

@@ -1,4 +1,4 @@
-"""Test scores of an experiment: one row per image and fold, resumable fold by fold."""
+"""Test scores of an experiment: one row per image and fold, resumable fold by fold and shard by shard."""
 
 import tempfile
 import time
@@ -22,10 +22,10 @@ from defects.training.run import (
     train_fold,
     trained_folds,
 )
+from defects.training.shards import TEST_COLUMNS, Shards
 from defects.training.trainer import make_accelerator
 
 PROBE = 4  # batches
-TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
 
 
 def score_test(config: Config, use: str) -> None:
@@ -41,11 +41,14 @@ def score_test(config: Config, use: str) -> None:
         raise UserError(
             f"{config.dataset_dir / 'images.csv'} lists no test images: there is nothing to score"
         )
-    models = _models(config, use)
+    models = _models(config, use, accelerator)
     accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
     _state_time(config, test, models, accelerator)
-    tables = [_score_fold(config, test, fold, accelerator) for fold in models]
+    for fold in models:
+        _score_fold(config, test, fold, accelerator)
     if accelerator.is_main_process:
+        files = [run_folder(config, fold) / "test.csv" for fold in models]
+        tables = [read_csv(path, TEST_COLUMNS, "src/infer.py") for path in files]
         table = pd.concat(tables).sort_values(["image_id", "fold"], kind="stable", ignore_index=True)
         write_csv(config.experiment_dir / "test.csv", table[TEST_COLUMNS])
     accelerator.wait_for_everyone()
@@ -77,13 +80,13 @@ def _scored(config: Config, fold: str) -> bool:
     return (folder / "test.csv").exists() and read_json(folder / "test.json") == _stamp(config, fold)
 
 
-def _models(config: Config, use: str) -> list[str]:
+def _models(config: Config, use: str, accelerator: Accelerator) -> list[str]:
     if use != "folds" and not finished(config, FULL):
         raise UserError(f"{run_folder(config, FULL)} is not trained: run src/train.py --fold {FULL} first")
     if use == FULL:
         return [FULL]
     if not trained_folds(config):
-        print(f"{config.experiment_dir} holds no trained fold: training fold 0 first")
+        accelerator.print(f"{config.experiment_dir} holds no trained fold: training fold 0 first")
         train_fold(config, "0")
     return trained_folds(config) + ([FULL] if use == "both" else [])
 
@@ -91,14 +94,17 @@ def _models(config: Config, use: str) -> list[str]:
 def _state_time(config: Config, test: pd.DataFrame, models: list[str], accelerator: Accelerator) -> None:
     """Say how long scoring will take, from a short probe; UserError beyond infer.budget_minutes."""
     left = [fold for fold in models if not _scored(config, fold)]
-    if not left or len(test) < PROBE * config.infer.batch_size:
+    images = config.infer.batch_size * accelerator.num_processes  # at a time
+    shards = [Shards(config, fold, _stamp(config, fold)) for fold in left]
+    waiting = sum(max(0, len(test) - each.finished()) for each in shards)
+    if not left or len(test) < PROBE * images:
         return
     detector = load_detector(config, left[0])
     with tempfile.TemporaryDirectory() as folder:
         for batches in (1, PROBE - 1):  # the first is slower
-            rows, start = test[: batches * config.infer.batch_size], time.perf_counter()
+            rows, start = test[: batches * images], time.perf_counter()
             score_table(detector, config, rows, left[0], accelerator, Path(folder) / TEST_MAPS)
-    minutes = (time.perf_counter() - start) / len(rows) * len(test) * len(left) / 60
+    minutes = (time.perf_counter() - start) / len(rows) * waiting / 60
     accelerator.print(f"this will take about {minutes:.1f} minutes, loading not counted")
     budget = config.infer.budget_minutes
     if budget and minutes > budget:
@@ -112,14 +118,13 @@ def _name(fold: str) -> str:
     return "the full fit" if fold == FULL else f"fold {fold}"
 
 
-def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> pd.DataFrame:
+def _score_fold(config: Config, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> None:
     """Scores of one model; kept in its run folder with what they were made from."""
-    folder = run_folder(config, fold)
-    detector = load_detector(config, fold)
-    if _scored(config, fold):
-        return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py")
-    table = score_table(detector, config, test, fold, accelerator, folder / TEST_MAPS)
+    detector, stamp = load_detector(config, fold), _stamp(config, fold)
+    shards = Shards(config, fold, stamp)
+    if not _scored(config, fold):
+        shards.score(detector, test, accelerator)
+        if accelerator.is_main_process:
+            write_json(run_folder(config, fold) / "test.json", stamp)
     if accelerator.is_main_process:
-        write_csv(folder / "test.csv", table)
-        write_json(folder / "test.json", _stamp(config, fold))
-    return table
+        shards.clear()

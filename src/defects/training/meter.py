@@ -37,7 +37,8 @@ class Meter:
 
     def result(self, prefix: str) -> dict[str, float]:
         parts = gather_object([(self.sums, self.labels, self.scores, self.predicted)])
-        totals = {name: sum(part[0][name] for part in parts) for name in self.sums}
+        names = dict.fromkeys(name for part in parts for name in part[0])
+        totals = {name: sum(part[0][name] for part in parts) for name in names}
         labels, scores, predicted = (
             np.array([value for part in parts for value in part[index]]) for index in (1, 2, 3)
         )

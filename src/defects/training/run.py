@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from defects.data.split import FULL, fold_names, load_folds, load_training_rows,
 from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_bytes, write_csv
 from defects.models import Detector, build_detector
+from defects.processes import follow_main, own_rows
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.scorer import Scorer, score_batches, shown_parts
@@ -130,10 +131,10 @@ def score_table(
     scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
     scorer = Scorer(detector.to(accelerator.device), config.infer, config.data.symmetries)
     boxes = shown_parts(config.data, rows)
-    with array_archive(maps) as add:
+    with array_archive(maps) if accelerator.is_main_process else nullcontext() as add:
         for index, score, found in score_batches(scorer, loader, accelerator, boxes):
             scores[index.numpy()] = score.numpy()
-            if found is not None and accelerator.is_main_process:
+            if found is not None and add is not None:
                 for row, array in zip(index.tolist(), _packed(found, detector.segments), strict=True):
                     add(ids[row], array)
     if not np.isfinite(scores).all():
@@ -237,9 +238,11 @@ def _start_from(detector: Detector, config: Config, fold: str) -> None:
 
 def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
     """Everything that a detector learns: preparation, epochs if it has weights to train, calibration."""
-    detector, device = trainer.detector, trainer.accelerator.device
-    training = _training(detector, config, sides)  # before anything is written
-    originals = DeviceBatches(config, sides.originals, device, detector.labels, in_windows=True)
+    detector, accelerator, device = trainer.detector, trainer.accelerator, trainer.accelerator.device
+    training = _training(detector, config, sides, accelerator)  # before anything is written
+    process = accelerator.process_index, accelerator.num_processes
+    share = process if detector.shares_preparation else (0, 1)
+    originals = DeviceBatches(config, sides.originals, device, detector.labels, in_windows=True, share=share)
     detector.to(device)
     if not trainer.resume():
         with torch.no_grad():
@@ -248,23 +251,34 @@ def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
         trainer.keep_prepared()
     if training is not None:
         looked_at = sides.watched(config.train)
-        watched = plain_loader(config, looked_at, detector.labels) if len(looked_at) else None
+        own = looked_at.iloc[own_rows(len(looked_at), config.infer.batch_size, *process)]
+        watched = plain_loader(config, own, detector.labels) if len(looked_at) else None
         _keep_samples(trainer, originals)
         trainer.fit(training, watched)
     if detector.needs_holdout:
         with torch.no_grad():
             batches = DeviceBatches(config, sides.inner_normal, device, detector.labels)
             detector.to(device).eval().calibrate(batches)
+        follow_main(detector)
 
 
-def _training(detector: Detector, config: Config, sides: Sides) -> DataLoader | None:
-    """Of a detector that has weights to train. Raises UserError if it would learn from other than it scores.
+def _training(
+    detector: Detector, config: Config, sides: Sides, accelerator: Accelerator
+) -> DataLoader | None:
+    """Of a detector that has weights to train. Raises UserError if it would learn from other than it scores,
+    and if its batches cannot be shared out evenly.
 
     Detectors that are calibrated may depend on the size of what they see; others are told by their labels.
     """
     if not any(weights.requires_grad for weights in detector.parameters()):
         return None
     loader, (height, width) = training_loader(config, sides.fitted, detector.labels), config.seen_size
+    size, processes = config.train.batch_size, accelerator.num_processes
+    if processes > 1 and (size % processes or len(sides.fitted) < size):
+        raise UserError(
+            f"train.batch_size={size} cannot be shared out evenly: set it to a multiple of the {processes} "
+            f"processes, and to no more than the {len(sides.fitted)} images of the training list"
+        )
     if config.infer.window and detector.needs_holdout and loader.dataset.shown != (height, width):
         raise UserError(
             f"infer.window={list(config.infer.window)}: {config.model.name} must learn from such parts too: "

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -18,6 +19,7 @@ from defects.config import TrainConfig
 from defects.data.datasets import to_device
 from defects.errors import UserError
 from defects.models import Batch, Detector
+from defects.processes import average_buffers, follow_main
 from defects.seeds import derive
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch
@@ -45,7 +47,12 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         precision = "bf16" if native else "fp16" if torch.cuda.is_available() else "no"
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a CUDA GPU: use auto, no or bf16")
-    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=train.accumulate)
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not know of each other
+        mixed_precision=precision,
+        gradient_accumulation_steps=train.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
 
 
 @dataclass
@@ -55,6 +62,9 @@ class Trainer:
     `validation` is only looked at: selection (`train.select=inner`) and stopping are allowed when it is
     an inner hold-out of the training side, never on the fold that is scored afterwards. `epochs` None
     means as many as the config says, in epochs or in steps.
+
+    Of several processes each takes an equal part of every batch, so that steps, epochs and learning rates are
+    those of one; batch normalisation alone sees no more than its part. Validation is shared out too.
     """
 
     detector: Detector
@@ -76,12 +86,17 @@ class Trainer:
         checkpoint.check_fingerprint(path, self.saved, self.fingerprint)
         self.detector.load_state_dict(self.saved["detector"])
         self.history = self.saved["history"]
-        write_metrics(self.folder / "metrics.jsonl", self.history)
+        if self.accelerator.is_main_process:
+            write_metrics(self.folder / "metrics.jsonl", self.history)
         self.accelerator.print(f"resuming {self.folder} after epoch {len(self.history)}")
         return True
 
     def keep_prepared(self) -> None:
-        """Write last.pt before the first epoch, so that `Detector.prepare` is not repeated."""
+        """Write last.pt before the first epoch, so that `Detector.prepare` is not repeated.
+
+        All processes go on from what it holds: machines may differ in how they round.
+        """
+        follow_main(self.detector)
         if self.accelerator.is_main_process:
             content = {"fingerprint": self.fingerprint, "history": [], "detector": self.detector.state_dict()}
             checkpoint.save(self.folder / "last.pt", content)
@@ -91,7 +106,8 @@ class Trainer:
         """Train up to `epochs`, on from where `resume` came to; leaves the chosen weights in `detector`."""
         self._set_up(training)
         while len(self.history) < self.epochs and not self._exhausted():
-            row = self._epoch(len(self.history), validation)
+            # One row for all processes, or some might stop before others.
+            (row,) = broadcast_object_list([self._epoch(len(self.history), validation)])
             self.history.append(row)
             self.stopwatch.lap()
             self._save()
@@ -107,9 +123,10 @@ class Trainer:
         parameters = self.detector.parameter_groups(train.weight_decay)
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
         optimizer = kind(parameters, lr=train.lr)
-        self.step, self.optimizer, self.loader = self.accelerator.prepare(
-            TrainingStep(self.detector), optimizer, training
-        )
+        self.step, self.optimizer = self.accelerator.prepare(TrainingStep(self.detector), optimizer)
+        if self.accelerator.num_processes > 1:
+            self.step.forward_sync_buffers = False  # once an epoch is enough
+        self.loader = prepare_data_loader(training, split_batches=True)  # each process has a part of each
         self.updates = -(-len(self.loader) // train.accumulate)  # optimiser steps in an epoch
         if self.epochs is None:
             self.epochs = -(-train.steps // self.updates) if train.steps else train.epochs
@@ -133,7 +150,8 @@ class Trainer:
         self.loader.set_epoch(epoch)
         self.step.train()
         meter, update = Meter(self.detector), epoch * self.updates
-        bar = tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=None)
+        hidden = None if self.accelerator.is_main_process else True
+        bar = tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=hidden)
         for batch in bar:
             with self.accelerator.accumulate(self.step):
                 self.scheduler.step_update(update)
@@ -149,6 +167,8 @@ class Trainer:
                 if self.ema:
                     self.ema.update(self.detector, step=update)
             meter.add(losses, batch)
+        for module in (self.detector, self.ema.module) if self.ema else (self.detector,):
+            average_buffers(module)
         row = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
         if not all(parameter.isfinite().all() for parameter in self.detector.parameters()):
             self._diverged(f"a weight is not finite after epoch {epoch + 1}")

@@ -20,13 +20,16 @@ def ssim(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5)
     """
     check_window(window, a.shape[2:])
     with torch.autocast(a.device.type, enabled=False):
-        a, b = a.float(), b.float()
-        moments = _blur(torch.cat([a, b, a * a, b * b, a * b], 1), window, sigma)
-    mean_a, mean_b, square_a, square_b, product = moments.chunk(5, 1)
-    variances = square_a - mean_a**2 + square_b - mean_b**2
-    covariance = product - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    return luminance * (2 * covariance + C2) / (variances + C2)
+        total, difference = a.float() + b.float(), a.float() - b.float()
+        # Variances are small differences of large squares, and keep their digits only near zero.
+        shift = total.mean((2, 3), keepdim=True)
+        values = torch.cat([total - shift, difference], 1)
+        means, squares = _blur(torch.cat([values, values**2], 1), window, sigma).chunk(2, 1)
+    # Equation 13 in terms of sum and difference: 2ab = (s^2 - d^2) / 2, a^2 + b^2 = (s^2 + d^2) / 2.
+    mean_s, mean_d = means.chunk(2, 1)
+    variance_s, variance_d = (squares - means**2).chunk(2, 1)
+    luminance = 1 - mean_d**2 / (0.5 * ((mean_s + shift) ** 2 + mean_d**2) + C1)
+    return luminance * (1 - variance_d / (0.5 * (variance_s + variance_d) + C2))
 
 
 def focal(logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:

@@ -1,0 +1,47 @@
+"""What keeps memory bounded where there are very many images."""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from defects.errors import UserError
+
+HELD = 2**26  # bytes: larger arrays lie in files
+TAKEN = 4096  # items handed to the threads at a time
+
+
+def room(shape: tuple[int, ...], dtype: type, folder: Path | None) -> np.ndarray:
+    """An array to be filled; one above HELD lies in a file of `folder` that ends with it.
+
+    The system can then take back the memory of parts that are not in use. Without a folder it is held.
+    Raises UserError if the disk is too small.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if folder is None or size <= HELD:
+        return np.empty(shape, dtype)
+    if shutil.disk_usage(folder).free < size:  # written through memory, a full disk would end the process
+        raise UserError(
+            f"{folder} needs {size / 1e9:.1f} GB for thumbnails: free it, or lower "
+            "split.duplicates.thumbnail_size"
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def in_threads(function: Callable[..., Any], *columns: Sequence, text: str) -> Iterator[Any]:
+    """function(*row) for every row of `columns`, in order; no more than TAKEN rows are under way."""
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(columns[0]), desc=text, leave=False, disable=None) as bar,
+    ):
+        for start in range(0, len(columns[0]), TAKEN):
+            for result in pool.map(function, *(column[start : start + TAKEN] for column in columns)):
+                bar.update()
+                yield result

@@ -1,0 +1,84 @@
+"""The normal images that look most like a given one, for people to compare with.
+
+Amplitude spectra of thumbnails, which a shift leaves alone, are compared under flips and quarter turns: the
+idea by which split.py proposes siblings, with all frequencies kept, since any image of the same material is
+wanted and not only another of the same object. NumPy and OpenCV alone: the page starts without PyTorch.
+"""
+
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from defects.data.images import list_images, read_image, resize
+from defects.errors import UserError
+
+NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
+THUMBNAIL = 96  # pixels: with 64, fine textures are taken for one another
+CONTRAST = 1.5  # median absolute deviations of grey from its median that are told apart
+
+
+class Normals:
+    """Small normal images, uint8 [H, W, 3] RGB by name, and what finds those most like another."""
+
+    def __init__(self, images: dict[str, np.ndarray]):
+        self.images, self.names = images, list(images)
+        self._spectra = np.stack([_spectrum(image).ravel() for image in images.values()])
+
+    def most_like(self, image: np.ndarray, count: int) -> list[str]:
+        """Names of `count` images (of all, if there are no more), the most similar first."""
+        spectrum = _spectrum(image)
+        turns = [each[::step] for each in (spectrum, spectrum.T) for step in (1, -1)]
+        likeness = (self._spectra @ np.stack([turn.ravel() for turn in turns], 1)).max(1)
+        # Rounded: which of two equal images comes first must not hang on the order of summing.
+        return [self.names[place] for place in np.argsort(-likeness.round(5), kind="stable")[:count]]
+
+
+def load_normals(export: Path, folder: Path | None = None) -> Normals | None:
+    """The images of `folder` or, by default, of the export's normals.npz; None if it has no such file.
+
+    Raises UserError for what cannot be read.
+    """
+    if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--normals {folder} is not a folder: name one of normal images")
+        files = list_images(folder)
+        files = [files[place] for place in spread(len(files), NORMALS)]
+        return Normals({path.relative_to(folder).as_posix(): shrink(read_image(path)) for path in files})
+    path = export / "normals.npz"
+    try:
+        with np.load(path) as archive:
+            return Normals({name: archive[name] for name in archive.files})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, cv2.error):
+        raise UserError(f"{path} is damaged: export again, or name a folder with --normals") from None
+
+
+def shrink(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """The image with a longer side of at most `side` pixels."""
+    scale = min(1.0, side / max(image.shape[:2]))
+    return resize(image, tuple(max(1, round(scale * length)) for length in image.shape[:2]))
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` of `total` positions, evenly spread over them; all if there are no more."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def _spectrum(image: np.ndarray) -> np.ndarray:
+    """float32 [S - 1, S - 1], unit norm: square roots of the amplitudes, frequency 0 in the middle."""
+    grey = cv2.cvtColor(shrink(image), cv2.COLOR_RGB2GRAY)
+    grey = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
+    grey -= np.median(grey)
+    # What stands out is cut down: a scratch would otherwise make the whole image another one.
+    limit = max(CONTRAST * np.median(np.abs(grey)), 1)
+    window = np.hanning(THUMBNAIL + 2)[1:-1]  # no jump where the picture wraps
+    grey = grey.clip(-limit, limit)
+    amplitude = np.abs(np.fft.fft2((grey - grey.mean()) * np.outer(window, window)))
+    # Without the one row and column of an even transform that has no mirror image.
+    middle = np.sqrt(np.fft.fftshift(amplitude)[1:, 1:]).astype(np.float32)
+    smooth = cv2.GaussianBlur(middle, (0, 0), 1)  # periods differ a little, and edges turn a little
+    smooth -= smooth.mean()
+    return smooth / max(np.linalg.norm(smooth), np.finfo(np.float32).tiny)

@@ -1,0 +1,34 @@
+"""A local web page to drop images on: verdict, threshold, heat map and the most similar normal images."""
+
+import argparse
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from defects import cli
+from defects.deploy.model import load_model
+from defects.deploy.similar import load_normals
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="an export's folder, or one of the models in it")
+    parser.add_argument("--normals", type=Path, help="a folder of images in place of the export's")
+    parser.add_argument("--port", type=cli.positive, default=7860)
+    parser.add_argument("--no-browser", action="store_true", help="open none")
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    normals = load_normals(model.path.parent, arguments.normals)
+    with TemporaryDirectory() as uploads:
+        # Read when Gradio is imported, which takes seconds: not before the model is known to load.
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        from defects.deploy.page import build_page, serve
+
+        serve(build_page(model, normals), arguments.port, not arguments.no_browser)
+
+
+if __name__ == "__main__":
+    cli.run(main)

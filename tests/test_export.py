@@ -1,0 +1,276 @@
+"""Exported models: the scores of training in every runtime, or nothing; and predictions made with them."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import defective, texture, write_png
+
+from defects.config import ROOT, load_config
+from defects.data.images import read_image
+from defects.deploy import export as exporting
+from defects.deploy.export import export
+from defects.deploy.limits import between_scores
+from defects.deploy.model import FILES, MapMeta, load_model, read_meta
+from defects.deploy.portable import save_portable
+from defects.deploy.predict import find_files, predict
+from defects.deploy.regions import find_regions, overlay
+from defects.errors import UserError
+from defects.training.run import train_fold
+
+EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
+SHAPE = (40, 56)  # of the images; letterboxed into 64 x 64
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(config file, export folder) of a classifier with a map, letterboxed images and averages over flips."""
+    root = tmp_path_factory.mktemp("export")
+    for i in range(16):
+        write_png(root / "normal" / f"normal_{i}.png", texture(i, 56)[: SHAPE[0]])
+    for i in range(6):
+        image, mask = (each[: SHAPE[0]] for each in defective(i, 56))
+        mask[:8, :8] = image[:8, :8] = 255
+        write_png(root / "abnormal" / f"defect_{i}.png", image)
+        write_png(root / "masks" / f"defect_{i}.png", mask)
+    folders = {"normal": "normal", "abnormal": "abnormal", "masks": "masks"}
+    values = {
+        "output": str(root / "output"),
+        "data": {"name": "plates", "source": "folders", "root": str(root), "folders": folders}
+        | {"image_size": [64, 64], "fit": "letterbox", "symmetries": "flips"},
+        "split": {"folds": 2, "duplicates": {"enabled": False}},
+        "model": {
+            "name": "classifier",
+            "backbone": {"name": "test_efficientnet", "weights": "none"},
+            "options": {"map_loss": 1.0},
+        },
+        "train": {"epochs": 2, "batch_size": 8},
+    }
+    path = root / "plates_classifier.yaml"
+    path.write_text(yaml.safe_dump(values))
+    config = load_config(path)
+    train_fold(config, "0")
+    return path, export(config, "0", [], 64)[0]
+
+
+@pytest.fixture
+def own(run, tmp_path):
+    """A copy of the export folder, for tests that change it."""
+    return shutil.copytree(run[1], tmp_path / "export")
+
+
+def oof(run):
+    table = pd.read_csv(run[1].parent / "oof.csv").set_index("image_id")
+    return table, {name: run[0].parent / name for name in table.index}
+
+
+def test_what_is_written(run):
+    meta, table = read_meta(run[1]), pd.read_csv(run[1] / "parity.csv", index_col="file")
+    assert set(table.index) == {"training", *FILES}
+    assert set(meta.files) == {path.name for path in run[1].iterdir()} - {
+        "model.json", "parity.csv", "normals.npz"
+    }  # fmt: skip
+    assert (table.loc[EXACT, "labels changed"] == 0).all()
+    assert table.loc["openvino_int8.xml", "score difference"] > 1e-4  # or it would not be in 8 bits
+    assert meta.threshold.keys() == {"defect"} and 0 < meta.threshold["defect"] < 1
+    assert b"src/defects" not in b"".join((run[1] / name).read_bytes() for name in EXACT)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_files_get_the_scores_of_training(run, name, batch_size):
+    table, paths = oof(run)
+    found = list(predict(load_model(run[1] / name), list(paths.values()), batch_size))
+    assert [each.path for each in found] == list(paths.values())
+    scores = np.array([each.score["defect"] for each in found])
+    np.testing.assert_allclose(scores, table["score"], rtol=1e-4, atol=1e-5)
+    probabilities = [each.probability["defect"] for each in found]
+    np.testing.assert_allclose(probabilities, table["probability"], atol=1e-5)
+    maps = np.load(run[1].parent / "oof_maps.npz")
+    for each, image_id in zip(found, table.index, strict=True):
+        np.testing.assert_allclose(each.maps[0], maps[image_id], atol=1e-3)
+
+
+def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fails_with_one_line):
+    before = sorted(path.stat().st_mtime_ns for path in run[1].iterdir())
+
+    def distort(path, detector, config):
+        bias = detector.network.get_classifier().bias
+        bias.data += 0.01
+        save_portable(path, detector, config)
+        bias.data -= 0.01
+
+    monkeypatch.setattr(exporting, "save_portable", distort)
+    message = fails_with_one_line("export.py", "--config", run[0], "--formats", "torch")
+    assert "model.pt fails the parity gate" in message and "nothing was exported" in message
+    assert sorted(path.stat().st_mtime_ns for path in run[1].iterdir()) == before
+    assert not list(run[1].parent.glob(".export*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fold", "1"], "run src/train.py first"),
+        (["--fold", "full"], "run src/train.py first"),
+    ],
+)
+def test_what_is_not_trained_is_not_exported(run, arguments, message, fails_with_one_line):
+    assert message in fails_with_one_line("export.py", "--config", run[0], *arguments)
+
+
+def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):
+    images = run[0].parent / "abnormal"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((images / "defect_0.png").read_bytes()[:200])
+    output, pictures = tmp_path / "out" / "found.csv", tmp_path / "pictures"
+    arguments = [run[1], images, broken, "--output", output, "--overlays", pictures, "--threshold", 0]
+    outcome = run_script("predict.py", *arguments)
+    assert outcome.code == 2 and "1 of 7 files could not be read" in outcome.stderr
+    table = pd.read_csv(output, keep_default_na=False)
+    assert list(table.columns) == ["path", "label", "score", "probability", "boxes", "error"]
+    assert table["label"].tolist() == 6 * ["defect"] + [""]
+    assert "broken.png is empty, truncated or no image" in table["error"].iloc[-1]
+    assert len(list(pictures.rglob("*.png"))) == 6
+    assert {read_image(path).shape for path in pictures.rglob("*.png")} == {(*SHAPE, 3)}
+
+
+def test_json_lines_and_globs(run, tmp_path, run_script):
+    output = tmp_path / "found.jsonl"
+    pattern = f"{run[0].parent}/*/*_1.png"
+    assert run_script("predict.py", run[1] / "model.onnx", pattern, "--output", output).code == 0
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["path"].rsplit("/", 2)[-2] for row in rows] == ["abnormal", "masks", "normal"]
+    assert all(
+        row["label"] in ("defect", "normal") and 0 <= row["probability"]["defect"] <= 1 for row in rows
+    )
+
+
+def test_a_result_can_be_read_before_the_next_one_is_known(run):
+    path = run[0].parent / "normal" / "normal_0.png"
+    endless = predict(load_model(run[1] / "model.onnx"), [path] * 10_000, 1)
+    assert next(endless).path == path
+    endless.close()
+
+
+def test_without_training_packages(run):
+    """A line PC has ONNX Runtime or OpenVINO, OpenCV and numpy, but no torch."""
+    image = run[0].parent / "normal" / "normal_0.png"
+    for name in ("model.onnx", "openvino_fp32.xml"):
+        command = [sys.executable, "-X", "importtime", ROOT / "src" / "predict.py", run[1] / name, image]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        loaded = {line.rsplit("|", 1)[-1].strip() for line in ran.stderr.splitlines()}
+        assert "numpy" in loaded and "normal_0.png" in ran.stdout
+        assert not {"torch", "timm", "albumentations", "pandas", "sklearn", "scipy", "matplotlib"} & loaded
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "model.json").unlink(), "model.json: No such file"),
+        (lambda folder: (folder / "model.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "model.json").write_text("[]"), "model.json"),
+        (lambda folder: change(folder, version=2), "of version 2"),
+        (lambda folder: change(folder, thresholds={}), "did you mean threshold"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"ONNX"), "is not the file that model.json"),
+        (lambda folder: (folder / "model.onnx").unlink(), "does not exist"),
+    ],
+)
+def test_a_spoilt_export_is_told_in_one_line(own, spoil, message, fails_with_one_line):
+    spoil(own)
+    assert message in fails_with_one_line("predict.py", own / "model.onnx", own)
+
+
+def change(folder, **values):
+    content = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(content | values))
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
+    marker = tmp_path / "marker"
+    with zipfile.ZipFile(own / "model.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"config": Hostile(marker)}))
+        archive.writestr("archive/version", "3\n")
+    files = read_meta(own).files | {"model.pt": exporting.sha256(own / "model.pt")}
+    change(own, files=files)
+    assert "model.pt is truncated or no checkpoint" in fails_with_one_line(
+        "predict.py", own / "model.pt", own
+    )
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{export}", "{root}/*.tif"], "matches no file"),
+        (["{export}", "{root}/nothing"], "1 of 1 files could not be read"),
+        (["{export}", "{root}/empty"], "holds no images"),
+        (["{export}", "{root}", "--output", "found.txt"], "end it in .csv or .jsonl"),
+        (["{root}/nothing", "{root}"], "No such file"),
+        (["{export}/parity.csv", "{root}"], "is no model"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(run, tmp_path, arguments, message, fails_with_one_line):
+    (tmp_path / "empty").mkdir()
+    filled = [text.format(export=run[1], root=tmp_path) for text in arguments]
+    assert message in fails_with_one_line("predict.py", *filled)
+
+
+def test_every_file_once_and_in_order(tmp_path):
+    paths = [write_png(tmp_path / name, texture(1)) for name in ("b/2.png", "b/1.png", "a.png")]
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    found = find_files([str(tmp_path / "a.png"), str(tmp_path / "b"), str(tmp_path / "*.png"), "gone.png"])
+    assert [path.name for path in found] == ["a.png", "1.png", "2.png", "gone.png"]
+    assert set(paths) <= set(found)
+    with pytest.raises(UserError, match="matches no file"):
+        find_files([str(tmp_path / "*.jpg")])
+
+
+@pytest.mark.parametrize(
+    ("cut", "moved"), [(0.0, -1.0), (1.0, 0.5), (0.7, 0.5), (np.nextafter(1, 2), 2.0), (3.5, 4.0)]
+)
+def test_a_threshold_lies_between_scores(cut, moved):
+    """On a score, rounding in another runtime would decide: the labels of an export differed by one."""
+    scores = np.array([3.0, 0.0, 1.0])
+    assert between_scores(cut, scores) == pytest.approx(moved)
+    assert ((scores >= between_scores(cut, scores)) == (scores >= cut)).all()
+
+
+def test_regions_lie_where_the_map_is_high():
+    maps = np.zeros((2, 10, 20), np.float32)
+    maps[0, 2:4, 5:8], maps[1, 9, 0] = 0.7, 0.9
+    meta = MapMeta(size=(10, 20), classes=["1", "2"], normal=[0, 0], threshold=[0.5, 0.5])
+    found = find_regions(maps, (100, 400), meta)
+    assert [region[:5] for region in found] == [("2", 0, 90, 20, 10), ("1", 100, 20, 60, 20)]
+    assert found[1].peak == pytest.approx(0.7)
+    assert find_regions(np.zeros_like(maps), (100, 400), meta) == []
+
+
+def test_a_normal_image_stays_as_it_is_under_its_map():
+    """Colours are measured against the threshold, not against the map's own extremes."""
+    meta = MapMeta(size=(8, 8), classes=["defect"], normal=[1.0], threshold=[3.0])
+    image, noise = np.full((16, 16, 3), 200, np.uint8), np.random.default_rng(0).uniform(0.9, 1.1, (1, 8, 8))
+    calm = overlay(image, noise.astype(np.float32), meta, []).astype(int)
+    assert np.ptp(calm[..., 0]) < 20
+    noise[0, 4, 4] = 5
+    assert np.ptp(overlay(image, noise.astype(np.float32), meta, []).astype(int)[..., 0]) > 40
+
+
+def test_portable_files_hold_no_paths_of_the_machine(run):
+    content = torch.load(run[1] / "model.pt", weights_only=True)
+    assert str(run[0].parent) not in json.dumps(content["config"])

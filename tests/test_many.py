@@ -1,0 +1,78 @@
+"""Very many images: what is kept in files instead of memory changes nothing that is found."""
+
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import raising, texture
+
+from defects.config_data import DuplicateConfig
+from defects.data import duplicates, many
+from defects.errors import UserError
+
+
+@pytest.fixture
+def thumbnails():
+    """40 textures, a picture without any, and changed copies of the first eight: uint8 [49, 64, 64]."""
+    pictures = [texture(seed, 64) for seed in range(40)]
+    copies = [np.rot90(picture, turns)[:, ::-1] // 2 for turns, picture in enumerate(pictures[:8])]
+    return np.stack([*pictures, np.full((64, 64), 128, np.uint8), *copies])
+
+
+@pytest.mark.parametrize("tile", [1, 7, 2**13])
+def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, monkeypatch, tile):
+    settings = DuplicateConfig(neighbours=4)
+    expected = duplicates.find_siblings(thumbnails, settings)
+    assert expected[["i", "j"]].to_numpy().tolist() == [[k, 41 + k] for k in range(8)]
+    monkeypatch.setattr(many, "HELD", 0)
+    monkeypatch.setattr(duplicates, "TILE", tile)
+    monkeypatch.setattr(duplicates, "BLOCK", 16)
+    monkeypatch.setattr(duplicates, "PAIR_BLOCK", 5)
+    found = duplicates.find_siblings(thumbnails, settings, tmp_path)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("side", [32, 33])
+def test_correlation_at_near_shifts_is_that_of_the_whole_transform(side):
+    spectrum = torch.fft.rfft2(torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)))
+    whole = torch.fft.irfft2(spectrum, s=(side, side))
+    shifts = torch.arange(-4, 6)
+    expected = whole[:, shifts][:, :, shifts]
+    assert torch.allclose(duplicates._at_shifts(spectrum, shifts), expected, atol=1e-5)
+
+
+def test_large_arrays_lie_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(many, "HELD", 1000)
+    large = many.room((500, 3), np.uint8, tmp_path)
+    large[:] = 7
+    assert isinstance(large, np.memmap) and large.sum() == 10_500
+    assert not isinstance(many.room((10, 3), np.uint8, tmp_path), np.memmap)
+    assert not isinstance(many.room((500, 3), np.uint8, None), np.memmap)
+    del large
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_named_beforehand(tmp_path):
+    with pytest.raises(UserError, match=r"needs 1000000000.0 GB .* free it, or lower split.duplicates"):
+        many.room((10**9, 10**9), np.uint8, tmp_path)
+
+
+def test_threads_keep_the_order_and_run_no_further_than_the_limit(monkeypatch):
+    monkeypatch.setattr(many, "TAKEN", 10)
+    started, lock = set(), threading.Lock()
+
+    def add(one, other):
+        with lock:
+            started.add(one)
+        return one + other
+
+    ones, others = pd.Series(range(35)), list(range(0, 350, 10))
+    for number, result in enumerate(many.in_threads(add, ones, others, text="adding")):
+        assert result == 11 * number
+        assert max(started) < 10 * (number // 10 + 1)
+    assert number == 34
+    with pytest.raises(UserError, match="broken"):
+        list(many.in_threads(raising(UserError("broken")), ones, text="adding"))

@@ -1,0 +1,337 @@
+"""The page for people: what its components show, and all of it once in a real browser."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import gradio as gr
+import numpy as np
+import onnx
+import pytest
+from conftest import raising, texture, write_png
+from onnx import TensorProto, helper
+
+from defects.config import ROOT
+from defects.deploy.inspection import decode, heat_map
+from defects.deploy.model import META, VERSION, file_sha256, load_model
+from defects.deploy.page import DROP_LIMIT, Desk, build_page, serve
+from defects.deploy.page_view import EMPTY
+from defects.deploy.similar import load_normals
+from defects.errors import UserError
+from defects.files import array_archive, write_json
+
+SIZE, CELLS = 32, 8  # pixels and map cells, each way
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def bright_spots(targets: int, maps: bool) -> onnx.ModelProto:
+    """A graph whose map is the brightness of cells; scores say how far the brightest is above 200.
+
+    Every further target asks for 20 grey levels more.
+    """
+    levels = np.array([[200 + 20 * place for place in range(targets)]], np.float32)
+    constants = [
+        helper.make_tensor("levels", TensorProto.FLOAT, levels.shape, levels.ravel()),
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1]),
+        helper.make_tensor("colours", TensorProto.INT64, [1], [3]),
+        helper.make_tensor("cells", TensorProto.INT64, [2], [2, 3]),
+        helper.make_tensor("ones", TensorProto.INT64, [1], [1]),
+    ]
+    step = SIZE // CELLS
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "colours"], ["grey"], keepdims=0),
+        helper.make_node("Unsqueeze", ["grey", "ones"], ["plane"]),
+        helper.make_node("AveragePool", ["plane"], ["map"], kernel_shape=[step, step], strides=[step, step]),
+        helper.make_node("ReduceMax", ["map", "cells"], ["highest"], keepdims=0),
+        helper.make_node("Sub", ["highest", "levels"], ["above"]),
+        helper.make_node("Mul", ["above", "scale"], ["score"]),
+        helper.make_node("Sigmoid", ["score"], ["probability"]),
+    ]
+    shapes = {"score": ["batch", targets], "probability": ["batch", targets]}
+    shapes |= {"map": ["batch", 1, CELLS, CELLS]} if maps else {}
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+    graph = helper.make_graph(nodes, "bright_spots", [image], outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def write_export(folder: Path, targets: tuple[str, ...] = ("defect",), maps: bool = True) -> Path:
+    """model.onnx, model.json and normals.npz, as src/export.py writes them."""
+    folder.mkdir()
+    onnx.save(bright_spots(len(targets), maps), folder / "model.onnx")
+    size = {"size": [CELLS, CELLS], "classes": ["defect"], "normal": [128.0], "threshold": [190.0]}
+    values = {
+        "version": VERSION,
+        "experiment": "spots",
+        "fold": "0",
+        "detector": "bright_spots",
+        "checkpoint_sha256": "",
+        "image_size": [SIZE, SIZE],
+        "fit": "squash",
+        "targets": list(targets),
+        "threshold": dict.fromkeys(targets, 0.5),
+        "map": size if maps else None,
+        "files": {"model.onnx": file_sha256(folder / "model.onnx")},
+        "packages": {},
+    }
+    write_json(folder / META, values)
+    with array_archive(folder / "normals.npz") as add:
+        for seed in range(8):
+            add(f"normal_{seed}.png", np.repeat(texture(seed)[..., None], 3, axis=2))
+    return folder
+
+
+def spotted(seed: int, level: int) -> np.ndarray:
+    """A texture with two cells of this brightness."""
+    image = texture(seed).clip(0, 180)
+    image[8:16, 8:12] = level
+    return image
+
+
+@pytest.fixture
+def drop(tmp_path) -> Path:
+    """Pictures for the page: a clear defect, a doubtful one, a normal one."""
+    write_png(tmp_path / "normal.png", spotted(0, 150))
+    write_png(tmp_path / "clear.png", spotted(1, 240))
+    write_png(tmp_path / "doubtful.png", spotted(2, 202))
+    return tmp_path
+
+
+@pytest.fixture
+def make_desk(tmp_path) -> Callable[..., Desk]:
+    def make(*targets: str, maps: bool = True) -> Desk:
+        export = write_export(tmp_path / "made", targets or ("defect",), maps)
+        return Desk(load_model(export), load_normals(export))
+
+    return make
+
+
+def score(desk: Desk, *files: Path, values: tuple[float, ...] = (0.5,)) -> SimpleNamespace:
+    names = ("results", "chosen", "files", "problems", "listing", "detail", "similar")
+    found = desk.score([str(file) for file in files], lambda *_, **__: None, *values)
+    return SimpleNamespace(**dict(zip(names, found, strict=True)))
+
+
+def verdicts(listing: str) -> list[tuple[str, str]]:
+    """(file, verdict) of each image in the list."""
+    return re.findall(r"<span>([^<]*)</span><b>([^<]*)</b>", listing)
+
+
+def pictures(detail: str) -> list[str]:
+    return re.findall(r'<img alt="([^"]*)"', detail)
+
+
+def test_the_worst_image_comes_first_and_is_shown(make_desk, drop):
+    page = score(make_desk(), *(drop / f"{name}.png" for name in ("normal", "doubtful", "clear")))
+    assert verdicts(page.listing) == [
+        ("clear.png", "DEFECT"),
+        ("doubtful.png", "DEFECT"),
+        ("normal.png", "normal"),
+    ]
+    assert "3 images: 2 defects, 1 normal" in page.listing
+    assert page.listing.index('aria-pressed="true"') < page.listing.index('aria-pressed="false"')
+    assert '<div class="verdict defect" role="status"><b>DEFECT</b><span>clear.png' in page.detail
+    assert "probability <b>0.982</b>" in page.detail
+    assert "score 4<" in page.detail
+    assert pictures(page.detail) == ["Image", "Heat map, 1 box"]
+    assert page.files is None  # ready for the next drop
+    assert page.problems == ""
+
+
+def test_broken_files_are_named_and_the_rest_goes_on(make_desk, drop):
+    (drop / "broken.png").write_bytes(b"\x89PNG")
+    (drop / "notes.txt").write_text("no image")
+    page = score(make_desk(), *(drop / name for name in ("broken.png", "normal.png", "notes.txt")))
+    assert verdicts(page.listing) == [("normal.png", "normal")]
+    assert re.findall("<li>([^ ]*) is empty, truncated or no image", page.problems) == [
+        "broken.png",
+        "notes.txt",
+    ]
+
+
+def test_nothing_is_left_of_the_last_drop_when_none_can_be_read(make_desk, drop):
+    (drop / "broken.png").write_bytes(b"")
+    page = score(make_desk(), drop / "broken.png")
+    assert (page.results, page.listing, page.detail, page.similar) == ([], "", EMPTY, "")
+    assert "broken.png" in page.problems
+
+
+def test_a_file_dropped_twice_counts_once(make_desk, drop):
+    page = score(make_desk(), *2 * [drop / "clear.png"])
+    assert verdicts(page.listing) == [("clear.png", "DEFECT")]
+
+
+def test_more_than_the_page_is_made_for_is_said(make_desk, drop):
+    files = [write_png(drop / f"{place}.png", texture(place % 3)) for place in range(DROP_LIMIT + 3)]
+    page = score(make_desk(), *files)
+    assert len(verdicts(page.listing)) == DROP_LIMIT
+    assert "3 more images left out: src/predict.py scores folders" in page.problems
+
+
+def test_names_of_files_are_text(make_desk, drop):
+    page = score(make_desk(), write_png(drop / "a&lt;b.png", texture(0)))
+    assert "a&amp;lt;b.png" in page.listing
+    assert "a&amp;lt;b.png" in page.detail
+
+
+def test_another_threshold_relabels_without_the_model(make_desk, drop):
+    desk = make_desk()
+    page = score(desk, drop / "clear.png", drop / "doubtful.png")
+    desk.model = raising(AssertionError("the model runs again"))
+    listing, detail = desk.relabel(page.results, 1, 0.9)
+    assert verdicts(listing) == [("clear.png", "DEFECT"), ("doubtful.png", "normal")]
+    assert '<div class="verdict normal" role="status"><b>normal</b><span>doubtful.png' in detail
+    assert "threshold 0.900" in detail
+    assert pictures(detail) == ["Image", "Heat map, 0 boxes"]
+    assert verdicts(desk.relabel(page.results, 0, 1.0)[0])[0] == ("clear.png", "normal")
+    assert "threshold 0.500" in desk.relabel(page.results, 1, None)[1]  # the field beside the slider is empty
+    assert desk.relabel([], 0, 0.9) == ("", EMPTY)
+
+
+def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_desk, drop):
+    desk = make_desk()
+    probability = score(desk, drop / "doubtful.png").results[0].found.probability["defect"]
+    for threshold, verdict in ((probability, "DEFECT"), (np.nextafter(probability, 1), "normal")):
+        desk.meta.threshold["defect"] = float(threshold)  # closer than the slider's steps
+        shown = desk.sliders()[0].value
+        assert len(str(shown)) <= len("0.123")
+        page = score(desk, drop / "doubtful.png", values=(shown,))
+        assert verdicts(page.listing) == [("doubtful.png", verdict)]
+
+
+def test_another_image_can_be_chosen(make_desk, drop):
+    desk = make_desk()
+    page = score(desk, drop / "clear.png", drop / "normal.png")
+    chosen, listing, detail, similar = desk.choose(page.results, SimpleNamespace(place=1), 0.5)
+    assert chosen == 1
+    assert re.findall('data-place="(.)" aria-pressed="true"', listing) == ["1"]
+    assert "<span>normal.png</span>" in detail
+    # Its texture is that of the first of the export's images.
+    assert "Most similar of 8 normal images" in similar
+    assert re.findall("<figcaption>([^<]*)<", similar)[0] == "normal_0.png"
+    assert len(re.findall("<figcaption>", similar)) == 5
+
+
+def test_classes_have_a_probability_and_a_threshold_each(make_desk, drop):
+    desk = make_desk("pit", "scratch", "defect")
+    with gr.Blocks():
+        assert [slider.label for slider in desk.sliders()] == ["pit", "scratch", "Threshold of any defect"]
+    page = score(desk, drop / "clear.png", values=(0.5, 0.5, 0.5))
+    assert verdicts(page.listing) == [("clear.png", "DEFECT: pit+scratch")]
+    assert re.findall("probability <b>([^<]*)", page.detail) == ["0.982", "0.881", "0.500"]
+    listing, detail = desk.relabel(page.results, 0, 0.99, 0.5, 0.6)
+    assert verdicts(listing) == [("clear.png", "DEFECT: scratch")]
+    assert re.findall('"bar ([a-z]*)"', detail) == ["normal", "defect", "normal"]
+    assert verdicts(desk.relabel(page.results, 0, 1.0, 1.0, 0.5)[0]) == [("clear.png", "DEFECT")]
+
+
+def test_a_model_without_maps_shows_no_heat_map(make_desk, drop):
+    page = score(make_desk(maps=False), drop / "clear.png")
+    assert pictures(page.detail) == ["Image"]
+    assert verdicts(page.listing) == [("clear.png", "DEFECT")]
+
+
+def test_without_normal_images_their_part_is_left_out(make_desk, drop):
+    desk = Desk(make_desk().model, None)
+    assert score(desk, drop / "clear.png").similar == ""
+
+
+def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
+    desk = make_desk()
+    one = score(desk, drop / "clear.png").results[0]
+    assert decode(one.picture).shape == (SIZE, SIZE, 3)
+    content, (region,) = heat_map(one.picture, one.found, desk.meta.map)
+    assert decode(content).shape == (20 * SIZE, 20 * SIZE, 3)
+    assert (region.x, region.y, region.width, region.height) == (160, 160, 80, 160)
+
+
+def test_a_large_image_is_kept_small(make_desk, drop):
+    page = score(make_desk(), write_png(drop / "large.png", np.zeros((1000, 3000), np.uint8)))
+    assert decode(page.results[0].picture).shape == (400, 1200, 3)
+    assert decode(page.results[0].icon).shape[1] == 112
+
+
+def test_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):
+    assert "src/export.py writes it" in fails_with_one_line("page.py", tmp_path / "missing")
+    export = write_export(tmp_path / "export")
+    message = fails_with_one_line("page.py", export, "--normals", tmp_path / "none")
+    assert message.endswith("none is not a folder: name one of normal images")
+
+
+def test_a_port_in_use_is_named(make_desk, monkeypatch):
+    monkeypatch.setattr("os.environ", os.environ.copy())
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use"):
+            serve(build_page(make_desk().model, None), port, browser=False)
+
+
+@contextmanager
+def serving(export: Path, uploads: Path) -> Iterator[str]:
+    """src/page.py in a process of its own: its address. Temporary files lie in `uploads`."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, ROOT / "src/page.py", export, "--port", str(port), "--no-browser"]
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(uploads))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process.stdout.readline().split()[0]
+        finally:
+            process.terminate()
+
+
+@pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is on the path")
+def test_in_a_browser(drop, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    (drop / "broken.png").write_bytes(b"\x89PNG")
+    files = [drop / f"{name}.png" for name in ("normal", "clear", "broken")]
+    hosts, complaints, uploads = set(), [], tmp_path / "uploads"
+    uploads.mkdir()
+    with serving(write_export(tmp_path / "export"), uploads) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+        page.goto(address)
+        page.set_input_files("#drop input[type=file]", files)
+
+        verdict, heat = page.locator(".verdict"), page.locator("img[alt^='Heat map']")
+        expect(verdict).to_have_text("DEFECTclear.png")
+        expect(verdict).to_have_css("background-color", "rgb(198, 40, 40)")
+        expect(heat).to_have_attribute("alt", "Heat map, 1 box")
+        expect(page.locator(".problems")).to_contain_text("broken.png is empty, truncated or no image")
+        expect(page.locator("#listing button")).to_have_count(2)
+        expect(page.locator(".normals img")).to_have_count(5)
+        boxed = heat.get_attribute("src")
+
+        page.fill("input[type=range]", "0.99")
+        expect(verdict).to_have_text("normalclear.png")
+        expect(verdict).to_have_css("background-color", "rgb(46, 125, 50)")
+        expect(heat).to_have_attribute("alt", "Heat map, 0 boxes")
+        assert heat.get_attribute("src") != boxed
+
+        page.fill("input[type=range]", "0.001")
+        page.click("#listing button >> nth=1")
+        expect(verdict).to_have_text("DEFECTnormal.png")
+        # The next drop takes the place of this one.
+        page.set_input_files("#drop input[type=file]", drop / "doubtful.png")
+        expect(verdict).to_have_text("DEFECTdoubtful.png")
+        expect(page.locator("#listing button")).to_have_count(1)
+        expect(page.locator(".problems")).to_have_count(0)
+        browser.close()
+    assert hosts <= {"127.0.0.1", None}  # None: data in the page itself
+    assert complaints == []

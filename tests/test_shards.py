@@ -1,0 +1,180 @@
+"""Test images scored shard by shard: nothing changes but what an interruption costs."""
+
+import os
+import subprocess
+import sys
+from itertools import count
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import raising, texture, write_png
+
+from defects.config import ROOT, load_config
+from defects.data.prepare import prepare
+from defects.training import checkpoint, inference, shards
+
+SHARDED = ["--set", "infer.shard=3", "--set", "infer.batch_size=2"]  # 11 images: shards of 4, 4 and 3
+
+
+@pytest.fixture
+def trained(make_dataset, config_file, run_script):
+    """Config of a classifier with maps, one of its folds trained, and 11 test images."""
+    path = config_file(
+        make_dataset(defects=6, normals=10, tests=11),
+        model={"backbone": {"name": "test_efficientnet", "weights": "none"}, "options": {"map_loss": 0.5}},
+        data={"sample_submission": None},
+    )
+    assert run_script("train.py", "--config", path).code == 0
+    return path
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """How many images each call of the detector's scoring is given."""
+    sizes, score = [], shards.score_table
+
+    def counting(detector, config, rows, *arguments):
+        sizes.append(len(rows))
+        return score(detector, config, rows, *arguments)
+
+    monkeypatch.setattr(shards, "score_table", counting)
+    return sizes
+
+
+@pytest.fixture
+def interrupted(trained, run_script, scored, monkeypatch):
+    """The trained config after a run that ended while its third shard was being scored."""
+    counting = shards.score_table
+
+    def ending(*arguments):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return counting(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "score_table", ending)
+        assert run_script("infer.py", "--config", trained, *SHARDED).code != 0
+    assert [path.name for path in shard_tables(trained)] == ["00000.csv", "00001.csv"]
+    assert not (run_folder(trained) / "test.csv").exists()
+    scored.clear()
+    return trained
+
+
+def run_folder(path):
+    return path.parent / "output" / "tiny" / "fold0"
+
+
+def shard_tables(path):
+    return sorted((run_folder(path) / "test_shards").glob("*.csv"))
+
+
+def results(path):
+    """Every file that inference leaves, by name."""
+    folder = run_folder(path)
+    assert not (folder / "test_shards").exists()
+    submissions = [each for each in (path.parent / "submissions").iterdir() if each.suffix == ".csv"]
+    files = [folder / "test.csv", folder / "test_maps.npz", folder.parent / "test.csv", *submissions]
+    return {each.name: each.read_bytes() for each in files}
+
+
+def in_one_go(path, run_script):
+    """What inference leaves that starts anew and knows one shard."""
+    (run_folder(path) / "test.json").unlink(missing_ok=True)
+    assert run_script("infer.py", "--config", path, "--set", "infer.batch_size=2").code == 0
+    return results(path)
+
+
+@pytest.mark.parametrize(("shard", "sizes"), [(4, [4, 4, 3]), (10, [10, 1]), (11, [11])])
+def test_files_are_the_same_however_the_images_are_divided(trained, run_script, scored, shard, sizes):
+    outcome = run_script("infer.py", "--config", trained, "--set", f"infer.shard={shard}", *SHARDED[2:])
+    assert outcome.code == 0, outcome.stderr
+    assert scored == sizes
+    sharded = results(trained)
+    assert len(np.load(run_folder(trained) / "test_maps.npz").files) == 11
+    assert sharded == in_one_go(trained, run_script)
+
+
+def test_an_interrupted_run_scores_only_what_is_left(interrupted, run_script, scored):
+    outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
+    assert outcome.code == 0, outcome.stderr
+    assert scored == [3]
+    assert "11 of 11 images are scored" in outcome.stdout
+    assert results(interrupted) == in_one_go(interrupted, run_script)
+
+
+def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
+    interrupted, run_script, scored, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "join_archives", raising(KeyboardInterrupt()))
+        assert run_script("infer.py", "--config", interrupted, *SHARDED).code != 0
+    scored.clear()
+    assert run_script("infer.py", "--config", interrupted, *SHARDED).code == 0
+    assert scored == []
+    assert results(interrupted) == in_one_go(interrupted, run_script)
+
+
+def other_weights(path):
+    best = run_folder(path) / "best.pt"
+    content = checkpoint.load(best)
+    for value in content["detector"].values():
+        value *= 2
+    checkpoint.save(best, content)
+
+
+def another_image(path):
+    write_png(path.parent / "data" / "test" / "images" / "added.png", texture(7))
+    prepare(load_config(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "sizes"),
+    [
+        (other_weights, [], [4, 4, 3]),
+        (another_image, [], [4, 4, 4]),
+        (None, ["infer.shard=5"], [6, 5]),
+        (None, ["infer.map_size=1"], [4, 4, 3]),
+        (None, ["infer.budget_minutes=60"], [3]),  # changes no score
+    ],
+)
+def test_shards_made_from_something_else_are_not_used(
+    interrupted, run_script, scored, change, settings, sizes
+):
+    if change:
+        change(interrupted)
+    flags = [part for setting in settings for part in ("--set", setting)]
+    assert run_script("infer.py", "--config", interrupted, *SHARDED, *flags).code == 0
+    assert scored == sizes
+    mixed = results(interrupted)
+    (run_folder(interrupted) / "test.json").unlink()
+    assert (
+        run_script("infer.py", "--config", interrupted, *SHARDED[2:], *flags, "--set", "infer.shard=99").code
+        == 0
+    )
+    assert mixed == results(interrupted)
+
+
+def test_the_stated_time_is_that_of_what_is_left(interrupted, run_script, monkeypatch):
+    # The last probe, of 6 images, takes a minute: 3 are left.
+    minutes = count(step=60)
+    monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(minutes)))
+    outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
+    assert "this will take about 0.5 minutes" in outcome.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezvous by default")
+def test_two_processes_go_on_with_the_shards_of_one(interrupted, run_script):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(ROOT / "src" / "infer.py"), "--config", str(interrupted), *SHARDED]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("images are scored") == 1
+    table, maps = pd.read_csv(run_folder(interrupted) / "test.csv"), run_folder(interrupted) / "test_maps.npz"
+    assert not (run_folder(interrupted) / "test_shards").exists()
+    assert table["image_id"].tolist() == list(np.load(maps))
+    in_one_go(interrupted, run_script)
+    alone = pd.read_csv(run_folder(interrupted) / "test.csv")
+    pd.testing.assert_frame_equal(table, alone, rtol=1e-5)

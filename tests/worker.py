@@ -1,0 +1,86 @@
+"""What test_processes.py starts several of: trains fold 0 of configs, scores test images, takes notes.
+
+Usage: worker.py FOLDER CONFIG ...; FOLDER/<experiment>_<process>.json says what each process did.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from defects import cli
+from defects.config import Config, load_config
+from defects.data.datasets import ImageDataset
+from defects.models.patchcore import PatchCore
+from defects.training import run
+from defects.training.inference import score_test
+from defects.training.trainer import Trainer
+
+NOTES: dict[str, list] = {
+    "_save": [],
+    "write_result": [],
+    "written": [],
+    "candidates": [],
+    "__getitems__": [],
+}
+
+
+def noting(owner: object, name: str, note) -> None:
+    """Have owner.name also note what `note` makes of its arguments."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments, **options):
+        NOTES[name].append(note(*arguments))
+        return original(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def digest(module: torch.nn.Module | None) -> str | None:
+    """Of all parameters and buffers, to the bit."""
+    if module is None:
+        return None
+    total = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        total.update(name.encode() + value.cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def note_writing(event: str, arguments: tuple) -> None:
+    """Files below the output folder that are opened to be written; locks may be everyone's."""
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        path = str(arguments[0])
+        if ("output" in path or "submissions" in path) and not path.endswith(".lock"):
+            NOTES["written"].append(path)
+
+
+def work(config: Config, folder: Path) -> None:
+    for notes in NOTES.values():
+        notes.clear()
+    run.train_fold(config, "0")
+    score_test(config, "folds")
+    path = folder / f"{config.experiment}_{PartialState().process_index}.json"
+    path.write_text(json.dumps(NOTES), encoding="utf-8")
+
+
+def main() -> None:
+    folder, *configs = map(Path, sys.argv[1:])
+    noting(ImageDataset, "__getitems__", lambda _, items: items)
+    noting(
+        Trainer,
+        "_save",
+        lambda trainer: [digest(trainer.detector), digest(trainer.ema and trainer.ema.module)],
+    )
+    noting(run, "write_result", lambda detector, *_: digest(detector))
+    noting(PatchCore, "candidates", lambda _, batches: len(batches))
+    sys.addaudithook(note_writing)
+    for path in configs:
+        work(load_config(path), folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)
