@@ -39,7 +39,6 @@ from defects.data.images import read_image  # noqa: E402
 from defects.data.prepare import load_images, training_sha256  # noqa: E402
 from defects.data.split import load_folds  # noqa: E402
 from defects.errors import UserError  # noqa: E402
-from defects.files import write_bytes  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.report.comparison_page import markdown  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
@@ -49,6 +48,7 @@ from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.scorer import Scorer, score_batches  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
 from defects.training.trainer import Trainer, make_accelerator  # noqa: E402
+from defects.writing import write_bytes  # noqa: E402
 
 STEP = 30  # degrees between the copies of a defect
 HELD = 3  # tenths of the copies that validate

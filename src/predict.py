@@ -18,7 +18,7 @@ from defects.deploy.predict import Prediction, find_files, predict
 from defects.deploy.regions import overlay
 from defects.deploy.writers import csv_writer, json_writer
 from defects.errors import UserError
-from defects.files import write_bytes
+from defects.writing import write_bytes
 
 WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 
@@ -40,7 +40,7 @@ def main() -> None:
     model, files = load_model(arguments.model, arguments.threads), find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
-    broken, above = 0, common_folder(files)
+    broken, above = 0, common_folder(files) if arguments.overlays else None
     with written_to(arguments.output) as stream:
         write = WRITERS[arguments.output.suffix if arguments.output else ".csv"](stream, model.meta)
         found = predict(model, files, arguments.batch_size, arguments.threshold)

@@ -13,13 +13,14 @@ from defects.data import rle
 from defects.data.images import read_image
 from defects.data.labels import read_masks
 from defects.data.split import load_folds
-from defects.files import array_archive, write_bytes, write_csv, write_json
+from defects.files import array_archive, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.report.drawing import CONTOUR
 from defects.report.gallery import MAP_CONTOUR
 from defects.report.mask_gallery import choose, columns_for, draw_mask_galleries, mask_tile
 from defects.report.masks import held_dice
 from defects.training.run import OOF_COLUMNS, run_folder
+from defects.writing import write_bytes
 
 CLASSES, SIZE = ["1", "2"], (32, 64)
 MISSED, ALARM = 0, 4  # of class 1; class 2 is marked rightly everywhere

@@ -25,6 +25,7 @@ from defects.deploy.predict import find_files, predict
 from defects.deploy.regions import find_regions, overlay
 from defects.errors import UserError
 from defects.training.run import train_fold
+from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
 SHAPE = (40, 56)  # of the images; letterboxed into 64 x 64
@@ -206,7 +207,7 @@ def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
     with zipfile.ZipFile(own / "model.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"config": Hostile(marker)}))
         archive.writestr("archive/version", "3\n")
-    files = read_meta(own).files | {"model.pt": exporting.sha256(own / "model.pt")}
+    files = read_meta(own).files | {"model.pt": sha256(own / "model.pt")}
     change(own, files=files)
     assert "model.pt is truncated or no checkpoint" in fails_with_one_line(
         "predict.py", own / "model.pt", own

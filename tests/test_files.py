@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects import files
+from defects import files, writing
 from defects.errors import UserError
 
 IDS = ["007", "NA", "null", "None", "nan", "1e5", "", "0x10", "-0", "1,5", 'say "x".png', "true", " padded "]
@@ -32,7 +32,7 @@ def _break(monkeypatch, method: str, half: bool = False) -> None:
 def test_writing_makes_the_folder_and_replaces_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "x.bin"
     for content in (b"first, longer", b"second"):
-        files.write_bytes(path, content)
+        writing.write_bytes(path, content)
         assert path.read_bytes() == content
     assert [entry.name for entry in path.parent.iterdir()] == ["x.bin"]
 
@@ -42,10 +42,10 @@ def test_writing_makes_the_folder_and_replaces_the_file(tmp_path):
 )
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, method, half):
     path = tmp_path / "x.csv"
-    files.write_bytes(path, b"old")
+    writing.write_bytes(path, b"old")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         _break(patch, method, half)
-        files.write_bytes(path, b"a new and longer text")
+        writing.write_bytes(path, b"a new and longer text")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.csv"]
 
@@ -155,7 +155,7 @@ def test_a_garbled_json_is_a_user_error(tmp_path, content):
 
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
+    assert writing.sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
 
 
 def test_accented_names_have_one_spelling():

@@ -21,12 +21,13 @@ from onnx import TensorProto, helper
 
 from defects.config import ROOT
 from defects.deploy.inspection import decode, heat_map
-from defects.deploy.model import META, VERSION, file_sha256, load_model
+from defects.deploy.model import META, VERSION, load_model
 from defects.deploy.page import DROP_LIMIT, Desk, build_page, serve
 from defects.deploy.page_view import EMPTY
 from defects.deploy.similar import load_normals
 from defects.errors import UserError
 from defects.files import array_archive, write_json
+from defects.writing import sha256
 
 SIZE, CELLS = 32, 8  # pixels and map cells, each way
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
@@ -83,7 +84,7 @@ def write_export(folder: Path, targets: tuple[str, ...] = ("defect",), maps: boo
         "targets": list(targets),
         "threshold": dict.fromkeys(targets, 0.5),
         "map": size if maps else None,
-        "files": {"model.onnx": file_sha256(folder / "model.onnx")},
+        "files": {"model.onnx": sha256(folder / "model.onnx")},
         "packages": {},
     }
     write_json(folder / META, values)

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from defects.errors import UserError
-from defects.files import sha256
 from defects.submission.build import validate
+from defects.writing import sha256
 
 
 @pytest.fixture

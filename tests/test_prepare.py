@@ -12,7 +12,7 @@ from PIL import Image
 
 from defects.data import prepare as stage
 from defects.data.prepare import IMAGE_COLUMNS, load_images, prepare, sample_ids
-from defects.files import sha256
+from defects.writing import sha256
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from defects.files import sha256
 from defects.submission import send
+from defects.writing import sha256
 
 STEEL = {"competition": "steel"}
 

@@ -1,12 +1,7 @@
-"""The files between the stages: atomic writing, reading with the columns that a stage relies on."""
+"""The files between the stages: tables, JSON and archives, read with the columns that a stage relies on."""
 
-import glob
-import hashlib
 import io
 import json
-import os
-import platform
-import shutil
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 from filelock import FileLock, Timeout
 
 from defects.errors import UserError
+from defects.writing import partial, write_bytes
 
 TEXT_COLUMNS = dict.fromkeys(
     [
@@ -41,39 +36,6 @@ TEXT_COLUMNS = dict.fromkeys(
     "str",
 )
 NUMBERS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
-
-
-@contextmanager
-def partial(path: Path) -> Iterator[Path]:
-    """A name beside `path` for what is to become it, gone in the end; its folder is made.
-
-    What processes of this machine left under such names when they were killed goes first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{path.name}.{platform.node()}-"
-    for left in path.parent.glob(f"{glob.escape(stem)}*.part"):
-        process = left.name.removeprefix(stem).removesuffix(".part")
-        if process == str(os.getpid()) or (process.isdigit() and not psutil.pid_exists(int(process))):
-            _remove(left)
-    mine = path.with_name(f"{stem}{os.getpid()}.part")
-    try:
-        yield mine
-    finally:
-        _remove(mine)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write the whole file or nothing: a temporary file in the same folder, then `os.replace`."""
-    with partial(path) as written:
-        written.write_bytes(content)
-        written.replace(path)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -166,11 +128,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object: delete it and run the stage again")
     return value
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def same_text(text: str) -> str:

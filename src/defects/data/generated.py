@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from defects.errors import UserError
-from defects.files import partial
+from defects.writing import partial
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from defects.data.many import in_threads
 from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
 from defects.errors import UserError
-from defects.files import locked, read_csv, read_json, same_text, sha256, write_csv, write_json
+from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
+from defects.writing import sha256
 
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
 

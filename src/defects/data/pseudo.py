@@ -17,7 +17,8 @@ from defects.data.folds import given_groups
 from defects.data.prepare import load_images
 from defects.data.split import find_duplicates, load_folds
 from defects.errors import UserError
-from defects.files import read_csv, read_json, sha256, write_csv, write_json
+from defects.files import read_csv, read_json, write_csv, write_json
+from defects.writing import sha256
 
 COLUMNS = ["image_id", "fold", "label", "agreement", "group"]
 

@@ -12,7 +12,8 @@ from defects.data.images import read_image
 from defects.data.many import in_threads, room
 from defects.data.prepare import load_images, training_sha256
 from defects.errors import UserError
-from defects.files import locked, read_csv, read_json, sha256, write_csv, write_json
+from defects.files import locked, read_csv, read_json, write_csv, write_json
+from defects.writing import sha256
 
 FULL = "full"  # the training list of everything, for the final fit
 

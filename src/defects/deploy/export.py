@@ -22,10 +22,11 @@ from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare, table
 from defects.deploy.portable import Graph, save_portable
 from defects.deploy.similar import NORMALS, shrink, spread
 from defects.errors import UserError
-from defects.files import array_archive, locked, sha256, write_csv, write_json
+from defects.files import array_archive, locked, write_csv, write_json
 from defects.models import Detector
 from defects.training.run import load_detector, run_folder
 from defects.training.scorer import shown_parts
+from defects.writing import sha256
 
 FORMATS = {  # for --formats: the file, and whether it has to score as training did
     "torch": ("model.pt", True),

@@ -3,9 +3,9 @@
 Nothing of what training needs is imported here, but for the PyTorch file.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +14,13 @@ import numpy as np
 from defects.config_data import Count
 from defects.errors import UserError
 from defects.validation import Section, validate
+from defects.writing import sha256
 
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
 # Files of an export that can be run, the one to be preferred first.
 FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_fp16.xml", "openvino_int8.xml")
+RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
@@ -73,7 +75,7 @@ class Model:
 
 
 def load_model(path: Path, threads: int | None = None) -> Model:
-    """A file of an export, or its folder: then the first of FILES that is there.
+    """A file of an export, or its folder: then the first of FILES that can be run.
 
     `threads` None leaves their number to the runtime. Raises UserError for what is missing or broken.
     """
@@ -112,22 +114,19 @@ def parts(name: str) -> list[str]:
     return [name, name.replace(".xml", ".bin")] if name.endswith(".xml") else [name]
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _preferred(folder: Path, meta: Meta) -> Path:
-    found = next((folder / name for name in FILES if name in meta.files and (folder / name).exists()), None)
-    if found is None:
+    held = [folder / name for name in FILES if name in meta.files and (folder / name).exists()]
+    if not held:
         raise UserError(f"{folder} holds none of the models that its {META} names: export again")
-    return found
+    runnable = (path for path in held if find_spec(RUNTIMES[path.suffix]))
+    # None of them: the first one's own message says what to install.
+    return next(runnable, held[0])
 
 
 def _check(path: Path, meta: Meta) -> None:
     if not path.is_file():
         raise UserError(f"{path} does not exist: export it, or name another of {', '.join(meta.files)}")
-    if meta.files.get(path.name) != file_sha256(path):
+    if meta.files.get(path.name) != sha256(path):
         raise UserError(f"{path} is not the file that {META} describes: copy or export it again")
 
 

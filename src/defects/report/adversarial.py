@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defects.config import Config
-from defects.files import write_bytes, write_json
+from defects.files import write_json
 from defects.report.drawing import NORMAL, headline, png
 from defects.report.explore import COLOURS
 from defects.scoring.adversarial import (
@@ -23,6 +23,7 @@ from defects.scoring.adversarial import (
     verdict,
 )
 from defects.scoring.appearance import appearance_table
+from defects.writing import write_bytes
 
 TOLD = 5  # features named in words
 PANELS = 6  # features drawn

@@ -7,10 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defects.files import write_bytes, write_csv
+from defects.files import write_csv
 from defects.report import page
 from defects.report.comparison import COSTS
 from defects.report.drawing import headline, png
+from defects.writing import write_bytes
 
 FORMATS = {
     "auroc": ("AUROC", ".3f"),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from defects.data.images import read_image, resize
-from defects.files import write_bytes
+from defects.writing import write_bytes
 
 TILE = 150  # pixels: the square a picture is fitted into
 CAPTION = 18  # pixels under it, one line of text

@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from defects.config import Config, resolve
-from defects.files import write_bytes, write_csv
+from defects.files import write_csv
 from defects.report import page
 from defects.report.drawing import png, shorten
 from defects.report.ensemble import HeldOut, load_ensemble
 from defects.report.member_rows import Member, draw_rows
 from defects.scoring.estimate import estimate
 from defects.scoring.mistakes import found_by_kind
+from defects.writing import write_bytes
 
 SHOWN = 10  # images of a section; errors.csv has them all
 PANELS = 5  # confusion matrices in a row

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from defects.config import Config, resolve
-from defects.files import write_bytes
 from defects.report import page
 from defects.report.curves import score_charts, training_charts
 from defects.report.drawing import png
@@ -20,6 +19,7 @@ from defects.report.results import all_fold_figures, class_rows, out_of_fold, re
 from defects.scoring.estimate import estimate
 from defects.scoring.pixels import Maps
 from defects.training.run import OOF_MAPS, run_folder
+from defects.writing import write_bytes
 
 ONE_LABEL = (
     "All images have a defect: AUROC, average precision, macro-F1 and thresholds need normal images too and "

@@ -23,9 +23,9 @@ from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
-from defects.files import write_bytes
 from defects.report.contact_sheet import draw_groups
 from defects.report.drawing import DEFECT, NORMAL, caption, headline, image_tile, png, shorten
+from defects.writing import write_bytes
 
 COLOURS = {"train defect": DEFECT, "train normal": NORMAL, "test": "#8a8a8a"}  # of the parts
 SAMPLE_ROWS = {"train defect": 2, "train normal": 2, "test": 1}  # rows of sample images on the page

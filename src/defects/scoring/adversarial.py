@@ -17,8 +17,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from defects.config import Config
 from defects.data.split import load_folds
-from defects.files import read_json, sha256
+from defects.files import read_json
 from defects.scoring.appearance import ABOUT, setting_features
+from defects.writing import sha256
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap

@@ -8,9 +8,10 @@ from scipy.special import expit
 from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
 from defects.errors import UserError
-from defects.files import sha256, write_csv, write_json
+from defects.files import write_csv, write_json
 from defects.scoring.adversarial import stored_comparison
 from defects.submission.blend import blend_experiments
+from defects.writing import sha256
 
 SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
 

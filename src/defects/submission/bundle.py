@@ -13,10 +13,11 @@ from defects.config import ROOT, Config, TrackingConfig, as_yaml, load_config, r
 from defects.config_data import KaggleConfig
 from defects.data.split import FULL
 from defects.errors import UserError
-from defects.files import partial, sha256, write_json
+from defects.files import write_json
 from defects.submission.notebook import dataset_metadata, kernel_metadata, notebook
 from defects.training.inference import load_test
 from defects.training.run import OOF_MAPS, run_folder, trained_folds
+from defects.writing import partial, sha256
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from defects.data.prepare import image_sizes, load_images, sample_ids
 from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
 from defects.errors import UserError
-from defects.files import sha256, write_json
+from defects.files import write_json
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.dice import PAIR, mean_dice
 from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
@@ -23,6 +23,7 @@ from defects.scoring.pixels import Maps
 from defects.submission.build import input_hashes, members_of
 from defects.training.inference import load_test
 from defects.training.run import OOF_MAPS, TEST_MAPS, load_oof, run_folder
+from defects.writing import sha256
 
 
 def build_mask_submission(config: Config, experiments: list[str], path: Path) -> dict:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from defects.config import Config
 from defects.errors import UserError
-from defects.files import read_csv, read_json, sha256
+from defects.files import read_csv, read_json
 from defects.submission.build import submission_ids, validate
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
 from defects.submission.masks import check_masks
+from defects.writing import sha256
 
 TAG_LENGTH = 12  # hexadecimal digits
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late

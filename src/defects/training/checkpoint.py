@@ -10,8 +10,8 @@ from defects.config import Config, resolve
 from defects.data.prepare import training_sha256
 from defects.data.split import training_list
 from defects.errors import UserError
-from defects.files import sha256, write_bytes
 from defects.tensors import load_tensors
+from defects.writing import sha256, write_bytes
 
 # Settings that change neither the weights nor what they mean.
 RUNTIME = {"workers", "save_every", "validate_every"}

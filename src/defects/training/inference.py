@@ -12,7 +12,7 @@ from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
 from defects.data.split import FULL
 from defects.errors import UserError
-from defects.files import read_csv, read_json, sha256, write_csv, write_json
+from defects.files import read_csv, read_json, write_csv, write_json
 from defects.training.run import (
     TEST_MAPS,
     finished,
@@ -24,6 +24,7 @@ from defects.training.run import (
 )
 from defects.training.shards import TEST_COLUMNS, Shards
 from defects.training.trainer import make_accelerator
+from defects.writing import sha256
 
 PROBE = 4  # batches
 

@@ -19,7 +19,7 @@ from defects.data.datasets import DeviceBatches, plain_loader, training_loader
 from defects.data.labels import DEFECT, target_labels
 from defects.data.split import FULL, fold_names, load_folds, load_training_rows, training_list
 from defects.errors import UserError
-from defects.files import array_archive, locked, read_csv, write_bytes, write_csv
+from defects.files import array_archive, locked, read_csv, write_csv
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
 from defects.training import checkpoint
@@ -28,6 +28,7 @@ from defects.training.scorer import Scorer, score_batches, shown_parts
 from defects.training.sides import Sides, make_sides, with_pseudo
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator
+from defects.writing import write_bytes
 
 OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a run folder
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from defects.config import Config
 from defects.errors import UserError
-from defects.files import write_bytes
+from defects.writing import write_bytes
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

@@ -11,11 +11,12 @@ from defects.data.external import refuse_external
 from defects.data.images import list_images
 from defects.data.split import find_duplicates, load_folds, load_training_rows
 from defects.errors import UserError
-from defects.files import locked, sha256
+from defects.files import locked
 from defects.models.patchcore import PatchCore
 from defects.training.run import load_best, load_detector, run_folder, write_result
 from defects.training.sides import make_sides
 from defects.training.trainer import make_accelerator
+from defects.writing import sha256
 
 
 def update_bank(config: Config, fold: str, images: Path) -> tuple[int, int]:
