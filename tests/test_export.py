@@ -161,6 +161,11 @@ def test_a_result_can_be_read_before_the_next_one_is_known(run):
     endless.close()
 
 
+def test_no_file_tells_where_on_this_machine_it_was_made(run):
+    for path in run[1].iterdir():
+        assert str(ROOT).encode() not in path.read_bytes(), path.name
+
+
 def test_without_training_packages(run):
     """A line PC has ONNX Runtime or OpenVINO, OpenCV and numpy, but no torch."""
     image = run[0].parent / "normal" / "normal_0.png"

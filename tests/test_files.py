@@ -1,5 +1,8 @@
 import errno
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -157,3 +160,18 @@ def test_sha256_is_that_of_the_content(tmp_path):
 
 def test_accented_names_have_one_spelling():
     assert files.same_text("u\u0308.png") == files.same_text("ü.png") == "ü.png"
+
+
+def test_what_killed_processes_left_goes_and_what_living_ones_write_stays(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    with files.partial(tmp_path / "x.csv") as mine:
+        gone, folder, living, other = (
+            mine.with_name(mine.name.replace(str(os.getpid()), each))
+            for each in (str(killed.pid), str(os.getpid()), str(os.getppid()), "note")
+        )
+    for path in (gone, living, other):
+        path.write_bytes(b"half")
+    (folder / "inside").mkdir(parents=True)
+    files.write_bytes(tmp_path / "x.csv", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.csv", living.name, other.name}

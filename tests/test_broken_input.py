@@ -1,0 +1,299 @@
+"""Input broken in every way: what parses files ends well, or in one UserError with the file's name."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import texture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defects.config import ROOT, load_config
+from defects.data import rle
+from defects.data.images import read_image, read_mask
+from defects.data.rle_table import read_rle_table
+from defects.errors import UserError
+from defects.files import array_archive, read_csv, read_json
+from defects.scoring.pixels import Maps
+from defects.training import checkpoint
+
+CONFIG = b"data: {name: a, source: folders, root: x, image_size: [32, 48]}\nmodel: {options: {a: 1}}\n"
+TABLE = b"image_id,label,score\na.png,1,0.5\nb.png,0,1e-3\nc.png,,\n"
+RUNS = b"ImageId,EncodedPixels,ClassId\na.jpg,1 3 10 5,1\nb.jpg,2 2,2\n"
+JUNK = [
+    *(
+        b"\0",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r\n",
+        b'"',
+        b"nan",
+        b"-1",
+        b"1e999",
+        b"9" * 5000,
+        b"2024-13-45",
+    ),
+    *("ü\u2028😀".encode(), b"[" * 2000, b"&a [*a]", b"!!int ''", b"!!python/name:os.system ", b"\xff" * 4),
+]
+
+
+def picture(suffix: str) -> bytes:
+    return cv2.imencode(suffix, cv2.cvtColor(texture(0), cv2.COLOR_GRAY2BGR))[1].tobytes()
+
+
+def saved() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(
+        {"fingerprint": {"a": 1}, "detector": {"weight": torch.ones(4, 4)}, "history": [{"b": 0.5}]}, buffer
+    )
+    return buffer.getvalue()
+
+
+def unpickled() -> bytes:
+    """The pickle of a checkpoint, which its archive guards by a checksum."""
+    with zipfile.ZipFile(io.BytesIO(saved())) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+def load_repacked(path: Path) -> None:
+    """A checkpoint with the file's content as its pickle."""
+    whole = path.with_suffix(".pt")
+    with zipfile.ZipFile(io.BytesIO(saved())) as old, zipfile.ZipFile(whole, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, path.read_bytes() if name.endswith("data.pkl") else old.read(name))
+    checkpoint.load(whole)
+
+
+def decode(path: Path) -> None:
+    with suppress(ValueError):  # which is what the codec promises
+        rle.decode(path.read_bytes().decode("utf-8", "replace"), (8, 8))
+
+
+PARSERS = {
+    **{
+        f"image{suffix}": (picture(suffix), read_image)
+        for suffix in (".jpg", ".png", ".bmp", ".tiff", ".webp")
+    },
+    **{f"mask{suffix}": (picture(suffix), read_mask) for suffix in (".png", ".tiff")},
+    "reduced.jpg": (picture(".jpg"), lambda path: read_image(path, (8, 8))),
+    "runs.txt": (b"1 3 10 5", decode),
+    "runs.csv": (RUNS, lambda path: read_rle_table(path, ["1", "2"])),
+    "table.csv": (TABLE, lambda path: read_csv(path, ["image_id", "label", "score"], "x.py")),
+    "values.json": (b'{"a": [1, {"b": null}], "c": "d"}', read_json),
+    "config.yaml": (CONFIG, load_config),
+    "model.pt": (saved(), checkpoint.load),
+    "pickle.pkl": (unpickled(), load_repacked),
+}
+
+
+@st.composite
+def broken(draw, content: bytes) -> bytes:
+    """`content` cut short, with junk in it, with other bytes, or with a piece of it missing or twice."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(content)))
+        piece = content[start : start + draw(st.integers(1, 40))]
+        rest = content[start + len(piece) :]
+        middle = draw(
+            st.sampled_from([b"", 2 * piece, *(junk + piece for junk in JUNK)]) | st.binary(max_size=8)
+        )
+        content = content[:start] + middle + draw(st.sampled_from([rest, rest, rest, b""]))
+    return content
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_any_content_is_taken_or_refused_by_name(name, tmp_path):
+    content, parse = PARSERS[name]
+    path = tmp_path / name
+
+    @settings(max_examples=40, deadline=None)  # a busy machine is no failure
+    @given(changed=broken(content))
+    def refused_or_taken(changed):
+        path.write_bytes(changed)
+        try:
+            parse(path)
+        except UserError as error:
+            assert path.stem in str(error)
+
+    refused_or_taken()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "experiment: 2024-13-45",
+        f"experiment: {'9' * 5000}",
+        "experiment: !!int ''",
+        f"augment: {'[' * 700}",
+        "model: &a {options: *a}",
+        "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]),
+        "experiment: !!python/object/apply:builtins.open [MARKER, w]",
+    ],
+    ids=["no date", "giant number", "empty number", "deep", "within itself", "billions", "code"],
+)
+def test_yaml_that_python_stumbles_over(tmp_path, fails_with_one_line, text):
+    path, marker = tmp_path / "x.yaml", tmp_path / "marker"
+    path.write_text(text.replace("MARKER", str(marker)), encoding="utf-8")
+    assert "x.yaml is not valid YAML" in fails_with_one_line("prepare.py", "--config", path)
+    assert not marker.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a device of Unix")
+def test_a_base_without_end(tmp_path, fails_with_one_line):
+    (tmp_path / "x.yaml").write_text("base: /dev/zero\n", encoding="utf-8")
+    assert "/dev/zero is no plain file" in fails_with_one_line("prepare.py", "--config", tmp_path / "x.yaml")
+
+
+class Payload:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["archive", "pickle"])
+@pytest.mark.parametrize("place", ["best.pt", "last.pt", "weights.pt"])
+def test_a_checkpoint_with_code_in_it_runs_none(
+    make_dataset, config_file, fails_with_one_line, tmp_path, place, modern
+):
+    config, marker = config_file(make_dataset()), tmp_path / "marker"
+    folder = tmp_path if place == "weights.pt" else tmp_path / "output" / "tiny" / "fold0"
+    folder.mkdir(parents=True, exist_ok=True)
+    if modern:
+        torch.save({"fingerprint": Payload(marker)}, folder / place)
+    else:
+        (folder / place).write_bytes(pickle.dumps(Payload(marker), protocol=2))
+    options = ["--set", f"model.backbone.weights={folder / place}"] if place == "weights.pt" else []
+    assert place in fails_with_one_line("train.py", "--config", config, *options)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("images.csv", "label,width\n1,wide\n", "column width holds what is no number"),
+        ("images.csv", "label,width\nyes,3\n", "column label holds what is no number"),
+        ("images.csv", "label,width\n2,3\n", "a label is neither 0 nor 1"),
+        ("images.csv", "label,width\n0.5,3\n", "a label is neither 0 nor 1"),
+    ],
+)
+def test_numbers_that_are_none(tmp_path, name, text, problem):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=problem):
+        read_csv(tmp_path / name, ["label"], "src/prepare.py")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", "null"])
+def test_json_that_is_deep_or_no_object(tmp_path, content):
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("change", ["a row twice", "a row less", "another image"])
+def test_folds_that_are_not_those_of_the_images(make_dataset, config_file, run_script, change):
+    config = config_file(make_dataset())
+    assert run_script("split.py", "--config", config).code == 0
+    path = config.parent / "output" / "tiny_data" / "folds.csv"
+    header, first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = {"a row twice": [first, first], "a row less": [], "another image": [f"x{first}"]}[change]
+    path.write_text("".join([header, *changed, *rest]), encoding="utf-8")
+    outcome = run_script("train.py", "--config", config)
+    assert outcome.code == 2 and "folds.csv does not list every training image once" in outcome.stderr
+
+
+def test_out_of_fold_rows_that_come_twice(make_dataset, config_file, run_script):
+    config = config_file(make_dataset())
+    assert run_script("train.py", "--config", config).code == 0
+    path = config.parent / "output" / "tiny" / "fold0" / "oof.csv"
+    table = pd.read_csv(path)
+    pd.concat([table, table[:1]]).to_csv(path, index=False)
+    outcome = run_script("report.py", "--config", config)
+    assert outcome.code == 2 and "its out-of-fold images are not those of" in outcome.stderr
+
+
+def as_objects(path: Path) -> None:
+    np.savez(path, **{"a.png": np.array([{}])})
+
+
+def as_text_member(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png.npy", b"no array")
+
+
+def as_broken_header(path: Path) -> None:
+    with array_archive(path) as add:
+        add("a.png", np.ones((2, 3), np.float16))
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("a.png.npy").replace(b"{'descr'", b"{'(((((")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png.npy", content)
+
+
+def as_numbers_of_another_shape(path: Path) -> None:
+    np.savez(path, **{"a.png": np.float16(1)})
+
+
+@pytest.mark.parametrize("write", [as_objects, as_text_member, as_broken_header, as_numbers_of_another_shape])
+def test_maps_that_are_none(tmp_path, write):
+    write(tmp_path / "oof_maps.npz")
+    maps = Maps(tmp_path / "oof_maps.npz")
+    for look in (lambda: maps.segment, lambda: maps["a.png"]):
+        with pytest.raises(UserError, match=r"oof_maps\.npz: map a\.png is broken"):
+            look()
+
+
+def test_a_single_array_is_no_archive_of_maps(tmp_path):
+    with (tmp_path / "oof_maps.npz").open("wb") as stream:
+        np.save(stream, np.ones(3))
+    with pytest.raises(UserError, match="no archive of maps"):
+        Maps(tmp_path / "oof_maps.npz")
+
+
+def claiming(height: int, width: int) -> bytes:
+    """A small PNG whose header tells another size."""
+    content = picture(".png")
+    header = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + content[24:29]
+    return content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:]
+
+
+def test_an_image_that_claims_gigabytes_is_refused_before_they_are_taken(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(claiming(30_000, 30_000))  # within OpenCV's own limit
+    code = f"from pathlib import Path; from defects.data.images import *; read_image(Path({str(path)!r}))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environment.pop("OPENCV_IO_MAX_IMAGE_PIXELS", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "bomb.png claims to have more pixels than OPENCV_IO_MAX_IMAGE_PIXELS=268435456" in done.stderr
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_a_jpeg_that_claims_more_than_any_decoder_takes(tmp_path, read):
+    content, path = bytearray(picture(".jpg")), tmp_path / "bomb.jpg"
+    start = content.index(b"\xff\xc0\0")
+    content[start + 5 : start + 9] = 2 * (65_500).to_bytes(2)  # the most that libjpeg allows
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bomb\.jpg claims to have more pixels"):
+        read(path)
+
+
+def test_a_png_with_a_flipped_bit_is_told_in_one_line(tmp_path, capfd):
+    content, path = bytearray(picture(".png")), tmp_path / "x.png"
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.png is empty, truncated or no image"):
+        read_image(path)
+    assert capfd.readouterr().err == ""  # libpng has a line of its own
