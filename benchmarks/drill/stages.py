@@ -45,7 +45,7 @@ model:
   backbone: {name: test_efficientnet, weights: none}
   options: {map_loss: 1.0, global_pool: max}
 train: {epochs: 5, lr: 1.0e-2, batch_size: 8, ema: 0.5, save_every: 4, workers: 0}
-infer: {batch_size: 8}
+infer: {batch_size: 8, tta: false}
 """
 
 RUN = "output/drill_classifier"

@@ -110,7 +110,7 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: rebuild it with {made_by}")
     for name in NUMBERS & set(table.columns):
-        if not pd.api.types.is_numeric_dtype(table[name]):
+        if len(table) and not pd.api.types.is_numeric_dtype(table[name]):
             raise UserError(f"{path}: column {name} holds what is no number: rebuild it with {made_by}")
     if "label" in table.columns and not table["label"].dropna().isin([0, 1]).all():
         raise UserError(f"{path}: a label is neither 0 nor 1: rebuild it with {made_by}")
