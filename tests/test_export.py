@@ -156,7 +156,7 @@ def test_json_lines_and_globs(run, tmp_path, run_script):
 
 def test_a_result_can_be_read_before_the_next_one_is_known(run):
     path = run[0].parent / "normal" / "normal_0.png"
-    endless = predict(load_model(run[1] / "model.onnx"), [path] * 10_000, 1)
+    endless = predict(load_model(run[1] / "model.onnx"), [path] * 10_000, 2)
     assert next(endless).path == path
     endless.close()
 

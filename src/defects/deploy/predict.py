@@ -94,15 +94,17 @@ def predict_frames(
 
 
 def _score(model: Model, batch: list[tuple[Path, Future]], threshold: float | None) -> Iterator[Prediction]:
-    frames, broken = {}, {}
+    paths, frames, errors = [], [], []
     for path, future in batch:
         try:
-            frames[path] = future.result()
+            frames.append(future.result())
+            paths.append(path)
+            errors.append("")
         except UserError as error:
-            broken[path] = Prediction(path, error=str(error))
-    scored = predict_frames(model, list(frames), list(frames.values()), threshold) if frames else iter(())
-    for path, _ in batch:
-        yield broken[path] if path in broken else next(scored)
+            errors.append(str(error))
+    scored = predict_frames(model, paths, frames, threshold) if frames else iter(())
+    for (path, _), error in zip(batch, errors, strict=True):
+        yield Prediction(path, error=error) if error else next(scored)
 
 
 def _prediction(

@@ -43,9 +43,7 @@ class Detector(nn.Module):
     learns_from: Literal["normal", "both"] = "both"  # classes that prepare and training_loss are given
     uses_masks = False
     segments = False  # its maps are probabilities that a pixel is defective
-    shares_preparation = (
-        False  # each process prepares with its share of the images, and they join what they find
-    )
+    shares_preparation = False  # each process prepares with its share of the images, and they join that
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
     int8 = False  # its network is worth exporting in 8 bits
 
