@@ -257,7 +257,10 @@ TARGETS: dict[str, Target] = {
     "config.yaml": Target("configs/drill.yaml", _file, _configured),
     "--set": Target("configs/option.txt", _texts(*OPTIONS, "\n".join(OPTIONS)), _overridden, ""),
     "config.yaml of a run": Target(
-        f"{RUN}/fold0/config.yaml", _file, lambda _, config: run_config(config, config.experiment)
+        f"{RUN}/fold0/config.yaml",
+        _file,
+        lambda _, config: run_config(config, config.experiment),
+        "drill_classifier",
     ),
     "best.pt": Target(f"{RUN}/fold0/best.pt", _file, lambda _, config: load_detector(config, "0")),
     "last.pt": Target(f"{RUN}/fold0/last.pt", _file, _resumed),

@@ -10,6 +10,7 @@ from defects.config import Config, resolve
 from defects.data.prepare import training_sha256
 from defects.data.split import training_list
 from defects.errors import UserError
+from defects.models import Detector
 from defects.tensors import load_tensors
 from defects.writing import sha256, write_bytes
 
@@ -34,6 +35,14 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is truncated or no checkpoint ({error}): use src/train.py --restart"
         ) from None
+
+
+def fill(detector: Detector, path: Path, content: dict[str, Any]) -> None:
+    """Put the weights of a checkpoint into its detector. Raises UserError when they are those of another."""
+    try:
+        detector.load_state_dict(content["detector"])
+    except (RuntimeError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{path} does not hold this detector's weights: use src/train.py --restart") from None
 
 
 def mean(paths: list[Path]) -> dict[str, torch.Tensor]:

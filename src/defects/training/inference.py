@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from defects.config import Config
 from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
-from defects.data.split import FULL
+from defects.data.split import FULL, fold_names
 from defects.errors import UserError
 from defects.files import read_csv, read_json, write_csv, write_json
 from defects.training.run import (
@@ -62,7 +62,7 @@ def load_test(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFr
     path = config.experiment_dir / "test.csv"
     table = read_csv(path, TEST_COLUMNS, "src/infer.py")
     scored, trained = sorted(set(table["fold"])), trained_folds(config)
-    current = all(_scored(config, fold) for fold in scored)
+    current = set(scored) <= set(fold_names(config)) and all(_scored(config, fold) for fold in scored)
     if not current or set(scored) - {FULL} not in (set(), set(trained)):
         models = f"folds {', '.join(scored)}; trained are {', '.join(trained)}"
         raise UserError(f"{path} was scored with other models ({models}): run src/infer.py again")

@@ -89,7 +89,7 @@ def load_detector(config: Config, fold: str) -> Detector:
     planned = _without_selection(config, detector) if fold == FULL else config
     current = checkpoint.fingerprint(planned, fold, content.get("fingerprint", {}).get("epochs"))
     checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current)
-    detector.load_state_dict(content["detector"])
+    checkpoint.fill(detector, run_folder(config, fold) / "best.pt", content)
     return detector
 
 

@@ -84,7 +84,7 @@ class Trainer:
             return False
         self.saved = checkpoint.load(path)
         checkpoint.check_fingerprint(path, self.saved, self.fingerprint)
-        self.detector.load_state_dict(self.saved["detector"])
+        checkpoint.fill(self.detector, path, self.saved)
         self.history = self.saved["history"]
         if self.accelerator.is_main_process:
             write_metrics(self.folder / "metrics.jsonl", self.history)
