@@ -77,7 +77,7 @@ def settings(make_dataset, config_file):
     root = make_dataset(defects=16, normals=41, tests=TESTS, size=64)
 
     def make(name: str, **sections: dict) -> Path:
-        shared = {"data": {"image_size": [64, 64]}, "infer": {"batch_size": 4, "tta": False}}
+        shared = {"data": {"image_size": [64, 64]}, "infer": {"batch_size": 4, "tta": False, "shard": 8}}
         return config_file(root, name, **(shared | sections))
 
     return make

@@ -1,17 +1,13 @@
 """Test images scored shard by shard: nothing changes but what an interruption costs."""
 
-import os
-import subprocess
-import sys
 from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import raising, texture, write_png
 
-from defects.config import ROOT, load_config
+from defects.config import load_config
 from defects.data.prepare import prepare
 from defects.training import checkpoint, inference, shards
 
@@ -162,19 +158,3 @@ def test_the_stated_time_is_that_of_what_is_left(interrupted, run_script, monkey
     monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(minutes)))
     outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
     assert "this will take about 0.5 minutes" in outcome.stdout
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezvous by default")
-def test_two_processes_go_on_with_the_shards_of_one(interrupted, run_script):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(ROOT / "src" / "infer.py"), "--config", str(interrupted), *SHARDED]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("images are scored") == 1
-    table, maps = pd.read_csv(run_folder(interrupted) / "test.csv"), run_folder(interrupted) / "test_maps.npz"
-    assert not (run_folder(interrupted) / "test_shards").exists()
-    assert table["image_id"].tolist() == list(np.load(maps))
-    in_one_go(interrupted, run_script)
-    alone = pd.read_csv(run_folder(interrupted) / "test.csv")
-    pd.testing.assert_frame_equal(table, alone, rtol=1e-5)
