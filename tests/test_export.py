@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import defective, texture, write_png
+from conftest import defective, raising, texture, write_png
 
 from defects.config import ROOT, load_config
 from defects.data.images import read_image
 from defects.deploy import export as exporting
+from defects.deploy import graph
 from defects.deploy.export import export
 from defects.deploy.limits import between_scores
 from defects.deploy.model import FILES, MapMeta, load_model, read_meta
@@ -159,6 +160,13 @@ def test_a_result_can_be_read_before_the_next_one_is_known(run):
     endless = predict(load_model(run[1] / "model.onnx"), [path] * 10_000, 2)
     assert next(endless).path == path
     endless.close()
+
+
+def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
+    monkeypatch.setattr(graph.openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
+    message = fails_with_one_line("export.py", "--config", run[0], "--formats", "openvino", "--images", "4")
+    assert "openvino_fp32.xml cannot be written" in message and (run[1] / "model.json").exists()
+    assert not run[1].with_name(".export.part").exists()
 
 
 def test_no_file_tells_where_on_this_machine_it_was_made(run):

@@ -36,7 +36,7 @@ def write_onnx(graph: Graph, example: Arrays, path: Path) -> None:
 
 def write_openvino(onnx: Path, path: Path, half: bool) -> None:
     """The .xml at `path` and the .bin beside it; `half` stores weights in 16 bits."""
-    openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=half)
+    _save(openvino.convert_model(onnx), path, half)
 
 
 def write_int8(fp32: Path, path: Path, batches: Iterable[Arrays], images: int) -> None:
@@ -48,7 +48,17 @@ def write_int8(fp32: Path, path: Path, batches: Iterable[Arrays], images: int) -
     quantized = nncf.quantize(
         model, nncf.Dataset(batches), subset_size=images, ignored_scope=nncf.IgnoredScope(names=_tail(model))
     )
-    openvino.save_model(quantized, path, compress_to_fp16=False)
+    _save(quantized, path, half=False)
+
+
+def _save(model: openvino.Model, path: Path, half: bool) -> None:
+    try:
+        openvino.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:  # all that it says of a full disk
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be written ({reason}): free the disk, or choose --set output=FOLDER"
+        ) from None
 
 
 def _tail(model: openvino.Model) -> list[str]:
