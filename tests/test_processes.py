@@ -173,7 +173,7 @@ def assert_same_bank(together: Path, alone: Path) -> None:
 
 def test_an_error_in_one_process_ends_all_of_them(settings, run_script):
     """An unreadable image in the share of the second, while the first waits for its scores."""
-    path = settings("tiny")
+    path = settings("tiny", infer={"batch_size": 4, "tta": False})
     assert run_script("train.py", "--config", path).code == 0
     (path.parent / "data" / "test" / "images" / "test_5.png").write_bytes(b"no image")
     line = failing_line(ROOT / "src" / "infer.py", "--config", path)
