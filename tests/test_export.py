@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -168,6 +169,18 @@ def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
     message = fails_with_one_line("export.py", "--config", run[0], "--formats", "openvino", "--images", "4")
     assert "openvino_fp32.xml cannot be written" in message and (run[1] / "model.json").exists()
     assert not run[1].with_name(".export.part").exists()
+
+
+def test_the_runtimes_send_no_usage_figures(run, tmp_path):
+    """They would keep an id of the machine and what is to be sent in the home folder."""
+    homes = dict.fromkeys(("HOME", "USERPROFILE", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(tmp_path))
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    image = run[0].parent / "normal" / "normal_0.png"
+    for name in ("model.onnx", "openvino_fp32.xml"):
+        command = [sys.executable, ROOT / "src" / "predict.py", run[1] / name, image]
+        subprocess.run(command, check=True, env=environment | homes, capture_output=True, timeout=60)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert import_module("openvino.tools.ovc.telemetry_utils").tm.__name__.endswith("stub")
 
 
 def test_no_file_tells_where_on_this_machine_it_was_made(run):
