@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import texture, write_png
+from conftest import raising, texture, write_png
 from sklearn.metrics import roc_auc_score
 
 from defects.config import load_config
@@ -55,6 +55,16 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
     assert found["defects_to_explain"] > 0.95
     assert (found["train"], found["test"]) == (40, 40)
     assert (folder / "adversarial.png").stat().st_size > 10_000
+
+
+def test_a_comparison_without_its_picture_does_not_count(compared, run_script, monkeypatch):
+    path = compared(textures(0, 40), textures(500, 40))
+    with monkeypatch.context() as patch:
+        patch.setattr("defects.report.adversarial.png", raising(KeyboardInterrupt()))
+        assert run_script("explore.py", "--config", path).code == 130
+    config = load_config(path)
+    assert stored_comparison(config) is None
+    assert run_script("explore.py", "--config", path).code == 0 and stored_comparison(config)
 
 
 def test_images_from_one_source_cannot_be_told_apart(compared):

@@ -225,6 +225,31 @@ def test_out_of_fold_rows_that_come_twice(make_dataset, config_file, run_script)
     assert outcome.code == 2 and "its out-of-fold images are not those of" in outcome.stderr
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"detector": None},
+        {"detector": {"weight": torch.ones(2, 2)}},
+        {"detector": {"weight": torch.ones(3)}},
+    ],
+    ids=["none", "no table", "a part", "another shape"],
+)
+def test_a_checkpoint_without_the_weights(content):
+    with pytest.raises(UserError, match=r"best\.pt does not hold this detector's weights"):
+        checkpoint.fill(torch.nn.Linear(2, 2), Path("best.pt"), content)
+
+
+def test_test_scores_of_a_fold_that_does_not_exist(make_dataset, config_file, run_script):
+    config = config_file(make_dataset())
+    assert run_script("infer.py", "--config", config).code == 0
+    path = config.parent / "output" / "tiny" / "test.csv"
+    table = pd.read_csv(path)
+    table.assign(fold="9" * 400).to_csv(path, index=False)
+    outcome = run_script("ensemble.py", "--config", config)
+    assert outcome.code == 2 and "test.csv was scored with other models" in outcome.stderr
+
+
 def as_objects(path: Path) -> None:
     np.savez(path, **{"a.png": np.array([{}])})
 
