@@ -164,6 +164,23 @@ def test_a_result_can_be_read_before_the_next_one_is_known(run):
     endless.close()
 
 
+def test_models_released_in_any_order_leave_signals_alone(run):
+    """Every openvino.Core keeps a stack for signals; on that of a released one the next would crash."""
+    program = """
+import signal, sys
+from pathlib import Path
+from defects.deploy.model import load_model
+models = [load_model(Path(sys.argv[1])), load_model(Path(sys.argv[1]))]
+del models[0], models[0]
+signal.signal(signal.SIGINT, lambda *_: print("alive"))
+signal.raise_signal(signal.SIGINT)
+"""
+    command = [sys.executable, "-c", program, run[1] / "openvino_fp32.xml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
 def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
     monkeypatch.setattr(graph.openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
     message = fails_with_one_line("export.py", "--config", run[0], "--formats", "openvino", "--images", "4")

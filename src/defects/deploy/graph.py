@@ -9,7 +9,7 @@ import numpy as np
 import openvino
 import torch
 
-from defects.deploy.model import Arrays
+from defects.deploy.model import Arrays, openvino_core
 from defects.deploy.portable import Graph
 from defects.errors import UserError
 
@@ -44,7 +44,7 @@ def write_int8(fp32: Path, path: Path, batches: Iterable[Arrays], images: int) -
     import nncf  # slow to import
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    model = openvino.Core().read_model(fp32)
+    model = openvino_core().read_model(fp32)
     quantized = nncf.quantize(
         model, nncf.Dataset(batches), subset_size=images, ignored_scope=nncf.IgnoredScope(names=_tail(model))
     )

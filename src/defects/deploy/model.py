@@ -5,6 +5,7 @@ Nothing of what training needs is imported here, but for the PyTorch file.
 
 import json
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -130,14 +131,24 @@ def _check(path: Path, meta: Meta) -> None:
         raise UserError(f"{path} is not the file that {META} describes: copy or export it again")
 
 
-def _openvino(path: Path, threads: int | None) -> Run:
+@cache
+def openvino_core() -> Any:
+    """The one openvino.Core of this process.
+
+    Each sets up a stack for signals and, when released, the one that it found. Two that end out of turn
+    leave that of the first in use, which is gone by then: the next Ctrl-C would be a segmentation fault.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _openvino(path: Path, threads: int | None) -> Run:
     # Some processors would compute in bf16 unasked, and give other scores.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = openvino_core().compile_model(path, "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(inputs: Arrays) -> Arrays:
