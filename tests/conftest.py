@@ -3,7 +3,9 @@
 import os
 import re
 import runpy
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,66 +77,79 @@ def raising(error: Exception) -> Callable:
     return fail
 
 
+def write_dataset(
+    root: Path, *, defects: int = 12, normals: int = 30, tests: int = 6, size: int = 32
+) -> Path:
+    """The defect/normal layout with masks and sample_submission.csv; returns `root`.
+
+    Files are named defect_0.png, normal_0.png, test_0.png, ... Every third test image is defective. All
+    pictures differ. tests=0 leaves out the test folder.
+    """
+    for i in range(defects):
+        image, mask = defective(i, size)
+        write_png(root / "train" / "defect_images" / f"defect_{i}.png", image)
+        write_png(root / "train" / "defect_masks" / f"defect_{i}.png", mask)
+    for i in range(normals):
+        write_png(root / "train" / "normal_images" / f"normal_{i}.png", texture(1000 + i, size))
+    for i in range(tests):
+        image = defective(2000 + i, size)[0] if i % 3 == 0 else texture(2000 + i, size)
+        write_png(root / "test" / "images" / f"test_{i}.png", image)
+    if tests:
+        write_sample(root, [f"test_{i}.png" for i in range(tests)])
+    return root
+
+
+def write_config(folder: Path, root: Path, name: str = "tiny", **sections: dict) -> Path:
+    """folder/<name>.yaml for the data set in `root`; output and submissions lie in `folder`.
+
+    By default the layout of write_dataset and a small untrained classifier, 2 folds, 1 epoch. `sections` go
+    over the defaults key by key: data={"source": "mvtec"}, train={"epochs": 2}.
+    """
+    values = {
+        "output": str(folder / "output"),
+        "submissions": str(folder / "submissions"),
+        "data": {
+            "name": "tiny_data",
+            "source": "defect_normal",
+            "root": str(root),
+            "image_size": [32, 32],
+            "sample_submission": "test/sample_submission.csv",
+        },
+        "split": {"folds": 2},
+        "model": {"backbone": {"name": "test_efficientnet", "weights": "none"}},
+        "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+    }
+    for section, changes in sections.items():
+        values[section] = values.get(section, {}) | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def run_once(name: str, *arguments: object) -> None:
+    """Run src/<name> in this process, for fixtures that several tests share; it must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "src" / name), run_name="__main__")
+
+
+def copy_runs(source: Path, folder: Path) -> None:
+    """Copy a folder of configs, data and runs, for a test that changes them."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    for path in folder.glob("*.yaml"):
+        path.write_text(path.read_text(encoding="utf-8").replace(str(source), str(folder)), encoding="utf-8")
+
+
 @pytest.fixture
 def make_dataset(tmp_path) -> Callable[..., Path]:
-    """make_dataset(name="data", *, defects=12, normals=30, tests=6, size=32) -> root of the data set.
-
-    The defect/normal layout with masks and sample_submission.csv; files are named defect_0.png,
-    normal_0.png, test_0.png, ... Every third test image is defective. All pictures differ.
-    tests=0 leaves out the test folder.
-    """
-
-    def make(
-        name: str = "data", *, defects: int = 12, normals: int = 30, tests: int = 6, size: int = 32
-    ) -> Path:
-        root = tmp_path / name
-        for i in range(defects):
-            image, mask = defective(i, size)
-            write_png(root / "train" / "defect_images" / f"defect_{i}.png", image)
-            write_png(root / "train" / "defect_masks" / f"defect_{i}.png", mask)
-        for i in range(normals):
-            write_png(root / "train" / "normal_images" / f"normal_{i}.png", texture(1000 + i, size))
-        for i in range(tests):
-            image = defective(2000 + i, size)[0] if i % 3 == 0 else texture(2000 + i, size)
-            write_png(root / "test" / "images" / f"test_{i}.png", image)
-        if tests:
-            write_sample(root, [f"test_{i}.png" for i in range(tests)])
-        return root
-
-    return make
+    """make_dataset(name="data", **sizes) -> root of a write_dataset() in the test's own folder."""
+    return lambda name="data", **sizes: write_dataset(tmp_path / name, **sizes)
 
 
 @pytest.fixture
 def config_file(tmp_path) -> Callable[..., Path]:
-    """config_file(root, **sections) -> path of a YAML for the data set in `root`.
-
-    By default the layout of make_dataset and a small untrained classifier, 2 folds, 1 epoch; output and
-    submissions lie in the test's own folder. `sections` go over the defaults key by key:
-    config_file(root, data={"source": "mvtec"}, train={"epochs": 2}).
-    """
-
-    def write(root: Path, name: str = "tiny", **sections: dict) -> Path:
-        values = {
-            "output": str(tmp_path / "output"),
-            "submissions": str(tmp_path / "submissions"),
-            "data": {
-                "name": "tiny_data",
-                "source": "defect_normal",
-                "root": str(root),
-                "image_size": [32, 32],
-                "sample_submission": "test/sample_submission.csv",
-            },
-            "split": {"folds": 2},
-            "model": {"backbone": {"name": "test_efficientnet", "weights": "none"}},
-            "train": {"epochs": 1, "batch_size": 8, "workers": 0},
-        }
-        for section, changes in sections.items():
-            values[section] = values.get(section, {}) | changes
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-        return path
-
-    return write
+    """config_file(root, name="tiny", **sections) -> path of a write_config() in the test's own folder."""
+    return partial(write_config, tmp_path)
 
 
 @pytest.fixture

@@ -99,11 +99,16 @@ def trained(request, folder):
     return config, config.experiment_dir / "fold0"
 
 
-def scores(config, images):
+@pytest.fixture(scope="module")
+def detector(trained):
+    return load_detector(trained[0], "0").eval()
+
+
+def scores(detector, images):
     """Raw scores of uint8 [H, W] images."""
     stacked = torch.from_numpy(np.stack([np.stack([image] * 3) for image in images])).float() / 255
     with torch.inference_mode():
-        return load_detector(config, "0").eval()(stacked)
+        return detector(stacked)
 
 
 def test_files_of_a_run(trained):
@@ -156,9 +161,9 @@ def test_made_up_training_samples_can_be_looked_at(trained):
         assert read_image(folder / "samples.png").shape == (4 * SIZE, 3 * SIZE, 3)
 
 
-def test_loaded_from_its_file_it_scores_the_same(trained):
+def test_loaded_from_its_file_it_scores_the_same(trained, detector):
     config, folder = trained
-    detector, oof = load_detector(config, "0").eval(), pd.read_csv(folder / "oof.csv").set_index("image_id")
+    oof = pd.read_csv(folder / "oof.csv").set_index("image_id")
     held = load_folds(config).query("fold == '0'")
     with torch.inference_mode():
         batches = DeviceBatches(config, held, torch.device("cpu"))
@@ -186,23 +191,23 @@ def painted(image, seed):
     return cv2.circle(canvas, start, 7, grey, -1)
 
 
-def test_paint_on_normal_images_raises_the_score(trained):
+def test_paint_on_normal_images_raises_the_score(detector):
     normal = [plain(2000 + i) for i in range(12)]
-    clean = scores(trained[0], normal)[0]
-    dirty = scores(trained[0], [painted(image, i) for i, image in enumerate(normal)])[0]
+    clean = scores(detector, normal)[0]
+    dirty = scores(detector, [painted(image, i) for i, image in enumerate(normal)])[0]
     assert (dirty > clean).float().mean() >= 0.9
     assert dirty.median() > clean.max()
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
-def test_the_map_covers_the_image(trained, shape):
-    score, maps = scores(trained[0], [plain(9, *shape)])
+def test_the_map_covers_the_image(detector, shape):
+    score, maps = scores(detector, [plain(9, *shape)])
     assert score.shape == (1, 1) and maps.shape[:2] == (1, 1)
     assert maps.shape[2] / maps.shape[3] == pytest.approx(shape[0] / shape[1], rel=0.1)
 
 
-def test_a_score_does_not_depend_on_the_other_images(trained):
+def test_a_score_does_not_depend_on_the_other_images(detector):
     images = [plain(i) for i in range(3)]
-    together = scores(trained[0], images)[0]
-    alone = torch.cat([scores(trained[0], [image])[0] for image in images])
+    together = scores(detector, images)[0]
+    alone = torch.cat([scores(detector, [image])[0] for image in images])
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)

@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
+from forked import LIMIT, start_two
 
 from defects.config import ROOT, load_config
 from defects.data.split import load_folds, load_training_rows
@@ -21,41 +20,17 @@ from defects.models import build_detector
 from defects.training.run import _training, make_sides
 
 WORKER = Path(__file__).with_name("worker.py")
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENVIRONMENT = os.environ | {
-    "ACCELERATE_USE_CPU": "true",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT / "src"),
-}
-LIMIT = 120  # seconds; what hangs would hang for longer
+TRAIN = ROOT / "src" / "train.py"
 TESTS = 11  # images: an uneven number of batches, the last of them short
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezvous by default")
 
 
-def start(script: Path, *arguments: object) -> subprocess.Popen:
-    """Two processes of a script."""
-    command = [*LAUNCHER, str(script), *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
-
-
-def launch(script: Path, *arguments: object) -> tuple[int, str]:
-    """Exit code and standard error of two processes of a script."""
-    process = start(script, *arguments)
-    errors = process.communicate(timeout=LIMIT)[1]
-    return process.returncode, errors
-
-
 def kill_after(epochs: int, path: Path) -> None:
-    """Train, and kill launcher and processes at once, as a power cut would."""
-    process, seen = start(ROOT / "src" / "train.py", "--config", path), folder_of(path) / "metrics.jsonl"
-    while process.poll() is None and not (seen.exists() and len(seen.read_text().splitlines()) >= epochs):
-        time.sleep(0.01)
-    launcher = psutil.Process(process.pid)
-    for each in [launcher, *launcher.children(recursive=True)]:
-        each.kill()
-    assert process.wait() != 0, "the run ended before it could be killed"
+    """Train, and kill both processes at once, as a power cut would."""
+    both, seen = start_two(path.parent, TRAIN, "--config", path), folder_of(path) / "metrics.jsonl"
+    both[0].kill_once(lambda: seen.exists() and len(seen.read_text().splitlines()) >= epochs)
+    both[1].kill_once(lambda: True)
     assert not (folder_of(path) / "best.pt").exists()
 
 
@@ -97,8 +72,10 @@ def test_two_processes_do_what_one_does(settings, run_script):
     sections = {"killed": marked, "whole": marked, "plain": plain, "patches": patches}
     paths = {name: settings(name, **values) for name, values in sections.items()}
     kill_after(2, paths["killed"])
-    code, errors = launch(WORKER, paths["whole"].parent, *paths.values())
-    assert code == 0, errors
+    folder = paths["whole"].parent
+    for process in start_two(folder, WORKER, folder, *paths.values()):
+        code, printed = process.end()
+        assert code == 0, printed
     for path in paths.values():
         zero, one = notes_of(path)
         assert zero["_save"] == one["_save"] and zero["write_result"] == one["write_result"]
@@ -176,24 +153,22 @@ def test_an_error_in_one_process_ends_all_of_them(settings, run_script):
     path = settings("tiny", infer={"batch_size": 4, "tta": False})
     assert run_script("train.py", "--config", path).code == 0
     (path.parent / "data" / "test" / "images" / "test_5.png").write_bytes(b"no image")
-    line = failing_line(ROOT / "src" / "infer.py", "--config", path)
-    assert "test_5.png" in line
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(ROOT / "src" / "infer.py"), "--config", str(path)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    (line,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert ran.returncode == 1 and "test_5.png" in line
+    assert "exitcode  : 2" in ran.stderr and ran.stderr.count("Traceback") == 1  # the launcher's report
     assert not list(folder_of(path).glob("test*"))
 
 
-def test_what_all_processes_find_is_said_once(settings, run_script):
+def test_what_all_processes_find_is_said_once(settings):
     path = settings("tiny", train={"lr": 1e30, "epochs": 2})
-    line = failing_line(ROOT / "src" / "train.py", "--config", path)
-    assert "training diverged" in line
-
-
-def failing_line(script: Path, *arguments: object) -> str:
-    """The one message of two processes that end at once."""
-    code, errors = launch(script, *arguments)
-    assert code == 1  # the launcher's
-    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert "exitcode  : 2" in errors and errors.count("Traceback") == 1  # its report on the first to fail
-    return line
+    both = [process.end() for process in start_two(path.parent, TRAIN, "--config", path)]
+    said = [line for _, printed in both for line in printed.splitlines() if line.startswith("error: ")]
+    assert [code for code, _ in both] == [2, 2]
+    assert len(said) == 1 and "training diverged" in said[0]
 
 
 @pytest.mark.parametrize(("size", "processes"), [(8, 3), (1, 2), (512, 2)])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import raising, texture, write_png
+from conftest import copy_runs, raising, run_once, texture, write_config, write_dataset, write_png
 
 from defects.config import load_config
 from defects.data.prepare import prepare
@@ -14,16 +14,26 @@ from defects.training import checkpoint, inference, shards
 SHARDED = ["--set", "infer.shard=3", "--set", "infer.batch_size=2"]  # 11 images: shards of 4, 4 and 3
 
 
-@pytest.fixture
-def trained(make_dataset, config_file, run_script):
-    """Config of a classifier with maps, one of its folds trained, and 11 test images."""
-    path = config_file(
-        make_dataset(defects=6, normals=10, tests=11),
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """Folder of a classifier with maps, one of its folds trained, and 11 test images."""
+    folder = tmp_path_factory.mktemp("shards")
+    path = write_config(
+        folder,
+        write_dataset(folder / "data", defects=6, normals=10, tests=11),
         model={"backbone": {"name": "test_efficientnet", "weights": "none"}, "options": {"map_loss": 0.5}},
         data={"sample_submission": None},
+        infer={"tta": False},
     )
-    assert run_script("train.py", "--config", path).code == 0
-    return path
+    run_once("train.py", "--config", path)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """Config in a copy of that folder."""
+    copy_runs(trained_once, tmp_path)
+    return tmp_path / "tiny.yaml"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
+from forked import start_two
 
 from defects.config import ROOT
 from defects.training import sweep as library
@@ -133,11 +134,9 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     path = write_sweep(seeds=[5])
     options = library.experiments(library.load_sweep(path))[0].options
     assert run_script("train.py", *options, "--fold", "0").code == 0  # in this process, which is quicker
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(ROOT / "src" / "sweep.py"), str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launched:
-        said = launched.communicate(timeout=300)[0]
-    assert launched.returncode == 0, said
+    both = [process.end() for process in start_two(tmp_path, ROOT / "src" / "sweep.py", path)]
+    said = "".join(printed for _, printed in both)
+    assert [code for code, _ in both] == [0, 0], said
     assert "tiny_seed5 fold 0 is finished" in said and "tiny_seed5_1 done" in said
     folder = tmp_path / "output" / "sweeps" / "lrs"
     before = pd.read_csv(folder / "summary.csv")

@@ -1,15 +1,13 @@
 """Training as a user meets it: run folders, resuming, selection, refusals."""
 
 import json
-import subprocess
-import sys
-import time
 
 import pandas as pd
 import pytest
 import timm
 import torch
 from filelock import FileLock
+from forked import Script
 
 from defects.config import ROOT, validate
 from defects.data.folds import inner_holdout
@@ -51,11 +49,6 @@ def test_a_fresh_start_runs_the_stages_above_and_says_so(tiny, run_script):
     assert oof["probability"].between(0, 1).all()
 
 
-def start(config_path, *arguments):
-    command = [sys.executable, str(ROOT / "src" / "train.py"), "--config", str(config_path), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 def test_kill_and_resume_equals_an_undisturbed_run_bit_for_bit(make_dataset, config_file, run_script):
     root = make_dataset(defects=20, normals=120)
     train = {"epochs": 6, "ema": 0.9, "batch_size": 4}
@@ -63,15 +56,12 @@ def test_kill_and_resume_equals_an_undisturbed_run_bit_for_bit(make_dataset, con
     for path in (whole, killed):
         path.write_text(path.read_text() + "augment:\n- {name: RandomBrightnessContrast, p: 0.5}\n")
     assert run_script("train.py", "--config", whole).code == 0
-    process, seen = start(killed), run_dir(killed) / "metrics.jsonl"
-    while process.poll() is None and not (seen.exists() and len(seen.read_text().splitlines()) >= 2):
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() != 0, "the run ended before it could be killed"
+    seen = run_dir(killed) / "metrics.jsonl"
+    train = Script(killed.parent, ROOT / "src" / "train.py", "--config", killed)
+    train.kill_once(lambda: seen.exists() and len(seen.read_text().splitlines()) >= 2)
     assert not (run_dir(killed) / "best.pt").exists()
-    resumed = start(killed)
-    output = resumed.communicate()[0].decode()
-    assert resumed.returncode == 0 and "resuming" in output
+    code, printed = Script(killed.parent, ROOT / "src" / "train.py", "--config", killed).end()
+    assert code == 0 and "resuming" in printed
     for name in ("metrics.jsonl", "oof.csv", "best.pt"):
         assert (run_dir(whole) / name).read_bytes() == (run_dir(killed) / name).read_bytes(), name
     states = [torch.load(run_dir(path) / "last.pt", weights_only=True) for path in (whole, killed)]
