@@ -1,5 +1,6 @@
 """Test images scored shard by shard: nothing changes but what an interruption costs."""
 
+import shutil
 from itertools import count
 from types import SimpleNamespace
 
@@ -120,6 +121,17 @@ def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
     assert run_script("infer.py", "--config", interrupted, *SHARDED).code == 0
     assert scored == []
     assert results(interrupted) == in_one_go(interrupted, run_script)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-9], lambda whole: whole.replace(b"PK", b"??")])
+def test_a_damaged_shard_is_named(interrupted, run_script, fails_with_one_line, damage):
+    path = run_folder(interrupted) / "test_shards" / "00001.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    message = fails_with_one_line("infer.py", "--config", interrupted, *SHARDED)
+    assert f"{path} is damaged: delete {path.parent}" in message
+    shutil.rmtree(path.parent)
+    assert run_script("infer.py", "--config", interrupted, *SHARDED).code == 0
+    assert len(np.load(run_folder(interrupted) / "test_maps.npz").files) == 11
 
 
 def other_weights(path):

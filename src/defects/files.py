@@ -4,6 +4,7 @@ import io
 import json
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,12 +67,20 @@ def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
 
 
 def join_archives(path: Path, parts: Iterable[Path]) -> None:
-    """One archive of those in `parts`, with the bytes that it would have if it had never been divided."""
+    """One archive of those in `parts`, with the bytes that it would have if it had never been divided.
+
+    Raises UserError for a part that is damaged.
+    """
     with _archive(path) as add_file:
         for part in parts:
-            with zipfile.ZipFile(part) as archive:
-                for name in archive.namelist():
-                    add_file(name, archive.read(name))
+            try:
+                with zipfile.ZipFile(part) as archive:
+                    for name in archive.namelist():
+                        add_file(name, archive.read(name))
+            except (zipfile.BadZipFile, zlib.error, EOFError):
+                raise UserError(
+                    f"{part} is damaged: delete {part.parent}, and run the command again"
+                ) from None
 
 
 @contextmanager
