@@ -78,9 +78,7 @@ def join_archives(path: Path, parts: Iterable[Path]) -> None:
                     for name in archive.namelist():
                         add_file(name, archive.read(name))
             except (zipfile.BadZipFile, zlib.error, EOFError):
-                raise UserError(
-                    f"{part} is damaged: delete {part.parent}, and run the command again"
-                ) from None
+                raise UserError(f"{part} is damaged: delete {part.parent} and run this again") from None
 
 
 @contextmanager
