@@ -59,8 +59,12 @@ def written_to(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"--output {path}: {error.strerror}; choose another file") from None
+    with stream:
         yield stream
 
 

@@ -267,12 +267,14 @@ def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
         (["{export}", "{root}/nothing"], "1 of 1 files could not be read"),
         (["{export}", "{root}/empty"], "holds no images"),
         (["{export}", "{root}", "--output", "found.txt"], "end it in .csv or .jsonl"),
+        (["{export}", "{root}/folder.csv/1.png", "--output", "{root}/folder.csv"], "choose another file"),
         (["{root}/nothing", "{root}"], "No such file"),
         (["{export}/parity.csv", "{root}"], "is no model"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(run, tmp_path, arguments, message, fails_with_one_line):
     (tmp_path / "empty").mkdir()
+    write_png(tmp_path / "folder.csv" / "1.png", texture(1))
     filled = [text.format(export=run[1], root=tmp_path) for text in arguments]
     assert message in fails_with_one_line("predict.py", *filled)
 
