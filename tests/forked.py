@@ -27,7 +27,7 @@ class Script:
         self.process = _context().Process(target=_run, args=(words, environment, self.output))
         self.process.start()
 
-    def kill_once(self, ready: Callable[[], bool]) -> None:
+    def kill_when(self, ready: Callable[[], bool]) -> None:
         while self.process.is_alive() and not ready():
             time.sleep(0.01)
         self.process.kill()

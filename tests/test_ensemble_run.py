@@ -76,6 +76,15 @@ def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     assert "blended" not in printed and "of each fold" in printed
 
 
+def test_training_and_test_images_are_compared(make_dataset, make_config, run_script):
+    root = make_dataset(defects=16, normals=60, tests=30)
+    config = make_config(root, "split.duplicates.enabled=false")
+    write_member(config, "tiny")
+    summary, printed = blend(run_script, config, "tiny")
+    assert summary["adversarial"]["test"] == 30 and 0 < summary["adversarial"]["auroc"] < 1
+    assert "76 training against 30 test images: AUROC" in printed
+
+
 def test_several_are_joined_and_every_method_is_told_with_its_nested_estimate(config, run_script):
     for seed, name in enumerate(["one", "other"]):
         write_member(config, name, seed=seed, lr=1e-3 / (seed + 1))

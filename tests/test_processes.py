@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezv
 def kill_after(epochs: int, path: Path) -> None:
     """Train, and kill both processes at once, as a power cut would."""
     both, seen = start_two(path.parent, TRAIN, "--config", path), folder_of(path) / "metrics.jsonl"
-    both[0].kill_once(lambda: seen.exists() and len(seen.read_text().splitlines()) >= epochs)
-    both[1].kill_once(lambda: True)
+    both[0].kill_when(lambda: seen.exists() and len(seen.read_text().splitlines()) >= epochs)
+    both[1].kill_when(lambda: True)
     assert not (folder_of(path) / "best.pt").exists()
 
 

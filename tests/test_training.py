@@ -58,7 +58,7 @@ def test_kill_and_resume_equals_an_undisturbed_run_bit_for_bit(make_dataset, con
     assert run_script("train.py", "--config", whole).code == 0
     seen = run_dir(killed) / "metrics.jsonl"
     train = Script(killed.parent, ROOT / "src" / "train.py", "--config", killed)
-    train.kill_once(lambda: seen.exists() and len(seen.read_text().splitlines()) >= 2)
+    train.kill_when(lambda: seen.exists() and len(seen.read_text().splitlines()) >= 2)
     assert not (run_dir(killed) / "best.pt").exists()
     code, printed = Script(killed.parent, ROOT / "src" / "train.py", "--config", killed).end()
     assert code == 0 and "resuming" in printed
