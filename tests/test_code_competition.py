@@ -278,7 +278,7 @@ def test_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
     ("setting", "message"),
     [
         ("data.kaggle.wheels=[nothing]", "data.kaggle.wheels: requirements.txt pins no nothing"),
-        ("data.kaggle.kernel=no-owner", "data.kaggle.kernel='no-owner'"),
+        ("data.kaggle.kernel=no-owner", "data.kaggle.kernel=no-owner"),
     ],
 )
 def test_settings_that_cannot_work(trained, fails_with_one_line, setting, message):

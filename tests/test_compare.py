@@ -78,7 +78,7 @@ def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, r
 
 def test_reduced_and_published_settings_are_named(config, run_script):
     path = config.output.parent / "tiny.yaml"
-    for name in ("convae", "convae_reduced", "efficientad_m", "patchcore"):
+    for name in ("convae", "convae_reduced", "efficientad_m", "patchcore", "segmenter", "segmenter_reduced"):
         loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], name)
         write_runs(loaded.model_copy(update={"experiment": name}), maps=False)
     # The name says nothing: a setting is what it is called only while nothing in it is changed.
@@ -90,7 +90,9 @@ def test_reduced_and_published_settings_are_named(config, run_script):
     assert settings[["convae", "convae_reduced", "efficientad_m", "patchcore"]].tolist() == [
         *("published", "reduced", "published", "published")
     ]
-    assert set(settings[settings.index.str.contains("train|data|model")]) == {"own"} and len(settings) == 7
+    # Their files name no image size: it is that of the data set, whatever other detectors set it to.
+    assert settings[["segmenter", "segmenter_reduced"]].tolist() == ["published", "reduced"]
+    assert set(settings[settings.index.str.contains("train|data|model")]) == {"own"} and len(settings) == 9
 
 
 def write_category(root, seed):

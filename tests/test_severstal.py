@@ -215,7 +215,7 @@ def test_files_that_are_missing(root, refused):
     [
         ({"classes": []}, "data.classes is empty"),
         ({"classes": ["1", "1"]}, "a class is named twice"),
-        ({"classes": ["a_b"]}, "data.classes.0='a_b'"),
+        ({"classes": ["a_b"]}, "data.classes.0=a_b"),
         ({"source": "folders", "folders": {"normal": "train_images"}}, "leave data.classes empty"),
     ],
 )

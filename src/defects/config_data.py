@@ -1,21 +1,40 @@
 """What a config says about the data and the folds: pydantic models, as in config.py, which holds the rest."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from defects.validation import Section
+
+LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=32)]  # pixels, of an image that is generated
 Seed = Annotated[int, Field(ge=0)]
-FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
+
+
+def _check_folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[^/\\:]*", name) or not name.isprintable():
+        raise ValueError("write the name of one folder: first a letter, a digit or _, and no / \\ or : in it")
+    if len(name.encode()) > LONGEST_NAME_BYTES:
+        raise ValueError(f"write a shorter name, {LONGEST_NAME_BYTES} bytes at most")
+    return name
+
+
+def _check_kernel_name(name: str) -> str:
+    if not re.fullmatch(r"[\w-]+/[a-z0-9][a-z0-9-]{4,42}", name):
+        raise ValueError("write owner/slug, the slug of 5 to 43 small letters, digits and hyphens")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]  # one folder of output/
 # Joined to image ids by `_` and to each other by `+`; YAML reads [1, 2] as numbers.
 ClassName = Annotated[str, Field(pattern=r"^[^\s_+,]+$", coerce_numbers_to_str=True)]
 # owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
-KernelName = Annotated[str, Field(pattern=r"^[\w-]+/[a-z0-9][a-z0-9-]{4,42}$")]
+KernelName = Annotated[str, AfterValidator(_check_kernel_name)]
 
 
 class FoldersConfig(Section):

@@ -13,7 +13,8 @@ from defects.errors import UserError
 from defects.files import read_csv
 from defects.scoring.blending import align_held
 from defects.training.run import OOF_COLUMNS, run_folder, trained_folds
-from defects.validation import parse_yaml, validate
+from defects.validation import validate
+from defects.yaml_text import parse_yaml
 
 NOT_THE_MODEL = {"experiment", "output", "submissions", "tracking", "ensemble"}
 
