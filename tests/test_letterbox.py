@@ -174,7 +174,7 @@ def test_a_run_from_training_to_submission(make_dataset, config_file, run_script
     assert run_script("train.py", "--config", path).code == 0
     assert run_script("infer.py", "--config", path).code == 0
     message = fails_with_one_line("infer.py", "--config", path, "--set", "data.fit=squash")
-    assert "belongs to another config" in message and "(fit differ)" in message
+    assert "belongs to another config" in message and "(data.fit=letterbox then, squash now)" in message
     assert "data.fit=stretch" in fails_with_one_line(
         "train.py", "--config", path, "--set", "data.fit=stretch"
     )

@@ -114,6 +114,14 @@ def test_inner_selection_breaks_ties_by_loss_and_never_sees_the_fold(make_datase
     assert len(metrics(run_dir(path, "full"))) == best["epoch"]
 
 
+def test_how_often_is_validated_belongs_to_a_run_that_selects(make_dataset, config_file, run_script):
+    inner = {"epochs": 2, "inner_holdout": 0.25, "select": "inner"}
+    path = config_file(make_dataset(defects=4, normals=10), train=inner)
+    assert run_script("train.py", "--config", path).code == 0
+    outcome = run_script("train.py", "--config", path, "--set", "train.validate_every=2")
+    refused(outcome, "train.validate_every=1 then, 2 now")
+
+
 def test_sides_share_no_group(make_dataset, make_config):
     config = make_config(make_dataset(defects=16, normals=40), "train.inner_holdout=0.25")
     table = load_folds(config)
@@ -166,10 +174,15 @@ def test_another_config_is_refused_and_the_difference_named(tiny, run_script):
     refused(
         run_script("train.py", "--config", tiny, "--set", "train.lr=0.5"),
         "best.pt belongs to another config",
-        "train.lr",
+        "train.lr=0.001 then, 0.5 now",
         "--restart",
     )
-    refused(run_script("infer.py", "--config", tiny, "--set", "data.image_size=[64, 64]"), "image_size")
+    outcome = run_script("infer.py", "--config", tiny, "--set", "data.image_size=64,64")
+    refused(outcome, "data.image_size=[32, 32] then, [64, 64] now")
+    # What changes no result starts nothing anew.
+    cosmetic = ["train.workers=1", "train.save_every=1", "train.validate_every=2", "infer.batch_size=3"]
+    sets = [part for setting in cosmetic for part in ("--set", setting)]
+    assert "is finished" in run_script("train.py", "--config", tiny, *sets).stdout
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])

@@ -70,6 +70,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.average goes with neither train.ema, train.patience nor train.select=inner"
             )
+        if self.steps is None and 0 < self.epochs < self.warmup_epochs:
+            raise ValueError(
+                f"train.warmup_epochs={self.warmup_epochs:g} is longer than train.epochs={self.epochs}: "
+                "lower it, or train.lr is never reached"
+            )
         if self.epochs == 0 and self.select == "inner":
             raise ValueError("train.select=inner needs an epoch to select: train.epochs above 0")
         return self

@@ -15,9 +15,21 @@ from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
+from defects.stamps import Stamp, differences, in_short, settings_but
 from defects.writing import sha256
 
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
+# Data settings that images.csv does not depend on.
+NOT_THE_INDEX = {
+    "data.name",
+    "data.image_size",
+    "data.fit",
+    "data.symmetries",
+    "data.answers",
+    "data.external_data",
+    "data.pretrained_is_external",
+    "data.kaggle",
+}
 
 
 def prepare(config: Config) -> pd.DataFrame:
@@ -47,7 +59,7 @@ def _prepare(config: Config) -> pd.DataFrame:
     write_csv(folder / "images.csv", images)
     if listing.answers is not None:
         write_csv(folder / "answers.csv", listing.answers)
-    write_json(folder / "prepare.json", _settings(data))
+    write_json(folder / "prepare.json", _stamp(data))
     return images
 
 
@@ -55,8 +67,10 @@ def load_images(config: Config) -> pd.DataFrame:
     """images.csv; prepared first, and said so, when it is missing or made with other data settings."""
     path = config.dataset_dir / "images.csv"
     with locked(config.dataset_dir, wait=True):  # two folds may start at once on a fresh clone
-        if not path.exists() or read_json(config.dataset_dir / "prepare.json") != _settings(config.data):
-            print(f"{path} is missing or was made with other settings: preparing the data first")
+        found = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
+        if found or not path.exists():
+            reason = f"was made otherwise ({in_short(found)})" if path.exists() else "is missing"
+            print(f"{path} {reason}: preparing the data first")
             _prepare(config)
     images = read_csv(path, IMAGE_COLUMNS + class_columns(config.data.classes), "src/prepare.py")
     return images.astype({"label": "Int64"})
@@ -115,19 +129,9 @@ def _sample_images(path: Path, classes: list[str]) -> pd.Series:
     return ids.set_axis(ids)
 
 
-def _settings(data: DataConfig) -> dict:
+def _stamp(data: DataConfig) -> Stamp:
     """What images.csv depends on; a change of these means preparing again."""
-    later = {
-        "name",
-        "image_size",
-        "fit",
-        "symmetries",
-        "answers",
-        "external_data",
-        "pretrained_is_external",
-        "kaggle",
-    }
-    return data.model_dump(mode="json", exclude=later)
+    return {"settings": settings_but(data, NOT_THE_INDEX, "data."), "files": {}}
 
 
 def _examine(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:

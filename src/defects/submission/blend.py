@@ -41,10 +41,10 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
             "methods": methods_table(ensemble, list(members)),
         },
         "estimate": estimate(images.assign(score=held_scores), *rule, ensemble.promised()),
-        "prior": _expected_at_shares(prior_shift(labels, held_scores, new_scores, *rule), ensemble)
-        | {"used": "train"},
+        "prior": prior_shift(labels, held_scores, new_scores, *rule) | {"used": "train"},
         "seeds": seed_spread(config, list(members)),
     }
+    _promise_at_shares(found["prior"], ensemble)
     if config.threshold.prior == "estimated" and found["prior"]["doubt"] is None:
         found["prior"]["used"] = "estimated"
     return found, pd.Series(new_scores, new.index)
@@ -102,12 +102,10 @@ def _nested_macro_f1(run: Config) -> float | None:
     return None
 
 
-def _expected_at_shares(prior: dict, ensemble: Ensemble) -> dict:
-    """`prior` with the nested macro-F1 by each threshold's rule, at the share of defects that it is for."""
-    labels, thresholds = ensemble.sample.labels, {}
+def _promise_at_shares(prior: dict, ensemble: Ensemble) -> None:
+    """Nested macro-F1 by each threshold's rule, at the share of defects that it is best for."""
+    labels = ensemble.sample.labels
     for name, cut in prior["thresholds"].items():
         nested = ensemble.promised(None if name == "train" else cut["share"]) if labels.any() else None
         weights = share_weights(labels, cut["share"])
-        expected = None if nested is None else macro_f1(labels, nested, weights)
-        thresholds[name] = cut | {"nested_macro_f1": expected}
-    return prior | {"thresholds": thresholds}
+        cut["nested_macro_f1"] = None if nested is None else macro_f1(labels, nested, weights)

@@ -22,12 +22,13 @@ from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_csv
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
+from defects.stamps import Stamp, differences, in_short, is_stamp, only_files
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.scorer import Scorer, score_batches, shown_parts
 from defects.training.sides import Sides, make_sides, with_pseudo
 from defects.training.tracking import Tracker
-from defects.training.trainer import Trainer, make_accelerator
+from defects.training.trainer import Trainer, make_accelerator, planned_steps
 from defects.writing import write_bytes
 
 OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a run folder
@@ -35,7 +36,7 @@ OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
 
 def run_folder(config: Config, fold: str) -> Path:
-    return config.experiment_dir / (FULL if fold == FULL else f"fold{fold}")
+    return config.experiment_dir / checkpoint.run_name(fold)
 
 
 def finished(config: Config, fold: str) -> bool:
@@ -69,11 +70,26 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
                 _clear(folder)
         accelerator.wait_for_everyone()
         if finished(config, fold):
-            checkpoint.check_fingerprint(folder / "best.pt", load_best(config, fold), fingerprint)
-            accelerator.print(f"{folder} is finished; --restart trains it again")
+            _confirm(planned, fold, sides, fingerprint, accelerator)
             return
         _train(planned, fold, epochs, sides, fingerprint, accelerator)
     accelerator.print(f"wrote {folder}")
+
+
+def _confirm(config: Config, fold: str, sides: Sides, fingerprint: Stamp, accelerator: Accelerator) -> None:
+    """Of a finished run: scored again if other maps are asked for; UserError if it is another run."""
+    path, best = run_folder(config, fold) / "best.pt", load_best(config, fold)
+    checkpoint.check_fingerprint(path, best, fingerprint, but=checkpoint.MAPS_ONLY)
+    other_maps = differences(best["fingerprint"], fingerprint)
+    if not other_maps:
+        accelerator.print(f"{path.parent} is finished; --restart trains it again")
+        return
+    accelerator.print(f"{path.parent} is trained and only scored again ({in_short(other_maps)})")
+    detector = load_detector(config, fold, other_maps=True)
+    if accelerator.is_main_process:
+        write_bytes(path.with_name("config.yaml"), as_yaml(config).encode())
+    write_result(detector, config, fold, sides.held, accelerator, best | {"fingerprint": fingerprint})
+    accelerator.wait_for_everyone()
 
 
 def load_best(config: Config, fold: str) -> dict[str, Any]:
@@ -81,14 +97,20 @@ def load_best(config: Config, fold: str) -> dict[str, Any]:
     return checkpoint.load(run_folder(config, fold) / "best.pt")
 
 
-def load_detector(config: Config, fold: str) -> Detector:
-    """The trained detector of a fold. Raises UserError if its checkpoint belongs to another config."""
+def load_detector(config: Config, fold: str, other_maps: bool = False) -> Detector:
+    """The trained detector of a fold. Raises UserError if its checkpoint belongs to another config.
+
+    With `other_maps` its out-of-fold maps may have been kept at another size than `config` says.
+    """
     detector = build_detector(config, pretrained=False)
     content = load_best(config, fold)
     # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
     planned = _without_selection(config, detector) if fold == FULL else config
-    current = checkpoint.fingerprint(planned, fold, content.get("fingerprint", {}).get("epochs"))
-    checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current)
+    saved = content.get("fingerprint")
+    epochs = saved["settings"].get("epochs") if is_stamp(saved) else None
+    current = checkpoint.fingerprint(planned, fold, epochs)
+    but = checkpoint.MAPS_ONLY if other_maps else ()
+    checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current, but)
     checkpoint.fill(detector, run_folder(config, fold) / "best.pt", content)
     return detector
 
@@ -197,7 +219,7 @@ def _train(
     fold: str,
     epochs: int | None,
     sides: Sides,
-    fingerprint: dict[str, Any],
+    fingerprint: Stamp,
     accelerator: Accelerator,
 ) -> None:
     folder, main = run_folder(config, fold), accelerator.is_main_process
@@ -225,12 +247,11 @@ def _start_from(detector: Detector, config: Config, fold: str) -> None:
     """Weights of another experiment, which must have left out the same images."""
     path = run_folder(config.model_copy(update={"experiment": config.train.init}), fold) / "best.pt"
     content = checkpoint.load(path)
-    lists = {"folds.csv", training_list(config, fold).name}
     now = checkpoint.fingerprint(config, fold, None)
-    saved = content.get("fingerprint", {})
-    checkpoint.check_fingerprint(
-        path, {"fingerprint": {name: saved.get(name) for name in lists}}, {name: now[name] for name in lists}
-    )
+    lists = {"folds.csv", training_list(config, fold).name}
+    if is_stamp(content.get("fingerprint")):
+        content = content | {"fingerprint": only_files(content["fingerprint"], lists)}
+    checkpoint.check_fingerprint(path, content, only_files(now, lists))
     try:
         detector.load_state_dict(content["detector"])
     except RuntimeError:
@@ -267,13 +288,14 @@ def _training(
     detector: Detector, config: Config, sides: Sides, accelerator: Accelerator
 ) -> DataLoader | None:
     """Of a detector that has weights to train. Raises UserError if it would learn from other than it scores,
-    and if its batches cannot be shared out evenly.
+    if its batches cannot be shared out evenly, and for a warm-up that does not fit into the training.
 
     Detectors that are calibrated may depend on the size of what they see; others are told by their labels.
     """
     if not any(weights.requires_grad for weights in detector.parameters()):
         return None
     loader, (height, width) = training_loader(config, sides.fitted, detector.labels), config.seen_size
+    planned_steps(config.train, len(loader))
     size, processes = config.train.batch_size, accelerator.num_processes
     if processes > 1 and (size % processes or len(sides.fitted) < size):
         raise UserError(
