@@ -53,9 +53,10 @@ def test_table_holds_means_and_spreads_over_folds(config, run_script):
 
 def test_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_script):
     tables = [write_runs(of(config, "run")), write_runs(of(config, "run_seed1", seed=1), seed=1)]
+    tables.append(write_runs(of(config, "run_workers", seed=2, workers=1), seed=3))  # changes no result
     write_runs(of(config, "slower", lr=1e-4), seed=2)
     table, _ = compare(run_script, config)  # all that are trained
-    assert table.index.tolist() == ["run", "slower"] and table["seeds"].tolist() == [2, 1]
+    assert table.index.tolist() == ["run", "slower"] and table["seeds"].tolist() == [3, 1]
     folds = [rows for table in tables for _, rows in table.groupby("fold")]
     aurocs = [roc_auc_score(rows["label"].astype(int), rows["score"]) for rows in folds]
     assert table.loc["run", ["auroc", "auroc_spread"]].tolist() == pytest.approx(

@@ -170,6 +170,12 @@ def test_planted_thresholds_are_found(kind, low, high):
     assert tuned == 1 > plain + 0.05
 
 
+def test_a_class_that_no_image_has_keeps_the_plain_rule():
+    """Fitted to what is empty alone, it would never mark anything."""
+    empty = [each._replace(truth=np.zeros_like(each.truth)) for each in planted("pixel")]
+    assert fit_rules(measure(empty))["1"] == Rule()
+
+
 def test_each_class_has_a_rule_of_its_own():
     kinds = {"2": "pixel", "4": "component"}
     both = [each._replace(target=name) for name, kind in kinds.items() for each in planted(kind)]

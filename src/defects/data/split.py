@@ -67,10 +67,8 @@ def _split(config: Config, train: pd.DataFrame) -> pd.DataFrame:
     pairs = find_duplicates(config, train)
     given = folds.given_groups(train, config.split)
     groups = duplicates.group_ids(len(train), pairs) if given is None else given.to_numpy()
-    folds.check_counts(groups, train, config.data.classes, config.split.folds)
-    targets = folds.class_targets(train)
-    fold = folds.assign_folds(groups, targets, config.split.folds, config.split.seed)
-    table = train.assign(group=groups, fold=fold.astype(str))
+    fold = folds.plan_folds(train, groups, config.data.classes, config.split)
+    table = train.assign(group=groups, fold=fold)
     _write(config, table, pairs)
     return table
 

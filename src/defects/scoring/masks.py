@@ -103,6 +103,8 @@ def fit_rules(outcomes: pd.DataFrame) -> dict[str, Rule]:
 
 
 def _fit(outcomes: pd.DataFrame) -> Rule:
+    if (outcomes["empty"] == 1).all():
+        return Rule()  # fitted to images without the class alone, it would never mark anything
     found = []
     for (pixel, component), rows in outcomes.groupby(["pixel", "component"]):
         kept, empty = rows["dice"].to_numpy(), rows["empty"].to_numpy()

@@ -48,11 +48,13 @@ class Sides:
         missing = [name for label, name in needed.items() if not (labels == label).any()]
         name = config.model.name
         if missing:
-            raise UserError(f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them")
-        if detector.needs_holdout and self.inner_normal.empty:
+            other = ": add some, or choose a detector of normal images, such as --detector patchcore_reduced"
             raise UserError(
-                f"{name} is calibrated on held-out normal images: set train.inner_holdout, such as to 0.1"
+                f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them"
+                f"{other if missing[0] == 'defect' else ''}"
             )
+        if detector.needs_holdout and self.inner_normal.empty:
+            raise UserError(self._no_calibration(config))
         if detector.needs_holdout and config.infer.tta:
             raise UserError(
                 f"{name} is calibrated on images as they are, which averages over turns would not fit: set "
@@ -60,6 +62,22 @@ class Sides:
             )
         wanted = labels == 0 if detector.learns_from == "normal" else labels.notna()
         return replace(self, fitted=self.fitted[wanted].reset_index(drop=True))
+
+    def _no_calibration(self, config: Config) -> str:
+        """Why no normal image is kept unseen to calibrate a detector on, and what to do."""
+        normal = self.originals[self.originals["label"] == 0]
+        groups = normal["group"].nunique()
+        fraction = config.train.inner_holdout
+        problem = (
+            f"{config.model.name} is calibrated on held-out normal images, and train.inner_holdout="
+            f"{fraction:g} keeps none of {len(normal)} (in {groups} group{'s' * (groups != 1)})"
+        )
+        if fraction == 0:
+            return f"{problem}: set it, such as to 0.1"
+        advice = "add normal images of other objects"
+        if groups + self.held.loc[self.held["label"] == 0, "group"].nunique() > config.split.folds:
+            advice += f", or raise split.folds={config.split.folds}, so that a fold holds out fewer"
+        return f"{problem}, since one group must be left to learn from: {advice}"
 
 
 def make_sides(config: Config, fold: str, table: pd.DataFrame, rows: pd.DataFrame) -> Sides:
