@@ -173,6 +173,22 @@ def test_the_experiment_name_is_not_inherited(tmp_path, own, expected):
     assert load_config(_write(tmp_path, "top.yaml", f"base: middle.yaml\n{own}")).experiment == expected
 
 
+@pytest.mark.parametrize("nothing", ["", "null", "~"])
+def test_no_base_is_no_base(tmp_path, nothing):
+    assert load_config(_write(tmp_path, "top.yaml", f"base: {nothing}\n{SMALL}")).data.name == "set"
+
+
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
+    path = _write(tmp_path, "twice.yaml", f"{SMALL}train: {{epochs: 1}}\nmodel: {{name: dfr}}\n")
+    assert "model is given twice, in lines 3 and 5" in _error(path)
+
+
+def test_a_file_saved_by_an_editor_of_windows(tmp_path):
+    path = tmp_path / "windows.yaml"
+    path.write_bytes(SMALL.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_config(path).data.name == "set"
+
+
 def test_a_chain_of_bases_that_bites_its_tail(tmp_path):
     _write(tmp_path, "a.yaml", "base: b.yaml")
     _write(tmp_path, "b.yaml", "base: a.yaml")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.errors import UserError
-from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
+from defects.validation import Section, convert, open_brackets, section_of, setting_type, validate, value_type
 from defects.yaml_text import Written, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
@@ -239,15 +239,15 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
-    base = values.get("base")
-    if "base" not in values:
-        return values
-    if not isinstance(base, str) or not base:
+    own = {key: value for key, value in values.items() if key != "base"}
+    base = convert(values.get("base"), str | None)
+    if base is None:
+        return own
+    if not isinstance(base, str):
         raise UserError(f"{path}: base must name one config file")
     extended = _read_with_base(path.parent / base, (*seen, path))
     # Two configs must not write into one run folder.
     inherited = {key: value for key, value in extended.items() if key != "experiment"}
-    own = {key: value for key, value in values.items() if key != "base"}
     return _merged(inherited, own, Config)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from defects.validation import Section
+from defects.validation import CONTROL, Section
 
 LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 
@@ -17,7 +17,7 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 def _check_folder_name(name: str) -> str:
-    if not re.fullmatch(r"\w[^/\\:]*", name) or not name.isprintable():
+    if not re.fullmatch(r"\w[^/\\:]*", name) or CONTROL.search(name):
         raise ValueError("write the name of one folder: first a letter, a digit or _, and no / \\ or : in it")
     if len(name.encode()) > LONGEST_NAME_BYTES:
         raise ValueError(f"write a shorter name, {LONGEST_NAME_BYTES} bytes at most")

@@ -1,6 +1,7 @@
 """Settings checked by pydantic, and what is wrong with them in one line."""
 
 import difflib
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,6 +14,7 @@ from defects.yaml_text import Written, parse_yaml, plain_value, without_quotes
 
 Model = TypeVar("Model", bound=BaseModel)
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no name of a file or folder has these, but for mistakes
 MOST_SHOWN = 200  # letters of a refused value
 # What is to be written instead, by pydantic's types of errors.
 WANTED = {
@@ -139,7 +141,7 @@ def _as_text(text: Written, kinds: list[Any]) -> str | None:
     if text in ("", "null", "Null", "NULL"):
         return None
     value = without_quotes(text)
-    if Path in kinds and not value.isprintable():
+    if Path in kinds and CONTROL.search(value):
         raise ValueError("a path holds no control characters")
     return value
 
