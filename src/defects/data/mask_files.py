@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from defects.data.images import decode, read_content
+from defects.data.decoding import check_content, decode_colours, read_content
 
 
 class MaskFacts(NamedTuple):
@@ -30,7 +30,8 @@ def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
 
 def examine_mask(path: Path, inverted: bool = False) -> tuple[np.ndarray, MaskFacts]:
     """As read_mask, and what the inventory tells of the file."""
-    pixels = decode(path, read_content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    content = read_content(path)
+    pixels = decode_colours(path, content, check_content(path, content))
     mask = cv2.inRange(pixels, (0, 0, 0), (0, 0, 0)) == 0
     mask = mask ^ inverted
     height, width = mask.shape
