@@ -78,6 +78,9 @@ class DataConfig(Section):
     pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
     contradictions: Literal["error", "report"] = "error"  # one picture filed as normal and as defective
     bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
+    # Of the camera behind 16-bit files: 2**bits - 1 is white. None: the largest value of the file's type.
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    inverted_masks: bool | None = None  # masks are white where nothing is; None: told from all masks together
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def _decode(path: Path, content: bytes, header: Header, mode: int) -> np.ndarray
             raise UserError(f"{path} claims to have more pixels than {limit}: cut it into tiles") from None
         pixels = None
     if pixels is None and header.is_tiled:
-        raise UserError(f"{path} is damaged, or of small tiles, which OpenCV does not read: save it in strips")
+        raise UserError(f"{path} is damaged, or has small tiles, which OpenCV cannot read: save it in strips")
     if pixels is None:
         raise _unreadable(path)
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig
-from defects.data.images import read_image
+from defects.data.images import examine_image
 from defects.data.labels import class_columns
 from defects.data.many import in_threads
 from defects.data.mask_files import read_mask
@@ -146,9 +146,9 @@ def _examine(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
 
 def _examine_one(data: DataConfig, root: Path, path: str, mask_path: str) -> tuple[int, int, str, str, str]:
     try:
-        height, width = read_image(root / path).shape[:2]
-        mask_path = _usable_mask(data, root, mask_path, (height, width))
-        return width, height, sha256(root / path), mask_path, ""
+        facts = examine_image(root / path)
+        mask_path = _usable_mask(data, root, mask_path, (facts.height, facts.width))
+        return facts.width, facts.height, sha256(root / path), mask_path, ""
     except UserError as error:
         return 0, 0, "", "", str(error)
 
