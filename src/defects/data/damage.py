@@ -43,7 +43,7 @@ def find_damage(content: bytes, header: Header) -> str:
     changed in uncompressed files and in WebP, which has no checksum, cannot be told from others.
     """
     if header.format == "JPEG":
-        return _find_jpeg_damage(content)
+        return _find_jpeg_damage(without_padding(content))
     if header.format == "JPEG 2000" or (header.format == "TIFF" and header.is_compressed):
         return _find_damage_with_pillow(content)
     return ""

@@ -102,8 +102,8 @@ def _adapted(content: bytes, header: Header) -> bytes:
     """The content as OpenCV reads it rightly."""
     if header.format == "JPEG":
         return without_padding(content)
-    if header.format == "PNM":
-        return content + b"\n"  # the last number of a text file may lack it
+    if content[:2] in (b"P1", b"P2", b"P3"):
+        return content + b"\n"  # the last number may lack it
     if header.straight_alpha:
         # Told that the colours are already multiplied by alpha, libtiff leaves them as they are.
         place = header.straight_alpha

@@ -262,7 +262,7 @@ TAGS = {
     339: "sample_format",
 }
 TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the values of these tags
-MOST_PAGES = 10_000
+MOST_PAGES, MOST_TAGS = 1000, 4096  # that are looked at
 REDUCED, TRANSPARENCY = 1, 4  # bits of `subfile`
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> channels of colour
 NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}
@@ -363,6 +363,8 @@ def _tiff_pages(content: bytes) -> list[dict[str, tuple]]:
 def _tiff_page(content: bytes, place: int, order: str, is_big: bool) -> tuple[dict[str, tuple], int]:
     count_format, entry_size, next_format = ("Q", 20, "Q") if is_big else ("H", 12, "I")
     count = struct.unpack_from(order + count_format, content, place)[0]
+    if count > MOST_TAGS:
+        raise KeyError("no directory of tags")
     place += struct.calcsize(order + count_format)
     page: dict[str, tuple] = {
         "subfile": (0,),
