@@ -178,3 +178,12 @@ def test_prepare_names_every_damaged_image(tmp_path, config_file, capfd):
         prepare(config)
     assert all(f"{name}.jpg" in str(caught.value) for name in ("hole", "missing"))
     assert "Corrupt JPEG data" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("examine", [examine_image, examine_mask])
+def test_a_jpeg_2000_that_claims_gigabytes_is_refused_before_they_are_taken(tmp_path, examine):
+    """Pillow takes what the box around the picture claims."""
+    content = bytearray(encoded(PHOTO, "JPEG2000"))
+    start = content.index(b"ihdr") + 4
+    content[start : start + 4] = (1_000_000_000).to_bytes(4)
+    assert "claims to have more pixels" in refusal(tmp_path / "x.jp2", bytes(content), examine)

@@ -251,37 +251,6 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [1, 128, 255])
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
-def test_masks_are_everything_that_is_not_black(tmp_path, value, suffix):
-    marked = GREY > 128
-    image = Image.fromarray(np.where(marked, value, 0).astype(np.uint8))
-    found = read_mask(_save(tmp_path / f"m.{suffix}", image))
-    assert found.dtype == bool
-    np.testing.assert_array_equal(found, marked)
-
-
-@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA"])
-def test_masks_in_other_modes(tmp_path, mode):
-    marked = GREY > 128
-    image = Image.fromarray(np.where(marked, 255, 0).astype(np.uint8)).convert(mode)
-    np.testing.assert_array_equal(read_mask(_save(tmp_path / "m.png", image)), marked)
-
-
-@pytest.mark.parametrize("color", [(1, 1, 1), (0, 0, 1), (255, 0, 0), (0, 0, 255), (0, 128, 0)])
-def test_coloured_masks(tmp_path, color):
-    marked = GREY > 128
-    path = write_png(tmp_path / "m.png", np.where(marked[..., None], color, 0).astype(np.uint8))
-    np.testing.assert_array_equal(read_mask(path), marked)
-
-
-@pytest.mark.parametrize("value", [1, 255, 257, 65535])
-def test_16_bit_masks(tmp_path, value):
-    marked = GREY > 128
-    image = Image.fromarray(np.where(marked, value, 0).astype(np.uint16))
-    np.testing.assert_array_equal(read_mask(_save(tmp_path / "m.png", image)), marked)
-
-
 def test_resizing_to_the_own_size_changes_nothing():
     np.testing.assert_array_equal(resize(RGB, (HEIGHT, WIDTH)), RGB)
 

@@ -78,11 +78,6 @@ def to_eight_bits(pixels: np.ndarray, header: Header, bits: int | None) -> np.nd
     return pixels if white == EIGHT_BITS else cv2.convertScaleAbs(pixels, alpha=EIGHT_BITS / white)
 
 
-def decode_unchanged(path: Path, content: bytes, header: Header) -> np.ndarray:
-    """The stored channels, [H, W], or [H, W, C] with blue first and alpha last; EXIF rotation applied."""
-    return _decode(path, content, header, cv2.IMREAD_UNCHANGED)
-
-
 def _decode(path: Path, content: bytes, header: Header, mode: int) -> np.ndarray:
     """cv2.imdecode. Raises UserError if it gives nothing, or neither uint8 nor uint16."""
     try:

@@ -255,6 +255,10 @@ def _heif(content: bytes) -> Header:
 def _jpeg2000(content: bytes) -> Header:
     start = content.index(b"\xff\x4f\xff\x51")
     right, bottom, left, top = struct.unpack_from(">4I", content, start + 8)
+    height, width = bottom - top, right - left
+    box = content.find(b"ihdr", 0, start)
+    if box >= 0:  # Pillow believes this one
+        height, width = map(max, struct.unpack_from(">II", content, box + 4), (height, width))
     components, depth = struct.unpack_from(">HB", content, start + 40)
     bits = (depth & 0x7F) + 1
     fault = "signed JPEG 2000: convert to unsigned values" if depth & 0x80 else ""
@@ -262,8 +266,8 @@ def _jpeg2000(content: bytes) -> Header:
         fault = f"{bits}-bit JPEG 2000: {CONVERT}"
     return Header(
         "JPEG 2000",
-        bottom - top,
-        right - left,
+        height,
+        width,
         bits,
         2**bits - 1,
         channel_name(components),

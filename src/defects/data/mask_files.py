@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from defects.data.decoding import check_content, decode_colours, decode_unchanged, read_content
+from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.headers import Header
 
 RAMP_SHARE = 0.3  # of the grey pixels of soft edges, at least, lie between a darker and a brighter one
@@ -94,14 +94,16 @@ def are_inverted(facts: Sequence[MaskFacts], setting: bool | None = None) -> boo
 
 
 def _read(path: Path, content: bytes, header: Header, is_examined: bool = False) -> Reading:
-    if header.channels == "palette":
-        palette = _read_palette(content)
-        if palette is not None:
-            return _mark_palette(*palette)
+    has_palette = header.channels == "palette"
+    may_have_alpha = header.channels in ("RGBA", "grey+alpha") or header.format in ("WebP", "AVIF")
+    picture = _open_with_pillow(content) if has_palette or may_have_alpha else None
+    if has_palette and picture is not None and picture.mode == "P":
+        return _mark_palette(*_palette(picture))
     colours = decode_colours(path, content, header)
-    alpha = _read_alpha(path, content, header)
-    if alpha is not None and np.ptp(alpha):
-        return _mark_visible(colours, alpha)
+    if may_have_alpha and picture is not None and "A" in picture.getbands():
+        alpha = np.asarray(picture.getchannel("A"))
+        if np.ptp(alpha):
+            return _mark_visible(colours, alpha)
     return _mark_colours(colours, _is_lossy(content, header), is_examined)
 
 
@@ -109,25 +111,18 @@ def _is_lossy(content: bytes, header: Header) -> bool:
     return header.format in ("JPEG", "AVIF") or (header.format == "WebP" and content[12:16] == b"VP8 ")
 
 
-def _read_alpha(path: Path, content: bytes, header: Header) -> np.ndarray | None:
-    """[H, W], or None where the file has none."""
-    may_have = header.channels in ("RGBA", "grey+alpha") or header.format in ("WebP", "AVIF", "PNG")
-    if not may_have or (header.format, header.channels) == ("JPEG 2000", "grey+alpha"):
-        return None
-    pixels = decode_unchanged(path, content, header)
-    return pixels[..., 3] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
-
-
-def _read_palette(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Indices uint8 [H, W], colours uint8 [256, 3] and alpha uint8 [256]; None if Pillow sees no palette."""
+def _open_with_pillow(content: bytes) -> Image.Image | None:
+    """For palettes and alpha, which OpenCV resolves, or does not turn as EXIF says."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
-            picture = ImageOps.exif_transpose(picture)
-    except Exception:  # of a dozen kinds, for broken files
+            return ImageOps.exif_transpose(picture)
+    except Exception:  # of a dozen kinds, for files that it does not know
         return None
-    if picture.mode != "P":
-        return None
+
+
+def _palette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices uint8 [H, W], colours uint8 [256, 3] and alpha uint8 [256] of its entries."""
     entries = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(entries)] = entries
