@@ -5,9 +5,10 @@ import cv2
 import numpy as np
 import pytest
 from conftest import texture, write_png
+from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.images import list_images, read_image, resize, resize_mask
+from defects.data.images import IMAGE_SUFFIXES, list_images, read_image, resize, resize_mask
 from defects.data.mask_files import read_mask
 from defects.errors import UserError
 
@@ -112,9 +113,18 @@ def test_alpha_is_dropped_not_blended(tmp_path, suffix):
     np.testing.assert_array_equal(found, RGB)
 
 
-def test_an_opaque_tiff_with_alpha(tmp_path):
-    opaque = np.dstack([RGB, np.full_like(ALPHA, 255)])
-    np.testing.assert_array_equal(read_image(_save(tmp_path / "x.tiff", Image.fromarray(opaque))), RGB)
+@pytest.mark.parametrize("alpha", [ALPHA, np.full_like(ALPHA, 255), np.zeros_like(ALPHA)])
+def test_alpha_of_a_tiff_is_not_multiplied_into_the_colours(tmp_path, alpha):
+    image = Image.fromarray(np.dstack([RGB, alpha]))
+    for options in ({}, {"compression": "tiff_lzw"}):
+        np.testing.assert_array_equal(read_image(_save(tmp_path / "x.tiff", image, **options)), RGB)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_16_bit_tiff_keeps_red_and_blue_apart(tmp_path, order):
+    deep = RGB.astype(np.uint16) * 257
+    (tmp_path / "x.tif").write_bytes(tiff(deep, order=order))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), RGB)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
@@ -198,6 +208,36 @@ def test_bytes_behind_the_image_do_no_harm(tmp_path):
         expected = read_image(tmp_path / name)
         (tmp_path / name).write_bytes(content + b"trailer of a camera")
         np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+
+
+BY_PILLOW = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "GIF": (".gif",),
+    "JPEG2000": (".jp2", ".jpx"),
+    "PPM": (".pgm", ".pnm", ".pxm"),
+}
+SUFFIXES = {suffix: encoded(SMOOTH, name) for name, group in BY_PILLOW.items() for suffix in group}
+SUFFIXES |= {suffix: encoded(SMOOTH, "JPEG2000", no_jp2=True) for suffix in (".j2k", ".j2c", ".jpc")}
+SUFFIXES |= {suffix: encoded_by_opencv(SMOOTH, suffix) for suffix in (".ras", ".sr", ".ppm")}
+PAM = f"P7\nWIDTH {WIDTH}\nHEIGHT {HEIGHT}\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n".encode()
+SUFFIXES[".pam"] = PAM + SMOOTH.tobytes()
+SUFFIXES[".pbm"] = encoded(RAMP > 128, "PPM")
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_suffix_is_read(tmp_path, suffix):
+    (tmp_path / f"x{suffix}").write_bytes(SUFFIXES[suffix])
+    assert list_images(tmp_path) == [tmp_path / f"x{suffix}"]
+    found = read_image(tmp_path / f"x{suffix}").astype(int)
+    if suffix == ".pbm":
+        np.testing.assert_array_equal(found, _three(np.where(RAMP > 128, 255, 0)))
+    else:
+        assert np.abs(found - SMOOTH).mean() < 12  # lossy ones too, and the palette of the GIF
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from defects.data.decoding import check_content, decode_colours, read_content, to_eight_bits
 from defects.data.headers import EIGHT_BITS
+from defects.data.mask_files import read_mask as read_mask  # images and masks from one place
 from defects.errors import UserError
 
 # What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
