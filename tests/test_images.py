@@ -232,7 +232,6 @@ SUFFIXES[".pbm"] = encoded(RAMP > 128, "PPM")
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_suffix_is_read(tmp_path, suffix):
     (tmp_path / f"x{suffix}").write_bytes(SUFFIXES[suffix])
-    assert list_images(tmp_path) == [tmp_path / f"x{suffix}"]
     found = read_image(tmp_path / f"x{suffix}").astype(int)
     if suffix == ".pbm":
         np.testing.assert_array_equal(found, _three(np.where(RAMP > 128, 255, 0)))
