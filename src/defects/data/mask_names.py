@@ -1,0 +1,125 @@
+"""Which masks belong to which image, by their names alone."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from defects.files import same_text
+
+WORDS = (
+    "mask",
+    "masks",
+    "gt",
+    "label",
+    "labels",
+    "groundtruth",
+    "ground_truth",
+    "ground-truth",
+    "seg",
+    "segmentation",
+    "annotation",
+)
+# name_mask, name-GT, name.label; of several regions also name_mask1, name_mask_1, name_mask (1).
+MASK_END = re.compile(rf"[ ._-](?:{'|'.join(WORDS)})(?:[ ._-]?\(?\d+\)?)?$", re.IGNORECASE)
+NUMBER_END = re.compile(r"(?:[ ._-]\d+| ?\(\d+\))$")  # name_0, name-1, name (2): one file for each region
+
+
+@dataclass
+class MaskNames:
+    """`of_image` [N]: numbers of the masks of each image, in their order. `orphans` belong to no image."""
+
+    of_image: list[list[int]]
+    orphans: list[int] = field(default_factory=list)
+    ambiguous: dict[int, list[int]] = field(default_factory=dict)  # masks that fit several images
+
+
+def match_masks(images: Sequence[str], masks: Sequence[str]) -> MaskNames:
+    """Assign each mask to one image. All are paths with `/`, below the images' and below the masks' folder.
+
+    A mask has the name of its image, with or without the image's suffix, with or without one of WORDS, with
+    or without a number; or it lies in a folder of that name. A number is part of an image's name where other
+    images are numbered likewise. If all images or all masks lie directly in their folder, sub-folders of the
+    other side may differ.
+    """
+    by_path = _NameIndex(images, with_folders=True)
+    by_name = _NameIndex(images, with_folders=False)
+    may_differ = _is_flat(images) or _is_flat(masks)
+    names = MaskNames([[] for _ in images])
+    for number, mask in enumerate(masks):
+        found = by_path.find(mask)
+        if not found and may_differ:
+            found = by_name.find(PurePosixPath(mask).name)
+        if len(found) == 1:
+            names.of_image[found[0]].append(number)
+        elif found:
+            names.ambiguous[number] = found
+        else:
+            names.orphans.append(number)
+    return names
+
+
+def strip_mask_end(name: str) -> str:
+    """`name` of `name_mask` and its like; the same text where it has no such end."""
+    return MASK_END.sub("", name)
+
+
+def is_mask_word(name: str) -> bool:
+    """Whether a file or folder is called `mask`, `GT` and the like."""
+    return name.casefold() in WORDS
+
+
+def _is_flat(paths: Sequence[str]) -> bool:
+    return not any("/" in path for path in paths)
+
+
+class MaskKey(NamedTuple):
+    """What the image of a mask may be called, without its suffix; `is_numbered`: a number was taken off."""
+
+    text: str
+    is_numbered: bool = False
+
+
+def mask_keys(mask: str) -> list[MaskKey]:
+    """What the image of this mask may be called, the likeliest first."""
+    path = PurePosixPath(same_text(mask)).with_suffix("")
+    base = strip_mask_end(str(path))
+    keys = [MaskKey(str(path)), MaskKey(base)]
+    unnumbered = NUMBER_END.sub("", base)
+    if unnumbered != base:
+        keys.append(MaskKey(unnumbered, is_numbered=True))
+    if path.parent.name:
+        folder = str(path.parent)
+        keys += [MaskKey(folder), MaskKey(strip_mask_end(folder))]
+    return keys
+
+
+class _NameIndex:
+    """Numbers of images by what they are called, with and without their suffix."""
+
+    def __init__(self, images: Sequence[str], with_folders: bool):
+        self.exact: dict[str, list[int]] = {}
+        self.folded: dict[str, list[int]] = {}
+        self.numbered: set[str] = set()  # what remains of the names that end in a number
+        for number, image in enumerate(images):
+            path = PurePosixPath(same_text(image))
+            if not with_folders:
+                path = PurePosixPath(path.name)
+            stem = str(path.with_suffix(""))
+            for key in {str(path), stem}:
+                self.exact.setdefault(key, []).append(number)
+                self.folded.setdefault(key.casefold(), []).append(number)
+            unnumbered = NUMBER_END.sub("", stem)
+            if unnumbered != stem:
+                self.numbered.add(unnumbered)
+
+    def find(self, mask: str) -> list[int]:
+        """The image that a mask belongs to, or several where that is not clear."""
+        for key in mask_keys(mask):
+            if key.is_numbered and key.text in self.numbered:
+                continue  # name_3 may belong to an image name_3 that is missing
+            found = self.exact.get(key.text) or self.folded.get(key.text.casefold())
+            if found:
+                return found
+        return []
