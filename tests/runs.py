@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.special import expit
 
 from defects.config import Config, as_yaml, resolve
-from defects.data.images import read_mask, resize
+from defects.data.images import resize
+from defects.data.mask_files import read_mask
 from defects.data.split import load_folds
 from defects.files import array_archive, write_csv, write_json
 from defects.training.run import OOF_COLUMNS, run_folder

@@ -7,7 +7,8 @@ import pytest
 from conftest import texture, write_png
 from PIL import Image, ImageOps
 
-from defects.data.images import list_images, read_image, read_mask, resize, resize_mask
+from defects.data.images import list_images, read_image, resize, resize_mask
+from defects.data.mask_files import read_mask
 from defects.errors import UserError
 
 HEIGHT, WIDTH = 24, 40

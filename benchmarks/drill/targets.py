@@ -15,7 +15,8 @@ import torch
 from defects.config import Config, as_yaml, load_config
 from defects.data import rle
 from defects.data.folds import given_groups
-from defects.data.images import read_image, read_mask
+from defects.data.images import read_image
+from defects.data.mask_files import read_mask
 from defects.data.prepare import load_images, sample_ids
 from defects.data.rle_table import check_runs, read_rle_table
 from defects.data.split import load_folds, load_training_rows

@@ -12,7 +12,7 @@ from PIL import Image
 
 from defects.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
@@ -23,6 +23,16 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class ImageFacts(NamedTuple):
+    """What prepare's inventory tells of one image file."""
+
+    width: int  # pixels, as read: EXIF rotation applied
+    height: int
+    bits: int  # stored bits of each channel: 1, 8, 16, ...
+    channels: str  # "grey", "RGB", "grey+alpha", "RGBA", "palette", "CMYK", ...
+    largest: int  # largest stored value of the colour channels
 
 
 # A broken file is reported by this program, in one line, with its name.
@@ -36,13 +46,13 @@ def list_images(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not a folder: check data.root, or put the data set there")
     images = sorted(path for path in folder.rglob("*") if _is_listed(path, folder))
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
 
 
 def _is_listed(path: Path, folder: Path) -> bool:
     """Skips what is hidden: macOS leaves `._name.jpg` beside a copied file, Jupyter `.ipynb_checkpoints/`."""
-    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
         return False
     return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
@@ -61,29 +71,28 @@ def read_framed(
     path: Path, size: tuple[int, int] | None, fit: str = "squash"
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """As read_image, and the (height, width) in pixels that the image had before it was framed."""
-    content = _content(path)
+    content = read_content(path)
     stored = None if size is None else _jpeg_sides(content)
     reduction = 1 if stored is None else _reduction(stored, size, fit)
     if reduction == 1:
-        image = _decode(path, content, cv2.IMREAD_COLOR_RGB)
+        image = decode(path, content, cv2.IMREAD_COLOR_RGB)
         shape = image.shape[:2]
         return image if size is None else into_frame(image, size, fit), shape
-    image = cv2.cvtColor(_decode(path, content, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
+    image = cv2.cvtColor(decode(path, content, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
     # The header's own sides: those of the reduced image are rounded, and its mask would lie a pixel beside.
     height, width = sorted(stored, reverse=image.shape[0] > image.shape[1])
     return _framed(image, size, content_box((height, width), size, fit)), (height, width)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """bool [H, W]: everything that is not black is defect (annotation tools write 1, 128 or 255).
+def examine_image(path: Path, bits: int | None = None) -> ImageFacts:
+    """Decode a file completely, once. Raises UserError saying what is wrong with it."""
+    pixels = decode(path, read_content(path), cv2.IMREAD_UNCHANGED)
+    height, width = pixels.shape[:2]
+    channels = {2: "grey", 3: "RGB", 4: "RGBA"}[2 if pixels.ndim == 2 else pixels.shape[2]]
+    return ImageFacts(width, height, 8 * pixels.itemsize, channels, int(pixels.max()))
 
-    Read in full depth: the 1 of a 16-bit mask, or a dark colour, would be rounded to black.
-    """
-    pixels = _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return cv2.inRange(pixels, (0, 0, 0), (0, 0, 0)) == 0
 
-
-def _content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -92,7 +101,7 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _decode(path: Path, content: bytes, mode: int) -> np.ndarray:
+def decode(path: Path, content: bytes, mode: int) -> np.ndarray:
     try:
         # imdecode, not imread: on Windows the latter cannot open names outside the code page.
         image = None if _is_broken(content) else cv2.imdecode(np.frombuffer(content, np.uint8), mode)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defects.data.images import read_mask
+from defects.data.mask_files import read_mask
 from defects.data.rle import decode
 
 DEFECT = "defect"  # the target that every data set has: is there any?

@@ -8,9 +8,10 @@ import pandas as pd
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig
-from defects.data.images import read_image, read_mask
+from defects.data.images import read_image
 from defects.data.labels import class_columns
 from defects.data.many import in_threads
+from defects.data.mask_files import read_mask
 from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
 from defects.errors import UserError
