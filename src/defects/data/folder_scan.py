@@ -67,7 +67,7 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.is_file() else "is not a folder"
-        raise UserError(f"{folder} {what}: check data.root, or put the data set there")
+        raise UserError(f"{folder} {what}: name a folder of images")
     scan = FolderScan(folder)
     real_folder = Path(os.path.realpath(folder))
     above = {folder_key(path): path for path in real_folder.parents}
@@ -158,12 +158,12 @@ def repeated_text(repeated: dict[Path, Path]) -> str:
 
 
 def broken_link_text(path: Path) -> str:
-    return f"{path} is a broken link (to {os.readlink(path)})"
+    return f"{path} is a broken link (to {path.readlink()})"
 
 
 def folder_key(path: Path) -> FolderKey:
     """What is the same for all paths of one folder. Raises OSError."""
-    facts = os.stat(path)
+    facts = path.stat()
     # Some network drives number no files.
     return (facts.st_dev, facts.st_ino) if facts.st_ino else os.path.realpath(path)
 
@@ -189,11 +189,19 @@ def _list_one(scan: FolderScan, folder: Path) -> tuple[list[Path], list[Path]]:
                 scan.images.append(path)
             else:
                 scan.other_files[suffix] += 1
-        elif entry.is_symlink() and not os.path.exists(path):
+        elif entry.is_symlink() and _leads_nowhere(path):
             scan.broken_links.append(path)
         else:
             scan.special_files.append(path)
     return folders, links
+
+
+def _leads_nowhere(link: Path) -> bool:
+    try:
+        link.stat()
+    except OSError:
+        return True
+    return False
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -40,23 +40,6 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; OpenCV has a limit of its own
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All image files under `folder`, by path. Raises UserError if there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: check data.root, or put the data set there")
-    images = sorted(path for path in folder.rglob("*") if _is_listed(path, folder))
-    if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
-
-
-def _is_listed(path: Path, folder: Path) -> bool:
-    """Skips what is hidden: macOS leaves `._name.jpg` beside a copied file, Jupyter `.ipynb_checkpoints/`."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
-        return False
-    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 def read_image(path: Path, size: tuple[int, int] | None = None, fit: str = "squash") -> np.ndarray:
     """RGB uint8 [H, W, 3]: EXIF rotation applied, alpha dropped, 16 bits scaled to 8, palettes resolved.
 

@@ -4,24 +4,35 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.data.images import list_images
-from defects.data.sources.listing import Listing, attach_masks, rows
+from defects.data.role_folders import RoleFolder, open_folders
+from defects.data.sources.listing import Listing, attach_masks, attach_masks_beside, id_prefixes, rows
+
+ROLES = {"normal": ("train", 0), "abnormal": ("train", 1), "test": ("test", None)}  # split, label
 
 
 def list_data(data: DataConfig) -> Listing:
-    """Ids are `<folder's name>/<path below it>`; masks carry their image's name, with or without `_mask`."""
+    """Ids are paths below data.root, or start with the folder's name where it lies outside.
+
+    Masks carry their image's name, as `match_masks` says.
+    """
     root, names = resolve(data.root), data.folders
-    parts = [_folder(data, names.normal, "train", 0)]
-    if names.abnormal:
-        abnormal = _folder(data, names.abnormal, "train", 1)
-        if names.masks:
-            abnormal = attach_masks(data, abnormal, root / names.abnormal, root / names.masks, "_mask")
-        parts.append(abnormal)
-    if names.test:
-        parts.append(_folder(data, names.test, "test", None))
-    return Listing(pd.concat(parts, ignore_index=True))
-
-
-def _folder(data: DataConfig, name: str, split: str, label: int | None) -> pd.DataFrame:
-    folder = resolve(data.root) / name
-    return rows(data, list_images(folder), folder.parent, split, label)
+    given = {"normal": names.normal, "abnormal": names.abnormal, "masks": names.masks, "test": names.test}
+    if names.abnormal is None:
+        given["masks"] = None
+    folders = [RoleFolder(role, root / name, f"data.folders.{role}") for role, name in given.items() if name]
+    opened = open_folders(folders)
+    prefixes = id_prefixes(root, [folder.path for folder in opened])
+    masks = next((folder for folder in opened if folder.role == "masks"), None)
+    notes: list[str] = []
+    parts = []
+    for folder, prefix in zip(opened, prefixes, strict=True):
+        if folder.role == "masks":
+            continue
+        split, label = ROLES[folder.role]
+        table = rows(data, folder.images, folder.path, split, label, prefix=prefix)
+        if folder.role == "abnormal":
+            table = attach_masks(data, table, folder, masks, notes)
+        else:
+            table = attach_masks_beside(data, table, folder, notes)
+        parts.append(table)
+    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes)
