@@ -10,7 +10,7 @@ import pandas as pd
 from defects import cli
 from defects.config import Config, resolve
 from defects.data.prepare import image_sizes, load_images
-from defects.data.rle_table import all_pairs, check_runs, read_rle_table
+from defects.data.rle_table import all_pairs, check_runs, read_annotations
 from defects.errors import UserError
 from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
@@ -41,9 +41,9 @@ def evaluate_masks(config: Config, path: Path) -> None:
     key = resolve(config.data.answers)
     sizes = image_sizes(load_images(config).query("split == 'test'"))
     files = {"tuned": path.with_suffix(".tuned.csv"), "untuned": path.with_suffix(".untuned.csv")}
-    truth = read_masks_of(key, sizes, classes)
+    truth = read_masks_of(config, key, sizes)
     found = {
-        name: mean_dice(dice_table(read_masks_of(file, sizes, classes), truth, sizes))
+        name: mean_dice(dice_table(read_masks_of(config, file, sizes), truth, sizes))
         for name, file in files.items()
     }
     promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
@@ -56,9 +56,11 @@ def evaluate_masks(config: Config, path: Path) -> None:
         print_dice(f"{name}, hidden test", found[name], classes)
 
 
-def read_masks_of(path: Path, sizes: pd.Series, classes: list[str]) -> pd.DataFrame:
+def read_masks_of(config: Config, path: Path, sizes: pd.Series) -> pd.DataFrame:
     """The long table of a file, with a row for every image and class. UserError for runs that are no mask."""
-    table = read_rle_table(path, classes)
+    classes = config.data.classes
+    table = read_annotations(path, classes, set(sizes.index), config.data.unlisted_classes)
+    table = table[table["target"].isin(classes)]
     check_runs(table, sizes, path)
     return all_pairs(table, sizes.index, classes)
 

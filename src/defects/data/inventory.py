@@ -10,13 +10,17 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
+from defects.data import rle
 from defects.data.examination import Examination
 from defects.data.folder_scan import count_by_suffix, repeated_text
 from defects.data.junk import list_folders
+from defects.data.labels import COLUMN, class_columns, class_names
+from defects.data.paths import below
 from defects.data.role_folders import RoleFolder
 from defects.errors import shorten_names
 
 SHOWN_SIZES = 3
+MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
 DEEP_BITS = {10: 1023, 12: 4095}  # bits of a camera, and the largest value that they hold
 
 
@@ -37,12 +41,13 @@ def take_inventory(
         "images": _count_images(images),
         "folders": [_describe_folder(folder, root) for folder in folders],
         "not_taken": _sum_counts(folder.scan.other_files for folder in folders),
-        "special_files": [_below(path, root) for folder in folders for path in folder.scan.special_files],
+        "special_files": [below(path, root) for folder in folders for path in folder.scan.special_files],
         "left_by_systems": _sum_counts(folder.scan.junk for folder in folders),
-        "folders_not_used": [_below(path, root) for path in _unused_folders(root, folders)],
+        "folders_not_used": [below(path, root) for path in _unused_folders(root, folders)],
         "sizes": _count_sizes(images),
         "pixels": _count_pixels(examination),
-        "masks": _describe_masks(data, examination),
+        "masks": _describe_masks(examination) or _describe_runs(images),
+        "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
         "notes": _notes(data, root, folders, notes, examination),
     }
 
@@ -54,11 +59,13 @@ def print_inventory(inventory: dict[str, Any]) -> None:
 
 def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     """A line for each part of the inventory that has something to say."""
-    lines = [f"inventory of {inventory['root']}"]
+    seen = sum(folder["files"] for folder in inventory["folders"])
+    lines = [f"inventory of {inventory['root']}: {seen:,} image files"]
     for part, count in inventory["images"].items():
-        lines.append(f"{part:18}{count:7}")
+        split, label = part.split()
+        lines.append(f"{split:6}{label:12}{count:7}")
     folders = [_folder_text(folder) for folder in inventory["folders"]]
-    lines.append(f"folders     {shorten_names(folders)}")
+    lines.append(f"folders     {shorten_names(folders, most=MOST_FOLDERS)}")
     linked = [link for folder in inventory["folders"] for link in folder["links"]]
     if linked:
         count = sum(folder["files_behind_links"] for folder in inventory["folders"])
@@ -79,14 +86,17 @@ def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     pixels = [f"{count} of {kind}" for kind, count in inventory["pixels"]["kinds"].items()]
     lines.append(f"pixels      {', '.join(pixels)}")
     if inventory["masks"]:
-        lines.append(f"masks       {_masks_text(inventory['masks'])}")
+        lines += _mask_lines(inventory["masks"])
+    if inventory["classes"]:
+        classes = [f"{name} {count}" for name, count in inventory["classes"].items()]
+        lines.append(f"classes     {shorten_names(classes, most=MOST_CLASSES)} images")
     return lines + [f"note: {note}" for note in inventory["notes"]]
 
 
 def _count_images(images: pd.DataFrame) -> dict[str, int]:
     classes = images["label"].map({0: "normal", 1: "defect"}).fillna("unlabelled")
     counts = images.groupby(["split", classes]).size()
-    return {f"{split:6}{label}": int(count) for (split, label), count in counts.items()}
+    return {f"{split} {label}": int(count) for (split, label), count in counts.items()}
 
 
 def _describe_folder(folder: RoleFolder, root: Path) -> dict[str, Any]:
@@ -94,11 +104,11 @@ def _describe_folder(folder: RoleFolder, root: Path) -> dict[str, Any]:
     return {
         "setting": folder.setting,
         "role": folder.role,
-        "path": _below(folder.path, root),
+        "path": below(folder.path, root),
         "files": len(scan.images),
         "images": len(folder.images),
         "files_behind_links": scan.images_behind_links(),
-        "links": [_below(path, root) for path in scan.linked_folders],
+        "links": [below(path, root) for path in scan.linked_folders],
     }
 
 
@@ -133,10 +143,12 @@ def _sizes_text(sizes: dict[str, int]) -> str:
     names = list(sizes)
     if len(names) == 1:
         return f"all {names[0]}"
-    by_area = sorted(names, key=lambda name: np.prod([int(side) for side in name.split("x")]))
+    widths, heights = zip(*(map(int, name.split("x")) for name in names), strict=True)
     frequent = [f"{name} ({sizes[name]})" for name in names[:SHOWN_SIZES]]
-    text = f"{len(names)} sizes from {by_area[0]} to {by_area[-1]}"
-    return f"{text}, most often {', '.join(frequent)}"
+    return (
+        f"{len(names)} sizes, {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high, "
+        f"most often {', '.join(frequent)}"
+    )
 
 
 def _count_pixels(examination: Examination) -> dict[str, Any]:
@@ -146,39 +158,51 @@ def _count_pixels(examination: Examination) -> dict[str, Any]:
     return {"kinds": _sum_counts([kinds]), "largest_of_16_bits": max(deep) if deep else None}
 
 
-def _describe_masks(data: DataConfig, examination: Examination) -> dict[str, Any] | None:
+def _describe_masks(examination: Examination) -> dict[str, Any] | None:
+    """Of mask files; None if there are none."""
     images = examination.images
-    marked = [
-        (each.masks.share, path, each.masks)
-        for each, path, mask_path in zip(
-            examination.examined, images["path"], images["mask_path"], strict=True
-        )
-        if mask_path
-    ]
-    if not marked:
+    shares: dict[str, float] = {}
+    kinds: Counter[str] = Counter()
+    for each, path, mask_path in zip(examination.examined, images["path"], images["mask_path"], strict=True):
+        if mask_path:
+            shares[path] = each.masks.share
+            kinds.update(facts.kind for facts in each.masks.facts)
+    if not shares:
         return None
-    shares = [share for share, _, _ in marked]
-    largest = max(marked, key=lambda item: (item[0], item[1]))
-    files = [facts for _, _, masks in marked for facts in masks.facts]
+    return _mask_figures(shares, images) | {"files": kinds.total(), "kinds": _sum_counts([kinds])}
+
+
+def _describe_runs(images: pd.DataFrame) -> dict[str, Any] | None:
+    """Of run-length masks, all classes of an image together; None if there are none."""
+    columns = class_columns(class_names(images))
+    shares: dict[str, float] = {}
+    for row in images.to_dict("records"):
+        texts = [row[name] for name in columns if row[name]]
+        if texts:
+            starts, ends = rle.parse(rle.unite(texts), (row["height"], row["width"]))
+            shares[row["path"]] = float((ends - starts).sum()) / (row["height"] * row["width"])
+    return _mask_figures(shares, images) | {"kinds": {"run-length": len(shares)}} if shares else None
+
+
+def _mask_figures(shares: dict[str, float], images: pd.DataFrame) -> dict[str, Any]:
+    """`shares` of the images that are marked, by path."""
+    largest = max(shares, key=lambda path: (shares[path], path))
     return {
-        "images": len(marked),
+        "images": len(shares),
         "defects": int((images["label"] == 1).sum()),
-        "files": len(files),
-        "kinds": _sum_counts([Counter(facts.kind for facts in files)]),
-        "median_share": float(np.median(shares)),
-        "largest_share": largest[0],
-        "largest": largest[1],
-        "inverted": examination.inverted,
+        "median_share": float(np.median(list(shares.values()))),
+        "largest_share": shares[largest],
+        "largest": largest,
     }
 
 
-def _masks_text(masks: dict[str, Any]) -> str:
+def _mask_lines(masks: dict[str, Any]) -> list[str]:
     kinds = ", ".join(masks["kinds"])
-    return (
-        f"{masks['images']} of {masks['defects']} defects have one ({kinds}); they mark "
-        f"{masks['median_share']:.2%} of an image (median), {masks['largest_share']:.2%} at most "
-        f"({masks['largest']})"
-    )
+    median, largest = masks["median_share"], masks["largest_share"]
+    return [
+        f"masks       {masks['images']} of {masks['defects']} defects have one ({kinds})",
+        f"marked      {median:.2%} of an image (median), at most {largest:.2%} ({masks['largest']})",
+    ]
 
 
 def _notes(
@@ -226,7 +250,3 @@ def _doubts(examination: Examination) -> list[str]:
     return [
         f"{len(paths)} masks: {reason}: those of {shorten_names(paths)}" for reason, paths in doubtful.items()
     ]
-
-
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -4,8 +4,9 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
+from defects.data.mask_assignment import MaskNotes, attach_masks, attach_masks_beside
 from defects.data.role_folders import RoleFolder, open_folders
-from defects.data.sources.listing import Listing, attach_masks, attach_masks_beside, rows
+from defects.data.sources.listing import Listing, rows
 
 
 def list_data(data: DataConfig) -> Listing:
@@ -21,7 +22,7 @@ def list_data(data: DataConfig) -> Listing:
     present = [folder for folder in (masks, test) if folder.path.is_dir()]
     opened = open_folders([normal, abnormal, *present])
     by_role = {folder.role: folder for folder in opened}
-    notes: list[str] = []
+    notes = MaskNotes()
     parts = []
     for role, label in (("normal", 0), ("abnormal", 1)):
         folder = by_role[role]
@@ -35,4 +36,4 @@ def list_data(data: DataConfig) -> Listing:
         folder = by_role["test"]
         table = rows(data, folder.images, folder.path, "test", None)
         parts.append(attach_masks_beside(data, table, folder, notes))
-    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes)
+    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes.lines())

@@ -4,8 +4,9 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
+from defects.data.mask_assignment import MaskNotes, attach_masks, attach_masks_beside
 from defects.data.role_folders import RoleFolder, open_folders
-from defects.data.sources.listing import Listing, attach_masks, attach_masks_beside, id_prefixes, rows
+from defects.data.sources.listing import Listing, id_prefixes, rows
 
 ROLES = {"normal": ("train", 0), "abnormal": ("train", 1), "test": ("test", None)}  # split, label
 
@@ -23,7 +24,7 @@ def list_data(data: DataConfig) -> Listing:
     opened = open_folders(folders)
     prefixes = id_prefixes(root, [folder.path for folder in opened])
     masks = next((folder for folder in opened if folder.role == "masks"), None)
-    notes: list[str] = []
+    notes = MaskNotes()
     parts = []
     for folder, prefix in zip(opened, prefixes, strict=True):
         if folder.role == "masks":
@@ -35,4 +36,4 @@ def list_data(data: DataConfig) -> Listing:
         else:
             table = attach_masks_beside(data, table, folder, notes)
         parts.append(table)
-    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes)
+    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes.lines())

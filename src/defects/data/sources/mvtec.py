@@ -5,8 +5,9 @@ import pandas as pd
 from defects.config import categories, resolve
 from defects.config_data import DataConfig
 from defects.data.junk import list_folders
+from defects.data.mask_assignment import MaskNotes, attach_masks, attach_masks_beside
 from defects.data.role_folders import RoleFolder, open_folders
-from defects.data.sources.listing import Listing, attach_masks, attach_masks_beside, rows
+from defects.data.sources.listing import Listing, rows
 from defects.errors import UserError, shorten_names
 
 GOOD = "good"  # the kind of test images without a defect
@@ -26,7 +27,7 @@ def list_data(data: DataConfig) -> Listing:
         )
     opened = open_folders(_role_folders(data))
     masks = {folder.kind: folder for folder in opened if folder.role == "masks"}
-    notes: list[str] = []
+    notes = MaskNotes()
     good, test = [], []
     for folder in opened:
         if folder.role == "masks":
@@ -41,11 +42,11 @@ def list_data(data: DataConfig) -> Listing:
     good, test = pd.concat(good), pd.concat(test, ignore_index=True)
     if data.use_test_as == "train":
         images = pd.concat([good, test.assign(split="train")], ignore_index=True)
-        return Listing(images, folders=opened, notes=notes)
+        return Listing(images, folders=opened, notes=notes.lines())
     answers = test[["image_id", "label", "kind", "mask_path"]]
     hidden = test.assign(label=pd.array([None] * len(test), "Int64"), mask_path="", kind="")
     images = pd.concat([good, hidden], ignore_index=True)
-    return Listing(images, answers, folders=opened, notes=notes)
+    return Listing(images, answers, folders=opened, notes=notes.lines())
 
 
 def _role_folders(data: DataConfig) -> list[RoleFolder]:

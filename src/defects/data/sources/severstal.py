@@ -7,9 +7,10 @@ import pandas as pd
 from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.labels import class_columns
+from defects.data.mask_assignment import MaskNotes, attach_masks_beside
 from defects.data.rle_table import COLUMNS, all_pairs, read_annotations
 from defects.data.role_folders import RoleFolder, open_folders
-from defects.data.sources.listing import Listing, attach_masks_beside, rows
+from defects.data.sources.listing import Listing, rows
 from defects.errors import UserError, shorten_names
 
 
@@ -27,14 +28,15 @@ def list_data(data: DataConfig) -> Listing:
     if (root / "test_images").is_dir():
         folders.append(RoleFolder("test", root / "test_images", "test_images"))
     opened = open_folders(folders)
-    notes: list[str] = []
+    mask_notes = MaskNotes()
     tables = []
     for folder in opened:
         split, label = ("test", None) if folder.role == "test" else ("train", 0)
         table = rows(data, folder.images, folder.path, split, label)
-        attach_masks_beside(data, table, folder, notes)  # for its notes: train.csv has the masks
+        attach_masks_beside(data, table, folder, mask_notes)  # not used: train.csv has the masks
         tables.append(table)
     train, *test = tables
+    notes = mask_notes.lines()
     runs = read_annotations(annotations, data.classes, set(train["image_id"]), data.unlisted_classes)
     _check_images(runs, set(train["image_id"]), annotations)
     train, runs = _without_unlisted(data, train, runs, notes)

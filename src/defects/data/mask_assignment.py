@@ -1,0 +1,113 @@
+"""Which mask files belong to which rows of a listing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from defects.config import resolve
+from defects.config_data import DataConfig
+from defects.data.labels import join_masks
+from defects.data.mask_names import match_masks
+from defects.data.paths import below, check_names
+from defects.data.role_folders import RoleFolder
+from defects.errors import UserError, shorten_names
+
+
+@dataclass
+class MaskNotes:
+    """What the inventory is to say about masks of all folders; paths as in the tables."""
+
+    orphans: list[str] = field(default_factory=list)  # masks that belong to no image
+    united: list[str] = field(default_factory=list)  # images with several masks
+    beside: list[str] = field(default_factory=list)  # masks that lie among images
+    of_test_images: list[str] = field(default_factory=list)  # masks among test images, left out
+
+    def lines(self) -> list[str]:
+        texts = {
+            "masks belong to no image": self.orphans,
+            "images have several masks each, which are united": self.united,
+            "masks lie among the images, and are not taken as images": self.beside,
+            "masks lie among test images, and are left out": self.of_test_images,
+        }
+        return [f"{len(names)} {text}: {shorten_names(names)}" for text, names in texts.items() if names]
+
+
+def attach_masks(
+    data: DataConfig, table: pd.DataFrame, images: RoleFolder, masks: RoleFolder | None, notes: MaskNotes
+) -> pd.DataFrame:
+    """Fill mask_path of the rows of `images`: masks by their names in the folder `masks`, and those beside.
+
+    Raises UserError naming the images without a mask, and masks of which it is not clear whose they are.
+    """
+    root = resolve(data.root)
+    found = _masks_beside(images, root, notes.beside)
+    orphans = list(images.beside.orphans)
+    if masks is not None:
+        files = masks.scan.images
+        names = match_masks(
+            [path.relative_to(images.path).as_posix() for path in images.images],
+            [path.relative_to(masks.path).as_posix() for path in files],
+        )
+        _refuse_ambiguous(names.ambiguous, images.images, files)
+        for of_image, numbers in zip(found, names.of_image, strict=True):
+            of_image += [files[number] for number in numbers]
+        orphans += [files[number] for number in names.orphans]
+    check_names([path for of_image in found for path in of_image])
+    notes.orphans += [below(path, root) for path in orphans]
+    notes.united += [path for path, of_image in zip(table["path"], found, strict=True) if len(of_image) > 1]
+    missing = [path for path, of_image in zip(table["path"], found, strict=True) if not of_image]
+    has_masks = masks is not None or any(found)
+    if has_masks and missing and data.bad_masks == "error":
+        _refuse_missing(images, masks, missing, orphans)
+    return table.assign(mask_path=_mask_paths(found, root))
+
+
+def attach_masks_beside(
+    data: DataConfig, table: pd.DataFrame, images: RoleFolder, notes: MaskNotes
+) -> pd.DataFrame:
+    """Fill mask_path of the rows of `images`, normal ones, with the masks that lie among them.
+
+    Masks among test images are left out.
+    """
+    root = resolve(data.root)
+    is_test = images.role == "test"
+    found = _masks_beside(images, root, notes.of_test_images if is_test else notes.beside)
+    check_names([path for of_image in found for path in of_image])
+    notes.orphans += [below(path, root) for path in images.beside.orphans]
+    return table if is_test else table.assign(mask_path=_mask_paths(found, root))
+
+
+def _masks_beside(images: RoleFolder, root: Path, note: list[str]) -> list[list[Path]]:
+    """The masks of each image that lie in its own folder; their names go to `note`."""
+    found = [list(images.beside.masks.get(path, [])) for path in images.images]
+    note += [below(path, root) for of_image in found for path in of_image]
+    return found
+
+
+def _mask_paths(found: list[list[Path]], root: Path) -> list[str]:
+    return [join_masks([below(path, root) for path in of_image]) for of_image in found]
+
+
+def _refuse_ambiguous(ambiguous: dict[int, list[int]], images: Sequence[Path], masks: Sequence[Path]) -> None:
+    if not ambiguous:
+        return
+    number, fitting = next(iter(ambiguous.items()))
+    names = shorten_names((images[place] for place in fitting), " and ")
+    others = f" ({len(ambiguous) - 1} more such masks)" if len(ambiguous) > 1 else ""
+    raise UserError(
+        f"{masks[number]} may be the mask of {names}{others}: name it with the suffix of its image, such as "
+        f"{images[fitting[0]].name}.png"
+    )
+
+
+def _refuse_missing(
+    images: RoleFolder, masks: RoleFolder | None, missing: list[str], orphans: list[Path]
+) -> None:
+    place = masks.path if masks is not None else images.path
+    unused = f" (masks that fit no image: {shorten_names(path.name for path in orphans)})" if orphans else ""
+    raise UserError(
+        f"{place} has no mask for {shorten_names(missing)}{unused}: add it, called like its image with or "
+        "without _mask, or set data.bad_masks=drop to do without"
+    )
