@@ -47,10 +47,7 @@ def evaluate_masks(config: Config, path: Path) -> None:
         for name, file in files.items()
     }
     promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
-    print(
-        f"{'Dice':24}{'all pairs':>12}{'not empty':>12}"
-        + "".join(f"{f'class {name}':>12}" for name in classes)
-    )
+    print(f"{'Dice':24}{'all pairs':>12}{'not empty':>12}" + "".join(map(class_title, classes)))
     for name in found:
         print_dice(f"{name}, out of fold", promised[name], classes)
         print_dice(f"{name}, hidden test", found[name], classes)
@@ -69,9 +66,16 @@ def print_dice(title: str, found: dict | None, classes: list[str]) -> None:
     """Means over all pairs, over those that are not empty, and over these of each class."""
     figures = [None] * (2 + len(classes))
     if found is not None:
-        each = [found["classes"][name]["dice_non_empty"] for name in classes]
-        figures = [found["dice"], found["dice_non_empty"], *each]
-    print(f"{title:24}" + "".join(f"{'-' if value is None else f'{value:.4f}':>12}" for value in figures))
+        of_classes = [found["classes"][name]["dice_non_empty"] for name in classes]
+        figures = [found["dice"], found["dice_non_empty"], *of_classes]
+    widths = [12, 12, *(len(class_title(name)) for name in classes)]
+    shown = ["-" if value is None else f"{value:.4f}" for value in figures]
+    print(f"{title:24}" + "".join(f"{text:>{width}}" for text, width in zip(shown, widths, strict=True)))
+
+
+def class_title(name: str) -> str:
+    """The head of a class's column, as wide as the name takes."""
+    return f"{f'  class {name}':>12}"
 
 
 def evaluate_answers(config: Config, path: Path) -> None:

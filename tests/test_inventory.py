@@ -135,7 +135,7 @@ def test_overlapping_folders_are_told(root, lines):
     )
 
 
-# --- several masks for one image -----------------------------------------------------------------------------
+# --- several masks for one image --------------------------------------------------------------------------
 
 
 @pytest.fixture

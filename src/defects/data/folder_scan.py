@@ -161,6 +161,13 @@ def broken_link_text(path: Path) -> str:
     return f"{path} is a broken link (to {path.readlink()})"
 
 
+def count_image_files(folder: Path) -> int:
+    """Files with a suffix of images that lie directly in `folder`."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not is_junk(entry.name) and _is_file(entry)]
+    return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
+
+
 def folder_key(path: Path) -> FolderKey:
     """What is the same for all paths of one folder. Raises OSError."""
     facts = path.stat()

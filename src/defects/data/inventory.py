@@ -12,7 +12,7 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination
-from defects.data.folder_scan import count_by_suffix, repeated_text
+from defects.data.folder_scan import count_by_suffix, count_image_files, repeated_text
 from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
 from defects.data.paths import below
@@ -43,7 +43,7 @@ def take_inventory(
         "not_taken": _sum_counts(folder.scan.other_files for folder in folders),
         "special_files": [below(path, root) for folder in folders for path in folder.scan.special_files],
         "left_by_systems": _sum_counts(folder.scan.junk for folder in folders),
-        "folders_not_used": [below(path, root) for path in _unused_folders(root, folders)],
+        "not_used": _list_unused(root, folders),
         "sizes": _count_sizes(images),
         "pixels": _count_pixels(examination),
         "masks": _describe_masks(examination) or _describe_runs(images),
@@ -80,8 +80,8 @@ def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     if inventory["left_by_systems"]:
         left = [f"{count} {name}" for name, count in inventory["left_by_systems"].items()]
         lines.append(f"skipped     left by systems: {shorten_names(left)}")
-    if inventory["folders_not_used"]:
-        lines.append(f"not used    {shorten_names(inventory['folders_not_used'])}")
+    if inventory["not_used"]:
+        lines.append(f"not used    {shorten_names(inventory['not_used'])}")
     lines.append(f"sizes       {_sizes_text(inventory['sizes'])}")
     pixels = [f"{count} of {kind}" for kind, count in inventory["pixels"]["kinds"].items()]
     lines.append(f"pixels      {', '.join(pixels)}")
@@ -122,14 +122,18 @@ def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _unused_folders(root: Path, folders: list[RoleFolder]) -> list[Path]:
-    """Folders that lie beside those of the data set, below its root, and that nothing is taken from."""
+def _list_unused(root: Path, folders: list[RoleFolder]) -> list[str]:
+    """Folders and image files below the root, beside the folders of the data set, that are not taken."""
     used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
-    parents = {folder.path.parent for folder in folders} | {root}
-    near = [parent for parent in parents if parent == root or root in parent.parents]
-    inside = {folder.path for folder in folders}
-    beside = [path for parent in near if parent not in inside for path in list_folders(parent)]
-    return sorted(path for path in beside if path not in used)
+    taken = {folder.path for folder in folders}
+    unused = []
+    for parent in sorted({root, *(folder.path.parent for folder in folders)} - taken):
+        if parent == root or root in parent.parents:
+            unused += [below(path, root) for path in list_folders(parent) if path not in used]
+            files = count_image_files(parent)
+            if files:
+                unused.append(f"{files} image files in {below(parent, root)}")
+    return unused
 
 
 def _count_sizes(images: pd.DataFrame) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Which masks belong to which image, by their names alone."""
 
+import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from defects.files import same_text
@@ -43,14 +43,15 @@ def match_masks(images: Sequence[str], masks: Sequence[str]) -> MaskNames:
     images are numbered likewise. If all images or all masks lie directly in their folder, sub-folders of the
     other side may differ.
     """
-    by_path = _NameIndex(images, with_folders=True)
-    by_name = _NameIndex(images, with_folders=False)
+    by_path = _NameIndex(images)
+    by_name = None
     may_differ = _is_flat(images) or _is_flat(masks)
     names = MaskNames([[] for _ in images])
     for number, mask in enumerate(masks):
         found = by_path.find(mask)
         if not found and may_differ:
-            found = by_name.find(PurePosixPath(mask).name)
+            by_name = by_name or _NameIndex([posixpath.basename(image) for image in images])
+            found = by_name.find(posixpath.basename(mask))
         if len(found) == 1:
             names.of_image[found[0]].append(number)
         elif found:
@@ -81,33 +82,32 @@ class MaskKey(NamedTuple):
     is_numbered: bool = False
 
 
-def mask_keys(mask: str) -> list[MaskKey]:
+def mask_keys(mask: str) -> Iterator[MaskKey]:
     """What the image of this mask may be called, the likeliest first."""
-    path = PurePosixPath(same_text(mask)).with_suffix("")
-    base = strip_mask_end(str(path))
-    keys = [MaskKey(str(path)), MaskKey(base)]
+    stem = posixpath.splitext(same_text(mask))[0]
+    yield MaskKey(stem)
+    base = strip_mask_end(stem)
+    yield MaskKey(base)
     unnumbered = NUMBER_END.sub("", base)
     if unnumbered != base:
-        keys.append(MaskKey(unnumbered, is_numbered=True))
-    if path.parent.name:
-        folder = str(path.parent)
-        keys += [MaskKey(folder), MaskKey(strip_mask_end(folder))]
-    return keys
+        yield MaskKey(unnumbered, is_numbered=True)
+    folder = posixpath.dirname(stem)
+    if folder:
+        yield MaskKey(folder)
+        yield MaskKey(strip_mask_end(folder))
 
 
 class _NameIndex:
     """Numbers of images by what they are called, with and without their suffix."""
 
-    def __init__(self, images: Sequence[str], with_folders: bool):
+    def __init__(self, images: Sequence[str]):
         self.exact: dict[str, list[int]] = {}
         self.folded: dict[str, list[int]] = {}
         self.numbered: set[str] = set()  # what remains of the names that end in a number
         for number, image in enumerate(images):
-            path = PurePosixPath(same_text(image))
-            if not with_folders:
-                path = PurePosixPath(path.name)
-            stem = str(path.with_suffix(""))
-            for key in {str(path), stem}:
+            image = same_text(image)
+            stem = posixpath.splitext(image)[0]
+            for key in {image, stem}:
                 self.exact.setdefault(key, []).append(number)
                 self.folded.setdefault(key.casefold(), []).append(number)
             unnumbered = NUMBER_END.sub("", stem)

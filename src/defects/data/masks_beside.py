@@ -51,6 +51,8 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
     Two pictures may have one stem (a.jpg, a.png) if neither looks like a mask. `setting` names the folder in
     messages; `are_masks_here`: the user said that masks lie in it. Raises UserError where it cannot be told.
     """
+    if not _may_hold_masks(files):
+        return MasksBeside(list(files))
     names = _names(files)
     groups = defaultdict(list)
     for path in files:
@@ -72,6 +74,19 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
                 masks.update(of_image)
     found.images = [path for path in files if path not in masks]
     return found
+
+
+def _may_hold_masks(files: Sequence[Path]) -> bool:
+    """Whether two files of a folder share a stem, or a file or folder is named like a mask: a quick look."""
+    seen = set()
+    for path in files:
+        folder, stem = path.parent, same_text(path.stem).casefold()
+        if (folder, stem) in seen or is_mask_word(stem) or strip_mask_end(stem) != stem:
+            return True
+        if "." in stem or is_mask_word(folder.name):
+            return True
+        seen.add((folder, stem))
+    return False
 
 
 class _Contents:

@@ -162,7 +162,7 @@ def _joined(path: Path, raw: pd.DataFrame, classes: list[str], images: Collectio
             raise UserError(f"{wrong} may mean {shown}: write image ids with their suffix")
         parts.append(found[0])
     ids = pd.DataFrame(parts, columns=COLUMNS[:2], index=raw.index, dtype="str")
-    return ids.assign(runs=raw["EncodedPixels"])[COLUMNS]
+    return ids.assign(runs=raw["EncodedPixels"].str.strip())[COLUMNS]
 
 
 def _take_apart(text: str, classes: list[str], images: Collection[str]) -> list[tuple[str, str]]:
@@ -183,8 +183,12 @@ def _take_apart(text: str, classes: list[str], images: Collection[str]) -> list[
 
 
 def _split(raw: pd.DataFrame) -> pd.DataFrame:
-    columns = raw["ImageId"].map(same_text), raw["ClassId"].map(same_text), raw["EncodedPixels"]
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+    columns = {
+        "image_id": raw["ImageId"].map(same_text),
+        "target": raw["ClassId"].map(same_text).str.strip(),
+        "runs": raw["EncodedPixels"].str.strip(),
+    }
+    return pd.DataFrame(columns, dtype="str")
 
 
 def _find_class(text: str, classes: list[str]) -> str:

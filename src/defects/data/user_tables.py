@@ -19,11 +19,11 @@ HANGUL = re.compile(r"^[\x00-\x7f\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3\uff01-\
 
 
 def read_user_table(path: Path, known_columns: Iterable[str], is_exact: bool = False) -> pd.DataFrame:
-    """All values as text without blanks around them; index i is row i + 2, as a spreadsheet counts.
+    """All values as text without blanks around them; index i is row i + 2 of a spreadsheet.
 
     Comma, semicolon or tab; UTF-8, UTF-16 or Korean CP949; columns that differ from `known_columns` in case,
     blanks or underscores only get the known name; empty rows and columns are left out. With `is_exact` only
-    comma, UTF-8 and the names as they are: a file that others will read as well. Raises UserError.
+    comma and UTF-8, and names and values as they are: a file that others will read as well. Raises UserError.
     """
     rows = _read_rows(path, _read_text(path, is_exact), is_exact)
     if not rows:
@@ -55,7 +55,7 @@ def match_ids(listed: Iterable[str], known: Iterable[str], source: str) -> dict[
     matched = {name: name for name in set(listed) & set(known)}
     left = [image for image in known if image not in matched]
     waiting = [name for name in listed if name not in matched]
-    for form in (_without_suffix, _file_name, _file_stem):
+    for form in (str.strip, _without_suffix, _file_name, _file_stem):
         for fold in (str, str.casefold):
             if waiting and left:
                 found = _match_one_way(waiting, left, lambda text: fold(form(text)), source)  # noqa: B023
@@ -134,10 +134,12 @@ def _read_rows(path: Path, text: str, is_exact: bool) -> list[tuple[int, list[st
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise UserError(f"{path} is not a readable CSV file ({error}): correct it") from None
-    stripped = [(at, [value.strip() for value in row]) for at, row in enumerate(rows, 1)]
-    if not is_exact and text.startswith("sep="):  # a line that Excel writes and hides
-        stripped = stripped[1:]
-    return [(at, row) for at, row in stripped if row]
+    numbered = list(enumerate(rows, 1))
+    if not is_exact:
+        numbered = [(at, [value.strip() for value in row]) for at, row in numbered]
+        if text.startswith("sep="):  # a line that Excel writes and hides
+            numbered = numbered[1:]
+    return [(at, row) for at, row in numbered if row]
 
 
 def _delimiter(text: str) -> str:

@@ -1,5 +1,7 @@
 """Plain folders: one of normal images; optionally abnormal ones, their masks, unlabelled test images."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from defects.config import resolve
@@ -18,9 +20,14 @@ def list_data(data: DataConfig) -> Listing:
     """
     root, names = resolve(data.root), data.folders
     given = {"normal": names.normal, "abnormal": names.abnormal, "masks": names.masks, "test": names.test}
-    if names.abnormal is None:
+    without_images = []
+    if names.masks is not None and names.abnormal is None:
         given["masks"] = None
-    folders = [RoleFolder(role, root / name, f"data.folders.{role}") for role, name in given.items() if name]
+        without_images = ["data.folders.masks is not used, since data.folders.abnormal names no images"]
+    folders = []
+    for role, name in given.items():
+        if name is not None:
+            folders.append(RoleFolder(role, root / Path(name).expanduser(), f"data.folders.{role}"))
     opened = open_folders(folders)
     prefixes = id_prefixes(root, [folder.path for folder in opened])
     masks = next((folder for folder in opened if folder.role == "masks"), None)
@@ -36,4 +43,5 @@ def list_data(data: DataConfig) -> Listing:
         else:
             table = attach_masks_beside(data, table, folder, notes)
         parts.append(table)
-    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes.lines())
+    images = pd.concat(parts, ignore_index=True)
+    return Listing(images, folders=opened, notes=without_images + notes.lines())
