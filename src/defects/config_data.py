@@ -96,6 +96,9 @@ class DataConfig(Section):
     bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
     unlisted_classes: Literal["error", "drop"] = "error"  # rows of other classes than `classes`; images with
     # no other defects are left out too, since they are not normal
+    # Of the camera behind 16-bit files: 2**bits - 1 is white. None: the largest value of the file's type.
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    inverted_masks: bool | None = None  # masks are white where nothing is; None: told from all masks together
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -56,15 +56,15 @@ def examine_files(data: DataConfig, images: pd.DataFrame) -> Examination:
     """Examine all rows of a listing; normal images may have masks, if these mark nothing."""
     root = resolve(data.root)
     paths, mask_paths = images["path"], images["mask_path"]
+    normal = images["label"].eq(0).fillna(False).to_numpy(dtype=bool)
     examine = partial(_examine_one, root)
     examined = list(in_threads(examine, paths, mask_paths, text="reading images"))
-    inverted = are_inverted([facts for each in examined if each.masks for facts in each.masks.facts])
+    inverted = are_inverted(_facts_of_defects(examined, normal), data.inverted_masks)
     if inverted:
         again = list(
             in_threads(partial(_examine_masks, root, inverted=True), paths, mask_paths, text="masks")
         )
         examined = [each._replace(masks=masks) for each, masks in zip(examined, again, strict=True)]
-    normal = images["label"].eq(0).fillna(False).to_numpy(dtype=bool)
     kept, problems, contradictions, dropped = [], [], [], []
     for each, path, mask_path, is_normal in zip(examined, paths, mask_paths, normal, strict=True):
         problem = each.problem or _mask_problem(each, root, mask_path, is_normal)
@@ -86,6 +86,15 @@ def examine_files(data: DataConfig, images: pd.DataFrame) -> Examination:
         mask_path=kept,
     )
     return Examination(table, examined, problems, contradictions, dropped, inverted)
+
+
+def _facts_of_defects(examined: Sequence[Examined], normal: np.ndarray) -> list[MaskFacts]:
+    """Of all mask files but those of normal images."""
+    found = []
+    for each, is_normal in zip(examined, normal, strict=True):
+        if each.masks and not is_normal:
+            found += each.masks.facts
+    return found
 
 
 def _examine_one(root: Path, path: str, mask_path: str) -> Examined:

@@ -138,8 +138,7 @@ def check_not_empty(scan: FolderScan) -> None:
         return
     held = scan.not_taken()
     held = f"it holds {held}; " if held else ""
-    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-    raise UserError(f"{scan.folder} holds no images: {held}images end in {suffixes}")
+    raise UserError(f"{scan.folder} holds no images: {held}images are .jpg, .png, .tif and what OpenCV reads")
 
 
 def print_not_taken(scan: FolderScan) -> None:

@@ -13,6 +13,7 @@ from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination
 from defects.data.folder_scan import count_by_suffix, count_image_files, repeated_text
+from defects.data.images import note_unused_depth
 from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
 from defects.data.paths import below
@@ -21,7 +22,6 @@ from defects.errors import shorten_names
 
 SHOWN_SIZES = 3
 MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
-DEEP_BITS = {10: 1023, 12: 4095}  # bits of a camera, and the largest value that they hold
 
 
 def take_inventory(
@@ -158,8 +158,11 @@ def _sizes_text(sizes: dict[str, int]) -> str:
 def _count_pixels(examination: Examination) -> dict[str, Any]:
     facts = [each.facts for each in examination.examined if each.facts]
     kinds = Counter(f"{fact.bits} bits {fact.channels}" for fact in facts)
-    deep = [fact.largest for fact in facts if fact.bits == 16]
-    return {"kinds": _sum_counts([kinds]), "largest_of_16_bits": max(deep) if deep else None}
+    largest: dict[str, int] = {}
+    for fact in facts:
+        name = f"{fact.bits} bits"
+        largest[name] = max(largest.get(name, 0), fact.largest)
+    return {"kinds": _sum_counts([kinds]), "largest": largest}
 
 
 def _describe_masks(examination: Examination) -> dict[str, Any] | None:
@@ -230,13 +233,9 @@ def _notes(
     found += _doubts(examination)
     if examination.inverted:
         found.append("the masks mark what is no defect: they are read the other way round")
-    largest = _count_pixels(examination)["largest_of_16_bits"]
-    bits = next((bits for bits, most in DEEP_BITS.items() if largest is not None and largest <= most), None)
-    if bits is not None and getattr(data, "bits", None) is None:
-        found.append(
-            f"no 16-bit image exceeds {largest}: if the camera has {bits} bits, set data.bits={bits}, or the "
-            "images are nearly black"
-        )
+    unused_depth = note_unused_depth([each.facts for each in examination.examined if each.facts], data.bits)
+    if unused_depth:
+        found.append(unused_depth)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from defects.data.images import decode, read_content
+from defects.data.decoding import check_content, decode_unchanged, read_content
 from defects.data.many import in_threads
 from defects.data.mask_names import is_mask_word, strip_mask_end
 from defects.errors import UserError
@@ -205,7 +205,8 @@ def _look_if_whole(path: Path) -> Look | None:
 
 
 def _look(path: Path) -> Look:
-    pixels = decode(path, read_content(path), cv2.IMREAD_UNCHANGED)
+    content = read_content(path)
+    pixels = decode_unchanged(path, content, check_content(path, content))
     size = pixels.shape[:2]
     planes = [np.ascontiguousarray(plane) for plane in cv2.split(pixels)]
     return Look(all(_is_mask_plane(plane) for plane in planes), size)

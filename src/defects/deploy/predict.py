@@ -78,8 +78,8 @@ def predict(
 
 
 def read_frame(path: Path, meta: Meta) -> Frame:
-    """Raises UserError for what is no image."""
-    image, shape = read_framed(path, meta.image_size, meta.fit)
+    """Raises UserError for what is no image, or damaged."""
+    image, shape = read_framed(path, meta.image_size, meta.fit, meta.bits, is_strict=True)
     box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
     return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
 

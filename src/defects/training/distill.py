@@ -264,7 +264,8 @@ def _sources(config: Config, images: Path | None) -> tuple[list[Path], Path]:
 
 def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config: Config) -> ImageDataset:
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": float("nan")})
-    return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, fit=config.data.fit)
+    data, size = config.data, (side, side)
+    return ImageDataset(rows, Path(), size, augment, config.train.seed, fit=data.fit, bits=data.bits)
 
 
 def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path]) -> dict[str, Any]:
@@ -277,5 +278,6 @@ def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path])
         "backbone": config.model.backbone and config.model.backbone.model_dump(mode="json"),
         "seed": config.train.seed,
         "fit": None if config.data.fit == "squash" else config.data.fit,  # teachers from before hold none
+        "bits": config.data.bits,
         "images": hashlib.sha256(names.encode()).hexdigest(),
     }
