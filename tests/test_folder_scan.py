@@ -86,7 +86,7 @@ def test_links_in_a_circle_end(tmp_path, capsys):
     (tmp_path / "in/a/again").symlink_to(tmp_path / "in")
     (tmp_path / "in/a/self").symlink_to(tmp_path / "in/a")
     assert _names(list_images(tmp_path / "in"), tmp_path / "in") == ["a/1.png"]
-    assert "reached twice are taken once" in capsys.readouterr().err
+    assert "reached twice are taken once" in capsys.readouterr().out
 
 
 def test_a_link_to_the_folder_above_is_not_followed(tmp_path):
@@ -127,7 +127,10 @@ def test_files_that_are_no_images_are_counted_by_suffix(tmp_path, capsys):
     assert scan.not_taken() == "2 .heic, 1 without suffix, 1 .json"
     assert scan.junk == {"hidden": 1, "Thumbs.db": 1}
     list_images(tmp_path)
-    assert "2 .heic, 1 without suffix, 1 .json" in capsys.readouterr().err
+    list_files_to_score(tmp_path)
+    printed = capsys.readouterr()
+    assert "2 .heic, 1 without suffix, 1 .json" in printed.out
+    assert "2 .heic, 1 without suffix, 1 .json" in printed.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files")

@@ -1,7 +1,9 @@
 """What prepare says about a data set at its end, and what it makes of several masks for one image."""
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +80,9 @@ def test_sizes_and_pixels_are_told(root, lines):
     assert _line(printed, "pixels").endswith("14 of 8 bits grey, 1 of 8 bits RGB")
 
 
-@pytest.mark.parametrize(("largest", "told"), [(1023, "data.bits=10"), (3000, "data.bits=12"), (20_000, None)])
+@pytest.mark.parametrize(
+    ("largest", "told"), [(1023, "data.bits=10"), (3000, "data.bits=12"), (20_000, None)]
+)
 def test_deep_images_that_use_few_bits_are_noted(root, lines, largest, told):
     for path in (root / "train/normal_images").iterdir():
         image = texture(1).astype(np.uint16)
@@ -233,3 +237,14 @@ def test_two_files_of_one_id_are_both_named(root, config_file, fails_with_one_li
         pytest.skip("this file system knows one spelling only")
     message = fails_with_one_line("prepare.py", "--config", config_file(root))
     assert "'train/normal_images/u\\u0308.png' and 'train/normal_images/\\xfc.png'" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_other_code_pages_are_counted_and_told(root, lines):
+    for name in ("정상.heic", "정상.메모"):
+        (root / "train/normal_images" / os.fsdecode(name.encode("cp949"))).touch()
+    (root / "train" / os.fsdecode("불량".encode("cp949"))).mkdir()
+    printed = lines(root)
+    assert "1 .heic" in _line(printed, "not taken")
+    assert "1 .\\udcb8" in _line(printed, "not taken")
+    assert "train/\\udcba" in _line(printed, "not used")

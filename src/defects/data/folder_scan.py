@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from defects.data.images import IMAGE_SUFFIXES
 from defects.data.junk import is_junk
-from defects.errors import UserError, shorten_names
+from defects.errors import UserError, printable, shorten_names
 
 FolderKey = tuple[int, int] | str
 
@@ -56,7 +57,7 @@ class FolderScan:
 def count_by_suffix(files: Counter[str]) -> list[str]:
     """`12 .txt` for each suffix, the most frequent first."""
     ordered = sorted(files.items(), key=lambda item: (-item[1], item[0]))
-    return [f"{count} {suffix or 'without suffix'}" for suffix, count in ordered]
+    return [f"{count} {printable(suffix) or 'without suffix'}" for suffix, count in ordered]
 
 
 def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
@@ -101,27 +102,28 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All images under `folder`, by path; what is no image is counted on the console's error stream.
+    """All images under `folder`, by path; what is no image is counted on the console.
 
     Raises UserError if there is none, and for broken links and folders that cannot be read.
     """
     scan = scan_folder(folder)
     check_complete([scan])
     check_not_empty(scan)
-    print_not_taken(scan)
+    print_not_taken(scan, sys.stdout)
     return scan.images
 
 
 def list_files_to_score(folder: Path) -> list[Path]:
     """As list_images, for a caller that reports every file which cannot be read and goes on.
 
-    Broken links and unreadable folders are among the files. Raises UserError if there is nothing at all.
+    Broken links and unreadable folders are among the files. Counts go to the error stream: the other one may
+    hold a table. Raises UserError if there is nothing at all.
     """
     scan = scan_folder(folder)
     files = sorted([*scan.images, *scan.broken_links, *scan.unreadable])
     if not files:
         check_not_empty(scan)
-    print_not_taken(scan)
+    print_not_taken(scan, sys.stderr)
     return files
 
 
@@ -141,13 +143,13 @@ def check_not_empty(scan: FolderScan) -> None:
     raise UserError(f"{scan.folder} holds no images: {held}images are .jpg, .png, .tif and what OpenCV reads")
 
 
-def print_not_taken(scan: FolderScan) -> None:
-    """One line on the error stream where files were not taken, or a folder was reached twice."""
+def print_not_taken(scan: FolderScan, stream: TextIO) -> None:
+    """One line where files were not taken, and one where a folder was reached twice."""
     not_taken = scan.not_taken()
     if not_taken:
-        print(f"note: {scan.folder}: not taken, being no images: {not_taken}", file=sys.stderr)
+        print(f"note: {printable(str(scan.folder))}: not taken, being no images: {not_taken}", file=stream)
     if scan.repeated_folders:
-        print(f"note: {repeated_text(scan.repeated_folders)}", file=sys.stderr)
+        print(f"note: {repeated_text(scan.repeated_folders)}", file=stream)
 
 
 def repeated_text(repeated: dict[Path, Path]) -> str:

@@ -18,7 +18,7 @@ from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
 from defects.data.paths import below
 from defects.data.role_folders import RoleFolder
-from defects.errors import shorten_names
+from defects.errors import printable, shorten_names
 
 SHOWN_SIZES = 3
 MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
@@ -36,7 +36,7 @@ def take_inventory(
     `images` are the rows of images.csv; those of `examination` also hold what is known of test images.
     """
     root = resolve(data.root)
-    return {
+    found = {
         "root": data.root.as_posix(),
         "images": _count_images(images),
         "folders": [_describe_folder(folder, root) for folder in folders],
@@ -50,6 +50,7 @@ def take_inventory(
         "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
         "notes": _notes(data, root, folders, notes, examination),
     }
+    return _with_printable_texts(found)
 
 
 def print_inventory(inventory: dict[str, Any]) -> None:
@@ -253,3 +254,12 @@ def _doubts(examination: Examination) -> list[str]:
     return [
         f"{len(paths)} masks: {reason}: those of {shorten_names(paths)}" for reason, paths in doubtful.items()
     ]
+
+
+def _with_printable_texts(value: Any) -> Any:
+    """The same value with all texts in it as any file takes them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _with_printable_texts(inner) for key, inner in value.items()}
+    return [_with_printable_texts(inner) for inner in value] if isinstance(value, list) else value

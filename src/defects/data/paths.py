@@ -1,14 +1,9 @@
 """Paths of files as tables hold them."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from defects.errors import UserError, shorten_names
-
-# Surrogates stand for bytes that are no UTF-8: archives packed on old Windows systems unpack to such names.
-# Control characters and line separators would break tables and messages.
-UNWRITABLE = re.compile(r"[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029]")
+from defects.errors import UNWRITABLE, UserError, shorten_names
 
 
 def below(path: Path, root: Path) -> str:
@@ -20,5 +15,5 @@ def check_names(paths: Sequence[Path]) -> None:
     """Raises UserError for names that no table can hold."""
     broken = [path for path in paths if UNWRITABLE.search(path.as_posix())]
     if broken:
-        shown = shorten_names(ascii(path.as_posix()) for path in broken)
+        shown = shorten_names(path.as_posix() for path in broken)
         raise UserError(f"unreadable letters in the file names {shown}: rename these files")
