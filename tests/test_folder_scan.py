@@ -10,6 +10,7 @@ import pytest
 from defects.data import folder_scan
 from defects.data.folder_scan import list_files_to_score, list_images, scan_folder
 from defects.data.junk import list_folders
+from defects.deploy.predict import find_files
 from defects.errors import UserError
 
 
@@ -186,3 +187,11 @@ def test_folders_of_others_are_left_out(tmp_path):
     scan = scan_folder(tmp_path, [tmp_path / "masks"])
     assert _names(scan.images, tmp_path) == ["1.png"]
     assert len(scan.excluded_folders) == 1
+
+
+def test_predict_lists_as_prepare_does(tmp_path):
+    _touch(tmp_path, "in/1.png", "in/@eaDir/1.png", "in/notes.txt", "disk/2.png")
+    (tmp_path / "in/more").symlink_to(tmp_path / "disk")
+    (tmp_path / "in/gone.png").symlink_to("nowhere.png")
+    found = find_files([str(tmp_path / "in")])
+    assert _names(found, tmp_path / "in") == ["1.png", "gone.png", "more/2.png"]

@@ -248,3 +248,9 @@ def test_names_of_other_code_pages_are_counted_and_told(root, lines):
     assert "1 .heic" in _line(printed, "not taken")
     assert "1 .\\udcb8" in _line(printed, "not taken")
     assert "train/\\udcba" in _line(printed, "not used")
+
+
+def test_output_among_the_images_is_refused(root, config_file, fails_with_one_line, tmp_path):
+    data = {"source": "folders", "sample_submission": None, "folders": {"normal": str(tmp_path)}}
+    message = fails_with_one_line("prepare.py", "--config", config_file(root, data=data))
+    assert f"output={tmp_path / 'output'} lies inside data.folders.normal" in message

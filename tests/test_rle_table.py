@@ -167,7 +167,7 @@ def _annotated(path: Path, text: str, classes: list[str] = CLASSES, **options) -
     return {(row.image_id, row.target): row.runs for row in pairs.itertuples() if row.runs}
 
 
-@pytest.mark.parametrize("text", ["1.0", "1", " 1 ", "01", "+1.00"])
+@pytest.mark.parametrize("text", ["1.0", "1", " 1 ", "01", "+1.00", '"1,0"'])
 def test_class_ids_as_programs_write_them(path, text):
     assert _annotated(path, f"{HEAD}a.jpg,{text},5 2\n") == {("a.jpg", "1"): "5 2"}
 

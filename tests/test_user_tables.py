@@ -1,5 +1,7 @@
 """Tables as people save them: read as meant, or refused in one line."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,8 @@ def _read(path: Path, content: str | bytes, **options) -> list[tuple]:
         "image_id,group,,\na.png,1,,\nb c.png,2,,\n",
         "image_id,group\na.png,1,\n\nb c.png,2,,\n,\n\n",
         PLAIN.encode("utf-16"),
+        PLAIN.encode("utf-16-le"),
+        PLAIN.encode("utf-16-be"),
         "image_id,group,remark\na.png,1,x\nb c.png,2,\n",
     ],
 )
@@ -127,3 +131,10 @@ def test_ids_that_are_not_clear_are_refused_naming_both(listed, known):
     with pytest.raises(UserError) as caught:
         match_ids(listed, known, "t.csv")
     assert all(name in str(caught.value) for name in listed + known)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files")
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="no plain file"):
+        read_user_table(tmp_path / "t.csv", COLUMNS)

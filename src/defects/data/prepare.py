@@ -35,6 +35,7 @@ def prepare(config: Config) -> pd.DataFrame:
 def _prepare(config: Config) -> pd.DataFrame:
     data, folder = config.data, config.dataset_dir
     listing = list_data(data)
+    _refuse_output_inside(config, listing)
     _check_ids(listing.images)
     examination = examine_files(data, _with_answers(listing))
     images, answers = _apart(listing, examination.images)
@@ -138,6 +139,17 @@ def _settings(data: DataConfig) -> dict:
         "kaggle",
     }
     return data.model_dump(mode="json", exclude=later)
+
+
+def _refuse_output_inside(config: Config, listing: Listing) -> None:
+    """Raises UserError if pictures of reports would be taken for images of the data set."""
+    for setting, name in (("output", config.output), ("submissions", config.submissions)):
+        written = resolve(name).resolve()
+        for folder in listing.folders:
+            if written.is_relative_to(folder.path.resolve()):
+                raise UserError(
+                    f"{setting}={name} lies inside {folder}: write to a folder outside the images"
+                )
 
 
 def _with_answers(listing: Listing) -> pd.DataFrame:

@@ -204,7 +204,8 @@ def _find_class(text: str, classes: list[str]) -> str:
 
 def _as_number(text: str) -> float | None:
     try:
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?", text, re.ASCII) else None
+        is_number = re.fullmatch(r"[+-]?\d+([.,]\d*)?", text, re.ASCII)
+        return float(text.replace(",", ".")) if is_number else None
     except ValueError:
         return None
 

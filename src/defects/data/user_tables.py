@@ -100,6 +100,8 @@ def _file_stem(name: str) -> str:
 
 
 def _read_text(path: Path, is_exact: bool) -> str:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no plain file: it may never end")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -107,19 +109,23 @@ def _read_text(path: Path, is_exact: bool) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = None if is_exact else _decode_other(content)
+        text = None
+    if (text is None or "\x00" in text) and not is_exact:
+        text = _decode_other(content)
     if text is None:
         raise UserError(f"{path} is not a readable CSV file (not UTF-8): save it as CSV UTF-8")
     return text
 
 
 def _decode_other(content: bytes) -> str | None:
-    """UTF-16 with its mark, or CP949 if all that is no ASCII then is Korean; None for anything else."""
+    """UTF-16, or CP949 if all that is no ASCII then is Korean; None for anything else."""
     try:
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             return content.decode("utf-16")
+        if b"\x00" in content[:2]:
+            return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
         text = content.decode("cp949")
     except UnicodeDecodeError:
         return None

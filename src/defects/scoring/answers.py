@@ -28,9 +28,10 @@ def load_answers(config: Config) -> pd.DataFrame:
         label = (runs["runs"] != "").groupby(runs["image_id"]).any().astype(int)
         return label.rename("label").reset_index().assign(mask_path="")
     table = read_user_table(path, ["ImageId", "answer", *COLUMNS])
+    columns = shorten_names(table.columns)
     table = table.rename(columns={"ImageId": "image_id", "answer": "label"})
     if not {"image_id", "label"} <= set(table.columns):
-        raise UserError(f"{path} has the columns {shorten_names(table.columns)}; expected ImageId, answer")
+        raise UserError(f"{path} has the columns {columns}; expected ImageId, answer")
     label = pd.to_numeric(table["label"], errors="coerce")
     wrong = ~label.isin([0, 1])
     if wrong.any():
@@ -41,5 +42,11 @@ def load_answers(config: Config) -> pd.DataFrame:
     matched = match_ids(ids, test_ids, str(path))
     masks = table.get("mask_path", pd.Series("", table.index))
     ids = ids.map(lambda name: matched.get(name, name))
-    columns = {"image_id": ids, "label": label.astype(int), "mask_path": masks}
-    return pd.DataFrame(columns).reset_index(drop=True)
+    answers = pd.DataFrame({"image_id": ids, "label": label.astype(int), "mask_path": masks})
+    answers = answers.drop_duplicates(ignore_index=True)
+    repeated = answers.loc[answers["image_id"].duplicated(), "image_id"]
+    if len(repeated):
+        raise UserError(
+            f"{path} gives several answers for {shorten_names(repeated.unique())}: keep one of each"
+        )
+    return answers
