@@ -39,13 +39,18 @@ def _matched(images: list[str], masks: list[str]) -> dict[str, list[str]]:
         "a_mask (1).png",
         "a_1_mask.png",
         "A_mask.png",
+        "mask_a.png",
+        "GT-a.png",
+        "label_a_1.png",
     ],
 )
 def test_names_of_masks(mask):
     assert _matched(["a.jpg", "b.jpg"], [mask]) == {"a.jpg": [mask]}
 
 
-@pytest.mark.parametrize("mask", ["c.png", "a1.png", "mask_of_a.png", "ab.png", "a_masked.png", "x/y.png"])
+@pytest.mark.parametrize(
+    "mask", ["c.png", "a1.png", "mask_of_a.png", "masks.png", "ab.png", "a_masked.png", "x/y.png"]
+)
 def test_masks_of_no_image(mask):
     names = match_masks(["a.jpg", "b.jpg"], [mask])
     assert names.orphans == [0]
@@ -83,6 +88,12 @@ def test_sub_folders_may_differ_where_one_side_has_none():
         "x/a.png": ["a.png"],
         "y/b.png": ["b.png"],
     }
+
+
+def test_a_copy_of_the_masks_in_a_sub_folder_is_not_united_with_them():
+    names = match_masks(["a.png", "b.png"], ["a.png", "old/a.png", "old/b.png"])
+    assert names.of_image == [[0], [2]]
+    assert names.orphans == [1]
 
 
 def test_a_mask_of_a_missing_sub_folder_goes_to_no_other_image():

@@ -41,6 +41,7 @@ def _refused(folder: Path) -> str:
         ("exp1.jpg", "exp1.png"),
         ("a.png", "a_mask.png"),
         ("a.png", "a_GT.bmp"),
+        ("a.png", "mask_a.png"),
         ("a.jpg", "a.jpg.png"),
         ("a.png", "a_mask.jpg"),
         ("a.png", "masks/a.png"),

@@ -456,6 +456,28 @@ def test_masks_of_other_images_are_counted(make_dataset):
     ]
 
 
+@pytest.mark.parametrize("source", ["defect_normal", "folders"])
+def test_a_folder_of_masks_may_hold_those_of_normal_images(make_dataset, source):
+    root = make_dataset(defects=1, normals=1, tests=0)
+    _masks(root, "train/defect_masks/normal_0.png", "train/defect_masks/other.png")
+    folders = {
+        "normal": "train/normal_images",
+        "abnormal": "train/defect_images",
+        "masks": "train/defect_masks",
+    }
+    listing = list_data(_data(root, source, folders=folders))
+    assert sorted(listing.images["mask_path"]) == [
+        "train/defect_masks/defect_0.png",
+        "train/defect_masks/normal_0.png",
+    ]
+    assert listing.notes == ["1 masks belong to no image: train/defect_masks/other.png"]
+
+
+def test_masks_without_abnormal_images_are_noted(folders):
+    listing = list_data(_data(folders, "folders", folders={"normal": "normal", "masks": "masks"}))
+    assert listing.notes == ["data.folders.masks is not used, since data.folders.abnormal names no images"]
+
+
 def test_a_mask_that_fits_two_images_is_refused(tmp_path):
     _pictures(tmp_path, "normal/1.png", "bad/a.png", "bad/a.bmp")
     _masks(tmp_path, "masks/a.png")

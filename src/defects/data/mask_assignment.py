@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.labels import join_masks
 from defects.data.mask_names import match_masks
@@ -17,16 +16,17 @@ from defects.errors import UserError, shorten_names
 
 @dataclass
 class MaskNotes:
-    """What the inventory is to say about masks of all folders; paths as in the tables."""
+    """What becomes of the masks of all folders, for the inventory; texts are paths as in the tables."""
 
-    orphans: list[str] = field(default_factory=list)  # masks that belong to no image
+    root: Path
+    unmatched: list[Path] = field(default_factory=list)  # masks of which no image is known yet
     united: list[str] = field(default_factory=list)  # images with several masks
     beside: list[str] = field(default_factory=list)  # masks that lie among images
     of_test_images: list[str] = field(default_factory=list)  # masks among test images, left out
 
     def lines(self) -> list[str]:
         texts = {
-            "masks belong to no image": self.orphans,
+            "masks belong to no image": [below(path, self.root) for path in self.unmatched],
             "images have several masks each, which are united": self.united,
             "masks lie among the images, and are not taken as images": self.beside,
             "masks lie among test images, and are left out": self.of_test_images,
@@ -37,46 +37,72 @@ class MaskNotes:
 def attach_masks(
     data: DataConfig, table: pd.DataFrame, images: RoleFolder, masks: RoleFolder | None, notes: MaskNotes
 ) -> pd.DataFrame:
-    """Fill mask_path of the rows of `images`: masks by their names in the folder `masks`, and those beside.
+    """Fill mask_path of the rows of `images`, abnormal ones: masks by their names in the folder `masks`, and
+    those among the images.
 
     Raises UserError naming the images without a mask, and masks of which it is not clear whose they are.
     """
-    root = resolve(data.root)
-    found = _masks_beside(images, root, notes.beside)
-    orphans = list(images.beside.orphans)
+    found = _masks_beside(images, notes.root, notes.beside)
+    unmatched = list(images.beside.orphans)
     if masks is not None:
-        files = masks.scan.images
-        names = match_masks(
-            [path.relative_to(images.path).as_posix() for path in images.images],
-            [path.relative_to(masks.path).as_posix() for path in files],
-        )
-        _refuse_ambiguous(names.ambiguous, images.images, files)
-        for of_image, numbers in zip(found, names.of_image, strict=True):
-            of_image += [files[number] for number in numbers]
-        orphans += [files[number] for number in names.orphans]
-    check_names([path for of_image in found for path in of_image])
-    notes.orphans += [below(path, root) for path in orphans]
+        unmatched += _match_folder(found, images, masks, masks.scan.images)
+    notes.unmatched += unmatched
     notes.united += [path for path, of_image in zip(table["path"], found, strict=True) if len(of_image) > 1]
     missing = [path for path, of_image in zip(table["path"], found, strict=True) if not of_image]
     has_masks = masks is not None or any(found)
     if has_masks and missing and data.bad_masks == "error":
-        _refuse_missing(images, masks, missing, orphans)
-    return table.assign(mask_path=_mask_paths(found, root))
+        _refuse_missing(images, masks, missing, unmatched)
+    return table.assign(mask_path=_mask_paths(found, notes.root))
 
 
-def attach_masks_beside(
-    data: DataConfig, table: pd.DataFrame, images: RoleFolder, notes: MaskNotes
+def attach_empty_masks(
+    table: pd.DataFrame, images: RoleFolder, masks: RoleFolder | None, notes: MaskNotes
 ) -> pd.DataFrame:
-    """Fill mask_path of the rows of `images`, normal ones, with the masks that lie among them.
+    """Fill mask_path of the rows of `images`, normal ones: those masks that no abnormal image has.
 
-    Masks among test images are left out.
+    A folder for each kind of image may have masks for all of them. That they mark nothing is seen later.
     """
-    root = resolve(data.root)
-    is_test = images.role == "test"
-    found = _masks_beside(images, root, notes.of_test_images if is_test else notes.beside)
-    check_names([path for of_image in found for path in of_image])
-    notes.orphans += [below(path, root) for path in images.beside.orphans]
-    return table if is_test else table.assign(mask_path=_mask_paths(found, root))
+    found = _masks_beside(images, notes.root, notes.beside)
+    notes.unmatched += images.beside.orphans
+    if masks is not None and notes.unmatched:
+        notes.unmatched = _match_folder(found, images, masks, notes.unmatched)
+    return table.assign(mask_path=_mask_paths(found, notes.root))
+
+
+def attach_by_role(
+    data: DataConfig, tables: dict[str, pd.DataFrame], folders: dict[str, RoleFolder], notes: MaskNotes
+) -> dict[str, pd.DataFrame]:
+    """The tables of a data set with one folder for each role, their mask_path filled."""
+    masks = folders.get("masks")
+    filled = dict(tables)
+    if "abnormal" in tables:
+        filled["abnormal"] = attach_masks(data, tables["abnormal"], folders["abnormal"], masks, notes)
+    filled["normal"] = attach_empty_masks(tables["normal"], folders["normal"], masks, notes)
+    if "test" in tables:
+        leave_out_masks(folders["test"], notes)
+    return filled
+
+
+def leave_out_masks(images: RoleFolder, notes: MaskNotes) -> None:
+    """Note the masks that lie among images which may have none: test images, and those of a table."""
+    _masks_beside(images, notes.root, notes.of_test_images if images.role == "test" else notes.beside)
+    notes.unmatched += images.beside.orphans
+
+
+def _match_folder(
+    found: list[list[Path]], images: RoleFolder, masks: RoleFolder, files: Sequence[Path]
+) -> list[Path]:
+    """Add `files` of the folder `masks` to `found`, the masks of each image; returns those of no image."""
+    inside = [path for path in files if path.is_relative_to(masks.path)]
+    names = match_masks(
+        [path.relative_to(images.path).as_posix() for path in images.images],
+        [path.relative_to(masks.path).as_posix() for path in inside],
+    )
+    _refuse_ambiguous(names.ambiguous, images.images, inside)
+    for of_image, numbers in zip(found, names.of_image, strict=True):
+        of_image += [inside[number] for number in numbers]
+    kept = set(inside) - {inside[number] for number in names.orphans}
+    return [path for path in files if path not in kept]
 
 
 def _masks_beside(images: RoleFolder, root: Path, note: list[str]) -> list[list[Path]]:
@@ -87,6 +113,7 @@ def _masks_beside(images: RoleFolder, root: Path, note: list[str]) -> list[list[
 
 
 def _mask_paths(found: list[list[Path]], root: Path) -> list[str]:
+    check_names([path for of_image in found for path in of_image])
     return [join_masks([below(path, root) for path in of_image]) for of_image in found]
 
 

@@ -23,6 +23,7 @@ WORDS = (
 )
 # name_mask, name-GT, name.label; of several regions also name_mask1, name_mask_1, name_mask (1).
 MASK_END = re.compile(rf"[ ._-](?:{'|'.join(WORDS)})(?:[ ._-]?\(?\d+\)?)?$", re.IGNORECASE)
+MASK_START = re.compile(rf"(^|/)(?:{'|'.join(WORDS)})[ ._-]+(?=[^/]+$)", re.IGNORECASE)
 NUMBER_END = re.compile(r"(?:[ ._-]\d+| ?\(\d+\))$")  # name_0, name-1, name (2): one file for each region
 
 
@@ -41,29 +42,35 @@ def match_masks(images: Sequence[str], masks: Sequence[str]) -> MaskNames:
     A mask has the name of its image, with or without the image's suffix, with or without one of WORDS, with
     or without a number; or it lies in a folder of that name. A number is part of an image's name where other
     images are numbered likewise. If all images or all masks lie directly in their folder, sub-folders of the
-    other side may differ.
+    other side may differ for images that have no mask otherwise.
     """
-    by_path = _NameIndex(images)
-    by_name = None
-    may_differ = _is_flat(images) or _is_flat(masks)
+    index = _NameIndex(images)
     names = MaskNames([[] for _ in images])
     for number, mask in enumerate(masks):
-        found = by_path.find(mask)
-        if not found and may_differ:
-            by_name = by_name or _NameIndex([posixpath.basename(image) for image in images])
-            found = by_name.find(posixpath.basename(mask))
-        if len(found) == 1:
-            names.of_image[found[0]].append(number)
-        elif found:
-            names.ambiguous[number] = found
-        else:
-            names.orphans.append(number)
+        _assign(names, number, index.find(mask))
+    if names.orphans and (_is_flat(images) or _is_flat(masks)):
+        waiting, names.orphans = names.orphans, []
+        has_mask = [bool(of_image) for of_image in names.of_image]
+        index = _NameIndex([posixpath.basename(image) for image in images])
+        for number in waiting:
+            found = index.find(posixpath.basename(masks[number]))
+            _assign(names, number, [image for image in found if not has_mask[image]])
     return names
 
 
-def strip_mask_end(name: str) -> str:
-    """`name` of `name_mask` and its like; the same text where it has no such end."""
-    return MASK_END.sub("", name)
+def _assign(names: MaskNames, mask: int, images: list[int]) -> None:
+    if len(images) == 1:
+        names.of_image[images[0]].append(mask)
+    elif images:
+        names.ambiguous[mask] = images
+    else:
+        names.orphans.append(mask)
+
+
+def strip_mask_word(path: str) -> str:
+    """`name` of `name_mask`, `mask_name` and their like; the same text where there is no such word."""
+    stripped = MASK_END.sub("", path)
+    return MASK_START.sub(r"\1", path) if stripped == path else stripped
 
 
 def is_mask_word(name: str) -> bool:
@@ -86,7 +93,7 @@ def mask_keys(mask: str) -> Iterator[MaskKey]:
     """What the image of this mask may be called, the likeliest first."""
     stem = posixpath.splitext(same_text(mask))[0]
     yield MaskKey(stem)
-    base = strip_mask_end(stem)
+    base = strip_mask_word(stem)
     yield MaskKey(base)
     unnumbered = NUMBER_END.sub("", base)
     if unnumbered != base:
@@ -94,7 +101,7 @@ def mask_keys(mask: str) -> Iterator[MaskKey]:
     folder = posixpath.dirname(stem)
     if folder:
         yield MaskKey(folder)
-        yield MaskKey(strip_mask_end(folder))
+        yield MaskKey(strip_mask_word(folder))
 
 
 class _NameIndex:

@@ -11,7 +11,7 @@ import numpy as np
 
 from defects.data.decoding import check_content, decode_unchanged, read_content
 from defects.data.many import in_threads
-from defects.data.mask_names import is_mask_word, strip_mask_end
+from defects.data.mask_names import is_mask_word, strip_mask_word
 from defects.errors import UserError
 from defects.files import same_text
 
@@ -81,7 +81,7 @@ def _may_hold_masks(files: Sequence[Path]) -> bool:
     seen = set()
     for path in files:
         folder, stem = path.parent, same_text(path.stem).casefold()
-        if (folder, stem) in seen or is_mask_word(stem) or strip_mask_end(stem) != stem:
+        if (folder, stem) in seen or is_mask_word(stem) or strip_mask_word(stem) != stem:
             return True
         if "." in stem or is_mask_word(folder.name):
             return True
@@ -116,7 +116,7 @@ def _name_of(path: Path, contents: dict[Path, _Contents]) -> Name:
     held = contents[folder]
     if is_mask_word(stem) and len(held.plain_stems) == 1:  # img.png and label.png in a folder of their own
         return Name(folder, next(iter(held.plain_stems)), is_mask=True)
-    base = strip_mask_end(stem)
+    base = strip_mask_word(stem)
     if base.casefold() in held.names:  # a.jpg.png or a.jpg_mask.png of a.jpg
         return Name(folder, Path(base).stem, is_mask=True)
     if base != stem and base.casefold() in held.stems:
@@ -140,7 +140,7 @@ def _is_lone_mask(path: Path, groups: dict, names: dict[Path, Name]) -> bool:
     """Whether a file is named like a mask whose image is missing."""
     name = names[path]
     is_alone = len(groups[name.image_folder, name.image_stem.casefold()]) == 1
-    return is_alone and strip_mask_end(path.stem) != path.stem
+    return is_alone and strip_mask_word(path.stem) != path.stem
 
 
 def _decide(
@@ -164,7 +164,7 @@ def _decide(
     for path in named:
         if looks[path].is_mask or are_masks_here:
             masks.append(path)
-        elif _has_certain_end(path):
+        elif _has_certain_word(path):
             raise _cannot_tell(
                 [pictures[0], path], "the second is named like a mask, but is a picture", setting
             )
@@ -178,9 +178,10 @@ def _decide(
     return pictures[0], sorted(masks)
 
 
-def _has_certain_end(path: Path) -> bool:
-    ending = path.stem[len(strip_mask_end(path.stem)) :].strip(" ._-0123456789()").casefold()
-    return ending in CERTAIN_WORDS
+def _has_certain_word(path: Path) -> bool:
+    base = strip_mask_word(path.stem)
+    word = path.stem.removesuffix(base) if path.stem.endswith(base) else path.stem.removeprefix(base)
+    return word.strip(" ._-0123456789()").casefold() in CERTAIN_WORDS
 
 
 def _cannot_tell(paths: list[Path], reason: str, setting: str) -> UserError:

@@ -180,10 +180,10 @@ def _refuse_unusable(config: Config, examination: Examination) -> None:
     problems = examination.problems
     if not problems:
         return
-    for problem in problems[:LISTED_PROBLEMS]:
-        print(problem)
     shown = shorten_names(problems, "; ")
     if len(problems) > SHOWN_NAMES:
+        for problem in problems[:LISTED_PROBLEMS]:
+            print(problem)
         path = config.dataset_dir / "unusable.txt"
         write_bytes(path, "".join(f"{problem}\n" for problem in problems).encode())
         shown += f"; all are listed in {path}"

@@ -4,7 +4,7 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.data.mask_assignment import MaskNotes, attach_masks, attach_masks_beside
+from defects.data.mask_assignment import MaskNotes, attach_by_role
 from defects.data.role_folders import RoleFolder, open_folders
 from defects.data.sources.listing import Listing, rows
 
@@ -22,18 +22,12 @@ def list_data(data: DataConfig) -> Listing:
     present = [folder for folder in (masks, test) if folder.path.is_dir()]
     opened = open_folders([normal, abnormal, *present])
     by_role = {folder.role: folder for folder in opened}
-    notes = MaskNotes()
-    parts = []
-    for role, label in (("normal", 0), ("abnormal", 1)):
-        folder = by_role[role]
-        table = rows(data, folder.images, folder.path.parent, "train", label)
-        if role == "abnormal":
-            table = attach_masks(data, table, folder, by_role.get("masks"), notes)
-        else:
-            table = attach_masks_beside(data, table, folder, notes)
-        parts.append(table)
+    notes = MaskNotes(root)
+    tables = {
+        "normal": rows(data, by_role["normal"].images, root / "train", "train", 0),
+        "abnormal": rows(data, by_role["abnormal"].images, root / "train", "train", 1),
+    }
     if "test" in by_role:
-        folder = by_role["test"]
-        table = rows(data, folder.images, folder.path, "test", None)
-        parts.append(attach_masks_beside(data, table, folder, notes))
-    return Listing(pd.concat(parts, ignore_index=True), folders=opened, notes=notes.lines())
+        tables["test"] = rows(data, by_role["test"].images, test.path, "test", None)
+    tables = attach_by_role(data, tables, by_role, notes)
+    return Listing(pd.concat(tables.values(), ignore_index=True), folders=opened, notes=notes.lines())

@@ -6,7 +6,7 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.data.mask_assignment import MaskNotes, attach_masks, attach_masks_beside
+from defects.data.mask_assignment import MaskNotes, attach_by_role
 from defects.data.role_folders import RoleFolder, open_folders
 from defects.data.sources.listing import Listing, id_prefixes, rows
 
@@ -30,18 +30,13 @@ def list_data(data: DataConfig) -> Listing:
             folders.append(RoleFolder(role, root / Path(name).expanduser(), f"data.folders.{role}"))
     opened = open_folders(folders)
     prefixes = id_prefixes(root, [folder.path for folder in opened])
-    masks = next((folder for folder in opened if folder.role == "masks"), None)
-    notes = MaskNotes()
-    parts = []
+    notes = MaskNotes(root)
+    tables = {}
     for folder, prefix in zip(opened, prefixes, strict=True):
-        if folder.role == "masks":
-            continue
-        split, label = ROLES[folder.role]
-        table = rows(data, folder.images, folder.path, split, label, prefix=prefix)
-        if folder.role == "abnormal":
-            table = attach_masks(data, table, folder, masks, notes)
-        else:
-            table = attach_masks_beside(data, table, folder, notes)
-        parts.append(table)
-    images = pd.concat(parts, ignore_index=True)
+        if folder.role in ROLES:
+            split, label = ROLES[folder.role]
+            tables[folder.role] = rows(data, folder.images, folder.path, split, label, prefix=prefix)
+    by_role = {folder.role: folder for folder in opened}
+    tables = attach_by_role(data, tables, by_role, notes)
+    images = pd.concat(tables.values(), ignore_index=True)
     return Listing(images, folders=opened, notes=without_images + notes.lines())

@@ -5,7 +5,7 @@ import pandas as pd
 from defects.config import categories, resolve
 from defects.config_data import DataConfig
 from defects.data.junk import list_folders
-from defects.data.mask_assignment import MaskNotes, attach_masks, attach_masks_beside
+from defects.data.mask_assignment import MaskNotes, attach_empty_masks, attach_masks
 from defects.data.role_folders import RoleFolder, open_folders
 from defects.data.sources.listing import Listing, rows
 from defects.errors import UserError, shorten_names
@@ -27,7 +27,7 @@ def list_data(data: DataConfig) -> Listing:
         )
     opened = open_folders(_role_folders(data))
     masks = {folder.kind: folder for folder in opened if folder.role == "masks"}
-    notes = MaskNotes()
+    notes = MaskNotes(root)
     good, test = [], []
     for folder in opened:
         if folder.role == "masks":
@@ -37,7 +37,7 @@ def list_data(data: DataConfig) -> Listing:
         if label:
             table = attach_masks(data, table, folder, masks.get(folder.kind), notes)
         else:
-            table = attach_masks_beside(data, table, folder, notes)
+            table = attach_empty_masks(table, folder, None, notes)
         (test if is_test else good).append(table)
     good, test = pd.concat(good), pd.concat(test, ignore_index=True)
     if data.use_test_as == "train":

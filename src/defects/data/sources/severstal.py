@@ -7,7 +7,7 @@ import pandas as pd
 from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.labels import class_columns
-from defects.data.mask_assignment import MaskNotes, attach_masks_beside
+from defects.data.mask_assignment import MaskNotes, leave_out_masks
 from defects.data.rle_table import COLUMNS, all_pairs, read_annotations
 from defects.data.role_folders import RoleFolder, open_folders
 from defects.data.sources.listing import Listing, rows
@@ -28,12 +28,12 @@ def list_data(data: DataConfig) -> Listing:
     if (root / "test_images").is_dir():
         folders.append(RoleFolder("test", root / "test_images", "test_images"))
     opened = open_folders(folders)
-    mask_notes = MaskNotes()
+    mask_notes = MaskNotes(root)
     tables = []
     for folder in opened:
         split, label = ("test", None) if folder.role == "test" else ("train", 0)
         table = rows(data, folder.images, folder.path, split, label)
-        attach_masks_beside(data, table, folder, mask_notes)  # not used: train.csv has the masks
+        leave_out_masks(folder, mask_notes)
         tables.append(table)
     train, *test = tables
     notes = mask_notes.lines()
