@@ -15,6 +15,7 @@ from defects.data.images import IMAGE_SUFFIXES
 from defects.data.junk import is_junk
 from defects.errors import UserError, printable, shorten_names
 
+MOST_SUFFIXES = 6  # named in a line
 FolderKey = tuple[int, int] | str
 
 
@@ -44,7 +45,7 @@ class FolderScan:
         parts = count_by_suffix(self.other_files)
         if self.special_files:
             parts.append(f"{len(self.special_files)} pipes or devices")
-        return ", ".join(parts)
+        return shorten_names(parts, most=MOST_SUFFIXES)
 
     def problems(self) -> list[str]:
         """One text for each place where images may be missing: broken links, folders without permission."""

@@ -12,7 +12,7 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination
-from defects.data.folder_scan import count_by_suffix, count_image_files, repeated_text
+from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
 from defects.data.images import note_unused_depth
 from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
@@ -77,7 +77,7 @@ def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     if inventory["special_files"]:
         not_taken.append(f"{len(inventory['special_files'])} pipes or devices")
     if not_taken:
-        lines.append(f"not taken   no images: {', '.join(not_taken)}")
+        lines.append(f"not taken   no images: {shorten_names(not_taken, most=MOST_SUFFIXES)}")
     if inventory["left_by_systems"]:
         left = [f"{count} {name}" for name, count in inventory["left_by_systems"].items()]
         lines.append(f"skipped     left by systems: {shorten_names(left)}")
