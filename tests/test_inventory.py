@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -183,6 +184,19 @@ def test_the_order_of_masks_does_not_matter(root, halves):
     names = ["train/defect_masks/defect_0.png", "train/defect_masks/defect_0_mask.png"]
     for order in (names, names[::-1]):
         assert np.array_equal(read_mask_files(join_masks(order), root), halves)
+
+
+def test_inverted_masks_are_read_the_other_way_round(root, halves, lines, config_file):
+    for path in (root / "train/defect_masks").iterdir():
+        mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+        write_png(path, 255 - mask)
+    printed = lines(root)
+    assert "note: the masks mark what is no defect: they are read the other way round" in printed
+    assert "6.25% of an image (median), at most 6.25%" in _line(printed, "marked")
+    images = load_images(load_config(config_file(root)))
+    row = images.set_index("image_id", drop=False).loc["defect_images/defect_0.png"].to_dict()
+    assert row["mask_path"].startswith("inverted|train/defect_masks/defect_0.png|")
+    assert np.array_equal(read_masks(row, root, [])[..., 0] > 0, halves)
 
 
 @pytest.mark.parametrize("inverted", [False, True])

@@ -23,4 +23,4 @@ def shorten_names(names: Iterable[object], separator: str = ", ", most: int = SH
 
 def printable(text: str) -> str:
     """The text in one line that any stream takes: what is UNWRITABLE is escaped."""
-    return UNWRITABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return UNWRITABLE.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -57,44 +57,50 @@ def examine_files(data: DataConfig, images: pd.DataFrame) -> Examination:
     root = resolve(data.root)
     paths, mask_paths = images["path"], images["mask_path"]
     normal = images["label"].eq(0).fillna(False).to_numpy(dtype=bool)
-    examine = partial(_examine_one, root)
-    examined = list(in_threads(examine, paths, mask_paths, text="reading images"))
+    examined = list(in_threads(partial(_examine_one, root), paths, mask_paths, text="reading images"))
     inverted = are_inverted(_facts_of_defects(examined, normal), data.inverted_masks)
     if inverted:
-        again = list(
-            in_threads(partial(_examine_masks, root, inverted=True), paths, mask_paths, text="masks")
-        )
-        examined = [each._replace(masks=masks) for each, masks in zip(examined, again, strict=True)]
-    kept, problems, contradictions, dropped = [], [], [], []
-    for each, path, mask_path, is_normal in zip(examined, paths, mask_paths, normal, strict=True):
-        problem = each.problem or _mask_problem(each, root, mask_path, is_normal)
-        is_usable = not problem
-        if problem and not each.problem and data.bad_masks == "drop":
+        examined = _invert_masks(root, examined, paths, mask_paths)
+    kept_masks, problems, contradictions, dropped = [], [], [], []
+    for row, path, mask_path, is_normal in zip(examined, paths, mask_paths, normal, strict=True):
+        mask_problem = "" if row.problem else _mask_problem(row, root, mask_path, is_normal)
+        if mask_problem and data.bad_masks == "drop":
             dropped.append(path)
-        elif problem:
-            problems.append(problem)
-        if is_normal and each.masks and each.masks.share > 0:
-            share = f"{each.masks.share:.1%}"
+        elif row.problem or mask_problem:
+            problems.append(row.problem or mask_problem)
+        if is_normal and row.masks and row.masks.share > 0:
+            share = f"{row.masks.share:.1%}"
             contradictions.append(f"{path} is among the normal images, and its mask marks {share} of it")
-        has_masks = is_usable and not is_normal and mask_path != ""
-        kept.append(join_masks(split_masks(mask_path)[0], inverted) if has_masks else "")
-    facts = [each.facts or ImageFacts(0, 0, 0, "", 0) for each in examined]
+        is_kept = not (row.problem or mask_problem or is_normal)
+        kept_masks.append(join_masks(split_masks(mask_path)[0], inverted) if is_kept else "")
+    facts = [row.facts or ImageFacts(0, 0, 0, "", 0) for row in examined]
     table = images.assign(
         width=[fact.width for fact in facts],
         height=[fact.height for fact in facts],
-        sha256=[each.sha256 for each in examined],
-        mask_path=kept,
+        sha256=[row.sha256 for row in examined],
+        mask_path=kept_masks,
     )
     return Examination(table, examined, problems, contradictions, dropped, inverted)
 
 
 def _facts_of_defects(examined: Sequence[Examined], normal: np.ndarray) -> list[MaskFacts]:
     """Of all mask files but those of normal images."""
-    found = []
-    for each, is_normal in zip(examined, normal, strict=True):
-        if each.masks and not is_normal:
-            found += each.masks.facts
-    return found
+    facts = []
+    for row, is_normal in zip(examined, normal, strict=True):
+        if row.masks and not is_normal:
+            facts += row.masks.facts
+    return facts
+
+
+def _invert_masks(
+    root: Path, examined: Sequence[Examined], paths: Sequence[str], mask_paths: Sequence[str]
+) -> list[Examined]:
+    """The same with what the masks mark and leave out exchanged."""
+    inverted = []
+    for row, path, mask_path in zip(examined, paths, mask_paths, strict=True):
+        masks = _examine_masks(root, path, mask_path, inverted=True) if row.masks else row.masks
+        inverted.append(row._replace(masks=masks))
+    return inverted
 
 
 def _examine_one(root: Path, path: str, mask_path: str) -> Examined:
@@ -112,40 +118,41 @@ def _examine_masks(root: Path, path: str, mask_path: str, inverted: bool = False
     names, _ = split_masks(mask_path)
     if not names:
         return None
-    united, found = None, []
+    united = None
+    facts = []
     for name in names:
-        mask, facts = examine_mask(root / name, inverted)
-        found.append(facts)
+        mask, facts_of_file = examine_mask(root / name, inverted)
+        facts.append(facts_of_file)
         if united is not None and united.shape != mask.shape:
             problem = f"{root / names[0]} and {root / name}, masks of {path}, differ in size"
-            return ExaminedMasks(tuple(found), 0.0, problem)
+            return ExaminedMasks(tuple(facts), 0.0, problem)
         united = mask if united is None else united | mask
     problem = _odd_one(root, path, names) if len(names) > 1 else ""
-    return ExaminedMasks(tuple(found), float(np.mean(united)), problem)
+    return ExaminedMasks(tuple(facts), float(np.mean(united)), problem)
 
 
 def _odd_one(root: Path, path: str, names: Sequence[str]) -> str:
     """Of several files that are called like masks of one image, one that is none."""
     for name in names:
         if not looks_like_mask(root / name):
-            other = next(each for each in names if each != name)
+            other = next(second for second in names if second != name)
             both = f"{root / name} and {root / other}"
             return f"{both} are called like masks of {path}, but the first looks like a picture: remove it"
     return ""
 
 
-def _mask_problem(each: Examined, root: Path, mask_path: str, is_normal: bool) -> str:
+def _mask_problem(row: Examined, root: Path, mask_path: str, is_normal: bool) -> str:
     """Why masks that can be read cannot be used; "" if they can."""
-    if each.masks is None:
+    if row.masks is None:
         return ""
     way_out = "correct it, or set data.bad_masks=drop"
-    if each.masks.problem:
-        return f"{each.masks.problem}, or set data.bad_masks=drop"
+    if row.masks.problem:
+        return f"{row.masks.problem}, or set data.bad_masks=drop"
     first = root / split_masks(mask_path)[0][0]
-    mask, image = each.masks.facts[0], each.facts
+    mask, image = row.masks.facts[0], row.facts
     if (mask.width, mask.height) != (image.width, image.height):
         sizes = f"{mask.width}x{mask.height}, its image {image.width}x{image.height}"
         return f"{first} is {sizes}: {way_out}"
-    if each.masks.share == 0 and not is_normal:
+    if row.masks.share == 0 and not is_normal:
         return f"{first} marks no pixel: {way_out}"
     return ""

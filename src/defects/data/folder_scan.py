@@ -84,11 +84,11 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
         except OSError as error:
             scan.unreadable[path] = error.strerror or str(error)
             continue
-        if key in excluded:
-            scan.excluded_folders[key] = path
-            continue
         if key in scan.folders or key in above:
             scan.repeated_folders[path] = scan.folders.get(key) or above[key]
+            continue
+        if key in excluded:
+            scan.excluded_folders[key] = path
             continue
         scan.folders[key] = path
         if is_link:
@@ -139,9 +139,11 @@ def check_not_empty(scan: FolderScan) -> None:
     """Raises UserError if there is no image, saying what there is instead."""
     if scan.images:
         return
-    held = scan.not_taken()
-    held = f"it holds {held}; " if held else ""
-    raise UserError(f"{scan.folder} holds no images: {held}images are .jpg, .png, .tif and what OpenCV reads")
+    not_taken = scan.not_taken()
+    instead = f"it holds {not_taken}; " if not_taken else ""
+    raise UserError(
+        f"{scan.folder} holds no images: {instead}images are .jpg, .png, .tif and what OpenCV reads"
+    )
 
 
 def print_not_taken(scan: FolderScan, stream: TextIO) -> None:

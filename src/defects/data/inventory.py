@@ -1,7 +1,7 @@
 """What prepare saw in the folders of a data set: a summary that people read, and inventory.json."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data import rle
-from defects.data.examination import Examination
+from defects.data.examination import Examination, Examined
 from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
 from defects.data.images import note_unused_depth
 from defects.data.junk import list_folders
@@ -36,7 +36,7 @@ def take_inventory(
     `images` are the rows of images.csv; those of `examination` also hold what is known of test images.
     """
     root = resolve(data.root)
-    found = {
+    inventory = {
         "root": data.root.as_posix(),
         "images": _count_images(images),
         "folders": [_describe_folder(folder, root) for folder in folders],
@@ -50,7 +50,7 @@ def take_inventory(
         "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
         "notes": _notes(data, root, folders, notes, examination),
     }
-    return _with_printable_texts(found)
+    return _with_printable_texts(inventory)
 
 
 def print_inventory(inventory: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def _sizes_text(sizes: dict[str, int]) -> str:
 
 
 def _count_pixels(examination: Examination) -> dict[str, Any]:
-    facts = [each.facts for each in examination.examined if each.facts]
+    facts = [row.facts for row in examination.examined if row.facts]
     kinds = Counter(f"{fact.bits} bits {fact.channels}" for fact in facts)
     largest: dict[str, int] = {}
     for fact in facts:
@@ -168,16 +168,15 @@ def _count_pixels(examination: Examination) -> dict[str, Any]:
 
 def _describe_masks(examination: Examination) -> dict[str, Any] | None:
     """Of mask files; None if there are none."""
-    images = examination.images
     shares: dict[str, float] = {}
     kinds: Counter[str] = Counter()
-    for each, path, mask_path in zip(examination.examined, images["path"], images["mask_path"], strict=True):
+    for row, path, mask_path in _rows(examination):
         if mask_path:
-            shares[path] = each.masks.share
-            kinds.update(facts.kind for facts in each.masks.facts)
+            shares[path] = row.masks.share
+            kinds.update(facts.kind for facts in row.masks.facts)
     if not shares:
         return None
-    return _mask_figures(shares, images) | {"files": kinds.total(), "kinds": _sum_counts([kinds])}
+    return _mask_figures(shares, examination.images) | {"files": kinds.total(), "kinds": _sum_counts([kinds])}
 
 
 def _describe_runs(images: pd.DataFrame) -> dict[str, Any] | None:
@@ -217,43 +216,45 @@ def _notes(
     data: DataConfig, root: Path, folders: list[RoleFolder], notes: list[str], examination: Examination
 ) -> list[str]:
     """What a person should know or may want to correct, one sentence each."""
-    found = []
+    lines = []
     for folder in folders:
         for inner in folder.nested:
-            found.append(
+            lines.append(
                 f"{inner.setting} lies inside {folder.setting}: its files are taken as {inner.role} only"
             )
         if folder.scan.repeated_folders:
-            found.append(repeated_text(folder.scan.repeated_folders))
-    found += notes
+            lines.append(repeated_text(folder.scan.repeated_folders))
+    lines += notes
     if examination.dropped:
         shown = shorten_names(examination.dropped)
-        found.append(
+        lines.append(
             f"{len(examination.dropped)} masks are left out by data.bad_masks=drop: those of {shown}"
         )
-    found += _doubts(examination)
+    lines += _doubts(examination)
     if examination.inverted:
-        found.append("the masks mark what is no defect: they are read the other way round")
-    unused_depth = note_unused_depth([each.facts for each in examination.examined if each.facts], data.bits)
+        lines.append("the masks mark what is no defect: they are read the other way round")
+    unused_depth = note_unused_depth([row.facts for row in examination.examined if row.facts], data.bits)
     if unused_depth:
-        found.append(unused_depth)
-    return found
+        lines.append(unused_depth)
+    return lines
 
 
 def _doubts(examination: Examination) -> list[str]:
     """What is implausible about masks, with how many images it concerns."""
     doubtful: dict[str, list[str]] = {}
-    for each, path, mask_path in zip(
-        examination.examined, examination.images["path"], examination.images["mask_path"], strict=True
-    ):
-        reasons = (
-            {facts.doubt for facts in each.masks.facts if facts.doubt} if mask_path and each.masks else set()
-        )
-        for reason in sorted(reasons):
-            doubtful.setdefault(reason, []).append(path)
+    for row, path, mask_path in _rows(examination):
+        if mask_path:
+            for reason in sorted({facts.doubt for facts in row.masks.facts} - {""}):
+                doubtful.setdefault(reason, []).append(path)
     return [
-        f"{len(paths)} masks: {reason}: those of {shorten_names(paths)}" for reason, paths in doubtful.items()
+        f"{len(paths)} masks: {text}: those of {shorten_names(paths)}" for text, paths in doubtful.items()
     ]
+
+
+def _rows(examination: Examination) -> Iterator[tuple[Examined, str, str]]:
+    """What was seen in each image, its path and mask_path."""
+    images = examination.images
+    return zip(examination.examined, images["path"], images["mask_path"], strict=True)
 
 
 def _with_printable_texts(value: Any) -> Any:

@@ -37,22 +37,23 @@ class MaskNotes:
 def attach_masks(
     data: DataConfig, table: pd.DataFrame, images: RoleFolder, masks: RoleFolder | None, notes: MaskNotes
 ) -> pd.DataFrame:
-    """Fill mask_path of the rows of `images`, abnormal ones: masks by their names in the folder `masks`, and
-    those among the images.
+    """Fill mask_path of the rows of `images`, abnormal ones: masks in the folder `masks`, and beside them.
 
     Raises UserError naming the images without a mask, and masks of which it is not clear whose they are.
     """
-    found = _masks_beside(images, notes.root, notes.beside)
+    masks_of = _masks_beside(images, notes.root, notes.beside)
     unmatched = list(images.beside.orphans)
     if masks is not None:
-        unmatched += _match_folder(found, images, masks, masks.scan.images)
+        unmatched += _match_folder(masks_of, images, masks, masks.scan.images)
     notes.unmatched += unmatched
-    notes.united += [path for path, of_image in zip(table["path"], found, strict=True) if len(of_image) > 1]
-    missing = [path for path, of_image in zip(table["path"], found, strict=True) if not of_image]
-    has_masks = masks is not None or any(found)
+    notes.united += [
+        path for path, of_image in zip(table["path"], masks_of, strict=True) if len(of_image) > 1
+    ]
+    missing = [path for path, of_image in zip(table["path"], masks_of, strict=True) if not of_image]
+    has_masks = masks is not None or any(masks_of)
     if has_masks and missing and data.bad_masks == "error":
         _refuse_missing(images, masks, missing, unmatched)
-    return table.assign(mask_path=_mask_paths(found, notes.root))
+    return table.assign(mask_path=_mask_paths(masks_of, notes.root))
 
 
 def attach_empty_masks(
@@ -60,13 +61,13 @@ def attach_empty_masks(
 ) -> pd.DataFrame:
     """Fill mask_path of the rows of `images`, normal ones: those masks that no abnormal image has.
 
-    A folder for each kind of image may have masks for all of them. That they mark nothing is seen later.
+    Some data sets have masks for all of their images. That these mark nothing is checked later.
     """
-    found = _masks_beside(images, notes.root, notes.beside)
+    masks_of = _masks_beside(images, notes.root, notes.beside)
     notes.unmatched += images.beside.orphans
     if masks is not None and notes.unmatched:
-        notes.unmatched = _match_folder(found, images, masks, notes.unmatched)
-    return table.assign(mask_path=_mask_paths(found, notes.root))
+        notes.unmatched = _match_folder(masks_of, images, masks, notes.unmatched)
+    return table.assign(mask_path=_mask_paths(masks_of, notes.root))
 
 
 def attach_by_role(
@@ -90,31 +91,32 @@ def leave_out_masks(images: RoleFolder, notes: MaskNotes) -> None:
 
 
 def _match_folder(
-    found: list[list[Path]], images: RoleFolder, masks: RoleFolder, files: Sequence[Path]
+    masks_of: list[list[Path]], images: RoleFolder, masks: RoleFolder, files: Sequence[Path]
 ) -> list[Path]:
-    """Add `files` of the folder `masks` to `found`, the masks of each image; returns those of no image."""
+    """Add `files` of the folder `masks` to `masks_of`, the masks of each image; returns those of no image."""
     inside = [path for path in files if path.is_relative_to(masks.path)]
     names = match_masks(
         [path.relative_to(images.path).as_posix() for path in images.images],
         [path.relative_to(masks.path).as_posix() for path in inside],
     )
-    _refuse_ambiguous(names.ambiguous, images.images, inside)
-    for of_image, numbers in zip(found, names.of_image, strict=True):
+    if images.role == "abnormal":
+        _refuse_ambiguous(names.ambiguous, images.images, inside)
+    for of_image, numbers in zip(masks_of, names.of_image, strict=True):
         of_image += [inside[number] for number in numbers]
-    kept = set(inside) - {inside[number] for number in names.orphans}
-    return [path for path in files if path not in kept]
+    matched = {path for of_image in masks_of for path in of_image}
+    return [path for path in files if path not in matched]
 
 
 def _masks_beside(images: RoleFolder, root: Path, note: list[str]) -> list[list[Path]]:
     """The masks of each image that lie in its own folder; their names go to `note`."""
-    found = [list(images.beside.masks.get(path, [])) for path in images.images]
-    note += [below(path, root) for of_image in found for path in of_image]
-    return found
+    masks_of = [list(images.beside.masks.get(path, [])) for path in images.images]
+    note += [below(path, root) for of_image in masks_of for path in of_image]
+    return masks_of
 
 
-def _mask_paths(found: list[list[Path]], root: Path) -> list[str]:
-    check_names([path for of_image in found for path in of_image])
-    return [join_masks([below(path, root) for path in of_image]) for of_image in found]
+def _mask_paths(masks_of: list[list[Path]], root: Path) -> list[str]:
+    check_names([path for of_image in masks_of for path in of_image])
+    return [join_masks([below(path, root) for path in of_image]) for of_image in masks_of]
 
 
 def _refuse_ambiguous(ambiguous: dict[int, list[int]], images: Sequence[Path], masks: Sequence[Path]) -> None:

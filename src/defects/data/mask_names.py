@@ -53,8 +53,8 @@ def match_masks(images: Sequence[str], masks: Sequence[str]) -> MaskNames:
         has_mask = [bool(of_image) for of_image in names.of_image]
         index = _NameIndex([posixpath.basename(image) for image in images])
         for number in waiting:
-            found = index.find(posixpath.basename(masks[number]))
-            _assign(names, number, [image for image in found if not has_mask[image]])
+            matching = index.find(posixpath.basename(masks[number]))
+            _assign(names, number, [image for image in matching if not has_mask[image]])
     return names
 
 
@@ -126,7 +126,7 @@ class _NameIndex:
         for key in mask_keys(mask):
             if key.is_numbered and key.text in self.numbered:
                 continue  # name_3 may belong to an image name_3 that is missing
-            found = self.exact.get(key.text) or self.folded.get(key.text.casefold())
-            if found:
-                return found
+            matching = self.exact.get(key.text) or self.folded.get(key.text.casefold())
+            if matching:
+                return matching
         return []

@@ -63,17 +63,17 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
     files_to_see = unclear + lone
     seen = in_threads(_look_if_whole, files_to_see, text="telling masks from images")
     looks = dict(zip(files_to_see, seen, strict=True))
-    found = MasksBeside([])
-    found.orphans = [path for path in lone if looks[path] is not None and looks[path].is_mask]
-    masks = set(found.orphans)
+    result = MasksBeside([])
+    result.orphans = [path for path in lone if looks[path] is not None and looks[path].is_mask]
+    masks = set(result.orphans)
     for group in groups.values():
         if len(group) > 1:
             image, of_image = _decide(group, names, looks, setting, are_masks_here)
             if of_image:
-                found.masks[image] = of_image
+                result.masks[image] = of_image
                 masks.update(of_image)
-    found.images = [path for path in files if path not in masks]
-    return found
+    result.images = [path for path in files if path not in masks]
+    return result
 
 
 def _may_hold_masks(files: Sequence[Path]) -> bool:
@@ -103,23 +103,25 @@ def _names(files: Sequence[Path]) -> dict[Path, Name]:
     contents = defaultdict(_Contents)
     for path in files:
         stem = same_text(path.stem).casefold()
-        held = contents[path.parent]
-        held.stems.add(stem)
-        held.names.add(same_text(path.name).casefold())
+        names_here = contents[path.parent]
+        names_here.stems.add(stem)
+        names_here.names.add(same_text(path.name).casefold())
         if not is_mask_word(stem):
-            held.plain_stems.add(stem)
+            names_here.plain_stems.add(stem)
     return {path: _name_of(path, contents) for path in files}
 
 
 def _name_of(path: Path, contents: dict[Path, _Contents]) -> Name:
     folder, stem = path.parent, same_text(path.stem)
-    held = contents[folder]
-    if is_mask_word(stem) and len(held.plain_stems) == 1:  # img.png and label.png in a folder of their own
-        return Name(folder, next(iter(held.plain_stems)), is_mask=True)
+    names_here = contents[folder]
+    if (
+        is_mask_word(stem) and len(names_here.plain_stems) == 1
+    ):  # img.png and label.png in a folder of their own
+        return Name(folder, next(iter(names_here.plain_stems)), is_mask=True)
     base = strip_mask_word(stem)
-    if base.casefold() in held.names:  # a.jpg.png or a.jpg_mask.png of a.jpg
+    if base.casefold() in names_here.names:  # a.jpg.png or a.jpg_mask.png of a.jpg
         return Name(folder, Path(base).stem, is_mask=True)
-    if base != stem and base.casefold() in held.stems:
+    if base != stem and base.casefold() in names_here.stems:
         return Name(folder, base, is_mask=True)
     if is_mask_word(folder.name):
         for beside in _folders_beside(folder, contents):

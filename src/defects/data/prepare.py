@@ -206,14 +206,14 @@ def _check_contradictions(data: DataConfig, images: pd.DataFrame, examination: E
     labelled = images[images["label"].notna()]
     both = labelled.groupby("sha256").filter(lambda same: same["label"].nunique() > 1)
     pairs = [" = ".join(same["path"]) for _, same in both.groupby("sha256")]
-    found = []
+    contradictions = []
     if pairs:
-        found.append(f"the same picture is in both classes: {shorten_names(pairs, '; ')}")
+        contradictions.append(f"the same picture is in both classes: {shorten_names(pairs, '; ')}")
     if examination.contradictions:
-        found.append(shorten_names(examination.contradictions, "; "))
-    if not found:
+        contradictions.append(shorten_names(examination.contradictions, "; "))
+    if not contradictions:
         return
-    text = "; ".join(found)
+    text = "; ".join(contradictions)
     if data.contradictions == "error":
         raise UserError(f"{text}; remove one, or set data.contradictions=report")
     print(f"note: {text}")

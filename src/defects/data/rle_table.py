@@ -153,33 +153,33 @@ def _joined(path: Path, raw: pd.DataFrame, classes: list[str], images: Collectio
     """The table with ids taken apart; `images` are those that ids may mean, where they are known."""
     parts = []
     for row, text in raw["ImageId_ClassId"].items():
-        found = _take_apart(same_text(text), classes, images)
-        if len(found) != 1:
+        readings = _take_apart(same_text(text), classes, images)
+        if len(readings) != 1:
             wrong = f"{path}: row {row + 2}: the id {text!r}"
-            if not found:
+            if not readings:
                 raise UserError(f"{wrong} is not of the kind NAME.jpg_CLASS")
-            shown = " or ".join(f"image {image}, class {target}" for image, target in found)
+            shown = " or ".join(f"image {image}, class {target}" for image, target in readings)
             raise UserError(f"{wrong} may mean {shown}: write image ids with their suffix")
-        parts.append(found[0])
+        parts.append(readings[0])
     ids = pd.DataFrame(parts, columns=COLUMNS[:2], index=raw.index, dtype="str")
     return ids.assign(runs=raw["EncodedPixels"].str.strip())[COLUMNS]
 
 
 def _take_apart(text: str, classes: list[str], images: Collection[str]) -> list[tuple[str, str]]:
     """Image and class that a joined id can stand for: a class may hold `_`, and so may an image."""
-    found = []
+    readings = []
     for name in classes:
         image = text.removesuffix(f"_{name}")
         if image and image != text:
-            found.append((image, name))
-    if not found:
+            readings.append((image, name))
+    if not readings:
         image, _, target = text.rpartition("_")
         return [(image, target)] if image and target else []
-    if len(found) > 1:
-        on_disk = [part for part in found if part[0] in images]
-        whole = [part for part in found if PurePosixPath(part[0]).suffix.lower() in IMAGE_SUFFIXES]
-        found = on_disk or whole or found
-    return found
+    if len(readings) > 1:
+        on_disk = [part for part in readings if part[0] in images]
+        whole = [part for part in readings if PurePosixPath(part[0]).suffix.lower() in IMAGE_SUFFIXES]
+        readings = on_disk or whole or readings
+    return readings
 
 
 def _split(raw: pd.DataFrame) -> pd.DataFrame:

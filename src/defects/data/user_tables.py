@@ -55,25 +55,32 @@ def match_ids(listed: Iterable[str], known: Iterable[str], source: str) -> dict[
     matched = {name: name for name in set(listed) & set(known)}
     left = [image for image in known if image not in matched]
     waiting = [name for name in listed if name not in matched]
-    for form in (str.strip, _without_suffix, _file_name, _file_stem):
-        for fold in (str, str.casefold):
-            if waiting and left:
-                found = _match_one_way(waiting, left, lambda text: fold(form(text)), source)  # noqa: B023
-                matched |= found
-                waiting = [name for name in waiting if name not in found]
-                left = [image for image in left if image not in set(found.values())]
+    for shorten in (str.strip, _without_suffix, _file_name, _file_stem):
+        for fold in (str, str.casefold):  # as it is, then whatever the case
+            new = _match_one_way(waiting, left, shorten, fold, source)
+            matched |= new
+            waiting = [name for name in waiting if name not in new]
+            taken = set(new.values())
+            left = [image for image in left if image not in taken]
     return matched
 
 
 def _match_one_way(
-    listed: Sequence[str], known: Sequence[str], form: Callable[[str], str], source: str
+    listed: Sequence[str],
+    known: Sequence[str],
+    shorten: Callable[[str], str],
+    fold: Callable[[str], str],
+    source: str,
 ) -> dict[str, str]:
+    """The ids that are equal to that of one image once both are shortened and folded."""
+    if not listed:
+        return {}
     images, names = defaultdict(list), defaultdict(list)
     for image in known:
-        images[form(image)].append(image)
+        images[fold(shorten(image))].append(image)
     for name in listed:
-        names[form(name)].append(name)
-    found = {}
+        names[fold(shorten(name))].append(name)
+    matched = {}
     for text, same in names.items():
         fitting = images.get(text, [])
         if len(fitting) > 1 or (fitting and len(same) > 1):
@@ -82,8 +89,8 @@ def _match_one_way(
                 f"{source}: the ids {shorten_names(same)} may mean {what}: write the ids as the images' names"
             )
         if fitting:
-            found[same[0]] = fitting[0]
-    return found
+            matched[same[0]] = fitting[0]
+    return matched
 
 
 def _without_suffix(name: str) -> str:

@@ -68,10 +68,10 @@ def id_prefixes(root: Path, folders: Sequence[Path]) -> list[str]:
     root_parts = _parts(root)
     parts = [_parts(folder) for folder in folders]
     count = len(root_parts)
-    is_inside = [each[:count] == root_parts for each in parts]
-    kept = [len(each) - count if inside else 1 for each, inside in zip(parts, is_inside, strict=True)]
+    is_inside = [path[:count] == root_parts for path in parts]
+    kept = [len(path) - count if inside else 1 for path, inside in zip(parts, is_inside, strict=True)]
     for _ in range(max(map(len, parts))):
-        prefixes = ["/".join(each[len(each) - number :]) for each, number in zip(parts, kept, strict=True)]
+        prefixes = ["/".join(path[len(path) - number :]) for path, number in zip(parts, kept, strict=True)]
         for place, prefix in enumerate(prefixes):
             if prefixes.count(prefix) > 1 and not is_inside[place] and kept[place] < len(parts[place]):
                 kept[place] += 1
