@@ -17,6 +17,7 @@ END_OF_IMAGE = b"\xff\xd9"
 # Intact JPEGs hold no more than four in a row (5,363 photographs); four bytes are ten coefficients of -1.
 ZEROS = re.compile(rb"\0{16}")
 SEQUENTIAL = (0xC0, 0xC1)
+FIRST_AC_TABLE = 0x10
 # What libjpeg says of intact pixels: odd headers, and colours that it cannot turn into grey.
 HARMLESS = re.compile("ICC|JFIF|Adobe|SOS parameters|progression|color conversion|colorspace|subsampling")
 
@@ -43,22 +44,22 @@ def find_damage(content: bytes, header: Header) -> str:
     changed in uncompressed files and in WebP, which has no checksum, cannot be told from others.
     """
     if header.format == "JPEG":
-        return _find_jpeg_damage(content)
+        return _find_jpeg_damage(without_padding(content))
     if header.format == "JPEG 2000" or (header.format == "TIFF" and header.is_compressed):
         return _find_damage_with_pillow(content)
     return ""
 
 
-def without_padding(content: bytes) -> bytes:
+def without_padding(content: bytes, components: int = 3) -> bytes:
     """A JPEG without the zeros that some cameras put before its end mark: libjpeg warns of them."""
     end = content.rfind(END_OF_IMAGE)
-    if content[end - 2 : end] != b"\0\0" or not _jpeg_warning(content):
+    if content[end - 2 : end] != b"\0\0" or not _jpeg_warning(content, components):
         return content
     data = content[:end].rstrip(b"\0")
     if data.endswith(b"\xff"):
         data += b"\0"  # which belongs to it
     trimmed = data + content[end:]
-    return content if _jpeg_warning(trimmed) else trimmed
+    return content if _jpeg_warning(trimmed, components) else trimmed
 
 
 def _data_start(content: bytes) -> int:
@@ -72,21 +73,22 @@ def _find_jpeg_damage(content: bytes) -> str:
     try:
         frame = read_jpeg_frame(content)
     except ValueError:
-        return ""
-    # In tables with such symbols zeros mean coefficients of -1, not the blocks of a flat image.
-    are_zeros_unlikely = frame.marker in SEQUENTIAL and any(frame.zero_codes.values())
+        return _jpeg_warning(content)
+    # With such symbols zeros mean coefficients of -1, in other tables perhaps the blocks of a flat image.
+    are_zeros_unlikely = frame.marker in SEQUENTIAL and any(
+        symbol for table, symbol in frame.zero_codes.items() if table >= FIRST_AC_TABLE
+    )
     if are_zeros_unlikely and ZEROS.search(content, frame.data, content.rfind(END_OF_IMAGE)):
         return "a stretch of zeros"
-    return _jpeg_warning(content)
+    return _jpeg_warning(content, frame.components)
 
 
-def _jpeg_warning(content: bytes) -> str:
+def _jpeg_warning(content: bytes, components: int = 3) -> str:
     """libjpeg's first warning of damage, or ""; decoded at an eighth, which checks every bit nevertheless."""
     if simplejpeg is None:
         return ""
+    colours = "CMYK" if components == 4 else "GRAY"
     try:
-        kind = simplejpeg.decode_jpeg_header(content)[2]
-        colours = "CMYK" if kind in ("CMYK", "YCCK") else "GRAY"
         simplejpeg.decode_jpeg(content, colours, min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
         text = str(error)
@@ -98,13 +100,15 @@ def _find_damage_with_pillow(content: bytes) -> str:
     """Pillow refuses compressed data that OpenCV fills in; "" also for what it cannot open."""
     try:
         picture = Image.open(io.BytesIO(content), formats=["TIFF", "JPEG2000"])
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # of a dozen kinds, for tags that it does not know
         return ""
     try:
         with picture:
             picture.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except OSError as error:
         return str(error)
+    except Exception:
+        return ""
     return ""
 
 

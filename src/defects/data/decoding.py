@@ -13,6 +13,8 @@ from defects.errors import UserError
 
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
+LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
+
 # A broken file is reported by this program, in one line, with its name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 Image.MAX_IMAGE_PIXELS = None  # Pillow reads headers; OpenCV has a limit of its own
@@ -35,6 +37,8 @@ def check_content(path: Path, content: bytes, is_strict: bool = False) -> Header
     header = read_header(content)
     if header.refusal:
         raise UserError(f"{path} holds {header.refusal}")
+    if header.height * header.width > int(os.environ[LIMIT]):
+        raise _too_large(path)
     if is_truncated(content, header):
         raise _unreadable(path)
     damage = find_damage(content, header) if is_strict else ""
@@ -86,8 +90,7 @@ def _decode(path: Path, content: bytes, header: Header, mode: int) -> np.ndarray
         pixels = cv2.imdecode(np.frombuffer(_adapted(content, header), np.uint8), mode)
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error):
-            limit = f"OPENCV_IO_MAX_IMAGE_PIXELS={os.environ['OPENCV_IO_MAX_IMAGE_PIXELS']}"
-            raise UserError(f"{path} claims to have more pixels than {limit}: cut it into tiles") from None
+            raise _too_large(path) from None
         pixels = None
     if pixels is None and header.is_tiled:
         raise UserError(f"{path} is damaged, or has small tiles, which OpenCV cannot read: save it in strips")
@@ -102,13 +105,17 @@ def _adapted(content: bytes, header: Header) -> bytes:
     """The content as OpenCV reads it rightly."""
     if header.format == "JPEG":
         return without_padding(content)
-    if header.format == "PNM":
-        return content + b"\n"  # the last number of a text file may lack it
+    if content[:2] in (b"P1", b"P2", b"P3"):
+        return content + b"\n"  # the last number may lack it
     if header.straight_alpha:
         # Told that the colours are already multiplied by alpha, libtiff leaves them as they are.
         place = header.straight_alpha
         return content[:place] + b"\1" + content[place + 1 :]
     return content
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(f"{path} claims to have more pixels than {LIMIT}={os.environ[LIMIT]}: cut it into tiles")
 
 
 def _unreadable(path: Path) -> UserError:

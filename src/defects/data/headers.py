@@ -31,7 +31,7 @@ class Header:
     """`bits`, `white` and `channels` are of the values as they are stored."""
 
     format: str = ""  # "" of formats about which only the decoder knows something
-    height: int = 0  # pixels before EXIF rotation; 0: the header was not asked
+    height: int = 0  # pixels before EXIF rotation; 0: not known
     width: int = 0
     bits: int = 8  # of each channel
     white: int = EIGHT_BITS  # largest value that the format allows
@@ -76,9 +76,9 @@ def read_header(content: bytes) -> Header:
         if content[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or content[:4] == b"\xff\x4f\xff\x51":
             return _jpeg2000(content)
         if content.startswith(b"GIF8"):
-            return Header("GIF", channels="palette", pictures=_count_frames(content))
+            return _gif(content)
         if content.startswith(b"RIFF"):
-            return Header("WebP", pictures=_count_frames(content))
+            return Header("WebP", pictures=_count_webp_frames(content))
     except (struct.error, ValueError, IndexError, KeyError):
         pass
     return Header()
@@ -89,12 +89,28 @@ def channel_name(count: int) -> str:
     return {1: "grey", 2: "grey+alpha", 3: "RGB", 4: "RGBA"}.get(count, f"{count} channels")
 
 
+def _gif(content: bytes) -> Header:
+    width, height = struct.unpack_from("<HH", content, 6)
+    return Header("GIF", height, width, channels="palette", pictures=_count_frames(content))
+
+
+def _count_webp_frames(content: bytes) -> int:
+    """Pillow would allocate the whole picture to say it."""
+    frames = 0
+    place = 12
+    while place + 8 <= len(content):
+        frames += content[place : place + 4] == b"ANMF"
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return max(1, frames)
+
+
 def _count_frames(content: bytes) -> int:
-    """Of GIF, WebP and AVIF; 1 where Pillow cannot open it."""
+    """Of GIF and AVIF; 1 where Pillow cannot open it."""
     try:
-        with Image.open(io.BytesIO(content), formats=["GIF", "WEBP", "AVIF"]) as picture:
-            return getattr(picture, "n_frames", 1)
-    except (OSError, ValueError, SyntaxError, EOFError):
+        with Image.open(io.BytesIO(content), formats=["GIF", "AVIF"]) as picture:
+            return picture.n_frames
+    except Exception:  # of a dozen kinds, for broken files
         return 1
 
 
@@ -232,17 +248,27 @@ def _heif(content: bytes) -> Header:
         return Header()
     start = content.find(b"pixi")  # version and flags, number of channels, bits of each
     bits = content[start + 9] if start >= 0 else 8
-    return Header("AVIF", bits=bits, white=2**bits - 1, pictures=_count_frames(content))
+    frames = _count_frames(content) if brand == b"avis" else 1
+    return Header("AVIF", bits=bits, white=2**bits - 1, pictures=frames)
 
 
 def _jpeg2000(content: bytes) -> Header:
     start = content.index(b"\xff\x4f\xff\x51")
+    right, bottom, left, top = struct.unpack_from(">4I", content, start + 8)
     components, depth = struct.unpack_from(">HB", content, start + 40)
     bits = (depth & 0x7F) + 1
     fault = "signed JPEG 2000: convert to unsigned values" if depth & 0x80 else ""
     if bits > 16:
         fault = f"{bits}-bit JPEG 2000: {CONVERT}"
-    return Header("JPEG 2000", bits=bits, white=2**bits - 1, channels=channel_name(components), fault=fault)
+    return Header(
+        "JPEG 2000",
+        bottom - top,
+        right - left,
+        bits,
+        2**bits - 1,
+        channel_name(components),
+        fault=fault,
+    )
 
 
 # --- TIFF ------------------------------------------------------------------------------------------------
@@ -262,7 +288,7 @@ TAGS = {
     339: "sample_format",
 }
 TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the values of these tags
-MOST_PAGES = 10_000
+MOST_PAGES, MOST_TAGS = 1000, 4096  # that are looked at
 REDUCED, TRANSPARENCY = 1, 4  # bits of `subfile`
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> channels of colour
 NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}
@@ -363,6 +389,8 @@ def _tiff_pages(content: bytes) -> list[dict[str, tuple]]:
 def _tiff_page(content: bytes, place: int, order: str, is_big: bool) -> tuple[dict[str, tuple], int]:
     count_format, entry_size, next_format = ("Q", 20, "Q") if is_big else ("H", 12, "I")
     count = struct.unpack_from(order + count_format, content, place)[0]
+    if count > MOST_TAGS:
+        raise KeyError("no directory of tags")
     place += struct.calcsize(order + count_format)
     page: dict[str, tuple] = {
         "subfile": (0,),

@@ -124,7 +124,7 @@ def _read_palette(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] |
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
             picture = ImageOps.exif_transpose(picture)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # of a dozen kinds, for broken files
         return None
     if picture.mode != "P":
         return None
