@@ -8,7 +8,7 @@ from conftest import texture, write_png
 from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.images import IMAGE_SUFFIXES, list_images, read_image, resize, resize_mask
+from defects.data.images import IMAGE_SUFFIXES, read_image, resize, resize_mask
 from defects.data.mask_files import read_mask
 from defects.errors import UserError
 
@@ -250,44 +250,6 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_any_file_name_is_read(tmp_path, name):
     path = write_png(tmp_path / "Ordner mit ß" / name, RGB)
     np.testing.assert_array_equal(read_image(path), RGB)
-    assert list_images(tmp_path) == [path]
-
-
-def test_list_images_goes_by_path_and_skips_what_is_no_image(tmp_path):
-    kept = ["10.PNG", "9.png", "b/1.jpeg", "b/a.c/2.TIF", "c d.bmp", "e.webp"]
-    skipped = [
-        "._9.png",
-        "b/._1.jpeg",
-        ".ipynb_checkpoints/9-checkpoint.png",
-        "Thumbs.db",
-        "a.txt",
-        "png",
-        "x.png/y",
-    ]
-    for name in kept + skipped:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path) == sorted(tmp_path / name for name in kept)
-
-
-def test_a_hidden_folder_above_the_data_set_does_not_hide_it(tmp_path):
-    path = write_png(tmp_path / ".cache" / "x.png", RGB)
-    assert list_images(tmp_path / ".cache") == [path]
-
-
-def test_a_dead_link_is_listed_and_then_named(tmp_path):
-    link = tmp_path / "x.png"
-    link.symlink_to(tmp_path / "gone.png")
-    assert list_images(tmp_path) == [link]
-    _assert_refused(link)
-
-
-def test_missing_and_empty_folders_are_named(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    for folder in (tmp_path / "nowhere", tmp_path / "notes.txt", tmp_path):
-        with pytest.raises(UserError) as caught:
-            list_images(folder)
-        assert str(folder) in str(caught.value)
 
 
 def test_resizing_to_the_own_size_changes_nothing():

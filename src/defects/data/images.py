@@ -10,7 +10,6 @@ import numpy as np
 from defects.data.decoding import check_content, decode_colours, read_content, to_eight_bits
 from defects.data.headers import EIGHT_BITS
 from defects.data.mask_files import read_mask as read_mask  # images and masks from one place
-from defects.errors import UserError
 
 # What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
 IMAGE_SUFFIXES = {
@@ -39,23 +38,6 @@ class ImageFacts(NamedTuple):
     bits: int  # stored bits of each channel: 1, 8, 16, ...
     channels: str  # "grey", "RGB", "grey+alpha", "RGBA", "palette", "CMYK", ...
     largest: int  # largest stored value of the colour channels
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All image files under `folder`, by path. Raises UserError if there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: check data.root, or put the data set there")
-    images = sorted(path for path in folder.rglob("*") if _is_listed(path, folder))
-    if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
-
-
-def _is_listed(path: Path, folder: Path) -> bool:
-    """Skips what is hidden: macOS leaves `._name.jpg` beside a copied file, Jupyter `.ipynb_checkpoints/`."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
-        return False
-    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def read_image(

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from defects.data.images import content_box, list_images, read_framed
+from defects.data.folder_scan import list_files_to_score
+from defects.data.images import content_box, read_framed
 from defects.deploy.model import Meta, Model
 from defects.deploy.regions import Region, find_regions
 from defects.errors import UserError
@@ -47,7 +48,7 @@ def find_files(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found |= dict.fromkeys(list_images(path))
+            found |= dict.fromkeys(list_files_to_score(path))
         elif path.exists() or not set("*?[") & set(pattern):
             found[path] = None
         else:

@@ -11,7 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from defects.data.images import list_images, read_image, resize
+from defects.data.folder_scan import list_images
+from defects.data.images import read_image, resize
 from defects.errors import UserError
 
 NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from defects.config import Config, resolve, validate
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.external import refuse_external
-from defects.data.images import list_images
+from defects.data.folder_scan import list_images
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import locked
