@@ -1,5 +1,7 @@
 """Masks as annotation tools write them: every kind marks the pixels that were meant, whatever reads it."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -48,6 +50,12 @@ def rgba(colours, alpha):
     return np.dstack([colours, alpha])
 
 
+def saved_anew(image, format, **options):
+    """A PNG of what is left after a lossy file."""
+    with Image.open(io.BytesIO(encoded(image, format, **options))) as picture:
+        return encoded(picture, "PNG")
+
+
 BLACK_ON_WHITE = np.where(TRUTH[..., None], 0, 255).astype(np.uint8) * np.ones(3, np.uint8)
 INDICES = TRUTH.astype(np.uint8)
 VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
@@ -80,6 +88,10 @@ KINDS = {  # name -> (content, kind that is told)
     "lossy.webp": (encoded(np.dstack([MASK] * 3), "WEBP", quality=80), "jpeg"),
     "lossless.webp": (encoded(np.dstack([MASK] * 3), "WEBP", lossless=True), "two levels"),
     "x.avif": (encoded(np.dstack([MASK] * 3), "AVIF", quality=80), "jpeg"),
+    "jpeg-100.png": (saved_anew(MASK, "JPEG", quality=100), "many levels"),
+    "jpeg-75.png": (saved_anew(MASK, "JPEG", quality=75), "many levels"),
+    "jpeg-red.png": (saved_anew(red(MASK), "JPEG", quality=75), "colours"),
+    "webp.png": (saved_anew(MASK, "WEBP", quality=80), "colours"),
     "alpha-of-white.png": (encoded(rgba(WHITE, MASK), "PNG"), "alpha"),
     "alpha-of-black.png": (encoded(rgba(0 * WHITE, MASK), "PNG"), "alpha"),
     "alpha-soft.png": (encoded(rgba(WHITE, SOFT), "PNG"), "alpha"),
@@ -151,6 +163,14 @@ def test_thin_labels_are_not_taken_for_soft_edges(tmp_path):
     for label, row in enumerate((10, 20, 30, 40), 1):
         mask[row, 20:140] = label
     mask[60:100, 40:80] = 9
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "m.png", mask)), mask > 0)
+
+
+@pytest.mark.parametrize("labels", [(1, 2, 3), (1, 6, 7), (1, 2, 3, 255), (1, 100, 200), (85, 170, 255)])
+def test_labels_of_any_values_all_count(tmp_path, labels):
+    mask = np.zeros(SIZE, np.uint8)
+    for place, label in enumerate(labels):
+        mask[20:60, 10 + 30 * place : 35 + 30 * place] = label
     np.testing.assert_array_equal(read_mask(write_png(tmp_path / "m.png", mask)), mask > 0)
 
 
