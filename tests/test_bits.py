@@ -73,9 +73,9 @@ FILES = {  # name -> (content of more than 8 bits, its values from 0 to 1)
 def test_without_a_setting_white_is_what_the_file_allows(tmp_path, name):
     content, values = FILES[name]
     (tmp_path / name).write_bytes(content)
-    found = read_image(tmp_path / name)
-    assert found.dtype == np.uint8
-    assert np.abs(found - 255 * values).max() <= 0.51
+    image = read_image(tmp_path / name)
+    assert image.dtype == np.uint8
+    assert np.abs(image - 255 * values).max() <= 0.51
 
 
 @pytest.mark.parametrize("name", ["twelve.tif", "twelve.pgm"])

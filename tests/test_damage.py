@@ -114,9 +114,9 @@ def test_padding_of_a_camera_is_no_damage_and_says_nothing(tmp_path, capfd):
     content = photo()
     (tmp_path / "x.jpg").write_bytes(content[:-2] + bytes(30) + content[-2:])
     examine_image(tmp_path / "x.jpg")
-    found = read_image(tmp_path / "x.jpg")
+    padded = read_image(tmp_path / "x.jpg")
     (tmp_path / "x.jpg").write_bytes(content)
-    np.testing.assert_array_equal(found, read_image(tmp_path / "x.jpg"))
+    np.testing.assert_array_equal(padded, read_image(tmp_path / "x.jpg"))
     assert capfd.readouterr().err == ""
 
 

@@ -192,8 +192,8 @@ def test_an_empty_mask_marks_nothing(tmp_path, suffix):
 def test_an_ignore_value_counts_as_defect_and_is_mentioned(tmp_path):
     mask = LABELS.copy()
     mask[cv2.dilate(MASK, np.ones((5, 5), np.uint8)) > MASK] = 255
-    found, facts = examine_mask(write_png(tmp_path / "m.png", mask))
-    np.testing.assert_array_equal(found, mask > 0)
+    marked, facts = examine_mask(write_png(tmp_path / "m.png", mask))
+    np.testing.assert_array_equal(marked, mask > 0)
     assert "255 beside smaller labels" in facts.doubt
 
 
@@ -214,8 +214,8 @@ def test_what_is_implausible_is_said(tmp_path, name):
 def test_a_defect_that_covers_most_of_an_image_is_read_as_it_is(tmp_path):
     mask = np.full(SIZE, 255, np.uint8)
     mask[:50, :60] = 0
-    found, facts = examine_mask(write_png(tmp_path / "m.png", mask))
-    np.testing.assert_array_equal(found, mask > 0)
+    marked, facts = examine_mask(write_png(tmp_path / "m.png", mask))
+    np.testing.assert_array_equal(marked, mask > 0)
     assert facts.share > 0.8 and not are_inverted([facts] * 2)
 
 

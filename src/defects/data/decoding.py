@@ -17,7 +17,7 @@ LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
 
 # A broken file is reported by this program, in one line, with its name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-Image.MAX_IMAGE_PIXELS = None  # Pillow reads headers; OpenCV has a limit of its own
+Image.MAX_IMAGE_PIXELS = None  # what is too large is refused before Pillow decodes it
 
 
 def read_content(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-EIGHT_BITS, SIXTEEN_BITS = 255, 65535  # largest values
+EIGHT_BITS = 255  # the largest value
 CONVERT = "convert to 8 or 16 bits"
 
 # Starts of files that people have and OpenCV cannot read, or only as floating-point values.
@@ -156,13 +156,13 @@ def read_jpeg_frame(content: bytes) -> JpegFrame:
 
 def _zero_codes(segment: bytes) -> dict[int, int]:
     """Of a segment of Huffman tables: which symbol has the shortest code, which is all zeros."""
-    found = {}
+    symbols = {}
     place = 0
     while place < len(segment):
         total = sum(segment[place + 1 : place + 17])
-        found[segment[place]] = segment[place + 17]
+        symbols[segment[place]] = segment[place + 17]
         place += 17 + total
-    return found
+    return symbols
 
 
 def _jpeg(content: bytes) -> Header:
@@ -221,10 +221,10 @@ def _pnm(content: bytes) -> Header:
         return _pam(content)
     text = rb"(?:\s|#[^\n]*\n)+"
     count = 2 if kind in (1, 4) else 3
-    found = re.match(rb"P\d" + (text + rb"(\d+)") * count, content[:4096])
-    if not found:
+    head = re.match(rb"P\d" + (text + rb"(\d+)") * count, content[:4096])
+    if not head:
         return Header("PNM")
-    width, height, *white = map(int, found.groups())
+    width, height, *white = map(int, head.groups())
     white = white[0] if white else 1
     channels = "RGB" if kind in (3, 6) else "grey"
     return Header("PNM", height, width, white.bit_length(), white, channels, is_spread=kind in (1, 4))

@@ -100,7 +100,7 @@ def examine_image(path: Path) -> ImageFacts:
 
 def note_unused_depth(facts: Sequence[ImageFacts], bits: int | None) -> str:
     """For the inventory: a sentence if images of 16 bits use no more than 10, 12 or 14 of them; or ""."""
-    deep = [each.largest for each in facts if each.bits == 16]
+    deep = [image.largest for image in facts if image.bits == 16]
     if bits is not None or not deep:
         return ""
     needed = max(max(deep).bit_length(), 9)

@@ -85,13 +85,13 @@ def are_inverted(facts: Sequence[MaskFacts], setting: bool | None = None) -> boo
     """
     if setting is not None:
         return setting
-    if len(facts) < INVERTED_MASKS or any(each.share == 0 for each in facts):
+    if len(facts) < INVERTED_MASKS or any(mask.share == 0 for mask in facts):
         return False
-    inverted = [each.share > 0.5 and each.border > 0.5 for each in facts]
+    inverted = [mask.share > 0.5 and mask.border > 0.5 for mask in facts]
     return (
         np.mean(inverted) >= INVERTED_SHARE
-        and np.median([each.border for each in facts]) > INVERTED_SHARE
-        and any(each.share < 1 for each in facts)
+        and np.median([mask.border for mask in facts]) > INVERTED_SHARE
+        and any(mask.share < 1 for mask in facts)
     )
 
 
@@ -151,7 +151,8 @@ def _mark_palette(indices: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -
     if not has_coloured_first:
         return Reading(~is_dark, "palette", _doubt_about_ignored(used))
     # The first entry is background for tools that write labels, black for those that write colours.
-    first_border, dark_border = (float(_border(each).mean()) for each in (is_first, is_dark))
+    first_border = float(_border(is_first).mean())
+    dark_border = float(_border(is_dark).mean())
     if has_black:
         doubt = "may have black or its first palette entry as background: what is most of its border counts"
         is_sure = max(first_border, dark_border) > INVERTED_SHARE
