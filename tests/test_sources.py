@@ -326,6 +326,7 @@ def test_folders_outside_the_root_are_told_apart(tmp_path):
 def _listed(root: Path, source: str = "folders", **more) -> dict[str, tuple]:
     """split, label and masks by path."""
     images = list_data(_data(root, source, **more)).images
+    assert images["path"].is_unique
     return {row.path: (row.split, row.label, row.mask_path) for row in images.itertuples()}
 
 
