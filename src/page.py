@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="open none")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    normals = load_normals(model.path.parent, arguments.normals)
+    normals = load_normals(model.path.parent, arguments.normals, model.meta.bits)
     with TemporaryDirectory() as uploads:
         # Read when Gradio is imported, which takes seconds: not before the model is known to load.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -75,7 +75,7 @@ def common_folder(files: list[Path]) -> Path:
 
 def save_overlay(path: Path, found: Prediction, meta: Meta) -> None:
     """A PNG, its name that of the image with .png added."""
-    picture = overlay(read_image(found.path), found.maps, meta.map, found.regions)
+    picture = overlay(read_image(found.path, bits=meta.bits), found.maps, meta.map, found.regions)
     content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     write_bytes(path.with_name(f"{path.name}.png"), content)
 

@@ -33,6 +33,8 @@ ABOUT_THE_INDEX = {
     "data.pretrained_is_external",
     "data.contradictions",
     "data.bad_masks",
+    "data.unlisted_classes",
+    "data.inverted_masks",
 }
 # Settings that name files: what counts is what these hold, wherever they lie.
 FILES = ("model.backbone.weights", "model.options.teacher", "model.options.textures", "model.options.penalty")

@@ -91,7 +91,7 @@ def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) 
     root = resolve(config.data.root)
 
     def one(path: str) -> np.ndarray:
-        image = read_image(root / path)
+        image = read_image(root / path, bits=config.data.bits)
         if settings.ignore:
             top, left, bottom, right = settings.ignore
             image[top:bottom, left:right] = 0

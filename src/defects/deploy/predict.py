@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from defects.data.images import content_box, list_images, read_framed
+from defects.data.folder_scan import list_files_to_score
+from defects.data.images import content_box, read_framed
 from defects.deploy.model import Meta, Model
 from defects.deploy.regions import Region, find_regions
 from defects.errors import UserError
@@ -47,7 +48,7 @@ def find_files(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found |= dict.fromkeys(list_images(path))
+            found |= dict.fromkeys(list_files_to_score(path))
         elif path.exists() or not set("*?[") & set(pattern):
             found[path] = None
         else:
@@ -77,8 +78,8 @@ def predict(
 
 
 def read_frame(path: Path, meta: Meta) -> Frame:
-    """Raises UserError for what is no image."""
-    image, shape = read_framed(path, meta.image_size, meta.fit)
+    """Raises UserError for what is no image, or damaged."""
+    image, shape = read_framed(path, meta.image_size, meta.fit, meta.bits, is_strict=True)
     box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
     return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
 
