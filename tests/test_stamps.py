@@ -217,7 +217,7 @@ def test_a_difference_names_the_setting_and_both_values():
         "infer.map_size=64 then, 32 now",
         "train.ema=null then, 0.9 now",
     ]
-    assert in_short([*found, "x", "y"]).endswith("train.ema=null then, 0.9 now; 2 more")
+    assert in_short([*found, "x", "y"]).endswith("train.ema=null then, 0.9 now and 2 more")
     assert differences(then, now, but=["folds.csv", "infer.map_size", "train.ema"]) == []
 
 

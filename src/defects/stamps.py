@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from defects.config import Config, resolve
+from defects.errors import shorten_names
 from defects.validation import section_of, shown
 from defects.writing import sha256
 
@@ -38,7 +39,6 @@ ABOUT_THE_INDEX = {
 }
 # Settings that name files: what counts is what these hold, wherever they lie.
 FILES = ("model.backbone.weights", "model.options.teacher", "model.options.textures", "model.options.penalty")
-MOST_NAMED = 3  # differences in a message
 
 Stamp = dict[str, dict[str, Any]]
 
@@ -102,9 +102,8 @@ def only_files(stamp: Stamp, names: Collection[str]) -> Stamp:
 
 
 def in_short(found: list[str]) -> str:
-    """Differences for a message: the first few, and how many more."""
-    more = [f"{len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
-    return "; ".join([*found[:MOST_NAMED], *more])
+    """Differences for a message."""
+    return shorten_names(found, "; ")
 
 
 def _flat(values: dict[str, Any], excluded: set[str], prefix: str) -> dict[str, Any]:

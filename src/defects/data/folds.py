@@ -78,10 +78,9 @@ def find_only_groups(
         if len(found) != 1 or not (is_stated or pictures.nunique() == 1) or (name == NORMAL and not classes):
             continue
         is_training_only |= groups == found[0]
-        first = images.loc[member, "image_id"].iloc[0]
-        count = f"{member.sum()} images, {first} first" if member.sum() > 1 else first
-        print(f"note: {name} lie in 1 group ({count}): it is learnt from in every fold and never held out,")
-        print("      so no out-of-fold figure tells how such images are judged")
+        names = shorten_names(images.loc[member, "image_id"])
+        print(f"note: {name} lie in 1 group ({names}): it is learnt from in every fold and never held")
+        print("      out, so no out-of-fold figure tells how such images are judged")
     return is_training_only
 
 
