@@ -56,3 +56,14 @@ def test_too_few_normal_images_to_calibrate_are_counted(tmp_path, fails_with_one
     assert "add normal images" in message and "set it" not in message
     unset = fails_with_one_line(*command, "--set", "train.inner_holdout=0")
     assert "train.inner_holdout=0 keeps none of 1" in unset and "set it, such as to 0.1" in unset
+
+
+def test_an_epoch_cannot_be_chosen_by_no_image(tmp_path, run_script, fails_with_one_line):
+    root = write_dataset(tmp_path / "data", defects=2, normals=6, tests=0)
+    select = {"train": {"select": "inner", "inner_holdout": 0.2}, "data": {"sample_submission": None}}
+    path = write_config(tmp_path, root, split=BANK["split"], **select)
+    assert "the epoch is chosen by the loss" in run_script("train.py", "--config", path).stdout
+    few = write_dataset(tmp_path / "few", defects=2, normals=2, tests=0)
+    path = write_config(tmp_path, few, "few", split=BANK["split"], **select)
+    message = fails_with_one_line("train.py", "--config", path, "--set", "data.name=few_data")
+    assert "train.inner_holdout=0.2 keeps none of 2 images" in message and "train.select=last" in message

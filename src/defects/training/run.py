@@ -226,6 +226,8 @@ def _train(
     set_seed(config.train.seed)
     detector = build_detector(config)
     sides = sides.learnt_by(detector, config)
+    if config.train.select == "inner" and sides.inner["label"].nunique() < 2:
+        accelerator.print("note: the inner hold-out has one class only: the epoch is chosen by the loss")
     if config.train.init:
         _start_from(detector, config, fold)
     if main:

@@ -55,6 +55,13 @@ class Sides:
             )
         if detector.needs_holdout and self.inner_normal.empty:
             raise UserError(self._no_calibration(config))
+        selects = config.train.select == "inner" or config.train.patience
+        if selects and self.inner.empty:
+            raise UserError(
+                f"train.inner_holdout={config.train.inner_holdout:g} keeps none of {len(self.originals)} "
+                "images unseen to choose the epoch by, since one group of a class must be left to learn from: "
+                "add images, or set train.select=last and train.patience=null"
+            )
         if detector.needs_holdout and config.infer.tta:
             raise UserError(
                 f"{name} is calibrated on images as they are, which averages over turns would not fit: set "
