@@ -59,7 +59,7 @@ class Sides:
         if selects and self.inner.empty:
             raise UserError(
                 f"train.inner_holdout={config.train.inner_holdout:g} keeps none of {len(self.originals)} "
-                "images unseen to choose the epoch by, since one group of a class must be left to learn from: "
+                "images unseen to choose the epoch by, since one group of a class must be left to learn: "
                 "add images, or set train.select=last and train.patience=null"
             )
         if detector.needs_holdout and config.infer.tta:
