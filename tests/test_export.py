@@ -150,6 +150,64 @@ def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):
     assert {read_image(path).shape for path in pictures.rglob("*.png")} == {(*SHAPE, 3)}
 
 
+def test_predict_keeps_pictures_in_their_folder(run, tmp_path, run_script):
+    images, pictures = run[0].parent, tmp_path / "deep" / "down" / "pictures"
+    paths = [images / "masks" / ".." / ".." / images.name / "normal" / "normal_0.png", images / "abnormal"]
+    write_png(tmp_path / "normal_0.png", texture(3))
+    arguments = [run[1] / "model.onnx", *paths, tmp_path / "normal_0.png", "--overlays", pictures]
+    assert run_script("predict.py", *arguments).code == 0
+    made = sorted(path.name for path in tmp_path.rglob("*.png.png"))
+    assert made == [f"defect_{i}.png.png" for i in range(6)] + 2 * ["normal_0.png.png"]
+    assert len(list(pictures.rglob("*.png"))) == 8
+
+
+def test_predict_refuses_pictures_in_place_of_images(run, tmp_path, fails_with_one_line):
+    for name in ("1.png", "1.png.png"):
+        write_png(tmp_path / name, texture(1))
+    message = fails_with_one_line("predict.py", run[1] / "model.onnx", tmp_path, "--overlays", tmp_path)
+    assert "a picture would replace" in message and "1.png.png" in message
+
+
+def test_predict_refuses_a_link_out_of_the_pictures_folder(run, tmp_path, fails_with_one_line):
+    for name in ("in/a/1.png", "in/b/1.png"):
+        write_png(tmp_path / name, texture(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").symlink_to(tmp_path / "in" / "b")
+    arguments = [run[1] / "model.onnx", tmp_path / "in", "--overlays", tmp_path / "out"]
+    assert "a link in it leads to" in fails_with_one_line("predict.py", *arguments)
+
+
+def test_predict_scores_on_after_a_picture_that_cannot_be_written(run, tmp_path, run_script):
+    long = "x" * 251 + ".png"  # no room for a second ending
+    for name in ("a.png", long, "z.png"):
+        write_png(tmp_path / "in" / name, texture(1))
+    output, pictures = tmp_path / "found.csv", tmp_path / "out"
+    arguments = [run[1] / "model.onnx", tmp_path / "in", "--output", output, "--overlays", pictures]
+    outcome = run_script("predict.py", *arguments)
+    assert outcome.code == 2 and outcome.stderr.count("\n") == 1
+    assert "1 of 3 overlays could not be written" in outcome.stderr
+    assert len(pd.read_csv(output)) == 3 and {path.name for path in pictures.iterdir()} == {
+        "a.png.png", "z.png.png"
+    }  # fmt: skip
+
+
+def test_predict_scores_images_whose_names_are_no_text(run, tmp_path, run_script):
+    name = os.fsdecode("결함.png".encode("cp949"))
+    try:
+        for each in ("a.png", name, "z.png"):
+            write_png(tmp_path / "in" / each, texture(1))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (tmp_path / "in" / "broken\udcff.png").write_bytes(b"no image")
+    for output in ("found.csv", "found.jsonl"):
+        arguments = [run[1] / "model.onnx", tmp_path / "in", "--output", tmp_path / output]
+        outcome = run_script("predict.py", *arguments, "--overlays", tmp_path / "out")
+        assert outcome.code == 2 and "1 of 4 files could not be read" in outcome.stderr
+        lines = (tmp_path / output).read_text(encoding="utf-8").splitlines()
+        assert sum("b0\\xe1" in line.replace("\\\\", "\\") for line in lines) == 1
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
 def test_json_lines_and_globs(run, tmp_path, run_script):
     output = tmp_path / "found.jsonl"
     pattern = f"{run[0].parent}/*/*_1.png"

@@ -1,7 +1,10 @@
 """Scores, labels and regions of any images, by an exported model; nothing of training is imported."""
 
+import glob
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 
 from defects.data.images import content_box, list_images, read_framed
 from defects.deploy.model import Meta, Model
+from defects.deploy.paths import locate
 from defects.deploy.regions import Region, find_regions
 from defects.errors import UserError
 
@@ -41,21 +45,45 @@ class Frame(NamedTuple):
 def find_files(patterns: list[str]) -> list[Path]:
     """Files, all images of folders, and what globs match, in this order, each once.
 
-    Raises UserError for a glob without matches; a file that does not exist is reported by `predict`.
+    Raises UserError for a folder and for a glob without images; a file that does not exist is reported by
+    `predict`.
     """
-    found: dict[Path, None] = {}
+    named: list[Path] = []
     for pattern in patterns:
+        if not pattern:
+            raise UserError("one of the paths is empty: leave it out, or set the variable it stands for")
         path = Path(pattern)
-        if path.is_dir():
-            found |= dict.fromkeys(list_images(path))
-        elif path.exists() or not set("*?[") & set(pattern):
-            found[path] = None
+        if _is_folder(pattern):
+            named += list_images(path)
+        elif os.path.lexists(path) or not set("*?[") & set(pattern):
+            named.append(path)
         else:
-            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            if not matches:
-                raise UserError(f"{pattern} matches no file")
-            found |= dict.fromkeys(path for path in matches if path.is_file())
-    return list(found)
+            named += _match(pattern)
+    found: dict[Path, Path] = {}
+    for place, path in zip(locate(named), named, strict=True):
+        found.setdefault(place, path)
+    return list(found.values())
+
+
+def _is_folder(path: str) -> bool:
+    """False also where permissions, or the length of the name, forbid to look: pathlib's raises then."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _match(pattern: str) -> list[Path]:
+    """What a glob matches, as a shell would: files of any kind, and folders, which stand for their images."""
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's `**` leaves files out)
+    files: list[Path] = []
+    for match in matches:
+        if not _is_folder(match):
+            files.append(Path(match))
+            continue
+        with suppress(UserError):  # a folder without images; others may have some
+            files += list_images(Path(match))
+    if not files:
+        reason = "matches nothing but folders without images" if matches else "matches no file"
+        raise UserError(f"{pattern} {reason}: correct it, or name a folder of images")
+    return files
 
 
 def predict(

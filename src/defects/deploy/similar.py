@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from defects.data.images import list_images, read_image, resize
+from defects.deploy.paths import path_text
 from defects.errors import UserError
 
 NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
@@ -45,7 +46,8 @@ def load_normals(export: Path, folder: Path | None = None) -> Normals | None:
             raise UserError(f"--normals {folder} is not a folder: name one of normal images")
         files = list_images(folder)
         files = [files[place] for place in spread(len(files), NORMALS)]
-        return Normals({path.relative_to(folder).as_posix(): shrink(read_image(path)) for path in files})
+        names = [path_text(path.relative_to(folder).as_posix()) for path in files]
+        return Normals({name: shrink(read_image(path)) for name, path in zip(names, files, strict=True)})
     path = export / "normals.npz"
     try:
         with np.load(path) as archive:

@@ -277,5 +277,5 @@ def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path])
         "backbone": config.model.backbone and config.model.backbone.model_dump(mode="json"),
         "seed": config.train.seed,
         "fit": None if config.data.fit == "squash" else config.data.fit,  # teachers from before hold none
-        "images": hashlib.sha256(names.encode()).hexdigest(),
+        "images": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
     }
