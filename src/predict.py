@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from defects import cli
 from defects.data.images import read_image
-from defects.deploy.model import Meta, load_model
+from defects.deploy.model import Meta, find_note, load_model
 from defects.deploy.paths import locate, name_pictures
 from defects.deploy.predict import Prediction, find_files, predict
 from defects.deploy.regions import overlay
@@ -40,6 +40,8 @@ def main() -> None:
     model, files = load_model(arguments.model, arguments.threads), find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
+    if note := find_note(model.meta):
+        print(note, file=sys.stderr)
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
     broken, lost = 0, []
     with written_to(arguments.output) as stream:

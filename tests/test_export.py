@@ -11,6 +11,7 @@ import zipfile
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,18 +21,19 @@ import yaml
 from conftest import defective, raising, texture, write_png
 from line_pc import documented_packages
 
-from defects.config import ROOT, load_config
+from defects.config import ROOT, InferConfig, load_config
 from defects.data.images import read_image
 from defects.deploy import export as exporting
 from defects.deploy import graph
 from defects.deploy.export import export
 from defects.deploy.limits import between_scores
-from defects.deploy.model import FILES, MapMeta, load_model, read_meta
+from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
 from defects.deploy.portable import save_portable
-from defects.deploy.predict import find_files, predict
-from defects.deploy.regions import find_regions, overlay
+from defects.deploy.predict import Prediction, find_files, predict, relabel
+from defects.deploy.regions import find_regions, mark_pixels, overlay
 from defects.errors import UserError
 from defects.training.run import train_fold
+from defects.training.scorer import Scorer
 from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
@@ -121,6 +123,36 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
     assert "model.pt fails the parity gate" in message and "nothing was exported" in message
     assert sorted(path.stat().st_mtime_ns for path in run[1].iterdir()) == before
     assert not list(run[1].parent.glob(".export*"))
+
+
+def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_one_line):
+    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    message = fails_with_one_line("export.py", "--config", run[0])
+    assert "the graph would hold 4 copies of the network (4 views x 1 windows)" in message
+    assert "export --formats torch" in message
+
+
+def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_script):
+    """The way out of that refusal."""
+    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    outcome = run_script("export.py", "--config", run[0], "--formats", "torch", "--images", "4")
+    shutil.rmtree(run[1])
+    shutil.copytree(own, run[1])
+    assert outcome.code == 0 and "copies" not in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("symmetries", "window", "copies"),
+    [
+        ("none", None, 1),
+        ("dihedral", None, 8),
+        ("flips", (32, 32), 4 * 3 * 2),
+        ("dihedral", (32, 16), 4 * (3 * 3) + 4 * (2 * 5)),
+    ],
+)
+def test_scorer_counts_its_passes(symmetries, window, copies):
+    scorer = Scorer(torch.nn.Identity(), InferConfig(window=window), symmetries)
+    assert scorer.count_passes((64, 40)) == copies
 
 
 @pytest.mark.parametrize(
@@ -396,6 +428,78 @@ def test_regions_lie_where_the_map_is_high():
     assert [region[:5] for region in found] == [("2", 0, 90, 20, 10), ("1", 100, 20, 60, 20)]
     assert found[1].peak == pytest.approx(0.7)
     assert find_regions(np.zeros_like(maps), (100, 400), meta) == []
+
+
+def soft_spots():
+    """Maps of probabilities [2, 10, 20]: a clear part and a faint one of class 1, a clear one of class 2."""
+    maps = np.zeros((2, 10, 20), np.float32)
+    maps[0, 2:6, 5:9], maps[0, 8:10, 0:2], maps[1, 0:5, 15:20] = 0.9, 0.4, 0.9
+    return maps
+
+
+def rules(**changes):
+    plain = {"pixel": 0.5, "component": 0.0, "area": 0.0}
+    masks = [MaskRule(**plain | changes), MaskRule(**plain)]
+    cuts = [rule.pixel for rule in masks]
+    return MapMeta(size=(10, 20), classes=["1", "2"], normal=[0, 0], threshold=cuts, rules=masks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, "12"),
+        ({"pixel": 0.3}, "112"),
+        ({"pixel": 0.3, "component": 0.05}, "12"),
+        ({"pixel": 0.3, "area": 0.05}, "112"),
+        ({"area": 0.5}, "2"),
+        ({"pixel": 0.95}, "2"),
+    ],
+)
+def test_regions_follow_the_mask_rules(changes, kinds):
+    found = find_regions(soft_spots(), (100, 200), rules(**changes))
+    assert "".join(sorted(region.kind for region in found)) == kinds
+
+
+def test_regions_by_rules_lie_on_the_grid_of_the_image():
+    """Upsampled like a submission's mask: cells of the map alone would end at multiples of 10."""
+    meta = rules(pixel=0.8)
+    marked = mark_pixels(soft_spots(), (100, 200), meta)
+    rows, columns = (np.flatnonzero(marked[0].any(axis)) for axis in (1, 0))
+    (region,) = (each for each in find_regions(soft_spots(), (100, 200), meta) if each.kind == "1")
+    assert (region.x, region.y) == (columns[0], rows[0]) and region.width == len(columns) < 40
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "kinds"),
+    [
+        ({"1": 0.6, "2": 0.6, "defect": 0.6}, ["1", "2", "defect"], "12"),
+        ({"1": 0.1, "2": 0.6, "defect": 0.6}, ["2", "defect"], "2"),
+        ({"1": 0.1, "2": 0.1, "defect": 0.6}, ["defect"], ""),
+        ({"1": 0.1, "2": 0.1, "defect": 0.1}, [], ""),
+    ],
+)
+def test_labels_follow_thresholds_and_masks(probabilities, labels, kinds):
+    meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules())
+    marked = find_regions(soft_spots(), (100, 200), meta.map)
+    found = Prediction("x.png", {}, probabilities, marked=marked)
+    found = relabel(found, dict.fromkeys(meta.targets, 0.5), meta)
+    assert found.labels == labels and "".join(sorted(region.kind for region in found.regions)) == kinds
+
+
+def test_a_class_whose_mask_is_empty_is_not_present():
+    meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules(area=0.5))
+    marked = find_regions(soft_spots(), (100, 200), meta.map)
+    sure = dict.fromkeys(meta.targets, 0.9)
+    found = relabel(Prediction("x.png", {}, sure, marked=marked), dict.fromkeys(meta.targets, 0.5), meta)
+    assert found.labels == ["2", "defect"]
+
+
+def test_exports_without_rules_are_used_as_before_and_say_so():
+    old = SimpleNamespace(detector="segmenter", targets=["1", "2", "defect"], map=rules())
+    assert find_note(old) == ""
+    old.map = old.map.model_copy(update={"rules": None})
+    assert "holds no mask rules" in find_note(old)
+    assert [region.kind for region in find_regions(soft_spots(), (100, 200), old.map)] == ["1", "2"]
 
 
 def test_a_normal_image_stays_as_it_is_under_its_map():

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,14 +23,19 @@ AHEAD = 2  # batches that are read while one is scored
 
 @dataclass
 class Prediction:
-    """Of one image: `score` and `probability` by target, `labels` the targets that count as present."""
+    """Of one image: `score` and `probability` by target, `labels` the targets that count as present.
+
+    `marked` are the regions of its maps, whatever the probabilities; `regions` those that count.
+    """
 
     path: Path
     score: dict[str, float] = field(default_factory=dict)
     probability: dict[str, float] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
+    marked: list[Region] = field(default_factory=list)
     maps: np.ndarray | None = None  # [K, h, w]
+    shape: tuple[int, int] = (0, 0)  # height, width of the image in pixels
     error: str = ""  # why there is nothing else
 
 
@@ -144,9 +149,28 @@ def _prediction(
     frame: Frame,
     threshold: float | None,
 ) -> Prediction:
-    probability = dict(zip(meta.targets, probabilities.tolist(), strict=True))
+    found = Prediction(
+        path,
+        score=dict(zip(meta.targets, scores.tolist(), strict=True)),
+        probability=dict(zip(meta.targets, probabilities.tolist(), strict=True)),
+        marked=[] if maps is None else find_regions(maps, frame.shape, meta.map),
+        maps=maps,
+        shape=frame.shape,
+    )
     cuts = meta.threshold if threshold is None else dict.fromkeys(meta.targets, threshold)
-    labels = [target for target in meta.targets if probability[target] >= cuts[target]]
-    regions = find_regions(maps, frame.shape, meta.map) if labels and maps is not None else []
-    score = dict(zip(meta.targets, scores.tolist(), strict=True))
-    return Prediction(path, score, probability, labels, regions, maps)
+    return relabel(found, cuts, meta)
+
+
+def relabel(found: Prediction, cuts: dict[str, float], meta: Meta) -> Prediction:
+    """The same scores with the labels and regions of other thresholds, probabilities by target.
+
+    Where the model has mask rules, a class is present if its probability reaches the threshold and its mask
+    is not empty; the regions are those masks. Else all that is marked counts as soon as anything is present.
+    """
+    reached = [target for target in meta.targets if found.probability[target] >= cuts[target]]
+    if meta.map is None or meta.map.rules is None:
+        return replace(found, labels=reached, regions=found.marked if reached else [])
+    regions = [region for region in found.marked if region.kind in reached]
+    kinds = {region.kind for region in regions}
+    labels = [target for target in reached if target in kinds or target not in meta.map.classes]
+    return replace(found, labels=labels, regions=regions)
