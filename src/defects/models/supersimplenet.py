@@ -17,7 +17,7 @@ from defects.config import Config, Section, validate
 from defects.config_data import Count
 from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batch, Batches
-from defects.models.parts.backbone import Features
+from defects.models.parts.backbone import Features, check_seen_sizes
 from defects.models.parts.perlin import perlin_mask
 
 MARGIN, GAMMA = 0.5, 4.0  # of the truncated L1 and of the focal loss
@@ -59,6 +59,7 @@ class SuperSimpleNet(AnomalyDetector):
         if options.supervised:
             self.learns_from, self.uses_masks, self.needs_holdout = "both", True, False
         self.features = Features(config.model.backbone, options.layers, config.seen_size)
+        check_seen_sizes(self.features, config)
         channels = sum(self.features.channels)
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))

@@ -1,5 +1,6 @@
 """One experiment x one fold: the run folder, what goes into it, and when it counts as finished."""
 
+import copy
 import shutil
 import time
 from contextlib import ExitStack, nullcontext
@@ -12,10 +13,10 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from defects.config import Config, as_yaml
-from defects.data.datasets import DeviceBatches, plain_loader, training_loader
+from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
 from defects.data.labels import DEFECT, target_labels
 from defects.data.split import FULL, fold_names, load_folds, load_training_rows, training_list
 from defects.errors import UserError
@@ -206,12 +207,13 @@ def _train(
     sides = sides.learnt_by(detector, config)
     if config.train.init:
         _start_from(detector, config, fold)
+    training = _training(detector, config, sides, accelerator)  # before anything is written
     if main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
     tracker = Tracker(config, fold, folder, active=main)
     stopwatch = Stopwatch(folder / "costs.json", active=main)
     trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker, stopwatch)
-    _fit(trainer, config, sides)
+    _fit(trainer, config, sides, training)
     stopwatch.lap()
     costs = {"peak_memory_mb": round(peak_memory_mb()), "device": device_name(accelerator.device)}
     stopwatch.note(**model_size(detector), **costs)
@@ -237,10 +239,9 @@ def _start_from(detector: Detector, config: Config, fold: str) -> None:
         raise UserError(f"train.init={config.train.init}: its network is another one") from None
 
 
-def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
+def _fit(trainer: Trainer, config: Config, sides: Sides, training: DataLoader | None) -> None:
     """Everything that a detector learns: preparation, epochs if it has weights to train, calibration."""
     detector, accelerator, device = trainer.detector, trainer.accelerator, trainer.accelerator.device
-    training = _training(detector, config, sides, accelerator)  # before anything is written
     process = accelerator.process_index, accelerator.num_processes
     share = process if detector.shares_preparation else (0, 1)
     originals = DeviceBatches(config, sides.originals, device, detector.labels, in_windows=True, share=share)
@@ -267,7 +268,7 @@ def _training(
     detector: Detector, config: Config, sides: Sides, accelerator: Accelerator
 ) -> DataLoader | None:
     """Of a detector that has weights to train. Raises UserError if it would learn from other than it scores,
-    and if its batches cannot be shared out evenly.
+    if its batches cannot be shared out evenly, and if it cannot learn from such batches.
 
     Detectors that are calibrated may depend on the size of what they see; others are told by their labels.
     """
@@ -285,7 +286,44 @@ def _training(
             f"infer.window={list(config.infer.window)}: {config.model.name} must learn from such parts too: "
             f"add {{name: RandomCrop, height: {height}, width: {width}}} to augment"
         )
+    smallest = min(size, len(sides.fitted)) // processes
+    is_cropped = loader.dataset.shown != (height, width)
+    if smallest == 1 or is_cropped:
+        _try_step(detector, loader, min(smallest, 2), is_cropped)
     return loader
+
+
+def _try_step(detector: Detector, loader: DataLoader, images: int, is_cropped: bool) -> None:
+    """UserError unless the detector can learn from so few `images` at a time, of the size that augment gives.
+
+    Batch normalisation after pooling has one value for each channel of a single image, and no deviation; and
+    a network may have been built for images of another size. A copy takes the step: nothing is changed.
+    """
+    batch = to_device(
+        default_collate([loader.dataset[(0, row)] for row in range(images)]), torch.device("cpu")
+    )
+    learner = copy.deepcopy(detector).train()
+    numpy_state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            learner.training_loss(batch)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if "more than 1 value per channel" in reason:
+            raise UserError(
+                f"train.batch_size={loader.batch_size}, {len(loader.dataset)} images to learn from: a "
+                "process is given one at a time, which a batch normalisation of this network cannot learn "
+                "from: raise it, use fewer processes, larger images, or another network or decoder"
+            ) from None
+        if not is_cropped:
+            raise
+        height, width = loader.dataset.shown
+        raise UserError(
+            f"augment gives images of {height}x{width} pixels, which do not suit this network ({reason}): "
+            "change the crop, or set infer.window to its size"
+        ) from None
+    finally:
+        np.random.set_state(numpy_state)
 
 
 def _keep_samples(trainer: Trainer, batches: DeviceBatches) -> None:
