@@ -175,6 +175,7 @@ class Distillation:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history, self.step = saved["history"], saved["step"]
             self.mean, self.std = (saved[name].to(self.accelerator.device) for name in ("mean", "std"))
+            write_metrics(self.last.with_name("metrics.jsonl"), self.history)
             print(f"resuming {self.last} after step {self.step}")
             return
         settings, moments = self.options.distillation, ChannelMoments(self.options.channels)

@@ -32,6 +32,7 @@ from defects.training.trainer import Trainer, make_accelerator
 from defects.writing import write_bytes
 
 OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a run folder
+UPDATE = "update"  # folder in a run folder: files of src/update.py on their way into it
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
 
@@ -79,7 +80,15 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
 
 def load_best(config: Config, fold: str) -> dict[str, Any]:
     """best.pt of a fold: detector (state), fingerprint, epoch (whose weights these are)."""
+    _refuse_half_updated(config, fold)
     return checkpoint.load(run_folder(config, fold) / "best.pt")
+
+
+def _refuse_half_updated(config: Config, fold: str) -> None:
+    """UserError if src/update.py was stopped while it put its files into place: they belong together."""
+    folder = run_folder(config, fold)
+    if (folder / UPDATE).exists():
+        raise UserError(f"{folder}: an update was interrupted; run src/update.py again, which completes it")
 
 
 def load_detector(config: Config, fold: str) -> Detector:
@@ -105,6 +114,8 @@ def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFra
         raise UserError(
             f"{config.experiment_dir} holds no oof.csv of a finished fold: run src/train.py first"
         )
+    for fold in names:
+        _refuse_half_updated(config, fold)
     files = [run_folder(config, fold) / "oof.csv" for fold in names]
     oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
     oof = oof[oof["target"].isin(targets)]
@@ -156,13 +167,18 @@ def write_result(
     held: pd.DataFrame,
     accelerator: Accelerator,
     best: dict[str, Any],
+    folder: Path | None = None,
 ) -> None:
-    """Score the held-out images, if there are any: oof.csv and its maps; then best.pt, which ends a run."""
-    folder, start = run_folder(config, fold), time.perf_counter()
+    """Score the held-out images, if there are any: oof.csv and its maps; then best.pt, which ends a run.
+
+    They go into `folder`, by default that of the run.
+    """
+    run, start = run_folder(config, fold), time.perf_counter()
+    folder = folder or run
     if len(held):
         oof = score_table(detector, config, held, fold, accelerator, folder / OOF_MAPS)
         rate = len(held) / (time.perf_counter() - start)
-        Stopwatch(folder / "costs.json", accelerator.is_main_process).note(
+        Stopwatch(run / "costs.json", accelerator.is_main_process).note(
             score_images_per_second=round(rate, 2)
         )
     if not accelerator.is_main_process:
