@@ -10,7 +10,7 @@ import pandas as pd
 from defects import cli
 from defects.config import Config, resolve
 from defects.data.prepare import image_sizes, load_images
-from defects.data.rle_table import all_pairs, check_runs, read_rle_table
+from defects.data.rle_table import all_pairs, check_runs, read_annotations
 from defects.errors import UserError
 from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
@@ -42,25 +42,24 @@ def evaluate_masks(config: Config, path: Path) -> None:
     key = resolve(config.data.answers)
     sizes = image_sizes(load_images(config).query("split == 'test'"))
     files = {"tuned": path.with_suffix(".tuned.csv"), "untuned": path.with_suffix(".untuned.csv")}
-    truth = read_masks_of(key, sizes, classes)
+    truth = read_masks_of(config, key, sizes)
     found = {
-        name: mean_dice(dice_table(read_masks_of(file, sizes, classes), truth, sizes))
+        name: mean_dice(dice_table(read_masks_of(config, file, sizes), truth, sizes))
         for name, file in files.items()
     }
     check_files({file: summary.get("files", {}).get(name) for name, file in files.items()})
     promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
-    print(
-        f"{'Dice':24}{'all pairs':>12}{'not empty':>12}"
-        + "".join(f"{f'class {name}':>12}" for name in classes)
-    )
+    print(f"{'Dice':24}{'all pairs':>12}{'not empty':>12}" + "".join(map(class_title, classes)))
     for name in found:
         print_dice(f"{name}, out of fold", promised[name], classes)
         print_dice(f"{name}, hidden test", found[name], classes)
 
 
-def read_masks_of(path: Path, sizes: pd.Series, classes: list[str]) -> pd.DataFrame:
+def read_masks_of(config: Config, path: Path, sizes: pd.Series) -> pd.DataFrame:
     """The long table of a file, with a row for every image and class. UserError for runs that are no mask."""
-    table = read_rle_table(path, classes)
+    classes = config.data.classes
+    table = read_annotations(path, classes, set(sizes.index), config.data.unlisted_classes)
+    table = table[table["target"].isin(classes)]
     check_runs(table, sizes, path)
     return all_pairs(table, sizes.index, classes)
 
@@ -69,9 +68,16 @@ def print_dice(title: str, found: dict | None, classes: list[str]) -> None:
     """Means over all pairs, over those that are not empty, and over these of each class."""
     figures = [None] * (2 + len(classes))
     if found is not None:
-        each = [found["classes"][name]["dice_non_empty"] for name in classes]
-        figures = [found["dice"], found["dice_non_empty"], *each]
-    print(f"{title:24}" + "".join(f"{'-' if value is None else f'{value:.4f}':>12}" for value in figures))
+        of_classes = [found["classes"][name]["dice_non_empty"] for name in classes]
+        figures = [found["dice"], found["dice_non_empty"], *of_classes]
+    widths = [12, 12, *(len(class_title(name)) for name in classes)]
+    shown = ["-" if value is None else f"{value:.4f}" for value in figures]
+    print(f"{title:24}" + "".join(f"{text:>{width}}" for text, width in zip(shown, widths, strict=True)))
+
+
+def class_title(name: str) -> str:
+    """The head of a class's column, as wide as the name takes."""
+    return f"{f'  class {name}':>12}"
 
 
 def evaluate_answers(config: Config, path: Path) -> None:

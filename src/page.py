@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="open none")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    normals = load_normals(model.path.parent, arguments.normals)
+    normals = load_normals(model.path.parent, arguments.normals, model.meta.bits)
     if note := find_note(model.meta):
         print(note, file=sys.stderr)
     with TemporaryDirectory() as uploads:

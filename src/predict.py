@@ -102,7 +102,7 @@ def plan_pictures(folder: Path, files: list[Path]) -> list[Path]:
 def save_overlay(path: Path, found: Prediction, meta: Meta) -> str:
     """Write a PNG; the reason if that fails, since other images are still to be scored."""
     try:
-        picture = overlay(read_image(found.path), found.maps, meta.map, found.regions)
+        picture = overlay(read_image(found.path, bits=meta.bits), found.maps, meta.map, found.regions)
         content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
         write_bytes(path, content)
     except UserError as error:

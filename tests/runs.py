@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.special import expit
 
 from defects.config import Config, as_yaml, resolve
-from defects.data.images import read_mask, resize
+from defects.data.images import resize
+from defects.data.labels import read_mask_files
 from defects.data.split import load_folds
 from defects.files import array_archive, write_csv, write_json
 from defects.training.run import OOF_COLUMNS, run_folder
@@ -53,6 +54,6 @@ def _write_maps(config: Config, path, rows: pd.DataFrame, scale: float, rng) -> 
         for row in rows.itertuples():
             values = rng.random((16, 16))
             if row.mask_path:
-                mask = read_mask(resolve(config.data.root) / row.mask_path)
+                mask = read_mask_files(row.mask_path, resolve(config.data.root))
                 values = values + 5 * resize(mask.astype(np.float32), (16, 16))
             add(row.image_id, (scale * values).astype(np.float16))

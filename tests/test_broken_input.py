@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from defects.config import ROOT, load_config
 from defects.data import rle
-from defects.data.images import read_image, read_mask
+from defects.data.images import read_image
+from defects.data.mask_files import read_mask
 from defects.data.rle_table import read_rle_table
 from defects.errors import UserError
 from defects.files import array_archive, read_csv, read_json

@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,7 +56,7 @@ def run(tmp_path_factory):
     values = {
         "output": str(root / "output"),
         "data": {"name": "plates", "source": "folders", "root": str(root), "folders": folders}
-        | {"image_size": [64, 64], "fit": "letterbox", "symmetries": "flips"},
+        | {"image_size": [64, 64], "fit": "letterbox", "symmetries": "flips", "bits": 12},
         "split": {"folds": 2, "duplicates": {"enabled": False}},
         "model": {
             "name": "classifier",
@@ -515,3 +516,24 @@ def test_a_normal_image_stays_as_it_is_under_its_map():
 def test_portable_files_hold_no_paths_of_the_machine(run):
     content = torch.load(run[1] / "model.pt", weights_only=True)
     assert str(run[0].parent) not in json.dumps(content["config"])
+
+
+def test_frames_of_12_bits_have_the_scores_of_8_bits(run, tmp_path):
+    """The exported model holds data.bits; one of before there was a choice does not."""
+    _, folder = run
+    model = load_model(folder)
+    assert model.meta.bits == 12
+    grey = texture(3, 56)[: SHAPE[0]]
+    deep = np.rint(grey.astype(float) * 4095 / 255).astype(np.uint16)
+    files = [write_png(tmp_path / "grey.png", grey), tmp_path / "deep.png"]
+    files[1].write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    shallow, deep = predict(model, files, 2)
+    assert shallow.score == deep.score
+
+
+def test_an_export_without_a_depth_is_read_as_before(run, tmp_path):
+    _, folder = run
+    values = json.loads((folder / "model.json").read_text())
+    del values["bits"]
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    assert read_meta(tmp_path).bits is None

@@ -117,6 +117,29 @@ def test_group_pattern_that_cannot_work(pattern, message):
         folds.given_groups(images_named("a.png"), SplitConfig(group_pattern=pattern))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_id,group\nnormal/1,A\n2.PNG,B\n",
+        "Group;ImageId\r\nA;normal\\1.png\r\nB;2\r\n",
+        "image_id,group,\nnormal/1.png,A,\nbad/2.png,B,\nbad/9.png,C,\n",
+    ],
+)
+def test_group_file_as_people_save_it(tmp_path, text):
+    path = tmp_path / "groups.csv"
+    path.write_text(text, encoding="utf-16")
+    images = pd.DataFrame({"image_id": ["normal/1.png", "bad/2.png"]})
+    assert folds.given_groups(images, SplitConfig(group_file=path)).tolist() == ["A", "B"]
+
+
+def test_group_file_with_names_that_are_not_clear(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text("image_id,group\n1.png,A\n")
+    images = pd.DataFrame({"image_id": ["normal/1.png", "bad/1.png"]})
+    with pytest.raises(UserError, match=r"1\.png may mean normal/1\.png or bad/1\.png"):
+        folds.given_groups(images, SplitConfig(group_file=path))
+
+
 def test_group_file_takes_any_names_and_must_be_complete(tmp_path):
     path = tmp_path / "coils.csv"
     path.write_text("image_id,group\na.png,7\nb.png,x\n", encoding="utf-8")

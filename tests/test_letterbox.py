@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from defects.config import Config
 from defects.data.datasets import ImageDataset, training_loader
-from defects.data.images import REDUCED, content_box, into_frame, read_image, resize, resize_mask
+from defects.data.decoding import REDUCED
+from defects.data.images import content_box, into_frame, read_image, resize, resize_mask
 from defects.data.labels import Labels
 from defects.data.prepare import load_images
 from defects.data.split import load_folds

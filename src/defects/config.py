@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
+from defects.data.junk import list_folders
 from defects.errors import UserError
 from defects.validation import Section, parse_yaml, validate
 
@@ -204,7 +205,7 @@ def of_category(config: Config, category: str) -> Config:
 
 def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
-    return sorted(path.parent.name for path in resolve(data.root).glob("*/train") if path.is_dir())
+    return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

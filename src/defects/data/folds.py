@@ -1,6 +1,8 @@
 """Leak-free folds: what belongs together stays together, and every fold gets its share of the rare class."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,8 +10,9 @@ import pandas as pd
 from defects.config import resolve
 from defects.config_data import SplitConfig
 from defects.data.labels import DEFECT, class_names, target_labels
-from defects.errors import UserError
-from defects.files import read_csv, same_text
+from defects.data.user_tables import match_ids, read_user_table
+from defects.errors import UserError, shorten_names
+from defects.files import same_text
 
 
 def assign_folds(groups: np.ndarray, targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -69,12 +72,7 @@ def given_groups(images: pd.DataFrame, split: SplitConfig) -> pd.Series | None:
     """Groups that the user states (coil, part number), by file or by pattern; None if neither is set."""
     if split.group_file is not None:
         path = resolve(split.group_file)
-        table = read_csv(path, ["image_id", "group"], "your own list (split.group_file)")
-        table = table.assign(image_id=table["image_id"].map(same_text)).drop_duplicates(["image_id", "group"])
-        twice = table.loc[table["image_id"].duplicated(), "image_id"]
-        if len(twice):
-            raise UserError(f"{path} puts some images into two groups: {', '.join(twice)}")
-        groups = images["image_id"].map(table.set_index("image_id")["group"].replace("", None))
+        groups = images["image_id"].map(_read_groups(path, images["image_id"]))
         source = str(path)
     elif split.group_pattern is not None:
         groups = _by_pattern(images["image_id"], split.group_pattern)
@@ -83,8 +81,23 @@ def given_groups(images: pd.DataFrame, split: SplitConfig) -> pd.Series | None:
         return None
     missing = images.loc[groups.isna(), "image_id"]
     if len(missing):
-        raise UserError(f"{source} gives no group for {len(missing)} images: {', '.join(missing)}")
+        raise UserError(f"{source} gives no group for {len(missing)} images: {shorten_names(missing)}")
     return groups
+
+
+def _read_groups(path: Path, known_ids: Iterable[str]) -> dict[str, str]:
+    """Group by image_id, of the images that the file gives one."""
+    table = read_user_table(path, ["image_id", "group"])
+    if not {"image_id", "group"} <= set(table.columns):
+        raise UserError(f"{path} has the columns {shorten_names(table.columns)}; expected image_id, group")
+    listed = table["image_id"].map(same_text)
+    matched = match_ids(listed, known_ids, str(path))
+    table = table.assign(image_id=listed.map(lambda name: matched.get(name, name)))
+    table = table[table["group"] != ""].drop_duplicates(["image_id", "group"])
+    twice = table.loc[table["image_id"].duplicated(), "image_id"]
+    if len(twice):
+        raise UserError(f"{path} puts some images into two groups: {shorten_names(twice.unique())}")
+    return table.set_index("image_id")["group"].to_dict()
 
 
 def _by_pattern(ids: pd.Series, pattern: str) -> pd.Series:

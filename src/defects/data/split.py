@@ -90,7 +90,7 @@ def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) 
     root = resolve(config.data.root)
 
     def one(path: str) -> np.ndarray:
-        image = read_image(root / path)
+        image = read_image(root / path, bits=config.data.bits)
         if settings.ignore:
             top, left, bottom, right = settings.ignore
             image[top:bottom, left:right] = 0
@@ -121,9 +121,12 @@ def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:
 def _settings(config: Config) -> dict:
     """What the folds depend on; a change of these means splitting again."""
     groups = config.split.group_file
+    # Left out where it is not set: folds from before there was a choice stay as they are.
+    bits = {} if config.data.bits is None else {"bits": config.data.bits}
     return {
         "images": training_sha256(config),
         "groups": sha256(resolve(groups)) if groups and resolve(groups).exists() else None,
         "symmetries": config.data.symmetries,
+        **bits,
         **config.split.model_dump(mode="json"),
     }

@@ -214,6 +214,7 @@ def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folde
         checkpoint_sha256=sha256(run / "best.pt"),
         image_size=config.data.image_size,
         fit=config.data.fit,
+        bits=config.data.bits,
         targets=list(detector.targets),
         threshold=thresholds(config, detector, fold) | labels,
         map=None if maps is None else _map_meta(config, detector, fold, tuple(maps.shape[1:]), rules),
@@ -246,7 +247,8 @@ def _write_normals(config: Config, fold: str, folder: Path) -> None:
     rows = _spread(table[(table["fold"] != fold) & (table["label"] == 0)], NORMALS)
     with array_archive(folder / "normals.npz") as add:
         for row in rows.itertuples():
-            add(row.image_id, shrink(read_image(resolve(config.data.root) / row.path)))
+            image = read_image(resolve(config.data.root) / row.path, bits=config.data.bits)
+            add(row.image_id, shrink(image))
 
 
 def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:

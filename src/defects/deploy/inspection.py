@@ -34,7 +34,7 @@ def inspect(model: Model, files: list[Path]) -> Iterator[Inspected]:
             error = found.error.replace(str(found.path), found.path.name)
             yield Inspected(replace(found, error=error))
         else:
-            image = read_image(found.path)
+            image = read_image(found.path, bits=model.meta.bits)
             yield Inspected(found, jpeg(shrink(image, SIDE)), jpeg(shrink(image, ICON)))
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from defects.config_data import Count
 from defects.errors import UserError
@@ -57,6 +58,8 @@ class Meta(Section):
     checkpoint_sha256: str
     image_size: tuple[Count, Count]  # height, width in pixels
     fit: Literal["squash", "letterbox"]
+    # data.bits of 16-bit images. Exports from before there was a choice were made without, as None says.
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
     targets: list[str]
     threshold: dict[str, float]
     map: MapMeta | None

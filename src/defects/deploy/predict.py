@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from defects.data.images import content_box, list_images, read_framed
+from defects.data.folder_scan import list_files_to_score
+from defects.data.images import content_box, read_framed
 from defects.deploy.model import Meta, Model
 from defects.deploy.paths import locate
 from defects.deploy.regions import Region, find_regions
@@ -59,7 +60,7 @@ def find_files(patterns: list[str]) -> list[Path]:
             raise UserError("one of the paths is empty: leave it out, or set the variable it stands for")
         path = Path(pattern)
         if _is_folder(pattern):
-            named += list_images(path)
+            named += list_files_to_score(path)
         elif os.path.lexists(path) or not set("*?[") & set(pattern):
             named.append(path)
         else:
@@ -79,12 +80,15 @@ def _match(pattern: str) -> list[Path]:
     """What a glob matches, as a shell would: files of any kind, and folders, which stand for their images."""
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's `**` leaves files out)
     files: list[Path] = []
+    listed: set[Path] = set()  # folders, which are listed with all that is below them
     for match in matches:
+        path = Path(match)
         if not _is_folder(match):
-            files.append(Path(match))
-            continue
-        with suppress(UserError):  # a folder without images; others may have some
-            files += list_images(Path(match))
+            files.append(path)
+        elif listed.isdisjoint(path.parents):
+            listed.add(path)
+            with suppress(UserError):  # a folder without images; others may have some
+                files += list_files_to_score(path)
     if not files:
         reason = "matches nothing but folders without images" if matches else "matches no file"
         raise UserError(f"{pattern} {reason}: correct it, or name a folder of images")
@@ -110,8 +114,8 @@ def predict(
 
 
 def read_frame(path: Path, meta: Meta) -> Frame:
-    """Raises UserError for what is no image."""
-    image, shape = read_framed(path, meta.image_size, meta.fit)
+    """Raises UserError for what is no image, or damaged."""
+    image, shape = read_framed(path, meta.image_size, meta.fit, meta.bits, is_strict=True)
     box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
     return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
 

@@ -15,6 +15,8 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.data.images import read_image, resize, resize_mask
 from defects.data.labels import read_masks
 
@@ -123,9 +125,10 @@ def headline(axes: Axes, text: str, detail: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def image_tile(root: Path, row: dict[str, Any], side: int = TILE, marked: bool = True) -> np.ndarray:
+def image_tile(data: DataConfig, row: dict[str, Any], side: int = TILE, marked: bool = True) -> np.ndarray:
     """uint8 [h, w, 3] of a row of images.csv, longer side `side` pixels; if `marked`, defects outlined."""
-    image = read_image(root / row["path"])
+    root = resolve(data.root)
+    image = read_image(root / row["path"], bits=data.bits)
     scale = side / max(image.shape[:2])
     size = tuple(max(3, round(scale * side)) for side in image.shape[:2])
     tile = np.ascontiguousarray(resize(image, size))

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from defects.config import Config, resolve
+from defects.config import Config
 from defects.files import write_csv
 from defects.report import page
 from defects.report.drawing import png, shorten
@@ -162,6 +162,6 @@ def _pictures(config: Config, ensemble: HeldOut, title: str, text: str, ids: pd.
     if ids.empty:
         return page.section(title, f"{text} There are none.")
     rows = ensemble.images.loc[ids[:SHOWN]].reset_index()
-    sheet = draw_rows(resolve(config.data.root), rows, ensemble.blend, ensemble.members)
+    sheet = draw_rows(config.data, rows, ensemble.blend, ensemble.members)
     title = f"{title} ({len(rows)} of {len(ids):,})"
     return page.section(title, text, page.picture(sheet.png(), title))

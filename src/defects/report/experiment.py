@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import Config, resolve
+from defects.config import Config
 from defects.report import page
 from defects.report.curves import score_charts, training_charts
 from defects.report.drawing import png
@@ -94,11 +94,11 @@ def draw_pictures(config: Config, oof: pd.DataFrame, expected: dict) -> dict[str
     maps = {fold: Maps(folder / OOF_MAPS) for fold, folder in folders.items()}
     scales = map_scales(oof, maps)
     found = {"scores": png(partial(score_charts, oof, expected))} if has_normal(expected) else {}
-    root, threshold = resolve(config.data.root), expected["score_threshold"]
+    threshold = expected["score_threshold"]
     for label, name in ((1, "gallery_defect"), (0, "gallery_normal")):
         rows = oof[oof["label"] == label]
         if len(rows):
-            found[name] = draw_gallery(root, rows, maps, scales, threshold).png()
+            found[name] = draw_gallery(config.data, rows, maps, scales, threshold).png()
     samples = next(iter(folders.values())) / "samples.png"
     if samples.exists():
         found["samples"] = samples.read_bytes()

@@ -6,7 +6,6 @@ their PIXEL_QUANTILE. A scale of each image's own would paint a red spot on ever
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import cv2
 import matplotlib as mpl
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.special import expit
 
+from defects.config_data import DataConfig
 from defects.data.images import resize
 from defects.report.drawing import DEFECT, DPI, caption, draw_with_fonts, image_tile, outline
 from defects.scoring.pixels import Maps
@@ -87,7 +87,7 @@ def map_scales(oof: pd.DataFrame, maps: dict[str, Maps]) -> Scales:
 
 
 def draw_gallery(
-    root: Path, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales, threshold: float
+    data: DataConfig, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales, threshold: float
 ) -> Sheet:
     """The worst images of one class, and its clearest.
 
@@ -105,19 +105,21 @@ def draw_gallery(
             sheet.add(TITLE)
             sheet.write(GAP, 14, f"{title} ({len(part)} of {len(rows):,})", fontsize=11, weight="bold")
         for start in range(0, len(part), columns):
-            _draw_row(sheet, root, part[start : start + columns], maps, scales)
+            _draw_row(sheet, data, part[start : start + columns], maps, scales)
     if scales:
         _draw_scale(sheet)
     return sheet
 
 
-def _draw_row(sheet: Sheet, root: Path, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales) -> None:
+def _draw_row(
+    sheet: Sheet, data: DataConfig, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales
+) -> None:
     strip = sheet.add(CAPTION + SIDE + GAP)
     step = WIDTH // (COLUMNS // 2 if scales else COLUMNS)
     for place, row in enumerate(rows.to_dict("records")):
-        tiles, fold = [image_tile(root, row, SIDE)], row["fold"]
+        tiles, fold = [image_tile(data, row, SIDE)], row["fold"]
         if row["image_id"] in maps[fold]:
-            plain = image_tile(root, row, SIDE, marked=False)
+            plain = image_tile(data, row, SIDE, marked=False)
             tiles.append(heat_tile(plain, maps[fold][row["image_id"]], scales[fold]))
         for number, tile in enumerate(tiles):
             left = GAP + place * step + number * (tile.shape[1] + GAP)

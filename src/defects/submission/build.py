@@ -7,7 +7,7 @@ from scipy.special import expit
 
 from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
-from defects.errors import UserError
+from defects.errors import UserError, shorten_names
 from defects.files import write_csv, write_json
 from defects.scoring.adversarial import stored_comparison
 from defects.submission.blend import blend_experiments
@@ -66,7 +66,7 @@ def submission_ids(config: Config) -> pd.Series:
 def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
     """UserError unless `table` is ImageId, answer with exactly `ids` in order and answers 0 or 1."""
     if list(table.columns) != ["ImageId", "answer"]:
-        raise UserError(f"{path}: its columns are {', '.join(table.columns)}; expected ImageId, answer")
+        raise UserError(f"{path}: its columns are {shorten_names(table.columns)}; expected ImageId, answer")
     if table["ImageId"].tolist() != list(ids):
         found = set(table["ImageId"])
         missing, extra = sorted(set(ids) - found)[:3], sorted(found - set(ids))[:3]

@@ -89,7 +89,9 @@ def choose_rules(config: Config, members: dict[str, Config]) -> RuleChoice:
 
 
 def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
-    """image_id, target of every row to be submitted, as the sample lists them, and its form.
+    """image_id, target, written_id of every row to be submitted, as the sample lists them, and its form.
+
+    `written_id` is the image's id in the sample, which may lack the suffix.
 
     Without a sample every test image with every class, by id. Raises UserError if the sample is of other
     images than the test images.
@@ -97,23 +99,28 @@ def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
     images, classes = load_images(config), config.data.classes
     if config.data.sample_submission is None:
         ids = images.loc[images["split"] == "test", "image_id"]
-        return pd.DataFrame(product(ids, classes), columns=PAIR), "joined"
-    sample_ids(config.data, images)
+        pairs = pd.DataFrame(product(ids, classes), columns=PAIR)
+        return pairs.assign(written_id=pairs["image_id"]), "joined"
+    image_of = {written: image for image, written in sample_ids(config.data, images).items()}
     sample = resolve(config.data.root) / config.data.sample_submission
-    return read_rle_table(sample, classes)[PAIR], table_form(sample)
+    pairs = read_rle_table(sample, classes)[PAIR]
+    images = pairs["image_id"].map(image_of).astype("str")
+    return pairs.assign(image_id=images, written_id=pairs["image_id"]), table_form(sample)
 
 
 def check_masks(config: Config, path: Path) -> None:
     """UserError unless `path` has the rows to be submitted, in order, each with a mask of its image."""
-    (expected, form), table = expected_rows(config), read_rle_table(path, config.data.classes)
-    if table_form(path) != form or not table[PAIR].equals(expected):
+    rows, form = expected_rows(config)
+    table = read_rle_table(path, config.data.classes)
+    expected = rows[PAIR].assign(image_id=rows["written_id"])
+    if table_form(path) != form or not table[PAIR].reset_index(drop=True).equals(expected):
         found, wanted = (set(each.itertuples(index=False, name=None)) for each in (table[PAIR], expected))
         missing, extra = (sorted(map("_".join, rows))[:3] for rows in (wanted - found, found - wanted))
         raise UserError(
             f"{path}: its rows differ from the sample's (missing {missing}, unknown {extra}, or order, or "
             "columns): run src/ensemble.py again"
         )
-    check_runs(table, image_sizes(load_images(config)), path)
+    check_runs(table.assign(image_id=rows["image_id"]), image_sizes(load_images(config)), path)
 
 
 def candidates(
@@ -148,7 +155,7 @@ def _test_runs(
             label = blend.labels[image_id, name]
             for runs, rules in zip(found, choices, strict=True):
                 runs[image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
-    keys = list(order.itertuples(index=False, name=None))
+    keys = list(order[PAIR].itertuples(index=False, name=None))
     return [order.assign(runs=[runs[key] for key in keys]) for runs in found]
 
 

@@ -63,6 +63,7 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]
     values["image_size"] = list(config.data.image_size)
     # Checkpoints from before there was a choice hold none.
     values["fit"] = None if config.data.fit == "squash" else config.data.fit
+    values["bits"] = config.data.bits
     values["threshold_fpr"] = config.threshold.fpr  # detectors are calibrated to it
     values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
     values["window"] = config.infer.window and list(config.infer.window)

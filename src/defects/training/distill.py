@@ -23,7 +23,7 @@ from tqdm import tqdm
 from defects.config import Config, resolve, validate
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.external import refuse_external
-from defects.data.images import list_images
+from defects.data.folder_scan import list_images
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import locked
@@ -265,7 +265,8 @@ def _sources(config: Config, images: Path | None) -> tuple[list[Path], Path]:
 
 def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config: Config) -> ImageDataset:
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": float("nan")})
-    return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, fit=config.data.fit)
+    data, size = config.data, (side, side)
+    return ImageDataset(rows, Path(), size, augment, config.train.seed, fit=data.fit, bits=data.bits)
 
 
 def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path]) -> dict[str, Any]:
@@ -278,5 +279,6 @@ def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path])
         "backbone": config.model.backbone and config.model.backbone.model_dump(mode="json"),
         "seed": config.train.seed,
         "fit": None if config.data.fit == "squash" else config.data.fit,  # teachers from before hold none
+        "bits": config.data.bits,
         "images": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
     }

@@ -9,7 +9,7 @@ import pandas as pd
 from defects.config import Config, resolve
 from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
-from defects.errors import UserError
+from defects.errors import UserError, shorten_names
 from defects.files import read_csv
 from defects.scoring.blending import align_held
 from defects.training.run import OOF_COLUMNS, run_folder, trained_folds
@@ -28,7 +28,7 @@ def trained_experiments(config: Config) -> list[str]:
 def run_config(config: Config, name: str) -> Config:
     """What an experiment was trained with. UserError if it is not trained, or on another data set."""
     if not any((resolve(config.output) / name).glob("fold*/best.pt")):
-        known = ", ".join(trained_experiments(config)) or "nothing"
+        known = shorten_names(trained_experiments(config), most=12) or "nothing"
         raise UserError(
             f"{resolve(config.output) / name} holds no trained fold: run src/train.py first (trained on "
             f"{config.data.name} so far: {known})"

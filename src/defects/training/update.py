@@ -12,7 +12,7 @@ import torch
 from defects.config import Config
 from defects.data.datasets import DeviceBatches
 from defects.data.external import refuse_external
-from defects.data.images import list_images
+from defects.data.folder_scan import list_images
 from defects.data.split import find_duplicates, load_folds, load_training_rows
 from defects.errors import UserError
 from defects.files import locked
