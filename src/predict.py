@@ -13,7 +13,7 @@ from tqdm import tqdm
 from defects import cli
 from defects.data.images import read_image
 from defects.deploy.model import Meta, find_note, load_model
-from defects.deploy.paths import locate, name_pictures
+from defects.deploy.paths import locate, name_pictures, without_dots
 from defects.deploy.predict import Prediction, find_files, predict
 from defects.deploy.regions import overlay
 from defects.deploy.writers import csv_writer, json_writer
@@ -87,13 +87,12 @@ def plan_pictures(folder: Path, files: list[Path]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--overlays {folder}: {error.strerror}; choose another folder") from None
-    places = locate(files)
-    pictures = [folder / name for name in name_pictures(places)]
+    pictures = [folder / name for name in name_pictures(without_dots(files))]
     targets = locate(pictures)
     outside = [path for path in targets if not path.is_relative_to(folder.resolve())]
     if outside:
         raise UserError(f"--overlays {folder}: a link in it leads to {outside[0].parent}; remove the link")
-    replaced = sorted(set(places) & set(targets))
+    replaced = sorted(set(locate(files)) & set(targets))
     if replaced:
         raise UserError(f"--overlays {folder}: a picture would replace {replaced[0]}; choose another folder")
     return pictures

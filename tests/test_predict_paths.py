@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import texture, write_png
 
-from defects.deploy.paths import locate, name_pictures, path_text
+from defects.deploy.paths import locate, name_pictures, path_text, without_dots
 from defects.deploy.predict import Prediction, find_files
 from defects.deploy.writers import csv_writer, json_writer
 from defects.errors import UserError
@@ -92,8 +92,17 @@ def test_find_files_tells_apart_what_a_link_and_dots_lead_to(images):
 
 def test_name_pictures_stays_below_the_folder(images):
     paths = [images / "b" / ".." / "a" / "1.png", images / "b" / "1.png", images / "a" / "deep" / "2.png"]
-    names = [name.as_posix() for name in name_pictures(locate(paths))]
+    names = [name.as_posix() for name in name_pictures(without_dots(paths))]
     assert names == ["a/1.png.png", "b/1.png.png", "a/deep/2.png.png"]
+
+
+def test_name_pictures_keeps_the_names_of_linked_folders(images, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_png(elsewhere / "4.png", texture(1))
+    (images / "link").symlink_to(elsewhere, target_is_directory=True)
+    files = find_files([str(images / "link"), str(images / "b")])
+    names = [name.as_posix() for name in name_pictures(without_dots(files))]
+    assert names == ["link/4.png.png", "b/1.png.png"]
 
 
 @pytest.mark.parametrize(

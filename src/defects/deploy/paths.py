@@ -34,7 +34,10 @@ def escape_bytes(text: str) -> str:
 
 
 def locate(paths: Sequence[Path]) -> list[Path]:
-    """Absolute paths without `..` and without links among their folders; a link to a file stays a link."""
+    """What identifies each file: absolute, without `..` and without links among the folders.
+
+    A link to a file stays a link.
+    """
     folders: dict[Path, Path] = {}
     for path in paths:
         if path.parent not in folders:
@@ -42,8 +45,19 @@ def locate(paths: Sequence[Path]) -> list[Path]:
     return [folders[path.parent] / path.name for path in paths]
 
 
+def without_dots(paths: Sequence[Path]) -> list[Path]:
+    """Absolute paths as they were given, with linked folders; those with a `..` are located.
+
+    Different for different files: what is left of a path without `..` and links is the file's own.
+    """
+    located = locate(paths)
+    return [
+        place if ".." in path.parts else path.absolute() for path, place in zip(paths, located, strict=True)
+    ]
+
+
 def name_pictures(places: Sequence[PurePath]) -> list[PurePath]:
-    """For each of these absolute paths (see `locate`) a relative one of its own, with `.png` added.
+    """For each of these absolute paths (see `without_dots`) a relative one of its own, with `.png` added.
 
     They lie below the deepest folder that holds all files; where there are several drives, a drive is a
     folder.
