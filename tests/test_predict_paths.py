@@ -12,7 +12,7 @@ import pytest
 from conftest import texture, write_png
 
 from defects.deploy.paths import locate, name_pictures, path_text, without_dots
-from defects.deploy.predict import Prediction, find_files
+from defects.deploy.predict import Prediction, find_files, read_frame
 from defects.deploy.writers import csv_writer, json_writer
 from defects.errors import UserError
 
@@ -75,6 +75,13 @@ def test_find_files_refuses_an_empty_path():
 def test_find_files_leaves_names_that_cannot_exist_to_predict():
     name = "x" * 5000
     assert find_files([name]) == [Path(name)]
+
+
+@posix
+def test_read_frame_refuses_what_might_never_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="pipe.png is no plain file"):
+        read_frame(tmp_path / "pipe.png", None)
 
 
 def test_find_files_takes_a_file_once_however_it_is_spelt(images):

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -114,7 +115,10 @@ def predict(
 
 
 def read_frame(path: Path, meta: Meta) -> Frame:
-    """Raises UserError for what is no image, or damaged."""
+    """Raises UserError for what is no image, damaged, or a pipe or device: reading that might never end."""
+    with suppress(OSError):  # reading it says what is wrong
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise UserError(f"{path} is no plain file: name an image")
     image, shape = read_framed(path, meta.image_size, meta.fit, meta.bits, is_strict=True)
     box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
     return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
