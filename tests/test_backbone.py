@@ -37,6 +37,7 @@ CONTENTS = {
     "nested": lambda state: {"model": state, "args": {"lr": 0.1}},
     "both": lambda state: {"state_dict": without_counters(prefixed(state, "module.encoder.backbone."))},
     "with others": lambda state: prefixed(state, "backbone.") | {"head.conv_stem.weight": torch.zeros(2)},
+    "of this program": lambda state: {"epoch": 2, "detector": prefixed(state, "network.")},
     "half precision": lambda state: {name: value.half() for name, value in state.items()},
     "no head": lambda state: {name: value for name, value in state.items() if "classifier" not in name},
 }

@@ -9,9 +9,9 @@ import pytest
 from runs import write_runs
 
 from defects.config import load_config
-from defects.deploy.limits import CellCounts, map_limits
+from defects.deploy.limits import map_limits
 from defects.files import array_archive
-from defects.scoring.pixels import Maps
+from defects.scoring.pixels import CellCounts, Maps
 from defects.training.run import OOF_MAPS, run_folder
 
 SEGMENTER, OTHER = SimpleNamespace(segments=True), SimpleNamespace(segments=False)

@@ -11,7 +11,7 @@ from defects.config import Config
 from defects.models import Detector
 from defects.scoring.blending import align_held, move
 from defects.scoring.mask_rules import Rule
-from defects.scoring.pixels import Maps
+from defects.scoring.pixels import CellCounts, Maps
 from defects.scoring.thresholds import choose_threshold, fpr_threshold
 from defects.submission.masks import choose_rules
 from defects.training.run import OOF_MAPS, load_oof, run_folder
@@ -68,26 +68,6 @@ def map_limits(config: Config, detector: Detector, fold: str) -> tuple[list[floa
     if not has_normal:
         return medians, [count.quantile(1 - config.threshold.fpr) for count in counts]
     return medians, [fpr_threshold(values, config.threshold.fpr) for values in np.transpose(highest)]
-
-
-class CellCounts:
-    """How often each half-precision value occurs in maps: exact quantiles without keeping the maps."""
-
-    def __init__(self):
-        self.counts = np.zeros(1 << 16, np.int64)  # by the bits of the value
-
-    def add(self, plane: np.ndarray) -> None:
-        """Take in a map, float16 [h, w]."""
-        bits = np.ascontiguousarray(plane, np.float16).view(np.uint16)
-        self.counts += np.bincount(bits.ravel(), minlength=len(self.counts))
-
-    def quantile(self, share: float) -> float:
-        """The smallest value that at least this share of all cells does not exceed."""
-        present = np.flatnonzero(self.counts)
-        values = present.astype(np.uint16).view(np.float16).astype(float)
-        order = np.argsort(values)
-        up_to = self.counts[present][order].cumsum()
-        return float(values[order][np.searchsorted(up_to, share * up_to[-1])])
 
 
 def _map_images(config: Config, fold: str) -> pd.DataFrame:

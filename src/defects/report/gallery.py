@@ -18,7 +18,7 @@ from scipy.special import expit
 from defects.config_data import DataConfig
 from defects.data.images import resize
 from defects.report.drawing import DEFECT, DPI, caption, draw_with_fonts, image_tile, outline
-from defects.scoring.pixels import Maps
+from defects.scoring.pixels import CellCounts, Maps
 
 PIXEL_QUANTILE = 0.99  # of the held-out normal pixels
 HIGHEST = 3.0  # end of the colours: three times as far from the median as the contour
@@ -81,8 +81,10 @@ def map_scales(oof: pd.DataFrame, maps: dict[str, Maps]) -> Scales:
         shown = rows[rows["image_id"].isin(set(maps[fold]))]
         normal = shown[shown["label"] == 0] if (shown["label"] == 0).any() else shown
         if len(normal):
-            pixels = np.concatenate([maps[fold][image_id].ravel() for image_id in normal["image_id"]])
-            scales[fold] = tuple(np.quantile(pixels.astype(np.float32), [0.5, PIXEL_QUANTILE]).tolist())
+            counts = CellCounts()
+            for image_id in normal["image_id"]:
+                counts.add(maps[fold][image_id])
+            scales[fold] = (counts.quantile(0.5), counts.quantile(PIXEL_QUANTILE))
     return scales
 
 

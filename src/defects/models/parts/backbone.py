@@ -152,10 +152,9 @@ def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Modu
     # timm loads what fits and leaves the rest random when the number of classes differs.
     if missing:
         raise UserError(f"{where} does not fit {backbone.name}: {len(missing)} tensors, {missing[0]} first")
-    overlay = {"state_dict": {name: state[name] for name in wanted if name in state}}
     try:
         network = timm.create_model(
-            backbone.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+            backbone.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments
         )
     except RuntimeError as error:
         raise UserError(f"{where} does not fit {backbone.name}: {in_one_line(error)}") from None
@@ -167,13 +166,17 @@ def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Modu
 def _without_prefix(content: dict, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the names of the bare network.
 
-    Wrappers put `model.`, `backbone.` and the like before all of them: what fits most names is taken away.
+    They may lie one level deeper, and wrappers put `model.`, `backbone.` and the like before all names: where
+    most of the wanted names are is the right place.
     """
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     first = next(iter(wanted))
-    prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)} | {""}
-    prefix = max(sorted(prefixes), key=lambda each: sum(each + name in tensors for name in wanted))
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    best: dict[str, torch.Tensor] = {}
+    for part in [content, *(value for value in content.values() if isinstance(value, dict))]:
+        tensors = {str(name): value for name, value in part.items() if isinstance(value, torch.Tensor)}
+        for prefix in sorted({name.removesuffix(first) for name in tensors if name.endswith(first)}):
+            found = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
+            best = max(best, found, key=len)
+    return best
 
 
 def _fits(found: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
