@@ -101,5 +101,8 @@ def mask_rules(config: Config, detector: Detector) -> dict[str, Rule] | None:
     if not (detector.segments and config.data.classes):
         return None
     choice = choose_rules(config, {config.experiment: config})
+    untuned, tuned = choice.estimates["untuned"], choice.estimates["tuned_nested"]
+    nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
+    print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")
     rules = choice.rules[choice.chosen]
     return {name: rules[name] for name in config.data.classes}
