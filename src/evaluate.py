@@ -17,6 +17,7 @@ from defects.scoring.answers import load_answers
 from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
 from defects.scoring.thresholds import macro_f1
+from defects.writing import sha256
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def evaluate_masks(config: Config, path: Path) -> None:
         name: mean_dice(dice_table(read_masks_of(config, file, sizes), truth, sizes))
         for name, file in files.items()
     }
+    check_files({file: summary.get("files", {}).get(name) for name, file in files.items()})
     promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
     print(f"{'Dice':24}{'all pairs':>12}{'not empty':>12}" + "".join(map(class_title, classes)))
     for name in found:
@@ -81,8 +83,10 @@ def class_title(name: str) -> str:
 def evaluate_answers(config: Config, path: Path) -> None:
     submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
     submission["image_id"] = submission["ImageId"].map(same_text)
-    scores = read_csv(path.with_suffix(".scores.csv"), ["image_id", "score"], "src/ensemble.py")
+    scores_file = path.with_suffix(".scores.csv")
+    scores = read_csv(scores_file, ["image_id", "score"], "src/ensemble.py")
     summary = load_summary(config, path)
+    check_files({path: summary.get("sha256"), scores_file: summary.get("scores_sha256")})
     answers = load_answers(config)
     table = submission.merge(scores, on="image_id").merge(answers, on="image_id", how="left")
     if table["label"].isna().any():
@@ -107,6 +111,16 @@ def load_summary(config: Config, path: Path) -> dict:
         found = summary.get("data")
         raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
     return summary
+
+
+def check_files(expected: dict[Path, str | None]) -> None:
+    """UserError for a file whose sha256 is not the one in the JSON beside it; None: the JSON knows none."""
+    for path, digest in expected.items():
+        if digest is not None and sha256(path) != digest:
+            raise UserError(
+                f"{path} is not the file that the JSON beside it describes, which was written last: run "
+                "src/ensemble.py again"
+            )
 
 
 def print_table(summary: dict, found: dict, table: pd.DataFrame) -> None:

@@ -145,6 +145,17 @@ def test_both_thresholds_are_told_and_the_configured_one_is_used(config, run_scr
     assert submitted.split()[-1] == value
 
 
+def test_evaluate_refuses_scores_of_another_blend(config, run_script, fails_with_one_line):
+    """As after a kill between the submission's files: the new scores stood beside the old answers."""
+    write_member(config, "tiny")
+    blend(run_script, config)
+    path = config.submissions / "sample_submission.scores.csv"
+    table = pd.read_csv(path)
+    table.assign(score=table["score"] + 1).to_csv(path, index=False)
+    message = fails_with_one_line("evaluate.py", *options(config))
+    assert "sample_submission.scores.csv is not the file that the JSON" in message
+
+
 def test_weights_by_hand_name_the_members_themselves(config, run_script):
     for seed, name in enumerate(["one", "other"]):
         write_member(config, name, seed=seed)

@@ -10,18 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from defects.scoring.dice import pair_dice
+from defects.scoring.mask_rules import Rule, remove_small, to_mask
 from defects.scoring.masks import (
     CHOICES,
     Candidate,
-    Rule,
     apply_rule,
     best_cut,
     dice_under,
     fit_rules,
     measure,
     nested_dice,
-    remove_small,
-    to_mask,
 )
 
 SIZE = (40, 50)  # 2,000 pixels: the component shares are 0, 0.8 and 3 pixels

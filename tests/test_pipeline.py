@@ -4,9 +4,12 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import raising
 
+from defects.config import load_config
 from defects.errors import UserError
 from defects.submission.build import validate
+from defects.training import checkpoint, inference
 from defects.writing import sha256
 
 
@@ -108,6 +111,27 @@ def test_inference_keeps_scored_folds_until_their_model_changes(trained, run_scr
     scored.write_text("half a ta")  # never by this program, which replaces files whole
     outcome = run_script("infer.py", "--config", trained)
     assert outcome.code == 2 and str(scored) in outcome.stderr
+
+
+def test_interrupted_inference_leaves_no_scores_of_the_old_models(
+    trained, run_script, fails_with_one_line, monkeypatch
+):
+    """The folds' scores were those of the new model already, the joined table that of the old one."""
+    assert run_script("infer.py", "--config", trained).code == 0
+    best = output(trained, "tiny", "fold0", "best.pt")
+    content = checkpoint.load(best)
+    content["detector"]["network.classifier.bias"] += 1
+    checkpoint.save(best, content)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "write_csv", raising(KeyboardInterrupt()))
+        assert run_script("infer.py", "--config", trained).code == 130
+    config = load_config(trained)
+    with pytest.raises(UserError, match=r"test\.csv does not exist: run src/infer\.py"):
+        inference.load_test(config)
+    assert run_script("infer.py", "--config", trained).code == 0
+    joined, own = inference.load_test(config), pd.read_csv(output(trained, "tiny", "fold0", "test.csv"))
+    of_fold = joined[joined["fold"] == "0"].set_index("image_id")["score"]
+    assert of_fold.to_dict() == own.set_index("image_id")["score"].to_dict()
 
 
 def test_evaluation_compares_the_promise_with_the_answers(trained, run_script):

@@ -1,6 +1,7 @@
 """Training as a user meets it: run folders, resuming, selection, refusals."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,7 +15,9 @@ from defects.data.folds import inner_holdout
 from defects.data.split import load_folds, load_training_rows
 from defects.errors import UserError
 from defects.models.classifier import Classifier, ClassifierOptions
+from defects.training import checkpoint, run, trainer
 from defects.training.run import make_sides
+from defects.training.trainer import Trainer
 
 FILES = ["best.pt", "config.yaml", "costs.json", "last.pt", "metrics.jsonl", "oof.csv"]
 
@@ -202,6 +205,116 @@ def test_second_process_in_the_same_run_folder(tiny, run_script):
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
         refused(run_script("train.py", "--config", tiny), "is being written by another process")
+
+
+def interrupt(run_script, monkeypatch, path, *arguments):
+    """Train, and stop after the first epoch of two."""
+    save = Trainer._save
+
+    def save_once(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", save_once)
+        outcome = run_script("train.py", "--config", path, "--set", "train.epochs=2", *arguments)
+    assert outcome.code == 130 and len(metrics(run_dir(path))) == 1
+
+
+@pytest.mark.parametrize("scaled_first", [False, True])
+def test_resume_with_and_without_a_loss_scaler(tiny, run_script, monkeypatch, scaled_first):
+    """Begun on a CPU or in bf16, on with fp16 (T4, P100), and the reverse."""
+    make = trainer.make_accelerator
+
+    def make_scaled(train):
+        accelerator = make(train)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    def use_scaler(is_used):
+        monkeypatch.setattr(run, "make_accelerator", make_scaled if is_used else make)
+
+    use_scaler(scaled_first)
+    interrupt(run_script, monkeypatch, tiny)
+    saved = torch.load(run_dir(tiny) / "last.pt", weights_only=True)
+    assert (saved["scaler"] is not None) == scaled_first
+    use_scaler(not scaled_first)
+    outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2")
+    assert outcome.code == 0 and "resuming" in outcome.stdout, outcome.stderr
+    assert len(metrics(run_dir(tiny))) == 2
+
+
+@pytest.mark.parametrize("spoil", ["ema", "optimizer"])
+def test_resume_of_another_version_is_refused(tiny, run_script, monkeypatch, spoil):
+    interrupt(run_script, monkeypatch, tiny, "--set", "train.ema=0.9")
+    path = run_dir(tiny) / "last.pt"
+    content = torch.load(path, weights_only=True)
+    content[spoil] = {"other": 1}
+    torch.save(content, path)
+    outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", "--set", "train.ema=0.9")
+    refused(outcome, "last.pt is of another version", "--restart")
+
+
+def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_script, monkeypatch):
+    """Killed between the two files, the old best weights were gone."""
+    inner = ["--set", "train.inner_holdout=0.3", "--set", "train.select=inner"]
+    interrupt(run_script, monkeypatch, tiny, *inner)
+    save, kept = checkpoint.save, run_dir(tiny) / "selected1.pt"
+    before = kept.read_bytes()
+
+    def stop_before_last(path, content):
+        if path.name == "last.pt":
+            raise KeyboardInterrupt
+        save(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.checkpoint, "save", stop_before_last)
+        patch.setattr(Trainer, "_best", lambda self: len(self.history))
+        outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner)
+    assert outcome.code == 130 and (run_dir(tiny) / "selected2.pt").exists()
+    assert kept.read_bytes() == before
+    assert run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner).code == 0
+    assert len(list(run_dir(tiny).glob("selected*.pt"))) == 1
+
+
+def test_no_epochs_leave_nothing_to_average(tiny, run_script):
+    sets = ["--set", "train.epochs=0", "--set", "train.average=2"]
+    assert run_script("train.py", "--config", tiny, *sets).code == 0
+    assert torch.load(run_dir(tiny) / "best.pt", weights_only=True)["epoch"] == 0
+
+
+def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
+    sets = ["model.name=segmenter", "model.options={decoder: deeplabv3plus}", "train.batch_size=1"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    refused(run_script("train.py", "--config", tiny, *arguments), "train.batch_size=1", "batch normalisation")
+    assert {path.name for path in run_dir(tiny).iterdir()} == {".lock"}
+    assert run_script("train.py", "--config", tiny, *arguments[:4]).code == 0
+
+
+def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config):
+    config = make_config(make_dataset(), "train.batch_size=2")
+    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
+    assert run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=1)) is not None
+    with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
+        run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
+
+
+def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):
+    """And trying it changes nothing: the weights are those of a run without the attempt."""
+    sets = ["--set", "train.batch_size=1", "--set", "data.image_size=[64, 64]"]
+    weights = []
+    for _ in range(2):
+        assert run_script("train.py", "--config", tiny, *sets, "--restart").code == 0
+        weights.append((run_dir(tiny) / "best.pt").read_bytes())
+        monkeypatch.setattr(run, "_try_step", lambda *_: None)
+    assert weights[0] == weights[1]
+
+
+def test_crops_of_a_size_that_the_network_cannot_take_are_refused(tiny, run_script):
+    sets = ["model.backbone.name=deit_tiny_patch16_224", "infer.tta=false"]
+    sets += ["augment=[{name: RandomCrop, height: 16, width: 16}]"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    refused(run_script("train.py", "--config", tiny, *arguments), "augment gives images of 16x16 pixels")
 
 
 @pytest.mark.parametrize("fold", ["2", "-1", "x", "../fold0"])

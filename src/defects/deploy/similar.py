@@ -13,6 +13,7 @@ import numpy as np
 
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image, resize
+from defects.deploy.paths import path_text
 from defects.errors import UserError
 
 NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
@@ -47,7 +48,7 @@ def load_normals(export: Path, folder: Path | None = None, bits: int | None = No
         files = list_images(folder)
         files = [files[place] for place in spread(len(files), NORMALS)]
         images = (shrink(read_image(path, bits=bits)) for path in files)
-        names = (path.relative_to(folder).as_posix() for path in files)
+        names = (path_text(path.relative_to(folder).as_posix()) for path in files)
         return Normals(dict(zip(names, images, strict=True)))
     path = export / "normals.npz"
     try:

@@ -5,6 +5,7 @@ their PIXEL_QUANTILE. A scale of each image's own would paint a red spot on ever
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import matplotlib as mpl
@@ -16,8 +17,8 @@ from scipy.special import expit
 
 from defects.config_data import DataConfig
 from defects.data.images import resize
-from defects.report.drawing import DEFECT, DPI, caption, image_tile, outline, page_style
-from defects.scoring.pixels import Maps
+from defects.report.drawing import DEFECT, DPI, caption, draw_with_fonts, image_tile, outline
+from defects.scoring.pixels import CellCounts, Maps
 
 PIXEL_QUANTILE = 0.99  # of the held-out normal pixels
 HIGHEST = 3.0  # end of the colours: three times as far from the median as the contour
@@ -60,14 +61,17 @@ class Sheet:
     def png(self) -> bytes:
         """Texts are drawn on white and laid over the pictures: matplotlib would resample these."""
         page = np.vstack(self.strips)
-        figure = Figure(figsize=(WIDTH / DPI, len(page) / DPI), dpi=DPI)
-        canvas = FigureCanvasAgg(figure)
-        with page_style():
-            for x, y, text, style in self.texts:
-                figure.text(x / WIDTH, 1 - y / len(page), text, va="top", **style)
-            canvas.draw()
-        page = np.minimum(page, np.asarray(canvas.buffer_rgba())[..., :3])
+        page = np.minimum(page, draw_with_fonts(partial(self._draw_texts, len(page))))
         return cv2.imencode(".png", page[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
+
+    def _draw_texts(self, height: int) -> np.ndarray:
+        """uint8 [height, WIDTH, 3]: black on white."""
+        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
+        for x, y, text, style in self.texts:
+            figure.text(x / WIDTH, 1 - y / height, text, va="top", **style)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def map_scales(oof: pd.DataFrame, maps: dict[str, Maps]) -> Scales:
@@ -77,8 +81,10 @@ def map_scales(oof: pd.DataFrame, maps: dict[str, Maps]) -> Scales:
         shown = rows[rows["image_id"].isin(set(maps[fold]))]
         normal = shown[shown["label"] == 0] if (shown["label"] == 0).any() else shown
         if len(normal):
-            pixels = np.concatenate([maps[fold][image_id].ravel() for image_id in normal["image_id"]])
-            scales[fold] = tuple(np.quantile(pixels.astype(np.float32), [0.5, PIXEL_QUANTILE]).tolist())
+            counts = CellCounts()
+            for image_id in normal["image_id"]:
+                counts.add(maps[fold][image_id])
+            scales[fold] = (counts.quantile(0.5), counts.quantile(PIXEL_QUANTILE))
     return scales
 
 

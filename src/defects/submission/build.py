@@ -42,9 +42,10 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "inputs": input_hashes(members),
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
-    write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
+    scores_file = path.with_suffix(".scores.csv")
+    write_csv(scores_file, shown.reset_index())
     write_csv(path, table.astype({"answer": int}))
-    summary["sha256"] = sha256(path)
+    summary["sha256"], summary["scores_sha256"] = sha256(path), sha256(scores_file)
     write_json(path.with_suffix(".json"), summary)
     return summary
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ from defects.errors import UserError
 from defects.files import write_json
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.dice import PAIR, mean_dice
-from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
+from defects.scoring.mask_rules import Rule, to_mask
+from defects.scoring.masks import Candidate, dice_under, fit_rules, measure, nested_dice
 from defects.scoring.pixels import Maps
 from defects.submission.build import input_hashes, members_of
 from defects.training.inference import load_test
@@ -35,30 +37,21 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     weights, rules, estimates, sha256 of every file and input; its content is returned. Raises
     UserError if no member has maps.
     """
-    members, classes = members_of(config, experiments), config.data.classes
+    members = members_of(config, experiments)
     order, form = expected_rows(config)
-    held = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
-    outcomes = measure(candidates(config, members, held))
-    rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
-    nested = nested_dice(outcomes)
-    estimates = {
-        "untuned": mean_dice(dice_under(outcomes, plain)),
-        "tuned_nested": None if nested is None else mean_dice(nested),
-        "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
-    }
-    better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    choice = choose_rules(config, members)
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
         "images": order["image_id"].nunique(),
-        "rules": {name: rule._asdict() for name, rule in rules.items()},
-        "chosen": "tuned" if better else "untuned",
-        "estimate": estimates,
+        "rules": {name: rule._asdict() for name, rule in choice.rules["tuned"].items()},
+        "chosen": choice.chosen,
+        "estimate": choice.estimates,
         "adversarial": stored_comparison(config),
         "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
-    choices = {"tuned": rules, "untuned": plain}
-    tables = dict(zip(choices, _test_runs(config, members, order, list(choices.values())), strict=True))
+    runs = _test_runs(config, members, order, list(choice.rules.values()))
+    tables = dict(zip(choice.rules, runs, strict=True))
     for name, table in tables.items():
         write_rle_table(path.with_suffix(f".{name}.csv"), table, form)
     write_rle_table(path, tables[summary["chosen"]], form)
@@ -66,6 +59,33 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     summary["files"] = {name: sha256(path.with_suffix(f".{name}.csv")) for name in tables}
     write_json(path.with_suffix(".json"), summary)
     return summary
+
+
+class RuleChoice(NamedTuple):
+    """`rules` by class, `tuned` and `untuned`; which of the two is `chosen`; `estimates` of their Dice."""
+
+    rules: dict[str, dict[str, Rule]]
+    chosen: str
+    estimates: dict[str, dict | None]
+
+
+def choose_rules(config: Config, members: dict[str, Config]) -> RuleChoice:
+    """Fit the mask rules of a blend on its out-of-fold maps; chosen if their nested Dice beats the untuned.
+
+    Raises UserError if no member has maps.
+    """
+    classes = config.data.classes
+    held = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
+    outcomes = measure(candidates(config, members, held))
+    rules = {"tuned": fit_rules(outcomes), "untuned": dict.fromkeys(classes, Rule())}
+    nested = nested_dice(outcomes)
+    estimates = {
+        "untuned": mean_dice(dice_under(outcomes, rules["untuned"])),
+        "tuned_nested": None if nested is None else mean_dice(nested),
+        "tuned_optimistic": mean_dice(dice_under(outcomes, rules["tuned"])),
+    }
+    is_better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    return RuleChoice(rules, "tuned" if is_better else "untuned", estimates)
 
 
 def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:

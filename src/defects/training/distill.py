@@ -223,6 +223,7 @@ class Distillation:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history, self.step = saved["history"], saved["step"]
             self.mean, self.std = (saved[name].to(self.accelerator.device) for name in ("mean", "std"))
+            write_metrics(self.last.with_name("metrics.jsonl"), self.history)
             print(f"resuming {self.last} after step {self.step}")
             return
         settings, moments = self.options.distillation, ChannelMoments(self.options.channels)
@@ -321,5 +322,5 @@ def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path])
     settings = settings_but(config, NOT_THE_TEACHER | {"model.options"})
     settings |= settings_but(options, NOT_THE_TEACHER, "model.options.")
     names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
-    images = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    images = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
     return {"settings": settings, "files": file_contents(settings) | {"images": images}}

@@ -47,6 +47,9 @@ def score_test(config: Config, use: str) -> None:
     models = _models(config, use, accelerator)
     accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
     _state_time(config, test, models, accelerator)
+    if accelerator.is_main_process and not all(_scored(config, fold) for fold in models):
+        # It is joined last: from an interruption on it would not be what the folds say.
+        (config.experiment_dir / "test.csv").unlink(missing_ok=True)
     for fold in models:
         _score_fold(config, test, fold, accelerator)
     if accelerator.is_main_process:

@@ -267,7 +267,7 @@ class Trainer:
             return
         epoch = len(self.history)
         if self.train.select == "inner" and self._best() == epoch:
-            checkpoint.save(self.folder / "selected.pt", self._state())
+            checkpoint.save(self._selected_file(epoch), self._state())
         kept = self.train.average and epoch > self.epochs - self.train.average
         if kept or (self.train.save_every and epoch % self.train.save_every == 0):
             checkpoint.save(self.folder / f"epoch{epoch}.pt", self._state())
@@ -282,21 +282,39 @@ class Trainer:
         }
         checkpoint.save(self.folder / "last.pt", content)
         write_metrics(self.folder / "metrics.jsonl", self.history)
+        for path in self.folder.glob(self._selected_file("*").name):
+            if path != self._selected_file(self._best()):
+                path.unlink()
+
+    def _selected_file(self, epoch: int | str) -> Path:
+        """Of the best epoch so far. That of the one before stays until last.pt knows of the new one."""
+        return self.folder / f"selected{epoch}.pt"
 
     def _restore(self) -> None:
-        self.optimizer.load_state_dict(self.saved["optimizer"])
-        if self.ema:
-            self.ema.module.load_state_dict(self.saved["ema"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.saved["scaler"])
+        """Optimiser, weight average and loss scaler as they were. UserError for a last.pt that lacks them.
+
+        A scaler starts anew where the run had none so far: on a CPU or in bf16, while this device takes fp16.
+        """
+        try:
+            self.optimizer.load_state_dict(self.saved["optimizer"])
+            if self.ema:
+                self.ema.module.load_state_dict(self.saved["ema"])
+            if self.accelerator.scaler is not None and self.saved.get("scaler"):
+                self.accelerator.scaler.load_state_dict(self.saved["scaler"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.folder / 'last.pt'} is of another version of this program or of PyTorch "
+                f"({type(error).__name__}: {reason}): begin again with src/train.py --restart"
+            ) from None
 
     def _load_chosen(self) -> None:
         if self.train.select == "inner":
             self.accelerator.wait_for_everyone()
-            self.detector.load_state_dict(checkpoint.load(self.folder / "selected.pt"))
+            self.detector.load_state_dict(checkpoint.load(self._selected_file(self._best())))
         elif self.ema:
             self.detector.load_state_dict(self.ema.module.state_dict())
-        elif self.train.average:
+        elif self.train.average and self.history:
             self.accelerator.wait_for_everyone()
             epochs = range(max(1, self.epochs - self.train.average + 1), self.epochs + 1)
             self.detector.load_state_dict(checkpoint.mean([self.folder / f"epoch{n}.pt" for n in epochs]))
