@@ -17,7 +17,8 @@ from defects.data.rle_table import Form, check_runs, read_rle_table, table_form,
 from defects.errors import UserError
 from defects.files import write_json
 from defects.scoring.adversarial import stored_comparison
-from defects.scoring.dice import PAIR, mean_dice
+from defects.scoring.decision import Decision
+from defects.scoring.dice import PAIR, dice_interval, mean_dice
 from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
 from defects.scoring.pixels import Maps
 from defects.submission.build import input_hashes, members_of
@@ -32,8 +33,8 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     Members that do not segment have their say in whether a class is there, those that do also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
     latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
-    weights, rules, estimates, sha256 of every file and input; its content is returned. Raises
-    UserError if no member has maps.
+    weights, rules, estimates, the decision of each file, sha256 of every file and input; its content is
+    returned. Raises UserError if no member has maps.
     """
     members, classes = members_of(config, experiments), config.data.classes
     order, form = expected_rows(config)
@@ -41,18 +42,28 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     outcomes = measure(candidates(config, members, held))
     rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
     nested = nested_dice(outcomes)
+    unfitted = dice_under(outcomes, plain)
     estimates = {
-        "untuned": mean_dice(dice_under(outcomes, plain)),
+        "untuned": mean_dice(unfitted),
         "tuned_nested": None if nested is None else mean_dice(nested),
         "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
     }
-    better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    is_tuned_better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    chosen = "tuned" if is_tuned_better else "untuned"
+    images = order["image_id"].nunique()
+    groups = next(iter(held.values())).drop_duplicates("image_id").set_index("image_id")["group"]
+    decisions = {
+        "tuned": decide_masks("tuned", nested, outcomes, groups, images),
+        "untuned": decide_masks("untuned", unfitted, outcomes, groups, images),
+    }
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
-        "images": order["image_id"].nunique(),
+        "images": images,
         "rules": {name: rule._asdict() for name, rule in rules.items()},
-        "chosen": "tuned" if better else "untuned",
+        "chosen": chosen,
+        "decision": decisions[chosen].to_json(),
+        "decisions": {rule: decision.to_json() for rule, decision in decisions.items()},
         "estimate": estimates,
         "adversarial": stored_comparison(config),
         "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
@@ -66,6 +77,33 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     summary["files"] = {name: sha256(path.with_suffix(f".{name}.csv")) for name in tables}
     write_json(path.with_suffix(".json"), summary)
     return summary
+
+
+def decide_masks(
+    rule: str, nested: pd.DataFrame | None, outcomes: pd.DataFrame, groups: pd.Series, new_images: int
+) -> Decision:
+    """The decision to submit the masks of a rule (tuned, untuned), for the training share of defects.
+
+    `nested` is what dice_under or nested_dice makes of the out-of-fold `outcomes`, None if that is not known;
+    `groups` of siblings by image_id.
+    """
+    has_defect = outcomes.groupby("image_id")["empty"].min() == 0
+    expected_score = None
+    interval_90 = None
+    if nested is not None:
+        expected_score = float(nested["dice"].mean())
+        interval_90 = dice_interval(nested, groups, new_images)
+    return Decision(
+        metric="Dice",
+        rule=rule,
+        prior="train",
+        share=float(has_defect.mean()),
+        threshold=None,
+        score_threshold=None,
+        called_defective=None,
+        expected_score=expected_score,
+        interval_90=interval_90,
+    )
 
 
 def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
