@@ -58,6 +58,15 @@ class Decision:
         return ", ".join(parts)
 
 
+def submitted_prior(settings: ThresholdConfig, prior: dict) -> str:
+    """train or estimated: the share of defects that is submitted for, from `threshold.prior` and prior_shift.
+
+    An estimate that is not to be trusted is not used.
+    """
+    is_trusted = prior["estimated_share"] is not None and prior["doubt"] is None
+    return "estimated" if settings.prior == "estimated" and is_trusted else "train"
+
+
 def decide(
     labels: np.ndarray,
     scores: np.ndarray,

@@ -8,7 +8,7 @@ import pandas as pd
 from defects.config import Config, ThresholdConfig
 from defects.errors import UserError
 from defects.scoring.blending import check_scores, experiment_scores, join, join_images
-from defects.scoring.decision import Decision, decide
+from defects.scoring.decision import Decision, decide, submitted_prior
 from defects.scoring.ensemble import Blend, Ensemble, Sample, methods_table
 from defects.scoring.estimate import estimate
 from defects.scoring.prior_shift import prior_shift
@@ -36,7 +36,6 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
     rule = config.threshold.rule, config.threshold.fpr
     prior = prior_shift(labels, held_scores, new_scores, *rule)
     decisions = decide_for_shares(config.threshold, ensemble, held_scores, new_scores, prior)
-    is_estimated = config.threshold.prior == "estimated" and prior["doubt"] is None
     found = {
         "ensemble": {
             "scale": ensemble.scale,
@@ -46,7 +45,7 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
         },
         "estimate": estimate(images.assign(score=held_scores), *rule, ensemble.predict_nested()),
         "prior": prior,
-        "decision": decisions["estimated" if is_estimated else "train"],
+        "decision": decisions[submitted_prior(config.threshold, prior)],
         "decisions": decisions,
         "seeds": seed_spread(config, list(members)),
     }
