@@ -47,9 +47,8 @@ def evaluate_masks(config: Config, path: Path) -> None:
         name: mean_dice(dice_table(read_masks_of(file, sizes, classes), truth, sizes))
         for name, file in files.items()
     }
-    decision = Decision.from_json(summary["decision"])
     obtained = found[summary["chosen"]]["dice"]
-    print_lines(decision_lines(decision, obtained, "hidden-test Dice"))
+    print_lines(decision_lines(summary["decision"], obtained, "hidden-test Dice"))
     expected = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
     print(
         f"{'Dice':24}{'all pairs':>12}{'not empty':>12}"
@@ -87,29 +86,38 @@ def evaluate_answers(config: Config, path: Path) -> None:
         raise UserError(f"the answer key lacks {int(table['label'].isna().sum())} of the submission's images")
     images = load_images(config)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
-    decisions = {prior: Decision.from_json(values) for prior, values in summary["decisions"].items()}
+    decisions = summary["decisions"]
     training_threshold = decisions["train"].score_threshold
     plain = table.assign(answer=(table["score"] >= training_threshold).astype(int))
     # What is expected at the training share is about the threshold for it, whichever was submitted.
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     found = outcome(table, share) | {"macro_f1_at_training_share": at_share}
-    print_lines(answer_lines(Decision.from_json(summary["decision"]), decisions, found, table))
+    print_lines(outcome_lines(summary["decision"], decisions, found, table))
     runs = ", ".join(str(resolve(config.output) / name) for name in summary["weights"])
     print(f"submission {path}\nruns       {runs}")
 
 
 def load_summary(config: Config, path: Path) -> dict:
-    """What was written beside a submission. Raises UserError if it is gone, or about other data."""
+    """What was written beside a submission, its decisions as such.
+
+    Raises UserError if it is gone, about other data, or not whole.
+    """
     summary = read_json(path.with_suffix(".json"))
     if summary is None:
         raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
     if summary.get("data") != config.data.name:
         found = summary.get("data")
         raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
-    return summary
+    try:
+        decisions = {name: Decision.from_json(values) for name, values in summary["decisions"].items()}
+        return summary | {"decision": Decision.from_json(summary["decision"]), "decisions": decisions}
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{path.with_suffix('.json')} is not whole, or of an older version: run src/ensemble.py again"
+        ) from None
 
 
-def answer_lines(
+def outcome_lines(
     submitted: Decision, decisions: dict[str, Decision], found: dict, table: pd.DataFrame
 ) -> list[tuple[str, str]]:
     """Titles and values: what was expected and whether its interval holds, then what was obtained.

@@ -123,6 +123,19 @@ def test_both_decisions_are_shown_and_the_configured_one_is_submitted(config, ru
     assert shown["hidden-test macro-F1"] == shown[title]
 
 
+def test_submission_of_an_older_version_is_named(config, run_script, fails_with_one_line):
+    write_member(config, "tiny")
+    blend(run_script, config)
+    file = config.submissions / "sample_submission.json"
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    del summary["decisions"]
+    file.write_text(json.dumps(summary), encoding="utf-8")
+    key = config.output.parent / "key.csv"
+    key.write_text("ImageId,answer\n" + "".join(f"test_{index}.png,1\n" for index in range(TESTS)))
+    message = fails_with_one_line("evaluate.py", *options(config), "--set", f"data.answers={key}")
+    assert "sample_submission.json is not whole, or of an older version" in message
+
+
 def test_training_share_is_submitted_where_the_estimate_is_doubted(config, run_script):
     run = write_member(config, "tiny")
     for path in run.experiment_dir.glob("**/test.csv"):
