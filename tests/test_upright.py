@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from defects.config import ROOT, known_detectors, load_config
 from defects.data.datasets import plain_loader, training_loader
 from defects.data.split import load_folds, load_training_rows
 from defects.models import build_detector
@@ -82,6 +83,14 @@ def test_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured,
     config = configured("convae", CONVAE, "train.batch_size=1", *balance)
     loader = training_loader(config, sides_of(config).fitted)
     assert images_of(loader) == upright_images(config)
+
+
+@pytest.mark.parametrize("name", known_detectors())
+def test_shipped_settings_do_not_turn_what_one_class_is_learnt_from(name):
+    config = load_config(ROOT / "configs" / "demo.yaml", [], name)
+    is_supervised = config.model.options.get("supervised", False)
+    if config.model.name in ONE_CLASS and not is_supervised:
+        assert config.augment == []
 
 
 def test_training_run_sees_upright_images_only(configured, monkeypatch):
