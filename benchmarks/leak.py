@@ -42,8 +42,8 @@ from defects.errors import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.report.comparison_page import markdown  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
-from defects.scoring.outcome import outcome, share_weights  # noqa: E402
-from defects.scoring.thresholds import macro_f1  # noqa: E402
+from defects.scoring.outcome import outcome  # noqa: E402
+from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402
 from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.scorer import Scorer, score_batches  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402

@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import defective, texture, write_png
-from runs import write_runs
+from runs import write_member, write_runs
 from sklearn.metrics import roc_auc_score
 
 from defects.config import load_config, of_category
 from defects.data.images import read_image
 from defects.report.comparison_page import markdown, summarise, text_table
+from defects.scoring.thresholds import macro_f1
 
 
 @pytest.fixture
@@ -154,6 +155,27 @@ def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, 
     key.write_text("ImageId,answer\ntest_0.png,1\n")
     refused = run_script("compare.py", "--config", path, "--test")
     assert refused.code == 2 and "the answer key lacks 8 of its test images" in refused.stderr
+
+
+@pytest.mark.parametrize("prior", ["train", "estimated"])
+def test_macro_f1_of_the_test_images_is_that_of_the_submission(
+    make_dataset, make_config, run_script, tmp_path, prior
+):
+    key = tmp_path / "key.csv"
+    labels = [int(row % 3 == 0) for row in range(18)]
+    rows = [f"test_{row}.png,{label}\n" for row, label in enumerate(labels)]
+    key.write_text("ImageId,answer\n" + "".join(rows))
+    root = make_dataset(defects=16, normals=60, tests=18)
+    settings = ["split.duplicates.enabled=false", f"threshold.prior={prior}", f"data.answers={key}"]
+    config = make_config(root, *settings)
+    write_member(config, "tiny")
+    options = [part for setting in settings for part in ("--set", setting)]
+    submitted = run_script("ensemble.py", "--config", tmp_path / "tiny.yaml", *options)
+    assert submitted.code == 0, submitted.stderr
+    table, _ = compare(run_script, config, "--test", *options)
+    answers = pd.read_csv(config.submissions / "sample_submission.csv", index_col="ImageId")["answer"]
+    answers = answers.reindex([f"test_{row}.png" for row in range(18)])
+    assert table.loc["tiny", "test_macro_f1"] == pytest.approx(macro_f1(np.array(labels), answers.to_numpy()))
 
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):

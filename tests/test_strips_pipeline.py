@@ -22,6 +22,7 @@ from defects.deploy.model import load_model
 from defects.deploy.predict import find_files, predict
 from defects.deploy.regions import mark_pixels
 from defects.files import array_archive
+from defects.scoring.decision import Decision
 from defects.scoring.mask_rules import Rule
 from defects.scoring.pixels import Maps
 from defects.submission import masks, send
@@ -270,30 +271,38 @@ def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
     assert "is valid: 10 images" in outcome.stdout
 
 
-PROMISES = {"tuned": "tuned_nested", "untuned": "untuned"}
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".tuned.csv", ".untuned.csv"])
-def test_masks_are_sent_once_and_noted_with_the_promised_dice(
+def test_masks_are_sent_once_and_noted_with_their_expected_dice(
     own, kaggle_server, run_script, monkeypatch, suffix
 ):
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
     summary, file = json.loads(submission(own, ".json").read_text()), submission(own, suffix)
-    for number, name in enumerate(PROMISES.values()):
-        summary["estimate"][name]["dice"] = 0.5 + 0.25 * number  # or they might be equal
-    submission(own, ".json").write_text(json.dumps(summary))
     command = ("submit.py", "--config", own, "--set", "data.kaggle.competition=steel")
     for _ in range(2):
         outcome = run_script(*command, *(["--submission", file] if suffix != ".csv" else []))
         assert outcome.code == 0, outcome.stderr
     assert list(kaggle_server.uploads.values()) == [file.read_bytes()]
     rules = suffix.split(".")[1] if suffix != ".csv" else summary["chosen"]
-    promised = summary["estimate"][PROMISES[rules]]["dice"]
+    decision = Decision.from_json(summary["decisions"][rules])
     (row,) = pd.read_csv(own.parent / "submissions" / "ledger.csv").to_dict("records")
-    assert row["nested_dice"] == promised and pd.isna(row["nested_macro_f1"])
+    assert (row["metric"], row["rule"], row["prior"]) == ("Dice", rules, "train")
+    assert row["expected_score"] == decision.expected_score and pd.isna(row["threshold"])
+    assert (row["interval_low"], row["interval_high"]) == decision.interval_90
     assert (row["file"], row["sha256"]) == (file.name, sha256(file))
-    description = f"[{sha256(file)[:12]}] marker + seer, out of fold {promised:.4f}"
+    description = f"[{sha256(file)[:12]}] marker + seer: {decision.text()}"
     assert kaggle_server.submissions[0]["description"] == description
+
+
+def test_decision_about_masks_is_that_of_the_estimate(own, run_script):
+    outcome = run_script("ensemble.py", "--config", own, "--experiments", "marker", "seer")
+    summary = json.loads(submission(own, ".json").read_text())
+    assert f"submitted                 {Decision.from_json(summary['decision']).text()}" in outcome.stdout
+    assert summary["decision"] == summary["decisions"][summary["chosen"]]
+    for rules, name in (("tuned", "tuned_nested"), ("untuned", "untuned")):
+        decision = summary["decisions"][rules]
+        assert decision["expected_score"] == pytest.approx(summary["estimate"][name]["dice"])
+        low, high = decision["interval_90"]
+        assert 0 <= low < decision["expected_score"] < high <= 1
 
 
 def test_masks_by_other_rules_than_the_json_knows_are_not_sent(own, kaggle_server, fails_with_one_line):

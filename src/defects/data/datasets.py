@@ -200,7 +200,8 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
         painters.append(Synthetic(rows, train.synthetic, seed))
     steps = config.augment
     dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, fit, data.bits)
-    weights = torch.from_numpy(gain) if balance.method == "sampler" else None
+    # Where all rows count alike, drawing with replacement would only leave some of them out.
+    weights = torch.from_numpy(gain) if balance.method == "sampler" and np.ptp(gain) > 0 else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)

@@ -58,7 +58,12 @@ class SuperSimpleNet(AnomalyDetector):
         super().__init__(config)
         self.options = options = validate(SuperSimpleNetOptions, config.model.options, "model.options")
         if options.supervised:
-            self.learns_from, self.uses_masks, self.needs_holdout = "both", True, False
+            self.learns_from = "both"
+            # Defects are oversampled in rotations, so normal images must have the same ones, or rotation
+            # would tell the classes apart.
+            self.learns_upright = False
+            self.uses_masks = True
+            self.needs_holdout = False
         self.features = Features(config.model.backbone, options.layers, config.seen_size)
         check_seen_sizes(self.features, config)
         channels = sum(self.features.channels)

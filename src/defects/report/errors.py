@@ -78,7 +78,8 @@ def _decisions(config: Config, images: pd.DataFrame, shown: list[Member]) -> str
     text = (
         "There is one trained fold: its thresholds were chosen on the same images, which flatters."
         if single
-        else "The images of each fold are decided by the threshold of the other folds."
+        else "The images of each fold are decided by the threshold of the other folds, for the training "
+        "share of defects."
     )
     figures = pd.DataFrame([_figures(config, images, member) for member in shown])
     table = page.table(figures.set_index(pd.Index([member.name for member in shown])))

@@ -121,7 +121,7 @@ def build_page(
         f"{expected['defects']:,} defective; folds {', '.join(expected['folds'])}"
     )
     boxes = page.key_figures(_key_figures(expected, folds, masks))
-    parts = [boxes, page.section("Decision", decision(expected))]
+    parts = [boxes, page.section("Decision", decision(expected) + _share_note(config))]
     if masks is not None:
         parts.append(page.section("Dice of the masks, out of fold", DICE, page.table(dice_text(masks))))
     parts.append(page.section("Folds", "", page.table(_fold_table(folds))))
@@ -133,6 +133,16 @@ def build_page(
     if "training" not in pictures:
         parts.append(page.section("Training", "This detector has no epochs: it was fitted in one pass."))
     return page.page(config.experiment, subtitle, parts)
+
+
+def _share_note(config: Config) -> str:
+    """What another share of defects in a submission means for the threshold; nothing where it is the same."""
+    if config.threshold.prior == "train" or config.threshold.rule != "macro_f1":
+        return ""
+    return (
+        " All of this is at the training share of defects; a submission takes the threshold for the share "
+        "that is estimated from the test scores (threshold.prior), and src/infer.py prints both."
+    )
 
 
 def has_normal(expected: dict) -> bool:

@@ -18,7 +18,8 @@ from defects.data.rle_table import Form, check_runs, read_rle_table, table_form,
 from defects.errors import UserError
 from defects.files import write_json
 from defects.scoring.adversarial import stored_comparison
-from defects.scoring.dice import PAIR, mean_dice
+from defects.scoring.decision import Decision
+from defects.scoring.dice import PAIR, dice_interval, mean_dice
 from defects.scoring.mask_rules import Rule, to_mask
 from defects.scoring.masks import Candidate, dice_under, fit_rules, measure, nested_dice
 from defects.scoring.pixels import Maps
@@ -34,18 +35,22 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     Members that do not segment have their say in whether a class is there, those that do also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
     latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
-    weights, rules, estimates, sha256 of every file and input; its content is returned. Raises
-    UserError if no member has maps.
+    weights, rules, estimates, the decision of each file, sha256 of every file and input; its content is
+    returned. Raises UserError if no member has maps.
     """
     members = members_of(config, experiments)
     order, form = expected_rows(config)
     choice = choose_rules(config, members)
+    images = order["image_id"].nunique()
+    decisions = {rule: decide_masks(choice, rule, images) for rule in choice.rules}
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
-        "images": order["image_id"].nunique(),
+        "images": images,
         "rules": {name: rule._asdict() for name, rule in choice.rules["tuned"].items()},
         "chosen": choice.chosen,
+        "decision": decisions[choice.chosen].to_json(),
+        "decisions": {rule: decision.to_json() for rule, decision in decisions.items()},
         "estimate": choice.estimates,
         "adversarial": stored_comparison(config),
         "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
@@ -62,11 +67,19 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
 
 
 class RuleChoice(NamedTuple):
-    """`rules` by class, `tuned` and `untuned`; which of the two is `chosen`; `estimates` of their Dice."""
+    """What the out-of-fold maps say of the mask rules `tuned` and `untuned`, and which of them is `chosen`.
+
+    `rules` by class. `scored`: the Dice of every image and class, of the tuned rules with those fitted on the
+    other folds, None for a single fold. `estimates` are means of it. `groups` of siblings and `has_defect`
+    are by image_id.
+    """
 
     rules: dict[str, dict[str, Rule]]
     chosen: str
+    scored: dict[str, pd.DataFrame | None]
     estimates: dict[str, dict | None]
+    groups: pd.Series
+    has_defect: pd.Series
 
 
 def choose_rules(config: Config, members: dict[str, Config]) -> RuleChoice:
@@ -75,17 +88,42 @@ def choose_rules(config: Config, members: dict[str, Config]) -> RuleChoice:
     Raises UserError if no member has maps.
     """
     classes = config.data.classes
-    held = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
-    outcomes = measure(candidates(config, members, held))
+    oof = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
+    outcomes = measure(candidates(config, members, oof))
     rules = {"tuned": fit_rules(outcomes), "untuned": dict.fromkeys(classes, Rule())}
-    nested = nested_dice(outcomes)
+    scored = {"tuned": nested_dice(outcomes), "untuned": dice_under(outcomes, rules["untuned"])}
     estimates = {
-        "untuned": mean_dice(dice_under(outcomes, rules["untuned"])),
-        "tuned_nested": None if nested is None else mean_dice(nested),
+        "untuned": mean_dice(scored["untuned"]),
+        "tuned_nested": None if scored["tuned"] is None else mean_dice(scored["tuned"]),
         "tuned_optimistic": mean_dice(dice_under(outcomes, rules["tuned"])),
     }
-    is_better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
-    return RuleChoice(rules, "tuned" if is_better else "untuned", estimates)
+    is_better = scored["tuned"] is not None and (
+        estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    )
+    groups = next(iter(oof.values())).drop_duplicates("image_id").set_index("image_id")["group"]
+    has_defect = outcomes.groupby("image_id")["empty"].min() == 0
+    return RuleChoice(rules, "tuned" if is_better else "untuned", scored, estimates, groups, has_defect)
+
+
+def decide_masks(choice: RuleChoice, rule: str, new_images: int) -> Decision:
+    """The decision to submit the masks of a rule (tuned, untuned), for the training share of defects."""
+    scored = choice.scored[rule]
+    expected_score = None
+    interval_90 = None
+    if scored is not None:
+        expected_score = float(scored["dice"].mean())
+        interval_90 = dice_interval(scored, choice.groups, new_images)
+    return Decision(
+        metric="Dice",
+        rule=rule,
+        prior="train",
+        share=float(choice.has_defect.mean()),
+        threshold=None,
+        score_threshold=None,
+        called_defective=None,
+        expected_score=expected_score,
+        interval_90=interval_90,
+    )
 
 
 def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
