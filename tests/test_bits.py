@@ -20,6 +20,7 @@ from defects.errors import UserError
 from defects.report.contact_sheet import draw_groups
 from defects.report.drawing import image_tile
 from defects.scoring.appearance import appearance_table
+from defects.stamps import differences
 from defects.training.checkpoint import fingerprint
 
 TWELVE = DEEP >> 4  # as a 12-bit camera gives it
@@ -195,9 +196,9 @@ def test_another_setting_makes_tables_and_checkpoints_stale(deep_data, capsys):
     load_folds(after)
     said = capsys.readouterr().out
     assert "preparing the data first" in said and "splitting first" in said
-    assert fingerprint(after, "0", None)["bits"] == 12 and saved["bits"] is None
-    settings = json.loads((after.dataset_dir / "split.json").read_text())
-    assert settings["bits"] == 12
+    assert differences(saved, fingerprint(after, "0", None))[0] == "data.bits=null then, 12 now"
+    stamp = json.loads((after.dataset_dir / "split.json").read_text())
+    assert stamp["settings"]["data.bits"] == 12
 
 
 @pytest.mark.parametrize("bits", [8, 17, "twelve"])

@@ -135,3 +135,12 @@ class _Dumper(yaml.SafeDumper):
 
 for _pattern in (INTEGER, FLOAT, re.compile("None")):
     _Dumper.add_implicit_resolver("!other", re.compile(f"^(?:{_pattern.pattern})$"), None)
+
+
+def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """In double quotes where text holds line ends of Unicode, which YAML reads as spaces elsewhere."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
