@@ -1,5 +1,6 @@
 """Typed experiment configuration: pydantic models filled from YAML, then from `--set key=value`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.data.junk import list_folders
 from defects.errors import UserError
-from defects.validation import Section, convert, open_brackets, section_of, setting_type, validate, value_type
+from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
 from defects.yaml_text import Written, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
@@ -179,37 +180,87 @@ def resolve(path: Path | str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
-def load_config(path: Path, overrides: list[str] = (), detector: str | None = None) -> Config:
-    """Read `path` with the configs it extends, apply `key.sub=value` overrides, validate.
+def load_config(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    data: str | None = None,
+    model: str | None = None,
+    needs_model: bool = True,
+) -> Config:
+    """An experiment: what its data file says, then its model file, then its own settings, then `overrides`.
 
-    `detector` names a file of configs/detectors/, whose model, train and augment replace those of `path`;
-    the experiment is then `<data.name>_<detector>`. Raises UserError for unreadable files, unknown keys
-    (naming the nearest known one) and bad values.
+    `path` is an experiment. Its `data` and `model` name files of configs/data and configs/models, or hold the
+    settings themselves. `data` and `model` take the place of these names; a `model` given here also replaces
+    what the experiment says of training, since a learning rate of another model would be worse than a
+    default. The run is called `<data.name>_<model>`, or as the file, where settings stand in it. Without
+    `needs_model` the model may be missing, for stages that use none. Raises UserError for unreadable files,
+    unknown keys (naming the nearest known one) and bad values.
     """
-    values = {"experiment": path.stem} | _read_with_base(path, ())
-    if detector is not None:
-        values = with_detector(values, detector)
+    experiment = {} if path is None else read_config_file(path)
+    own = {key: value for key, value in experiment.items() if key not in ("data", "model")}
+    data = experiment.get("data") if data is None else data
+    values = _part("data", data)
+    if model is None:
+        model = experiment.get("model")
+        if model is None and not needs_model:
+            model = "classifier"
+        values = _merged(_merged(values, _part("models", model), Config), own, Config)
+    else:
+        kept = {key: value for key, value in own.items() if key not in ("train", "augment", "experiment")}
+        values = _merged(_merged(values, kept, Config), _part("models", model), Config)
+    if "experiment" not in values:
+        values["experiment"] = _run_name(values, path, model)
+    return validate(Config, apply_overrides(values, overrides), "settings" if path is None else str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`values` of a whole configuration with what each `key.sub=value` says."""
     for override in overrides:
         values = _with_override(values, override)
-    return validate(Config, values, str(path))
+    return values
 
 
-def known_detectors() -> list[str]:
-    """Names for --detector."""
-    return sorted(path.stem for path in (ROOT / "configs" / "detectors").glob("*.yaml"))
+def known_config_files(kind: str) -> list[str]:
+    """Names of the files in configs/<kind>: of `data` or `models`."""
+    return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 
-def with_detector(values: dict[str, Any], detector: str) -> dict[str, Any]:
-    """`values` with what a file of configs/detectors says in place of theirs; UserError if there is none."""
-    folder, known = ROOT / "configs" / "detectors", known_detectors()
-    if detector not in known:
-        raise UserError(f"--detector {detector}: configs/detectors holds {', '.join(known)}")
-    # A learning rate or an option of another detector would be worse than the default.
-    shared = {key: value for key, value in values.items() if key not in ("model", "train", "augment")}
+def find_config_file(kind: str, name: str) -> Path:
+    """The file of configs/<kind> that is called `name`; a path to another YAML file is one, too."""
+    if name.endswith((".yaml", ".yml")):
+        return resolve(name)
+    known = known_config_files(kind)
+    if name not in known:
+        option = "--data" if kind == "data" else "--model"
+        raise UserError(
+            f"{option} {name}: configs/{kind} holds {', '.join(known)}; or name a YAML file by its path"
+        )
+    return ROOT / "configs" / kind / f"{name}.yaml"
+
+
+def _part(kind: str, named: Any) -> dict[str, Any]:
+    """What a data file or a model file says; `named` is its name, or its section written out, or nothing."""
+    if named is None:
+        return {}
+    section = "data" if kind == "data" else "model"
+    if not isinstance(named, str):
+        return {section: named}
+    path = find_config_file(kind, named)
+    values = read_config_file(path)
+    if section not in values:
+        raise UserError(f"{path} says nothing of {section}: a file of configs/{kind} has that section")
+    if kind == "data" and isinstance(values["data"], dict):
+        values = values | {"data": {"name": path.stem} | values["data"]}
+    return values
+
+
+def _run_name(values: dict[str, Any], path: Path | None, model: Any) -> str | None:
+    """`<data.name>_<model>`, or the name of the experiment's file where the model is written out in it."""
+    if not isinstance(model, str):
+        return None if path is None else path.stem
     data = values.get("data")
     name = data.get("name") if isinstance(data, dict) else None
-    merged = _merged(shared, _read_with_base(folder / f"{detector}.yaml", ()), Config)
-    return merged | {"experiment": f"{name}_{detector}"}
+    return f"{name}_{Path(model).stem}"
 
 
 def of_category(config: Config, category: str) -> Config:
@@ -225,10 +276,8 @@ def categories(data: DataConfig) -> list[str]:
     return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
 
 
-def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise UserError(f"{path}: its chain of base configs comes back to itself")
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, scalars as written. Raises UserError if it is none."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is no plain file: it may never end")
     try:
@@ -240,16 +289,7 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
-    own = {key: value for key, value in values.items() if key != "base"}
-    base = convert(values.get("base"), str | None)
-    if base is None:
-        return own
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base must name one config file")
-    extended = _read_with_base(path.parent / base, (*seen, path))
-    # Two configs must not write into one run folder.
-    inherited = {key: value for key, value in extended.items() if key != "experiment"}
-    return _merged(inherited, own, Config)
+    return values
 
 
 def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:

@@ -41,10 +41,10 @@ def prepare(config: Config) -> pd.DataFrame:
     UserError naming every file that cannot be used.
     """
     with locked(config.dataset_dir, wait=True):
-        return _prepare(config)
+        return prepare_locked(config)
 
 
-def _prepare(config: Config) -> pd.DataFrame:
+def prepare_locked(config: Config) -> pd.DataFrame:
     data, folder = config.data, config.dataset_dir
     listing = list_data(data)
     _refuse_output_inside(config, listing)
@@ -72,16 +72,21 @@ def _prepare(config: Config) -> pd.DataFrame:
 
 
 def load_images(config: Config) -> pd.DataFrame:
-    """images.csv; prepared first, and said so, when it is missing or made with other data settings."""
+    """images.csv. Raises UserError when it is missing or made with other data settings."""
     path = config.dataset_dir / "images.csv"
-    with locked(config.dataset_dir, wait=True):  # two folds may start at once on a fresh clone
-        found = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
-        if found or not path.exists():
-            reason = f"was made otherwise ({in_short(found)})" if path.exists() else "is missing"
-            print(f"{path} {reason}: preparing the data first")
-            _prepare(config)
+    problem = find_index_problem(config)
+    if problem is not None:
+        raise UserError(f"{path} {problem}: run src/prepare.py")
     images = read_csv(path, IMAGE_COLUMNS + class_columns(config.data.classes), "src/prepare.py")
     return images.astype({"label": "Int64"})
+
+
+def find_index_problem(config: Config) -> str | None:
+    """Why images.csv cannot be used as it is; None if it can."""
+    if not (config.dataset_dir / "images.csv").exists():
+        return "is missing"
+    found = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
+    return f"was made otherwise ({in_short(found)})" if found else None
 
 
 def image_sizes(images: pd.DataFrame) -> pd.Series:

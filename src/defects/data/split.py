@@ -1,6 +1,7 @@
 """Second stage: group duplicates, cut leak-free folds, plan the oversampling."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,41 +14,54 @@ from defects.data.many import in_threads, room
 from defects.data.prepare import load_images, training_sha256
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, write_csv, write_json
+from defects.runs import FULL, fold_names
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, in_short, settings_but
 
-FULL = "full"  # the training list of everything, for the final fit
 NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size", "data.fit"}  # siblings are searched for on thumbnails
 
 
-def split(config: Config) -> pd.DataFrame:
+class DataTables(NamedTuple):
+    """What a stage knows of a data set's images.
+
+    `images` is images.csv; `folds` holds its training rows with group and fold, sorted by image_id.
+    """
+
+    images: pd.DataFrame
+    folds: pd.DataFrame
+
+
+def split(config: Config, images: pd.DataFrame) -> pd.DataFrame:
     """Write folds.csv (image_id, group, fold), train_fold<k>.csv, train_full.csv and pairs.csv.
 
-    Returns the training images with group and fold. Raises UserError when a class is too rare.
+    `images` is images.csv. Returns the training images with group and fold. Raises UserError when a class is
+    too rare.
     """
-    images = load_images(config)
     with locked(config.dataset_dir, wait=True):
-        return _split(config, images[images["split"] == "train"].reset_index(drop=True))
+        return split_locked(config, images)
 
 
-def load_folds(config: Config) -> pd.DataFrame:
-    """images.csv's training rows with group and fold; split first, and said so, when out of date."""
-    images = load_images(config)
+def load_tables(config: Config, images: pd.DataFrame | None = None) -> DataTables:
+    """images.csv, unless it is given, and folds.csv. Raises UserError when they are missing or out of date."""
+    if images is None:
+        images = load_images(config)
     path = config.dataset_dir / "folds.csv"
-    with locked(config.dataset_dir, wait=True):
-        found = differences(read_json(config.dataset_dir / "split.json"), _stamp(config))
-        if found or not path.exists():
-            reason = f"was made otherwise ({in_short(found)})" if path.exists() else "is missing"
-            print(f"{path} {reason}: splitting first")
-            _split(config, images[images["split"] == "train"].reset_index(drop=True))
+    problem = find_folds_problem(config)
+    if problem is not None:
+        raise UserError(f"{path} {problem}: run src/split.py")
     table = read_csv(path, ["image_id", "group", "fold"], "src/split.py")[["image_id", "group", "fold"]]
     train = images[images["split"] == "train"]
     if sorted(table["image_id"]) != sorted(train["image_id"]):
         raise UserError(f"{path} does not list every training image once: run src/split.py again")
-    return train.merge(table, on="image_id").sort_values("image_id", ignore_index=True)
+    folds = train.merge(table, on="image_id").sort_values("image_id", ignore_index=True)
+    return DataTables(images, folds)
 
 
-def fold_names(config: Config) -> list[str]:
-    return [*map(str, range(config.split.folds)), FULL]
+def find_folds_problem(config: Config) -> str | None:
+    """Why folds.csv cannot be used as it is; None if it can."""
+    if not (config.dataset_dir / "folds.csv").exists():
+        return "is missing"
+    found = differences(read_json(config.dataset_dir / "split.json"), _stamp(config))
+    return f"was made otherwise ({in_short(found)})" if found else None
 
 
 def load_training_rows(config: Config, fold: str) -> pd.DataFrame:
@@ -61,7 +75,9 @@ def training_list(config: Config, fold: str) -> Path:
     return config.dataset_dir / (f"train_{FULL}.csv" if fold == FULL else f"train_fold{fold}.csv")
 
 
-def _split(config: Config, train: pd.DataFrame) -> pd.DataFrame:
+def split_locked(config: Config, images: pd.DataFrame) -> pd.DataFrame:
+    """As `split`, for a caller that holds the lock of the data set's folder."""
+    train = images[images["split"] == "train"].reset_index(drop=True)
     if train.empty:
         raise UserError(f"{config.dataset_dir / 'images.csv'} lists no training images: check data.root")
     pairs = find_duplicates(config, train)
