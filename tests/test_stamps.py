@@ -97,7 +97,6 @@ STALE = {
     "train.save_every": "",
     "train.average": "run",
     "train.init": "run",
-    "train.pseudo": "run",
     "infer.batch_size": "",
     "infer.tta": "run test",
     "infer.map_size": "run test",
@@ -131,7 +130,7 @@ def setting_types(model: type, prefix: str = "") -> dict[str, Any]:
 @pytest.fixture
 def config(make_dataset, make_config, tmp_path, monkeypatch):
     """Of a data set whose folder stays where it is whatever data.name and output say."""
-    (tmp_path / "pseudo.csv").write_text("x")
+    (tmp_path / "given.csv").write_text("x")
     made = make_config(make_dataset(defects=4, normals=8, tests=2))
     load_folds(made)
     folder = made.dataset_dir
@@ -172,7 +171,7 @@ def another_value(value: Any, annotation: Any, folder: Path) -> Any:
     if get_origin(kind) is dict:
         return {"other": 1}
     if kind is Path:
-        return folder / "pseudo.csv"
+        return folder / "given.csv"
     if kind is bool:
         return not value
     if section_of(kind):

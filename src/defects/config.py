@@ -61,7 +61,6 @@ class TrainConfig(Section):
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
     average: Count | None = None  # the mean of the weights after the last n epochs is kept
     init: FolderName | None = None  # experiment whose weights of the same fold training starts from
-    pseudo: Path | None = None  # labelled test images to learn from, made by src/pseudo.py
 
     @model_validator(mode="after")
     def _inner_needed(self) -> "TrainConfig":

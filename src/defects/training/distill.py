@@ -78,7 +78,6 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "train.save_every",
     "train.average",
     "train.init",
-    "train.pseudo",
     "infer",
     "threshold",
     "ensemble",

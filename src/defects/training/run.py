@@ -27,7 +27,7 @@ from defects.stamps import Stamp, differences, in_short, is_stamp, only_files
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.scorer import Scorer, score_batches, shown_parts
-from defects.training.sides import Sides, make_sides, with_pseudo
+from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator, planned_steps
 from defects.writing import write_bytes
@@ -61,8 +61,6 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
         table, rows = load_folds(config), load_training_rows(config, fold)
     planned, epochs = _plan(config, fold)
     sides = make_sides(planned, fold, table, rows)
-    if config.train.pseudo:
-        sides = with_pseudo(planned, fold, table, sides)
     folder = run_folder(config, fold)
     fingerprint = checkpoint.fingerprint(planned, fold, epochs)
     with ExitStack() as stack:
