@@ -26,7 +26,6 @@ STALE = {
     "data.source": "index",
     "data.root": "index",
     "data.image_size": "run",
-    "data.fit": "run teacher",
     "data.symmetries": "run folds",
     "data.sample_submission": "index",
     "data.answers": "",
@@ -225,6 +224,13 @@ def test_a_setting_that_did_not_exist_had_the_effect_of_its_default():
     assert differences({"settings": {}, "files": {}}, now) == ["model.options.new=(not set) then, 1 now"]
 
 
+def test_a_setting_that_was_removed_may_have_had_no_effect():
+    now = {"settings": {}, "files": {}}
+    assert differences({"settings": {"data.fit": "squash", "train.pseudo": None}, "files": {}}, now) == []
+    found = differences({"settings": {"data.fit": "letterbox"}, "files": {}}, now)
+    assert found == ["data.fit=letterbox then, squash now"]
+
+
 @pytest.mark.parametrize("then", [None, {}, {"train": {"lr": 1}}, {"settings": 1, "files": {}}, "text"])
 def test_what_an_earlier_version_wrote_is_stale(then):
     assert differences(then, {"settings": {}, "files": {}}) == [
@@ -261,4 +267,4 @@ def test_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):
 def test_excluded_are_a_name_and_what_is_below_it(config):
     found = settings_but(config, {"data", "train.lr"})
     assert "train.epochs" in found and "train.lr" not in found and "data.name" not in found
-    assert "data.fit" in settings_but(config.data, {"data.name"}, "data.")
+    assert "data.bits" in settings_but(config.data, {"data.name"}, "data.")

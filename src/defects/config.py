@@ -9,9 +9,11 @@ from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, S
 from defects.data.junk import list_folders
 from defects.errors import UserError
 from defects.validation import Section, convert, open_brackets, section_of, setting_type, validate, value_type
-from defects.yaml_text import Written, dump_yaml, parse_yaml
+from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
+# Settings of earlier versions, which old runs still name, with the value at which they had no effect.
+REMOVED_SETTINGS = {"data.fit": "squash", "train.pseudo": None}
 
 
 class BackboneConfig(Section):
@@ -190,7 +192,7 @@ def load_config(path: Path, overrides: list[str] = (), detector: str | None = No
         values = with_detector(values, detector)
     for override in overrides:
         values = _with_override(values, override)
-    return validate(Config, values, str(path))
+    return validate(Config, _without_removed_settings(values, path), str(path))
 
 
 def known_detectors() -> list[str]:
@@ -249,6 +251,25 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     # Two configs must not write into one run folder.
     inherited = {key: value for key, value in extended.items() if key != "experiment"}
     return _merged(inherited, own, Config)
+
+
+def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` of the config at `path` without REMOVED_SETTINGS; UserError where one would have an effect."""
+    result = dict(values)
+    for name, no_effect in REMOVED_SETTINGS.items():
+        section, key = name.split(".")
+        settings = result.get(section)
+        if not isinstance(settings, dict) or key not in settings:
+            continue
+        value = settings[key]
+        if isinstance(value, Written):
+            value = plain_value(value)
+        if value != no_effect:
+            raise UserError(
+                f"{path}: {name}={value} is no setting any more (docs/results.md says why): delete it"
+            )
+        result[section] = {other: settings[other] for other in settings if other != key}
+    return result
 
 
 def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from defects.processes import follow_main, own_rows
 from defects.stamps import Stamp, differences, in_short, is_stamp, only_files
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
-from defects.training.scorer import Scorer, score_batches, shown_parts
+from defects.training.scorer import Scorer, score_batches
 from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator, planned_steps
@@ -163,9 +163,8 @@ def score_table(
     loader = accelerator.prepare(plain_loader(config, rows))
     scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
     scorer = Scorer(detector.to(accelerator.device), config.infer, config.data.symmetries)
-    boxes = shown_parts(config.data, rows)
     with array_archive(maps) if accelerator.is_main_process else nullcontext() as add:
-        for index, score, found in score_batches(scorer, loader, accelerator, boxes):
+        for index, score, found in score_batches(scorer, loader, accelerator):
             scores[index.numpy()] = score.numpy()
             if found is not None and add is not None:
                 for row, array in zip(index.tolist(), _packed(found, detector.segments), strict=True):
