@@ -95,7 +95,6 @@ STALE = {
     "train.validate_every": "",  # unless an epoch is chosen by it, see below
     "train.save_every": "",
     "train.average": "run",
-    "train.init": "run",
     "infer.batch_size": "",
     "infer.tta": "run test",
     "infer.map_size": "run test",

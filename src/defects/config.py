@@ -13,7 +13,7 @@ from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 # Settings of earlier versions, which old runs still name, with the value at which they had no effect.
-REMOVED_SETTINGS = {"data.fit": "squash", "train.pseudo": None}
+REMOVED_SETTINGS = {"data.fit": "squash", "train.pseudo": None, "train.init": None}
 
 
 class BackboneConfig(Section):
@@ -62,7 +62,6 @@ class TrainConfig(Section):
     validate_every: Count = 1  # look at unseen images every n epochs, and after the last
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
     average: Count | None = None  # the mean of the weights after the last n epochs is kept
-    init: FolderName | None = None  # experiment whose weights of the same fold training starts from
 
     @model_validator(mode="after")
     def _inner_needed(self) -> "TrainConfig":

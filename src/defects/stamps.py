@@ -97,11 +97,6 @@ def is_stamp(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("settings", "files"))
 
 
-def only_files(stamp: Stamp, names: Collection[str]) -> Stamp:
-    """The part of a stamp that is about these files."""
-    return {"settings": {}, "files": {name: stamp["files"].get(name) for name in names}}
-
-
 def in_short(found: list[str]) -> str:
     """Differences for a message."""
     return shorten_names(found, "; ")

@@ -77,7 +77,6 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "train.validate_every",
     "train.save_every",
     "train.average",
-    "train.init",
     "infer",
     "threshold",
     "ensemble",
