@@ -10,9 +10,11 @@ from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, S
 from defects.data.junk import list_folders
 from defects.errors import UserError
 from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
-from defects.yaml_text import Written, dump_yaml, parse_yaml
+from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
+# Settings of earlier versions, which old runs still name, with the value at which they had no effect.
+REMOVED_SETTINGS = {"data.fit": "squash", "train.pseudo": None, "train.init": None}
 
 
 class BackboneConfig(Section):
@@ -61,8 +63,6 @@ class TrainConfig(Section):
     validate_every: Count = 1  # look at unseen images every n epochs, and after the last
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
     average: Count | None = None  # the mean of the weights after the last n epochs is kept
-    init: FolderName | None = None  # experiment whose weights of the same fold training starts from
-    pseudo: Path | None = None  # labelled test images to learn from, made by src/pseudo.py
 
     @model_validator(mode="after")
     def _inner_needed(self) -> "TrainConfig":
@@ -289,7 +289,26 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
-    return values
+    return _without_removed_settings(values, path)
+
+
+def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` of the config at `path` without REMOVED_SETTINGS; UserError where one would have an effect."""
+    result = dict(values)
+    for name, no_effect in REMOVED_SETTINGS.items():
+        section, key = name.split(".")
+        settings = result.get(section)
+        if not isinstance(settings, dict) or key not in settings:
+            continue
+        value = settings[key]
+        if isinstance(value, Written):
+            value = plain_value(value)
+        if value != no_effect:
+            raise UserError(
+                f"{path}: {name}={value} is no setting any more (docs/results.md says why): delete it"
+            )
+        result[section] = {other: settings[other] for other in settings if other != key}
+    return result
 
 
 def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:

@@ -99,7 +99,6 @@ class DataConfig(Section):
     source: str  # a module of defects/data/sources
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
-    fit: Literal["squash", "letterbox"] = "squash"  # letterbox: keeps the shape of images, reflects borders
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
     sample_submission: str | None = None  # relative to root
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only

@@ -60,7 +60,6 @@ class ImageDataset(Dataset):
         labels: Labels = ANY_DEFECT,
         black_out: BlackOut | None = None,
         painters: Sequence[Paste | Synthetic] = (),
-        fit: str = "squash",
         bits: int | None = None,
     ):
         self.root, self.paths = root, rows["path"].tolist()
@@ -68,7 +67,7 @@ class ImageDataset(Dataset):
         self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.size, self.fit, self.bits, self.seed = size, fit, bits, seed
+        self.size, self.bits, self.seed = size, bits, seed
         self.compose = build_augmentation(steps)
         self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
         self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
@@ -105,7 +104,7 @@ class ImageDataset(Dataset):
         """An item covered, pasted into and turned as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
         label, weight = self.labels[row], self.weights[row]
-        targets = {"image": read_image(self.root / self.paths[row], self.size, self.fit, self.bits)}
+        targets = {"image": read_image(self.root / self.paths[row], self.size, self.bits)}
         if self.truth is not None:
             targets["mask"] = self._mask(self.truth[row])
         if self.black_out is not None:
@@ -127,7 +126,7 @@ class ImageDataset(Dataset):
         masks = read_masks(row, self.root, self.known.classes)
         if masks is None:
             return self._empty()
-        planes = [resize_mask(plane, self.size, self.fit) for plane in np.moveaxis(masks, 2, 0)]
+        planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
 
     def _empty(self) -> np.ndarray:
@@ -191,15 +190,15 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     gain = gains(rows, balance.ratio)
     if balance.method == "pos_weight":
         rows = rows.assign(weight=gain)
-    root, size, fit, seed = resolve(data.root), data.image_size, data.fit, train.seed
-    black_out = BlackOut(rows, root, size, train.black_out, seed, fit) if train.black_out else None
+    root, size, seed = resolve(data.root), data.image_size, train.seed
+    black_out = BlackOut(rows, root, size, train.black_out, seed) if train.black_out else None
     painters: list[Paste | Synthetic] = []
     if train.paste:
-        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit, data.bits))
+        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, data.bits))
     if train.synthetic:
         painters.append(Synthetic(rows, train.synthetic, seed))
     steps = config.augment
-    dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, fit, data.bits)
+    dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, data.bits)
     # Where all rows count alike, drawing with replacement would only leave some of them out.
     weights = torch.from_numpy(gain) if balance.method == "sampler" and np.ptp(gain) > 0 else None
     sampler = EpochSampler(len(rows), train.seed, weights)
@@ -211,7 +210,7 @@ def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT
     """Batches of images in the order of `rows`, never augmented."""
     data = config.data
     root, size = resolve(data.root), data.image_size
-    dataset = ImageDataset(rows, root, size, [], 0, labels, fit=data.fit, bits=data.bits)
+    dataset = ImageDataset(rows, root, size, [], 0, labels, bits=data.bits)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 

@@ -17,7 +17,7 @@ from defects.files import locked, read_csv, read_json, write_csv, write_json
 from defects.runs import FULL, fold_names
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, in_short, settings_but
 
-NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size", "data.fit"}  # siblings are searched for on thumbnails
+NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size"}  # siblings are searched for on thumbnails
 
 
 class DataTables(NamedTuple):
