@@ -1,43 +1,47 @@
-"""Put experiments on one data set side by side: output/<data.name>/compare.md, .csv, .html and .png.
+"""Put runs on one data set side by side: output/<data.name>/compare.md, .csv, .html and .png.
 
 With --test the answer key of the test images is read, as otherwise by src/evaluate.py only. Look once, at the
 end: choosing by it is leaking.
 """
 
-from defects import cli
-from defects.config import Config, resolve
-from defects.errors import UserError
-from defects.report.comparison import Study, measure
+from argparse import Namespace
+
+from defects import cli, stages
+from defects.errors import UserError, shorten_names
+from defects.report.comparison import group_by_category, measure
 from defects.report.comparison_page import write_comparison
-from defects.training.experiments import trained_experiments
+from defects.runs import Run, find_runs, list_runs
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--experiments",
-        nargs="+",
-        help="folders of output/, without the category; default: all that are trained on the data set",
-    )
+    parser = cli.run_parser(__doc__, default="all that are trained on the data set")
+    parser.add_argument("--data", default=None, help="a data set's name, if runs on several are trained")
     parser.add_argument("--test", action="store_true", help="add figures of the test images")
     arguments = parser.parse_args()
-    configs = cli.configs_from(arguments)
-    studies = [make_study(config, arguments.category, arguments.experiments) for config in configs]
-    name = studies[0].data_name
-    values = measure(studies, arguments.test)
-    paths, table = write_comparison(values, name, resolve(configs[0].output) / name)
+    studies = group_by_category(runs_to_compare(arguments))
+    values = measure(studies, stages.ensure_tables, arguments.test)
+    name = studies[0][0].config.data.whole_name
+    paths, table = write_comparison(values, name, cli.output_folder(arguments) / name)
     print(table)
     for path in paths:
         print(f"wrote {path}")
 
 
-def make_study(config: Config, category: str | None, experiments: list[str] | None) -> Study:
-    """The experiments asked for, or all that are trained; UserError if there are none."""
-    study = Study(config, [], config.data.root.name if category else "")
-    study.experiments = [f"{name}{study.ending}" for name in experiments or []] or trained_experiments(config)
-    if not study.experiments:
-        raise UserError(f"no experiment is trained on {config.data.name}: run src/train.py first")
-    return study
+def runs_to_compare(arguments: Namespace) -> list[Run]:
+    """Those named, or all that are trained on --data, which may be left out where there is but one."""
+    output = cli.output_folder(arguments)
+    if arguments.runs:
+        return find_runs(arguments.runs, output, arguments.set)
+    trained = find_runs(list_runs(output), output, arguments.set)
+    names = sorted({run.config.data.whole_name for run in trained})
+    wanted = arguments.data
+    if wanted is None and len(names) == 1:
+        wanted = names[0]
+    if not trained or wanted not in names:
+        known = shorten_names(names) or "no data set yet: run src/train.py first"
+        option = "name runs, or a data set with --data" if wanted is None else f"--data {wanted}"
+        raise UserError(f"{option}: the runs in {output} are trained on {known}")
+    return [run for run in trained if run.config.data.whole_name == wanted]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from defects import cli
+from defects import cli, stages
 from defects.training.distill import distill
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.experiment_parser(__doc__)
     parser.add_argument(
         "--images", type=Path, help="any folder of images; by default the data set's own training images"
     )
@@ -16,7 +16,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps is not None:
         arguments.set.append(f"model.options.distillation.steps={arguments.steps}")
-    distill(cli.config_from(arguments), arguments.images, arguments.restart)
+    config = cli.config_from(arguments, needs_model=True)
+    distill(config, stages.ensure_images(config), arguments.images, arguments.restart)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,30 @@
-"""Blend experiments on out-of-fold scores: submissions/sample_submission.csv and its JSON.
+"""Blend runs on out-of-fold scores: submissions/sample_submission.csv and its JSON.
 
-The first time it also compares the training images with the test images, as src/explore.py does.
+The settings of the blend and of the threshold are those of the first run. The first time it also compares the
+training images with the test images, as src/explore.py does.
 """
 
-from defects import cli
+from defects import cli, stages
 from defects.config import resolve
 from defects.report.adversarial import write_adversarial
+from defects.runs import check_same_data
 from defects.scoring.adversarial import stored_comparison
-from defects.submission.build import members_of
 from defects.submission.summary import build_and_print
-from defects.training.inference import load_test, score_test
-from defects.training.run import load_oof
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--experiments",
-        nargs="+",
-        help="folders of output/ to blend; default: those of ensemble.weights, or the config's own",
-    )
-    arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    experiments = arguments.experiments or list(config.ensemble.weights or [config.experiment])
-    if experiments == [config.experiment] and not (config.experiment_dir / "test.csv").exists():
-        print(f"{config.experiment_dir / 'test.csv'} is missing: scoring the test images first")
-        score_test(config, "folds")
-    for member in members_of(config, experiments).values():
-        load_oof(member)  # what is missing is told before the comparison, which takes a while
-        load_test(member)
+    arguments = cli.run_parser(__doc__).parse_args()
+    runs = stages.ensure_runs(arguments)
+    check_same_data(runs)
+    config = runs[0].config
+    tables = stages.ensure_tables(config)
+    stages.ensure_test_scores(runs, tables.images)
+    for run in runs:
+        run.load_oof(tables.folds)  # what is missing is told before the comparison, which takes a while
+        run.load_test_scores()
     if config.ensemble.compare and stored_comparison(config) is None:
-        write_adversarial(config)
-    path = resolve(config.submissions) / "sample_submission.csv"
-    build_and_print(config, list(dict.fromkeys(experiments)), path)
+        write_adversarial(config, tables)
+    build_and_print(runs, tables, resolve(config.submissions) / "sample_submission.csv")
 
 
 if __name__ == "__main__":

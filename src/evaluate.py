@@ -3,45 +3,51 @@
 Only this stage and `compare.py --test` read an answer key. Look once, at the end: choosing by it is leaking.
 """
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
 
-from defects import cli
+from defects import cli, stages
 from defects.config import Config, resolve
-from defects.data.prepare import image_sizes, load_images
+from defects.data.prepare import image_sizes
 from defects.data.rle_table import all_pairs, check_runs, read_annotations
 from defects.errors import UserError
-from defects.files import read_csv, read_json, same_text
+from defects.files import read_csv, same_text
+from defects.runs import Run
 from defects.scoring.answers import load_answers
 from defects.scoring.decision import SHARE_NAMES, Decision
 from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
 from defects.scoring.thresholds import macro_f1
+from defects.submission.build import open_runs, read_summary
 from defects.writing import sha256
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--submission", type=Path, default=None, help="default: submissions/sample_submission.csv"
     )
+    cli.add_run_options(parser)
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    path = arguments.submission or resolve(config.submissions) / "sample_submission.csv"
-    if config.data.classes:
-        evaluate_masks(config, path)
+    path = (arguments.submission or resolve("submissions") / "sample_submission.csv").absolute()
+    summary = with_decisions(read_summary(path), path)
+    runs = open_runs(summary, arguments.output, arguments.set)
+    images = stages.ensure_images(runs[0].config)
+    if runs[0].config.data.classes:
+        evaluate_masks(runs[0].config, images, path, summary)
     else:
-        evaluate_answers(config, path)
+        evaluate_answers(runs, images, path, summary)
 
 
-def evaluate_masks(config: Config, path: Path) -> None:
+def evaluate_masks(config: Config, images: pd.DataFrame, path: Path, summary: dict) -> None:
     """The expected Dice of what is submitted; then Dice with and without tuning, out of fold and obtained."""
-    summary, classes = load_summary(config, path), config.data.classes
+    classes = config.data.classes
     if config.data.answers is None:
         raise UserError("data.answers is missing: name the answer key with --set data.answers=FILE")
     key = resolve(config.data.answers)
-    sizes = image_sizes(load_images(config).query("split == 'test'"))
+    sizes = image_sizes(images[images["split"] == "test"])
     files = {"tuned": path.with_suffix(".tuned.csv"), "untuned": path.with_suffix(".untuned.csv")}
     truth = read_masks_of(config, key, sizes)
     found = {
@@ -83,18 +89,16 @@ def class_title(name: str) -> str:
     return f"{f'  class {name}':>12}"
 
 
-def evaluate_answers(config: Config, path: Path) -> None:
+def evaluate_answers(runs: list[Run], images: pd.DataFrame, path: Path, summary: dict) -> None:
     submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
     submission["image_id"] = submission["ImageId"].map(same_text)
     scores_file = path.with_suffix(".scores.csv")
     scores = read_csv(scores_file, ["image_id", "score"], "src/ensemble.py")
-    summary = load_summary(config, path)
     check_files({path: summary.get("sha256"), scores_file: summary.get("scores_sha256")})
-    answers = load_answers(config)
+    answers = load_answers(runs[0].config, images)
     table = submission.merge(scores, on="image_id").merge(answers, on="image_id", how="left")
     if table["label"].isna().any():
         raise UserError(f"the answer key lacks {int(table['label'].isna().sum())} of the submission's images")
-    images = load_images(config)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
     decisions = summary["decisions"]
     training_threshold = decisions["train"].score_threshold
@@ -103,21 +107,11 @@ def evaluate_answers(config: Config, path: Path) -> None:
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     found = outcome(table, share) | {"macro_f1_at_training_share": at_share}
     print_lines(outcome_lines(summary["decision"], decisions, found, table))
-    runs = ", ".join(str(resolve(config.output) / name) for name in summary["weights"])
-    print(f"submission {path}\nruns       {runs}")
+    print(f"submission {path}\nruns       {', '.join(str(run.folder) for run in runs)}")
 
 
-def load_summary(config: Config, path: Path) -> dict:
-    """What was written beside a submission, its decisions as such.
-
-    Raises UserError if it is gone, about other data, or not whole.
-    """
-    summary = read_json(path.with_suffix(".json"))
-    if summary is None:
-        raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
-    if summary.get("data") != config.data.name:
-        found = summary.get("data")
-        raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
+def with_decisions(summary: dict, path: Path) -> dict:
+    """The JSON of a submission, its decisions as such. Raises UserError if it is not whole."""
     try:
         decisions = {name: Decision.from_json(values) for name, values in summary["decisions"].items()}
         return summary | {"decision": Decision.from_json(summary["decision"]), "decisions": decisions}

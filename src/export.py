@@ -1,20 +1,21 @@
 """Export a trained fold as PyTorch, ONNX and OpenVINO files, after checking that they score as it does."""
 
-from defects import cli
+from defects import cli, stages
 from defects.deploy.export import FORMATS, export
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.run_parser(__doc__)
     parser.add_argument("--fold", default="0", help="a trained fold, or full")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=[], help="default: all that suit the detector"
     )
     parser.add_argument("--images", type=cli.positive, default=256, help="compared, at most")
     arguments = parser.parse_args()
-    for config in cli.configs_from(arguments):
-        folder, found = export(config, arguments.fold, arguments.formats, arguments.images)
+    for run in cli.runs_from(arguments):
+        tables = stages.ensure_tables(run.config)
+        folder, found = export(run, tables, arguments.fold, arguments.formats, arguments.images)
         print(found.to_string())
         limits = f"scores within {SCORE_LIMIT:.0e} of training's, maps within {MAP_LIMIT:.0e}"
         print(f"gate: FP32 {limits}, the same labels but for ties")

@@ -1,42 +1,45 @@
-"""Score the test images with the trained folds and write submissions/<experiment>.csv."""
+"""Score the test images with the trained folds of each run and write submissions/<run>.csv."""
 
 from accelerate import PartialState
 
-from defects import cli
-from defects.config import Config, resolve
+from defects import cli, stages
+from defects.config import resolve
 from defects.models import build_detector
+from defects.runs import Run
 from defects.submission.summary import build_and_print
-from defects.training.inference import score_test
+from defects.training.loop import make_accelerator
+from defects.training.scoring import score_test
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.run_parser(__doc__)
     parser.add_argument(
         "--use", choices=["folds", "full", "both"], default="folds", help="the models that score"
     )
     arguments = parser.parse_args()
-    for config in cli.configs_from(arguments):
-        infer(config, arguments.use)
+    for run in stages.ensure_runs(arguments):
+        infer(run, arguments.use)
 
 
-def infer(config: Config, use: str) -> None:
-    score_test(config, use)
+def infer(run: Run, use: str) -> None:
+    accelerator = make_accelerator(run.config.train)
+    tables = stages.ensure_tables(run.config)
+    score_test(run, tables.images, use, accelerator)
     if not PartialState().is_main_process:
         return
-    print(f"wrote {config.experiment_dir / 'test.csv'}")
-    path = resolve(config.submissions) / f"{config.experiment}.csv"
-    if config.data.classes and not makes_masks(config):
+    print(f"wrote {run.folder / 'test.csv'}")
+    if run.config.data.classes and not makes_masks(run):
         return
-    build_and_print(config, [config.experiment], path)
+    build_and_print([run], tables, resolve(run.config.submissions) / f"{run.name}.csv")
 
 
-def makes_masks(config: Config) -> bool:
+def makes_masks(run: Run) -> bool:
     """Whether the detector marks classes by itself; says so if it does not."""
-    detector = build_detector(config, pretrained=False)
+    detector = build_detector(run.config, pretrained=False)
     if len(detector.targets) == 1:
-        print(f"{config.model.name} tells no classes apart: there is no submission to be made of it")
+        print(f"{run.config.model.name} tells no classes apart: there is no submission to be made of it")
     elif not detector.segments:
-        print("it makes no masks: join it with a segmenter by src/ensemble.py --experiments")
+        print("it makes no masks: name it together with a segmenter's run in src/ensemble.py")
     return detector.segments and len(detector.targets) > 1
 
 

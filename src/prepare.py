@@ -8,7 +8,7 @@ from defects.submission import kaggle_cli
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.experiment_parser(__doc__)
     parser.add_argument(
         "--download", action="store_true", help="fetch the competition's files from Kaggle first"
     )

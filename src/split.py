@@ -2,17 +2,18 @@
 
 import pandas as pd
 
-from defects import cli
+from defects import cli, stages
 from defects.config import Config
 from defects.data.folds import class_targets
-from defects.data.split import fold_names, load_training_rows, split
+from defects.data.split import load_training_rows, split
 from defects.errors import shorten_names
 from defects.files import read_csv
+from defects.runs import fold_names
 
 
 def main() -> None:
-    for config in cli.configs_from(cli.parser(__doc__).parse_args()):
-        table = split(config)
+    for config in cli.configs_from(cli.experiment_parser(__doc__).parse_args()):
+        table = split(config, stages.ensure_images(config))
         print(fold_table(config, table).to_string())
         print(duplicates_report(config, table))
         print(f"wrote {config.dataset_dir / 'folds.csv'} and the training lists beside it")

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from defects import cli
+from defects import cli, stages
 from defects.config import Config, resolve
 from defects.files import locked
+from defects.runs import Run
 from defects.submission import bundle, kernel
+from defects.submission.build import open_runs, read_summary
 from defects.submission.kaggle_cli import shown
 from defects.submission.send import (
     TAG_LENGTH,
@@ -19,26 +21,31 @@ from defects.submission.send import (
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--submission", type=Path, default=None, help="default: submissions/sample_submission.csv"
     )
-    parser.add_argument("--message", default=None, help="default: the experiments and their promise")
+    parser.add_argument("--message", default=None, help="default: the runs and their expected score")
     parser.add_argument(
         "--wheels", type=Path, default=None, metavar="FOLDER", help="wheels for the notebook, not downloaded"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent, send nothing")
+    cli.add_run_options(parser)
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    path = arguments.submission or resolve(config.submissions) / "sample_submission.csv"
-    submission = load_submission(config, path.resolve(), arguments.message)
+    path = (arguments.submission or resolve("submissions") / "sample_submission.csv").absolute()
+    summary = read_summary(path)
+    runs = open_runs(summary, arguments.output, arguments.set)
+    config = runs[0].config
+    submission = load_submission(config, stages.ensure_images(config), path, summary, arguments.message)
     print(f"{path} is valid: {submission.summary['images']} images, sha256 {submission.sha256[:TAG_LENGTH]}")
     if config.data.kaggle is None:
         print(f"{config.data.name} is not on Kaggle (no data.kaggle): upload {path} by hand")
         return
-    with locked(resolve(config.submissions), wait=False):  # two at once would not see each other
-        deliver = deliver_file if config.data.kaggle.kernel is None else deliver_notebook
-        deliver(config, submission, arguments)
+    with locked(path.parent, wait=False):  # two at once would not see each other
+        if config.data.kaggle.kernel is None:
+            deliver_file(config, submission, arguments)
+        else:
+            deliver_notebook(runs, submission, arguments)
 
 
 def deliver_file(config: Config, submission: Submission, arguments: argparse.Namespace) -> None:
@@ -47,12 +54,16 @@ def deliver_file(config: Config, submission: Submission, arguments: argparse.Nam
         command = submit_command(config.data.kaggle.competition, options, tag, submission.message)
         report_plan([shown(command)], [submission.path])
         return
-    report(config, send(submission, config.data.kaggle.competition, tag, lambda: options, ledger(config)))
+    report(
+        submission,
+        send(submission, config.data.kaggle.competition, tag, lambda: options, ledger_of(submission)),
+    )
 
 
-def deliver_notebook(config: Config, submission: Submission, arguments: argparse.Namespace) -> None:
+def deliver_notebook(runs: list[Run], submission: Submission, arguments: argparse.Namespace) -> None:
+    config = runs[0].config
     folder = submission.path.with_name(f"{submission.path.stem}_bundle")
-    made = bundle.build_bundle(config, submission.summary, folder, arguments.wheels)
+    made = bundle.build_bundle(runs, submission.summary, folder, arguments.wheels)
     if submission.summary["decision"]["prior"] == "estimated":
         print("note: the notebook estimates the share of defects anew, from the test images that it finds")
     competition, tag = config.data.kaggle.competition, made.sha256[:TAG_LENGTH]
@@ -67,11 +78,11 @@ def deliver_notebook(config: Config, submission: Submission, arguments: argparse
             bundle.fetch_wheels(pins, made.folder / "dataset")
         return kernel.run_notebook(made)
 
-    report(config, send(submission, competition, tag, run_there, ledger(config)))
+    report(submission, send(submission, competition, tag, run_there, ledger_of(submission)))
 
 
-def ledger(config: Config) -> Path:
-    return resolve(config.submissions) / "ledger.csv"
+def ledger_of(submission: Submission) -> Path:
+    return submission.path.with_name("ledger.csv")
 
 
 def report_plan(commands: list[str], files: list[Path]) -> None:
@@ -83,10 +94,10 @@ def report_plan(commands: list[str], files: list[Path]) -> None:
         print(f"  {path} ({path.stat().st_size:,} bytes)")
 
 
-def report(config: Config, row: dict) -> None:
+def report(submission: Submission, row: dict) -> None:
     score = f", public score {row['public_score']}" if row["public_score"] else ""
     print(f"on Kaggle as {row['ref']}: {row['status']}{score}")
-    print(f"wrote {ledger(config)}")
+    print(f"wrote {ledger_of(submission)}")
 
 
 if __name__ == "__main__":

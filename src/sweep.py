@@ -1,4 +1,4 @@
-"""Train many experiments: every combination of detectors, settings and seeds in a YAML, fold by fold.
+"""Train many experiments: every combination of models, settings and seeds in a YAML, fold by fold.
 
 python src/sweep.py SWEEP.yaml takes one job after the other; torchrun --nproc_per_node 4 src/sweep.py
 SWEEP.yaml takes four at a time, on as many machines as it is told (they must share the output folder). Run
@@ -16,16 +16,15 @@ import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from defects import cli
+from defects import cli, stages
 from defects.config import resolve
-from defects.data.split import load_folds
+from defects.data.split import load_tables
 from defects.errors import UserError
 from defects.files import write_csv
 from defects.report.comparison_page import markdown
 from defects.report.page import shown
 from defects.report.results import out_of_fold
 from defects.scoring.estimate import estimate
-from defects.training.run import trained_folds
 from defects.training.sweep import Experiment, experiments, load_sweep, run_job, score_if_complete
 
 FIGURES = {"macro-F1, nested": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
@@ -35,14 +34,16 @@ PATIENCE = timedelta(days=30)  # between processes: the first to finish waits fo
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("sweep", type=Path, help="YAML with config, detectors, seeds, grid, folds, infer")
+    parser.add_argument(
+        "sweep", type=Path, help="YAML with data or config, models, seeds, grid, folds, infer"
+    )
     sweep = load_sweep(parser.parse_args().sweep)
     found = experiments(sweep)
     folder = resolve(found[0].config.output) / "sweeps" / sweep.name
     state = PartialState(cpu=True, timeout=PATIENCE)  # the sweep itself only waits: it takes no GPU
     with state.main_process_first():
         for config in {each.config.data.name: each.config for each in found}.values():
-            load_folds(config)
+            stages.ensure_tables(config)
     jobs = [(each, fold) for each in found for fold in each.folds]
     own = groupby(jobs[state.process_index :: state.num_processes], key=itemgetter(0))
     failed = [job for each, shared in own for job in run_and_score(each, shared, folder, sweep.infer)]
@@ -80,10 +81,11 @@ def summary(found: list[Experiment]) -> pd.DataFrame:
     rows = []
     for each in found:
         row = {"experiment": each.name, "seed": each.config.train.seed, "folds": len(each.folds)}
-        if trained_folds(each.config):
+        if each.run.trained_folds():
             threshold = each.config.threshold
-            promised = estimate(out_of_fold(each.config), threshold.rule, threshold.fpr)
-            row |= {name: promised[figure] for name, figure in FIGURES.items()}
+            oof = out_of_fold(each.run, load_tables(each.config))
+            expected = estimate(oof, threshold.rule, threshold.fpr)
+            row |= {name: expected[figure] for name, figure in FIGURES.items()}
         rows.append(row)
     table = pd.DataFrame(rows, columns=["experiment", "seed", "folds", *FIGURES])
     return table.astype(dict.fromkeys(FIGURES, float)).set_index("experiment")

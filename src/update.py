@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from defects import cli
-from defects.training.run import run_folder
+from defects import cli, stages
 from defects.training.update import update_bank
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.run_parser(__doc__, takes_several=False)
     parser.add_argument("images", type=Path, metavar="FOLDER", help="new images of normal parts")
-    parser.add_argument("--fold", default="0", help="the run to update: a fold number, or full")
+    parser.add_argument("--fold", default="0", help="the fold to update, or full")
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
-    entered, size = update_bank(config, arguments.fold, arguments.images)
+    run = cli.run_from(arguments)
+    folds = stages.ensure_tables(run.config).folds
+    entered, size = update_bank(run, arguments.fold, arguments.images, folds)
     print(f"{entered:,} patches entered the bank, which holds {size:,}")
-    print(f"wrote {run_folder(config, arguments.fold)}")
+    print(f"wrote {run.fold_folder(arguments.fold)}")
 
 
 if __name__ == "__main__":

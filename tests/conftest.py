@@ -127,6 +127,21 @@ def write_config(folder: Path, root: Path, name: str = "tiny", **sections: dict)
     return path
 
 
+def run_at(config: Path, name: str | None = None) -> Path:
+    """The run of a config that config_file() wrote, for the scripts that take runs."""
+    return config.parent / "output" / (name or config.stem)
+
+
+def runs_at(config: Path, *names: str) -> list[Path]:
+    """Several runs beside each other."""
+    return [run_at(config, name) for name in names]
+
+
+def submitted_at(config: Path) -> list[str | Path]:
+    """Options of the scripts that take a submission."""
+    return ["--submission", config.parent / "submissions" / "sample_submission.csv"]
+
+
 def data_in(root: Path, **settings: object) -> DataConfig:
     """The configuration of a data set in `root`."""
     values = {"name": "tiny_data", "source": "folders", "root": root, "image_size": (32, 32)}

@@ -9,11 +9,9 @@ from scipy.special import expit
 from defects.config import Config, as_yaml, resolve
 from defects.data.images import resize
 from defects.data.labels import read_mask_files
-from defects.data.prepare import load_images
-from defects.data.split import load_folds
 from defects.files import array_archive, write_csv, write_json
-from defects.training.inference import TEST_COLUMNS, _stamp
-from defects.training.run import OOF_COLUMNS, run_folder
+from defects.runs import OOF_COLUMNS, TEST_COLUMNS, Run
+from defects.stages import ensure_images, ensure_tables
 from defects.writing import write_bytes
 
 COSTS = {"score_images_per_second": 12.5, "peak_memory_mb": 900, "model_mb": 8.5, "device": "CPU, 2 threads"}
@@ -27,13 +25,13 @@ def write_runs(
     Defects score 2 higher than normal images on the average. The maps of fold k are noise between 0 and 1
     and 5 more in the masks, times `scale` (k + 1).
     """
-    rng, table = np.random.default_rng(seed), load_folds(config)
+    rng, table = np.random.default_rng(seed), ensure_tables(config).folds
     table = table.assign(
         target="defect", score=rng.normal(size=len(table)) + 2.0 * table["label"].astype(float)
     )
     table = table.assign(probability=expit(table["score"]))[table["fold"].isin(list(folds))]
     for fold, rows in table.groupby("fold"):
-        folder = run_folder(config, fold)
+        folder = Run(config).fold_folder(fold)
         write_bytes(folder / "best.pt", b"weights")
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
         write_csv(folder / "oof.csv", rows[OOF_COLUMNS])
@@ -54,14 +52,14 @@ def write_member(config: Config, name: str, folds: str = "01", seed: int = 0, **
     run = config.model_copy(update={"experiment": name, "train": train})
     write_runs(run, folds, maps=False, seed=seed)
     rng = np.random.default_rng(seed + 100)
-    ids = load_images(config).query("split == 'test'")["image_id"]
+    ids = ensure_images(config).query("split == 'test'")["image_id"]
     defective = ids.str.extract(r"(\d+)")[0].astype(int).to_numpy() % 3 == 0
     tables = []
     for fold in folds:
         scores = rng.normal(size=len(ids)) + 2 * defective
         table = pd.DataFrame({"image_id": ids.to_numpy(), "target": "defect", "fold": fold, "score": scores})
         tables.append(table.assign(probability=expit(scores))[TEST_COLUMNS])
-        folder = run_folder(run, fold)
+        folder = Run(run).fold_folder(fold)
         write_csv(folder / "test.csv", tables[-1])
         write_json(folder / "test.json", _stamp(run, fold))
     write_csv(run.experiment_dir / "test.csv", pd.concat(tables))

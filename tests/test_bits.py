@@ -11,8 +11,6 @@ from image_files import DEEP, DEEP_RGB, GREY, encoded, encoded_by_opencv, pnm, t
 from defects.config import load_config
 from defects.data.datasets import plain_loader
 from defects.data.images import ImageFacts, examine_image, note_unused_depth, read_image
-from defects.data.prepare import load_images
-from defects.data.split import load_folds
 from defects.deploy.model import Meta
 from defects.deploy.predict import read_frame
 from defects.deploy.similar import load_normals
@@ -20,6 +18,7 @@ from defects.errors import UserError
 from defects.report.contact_sheet import draw_groups
 from defects.report.drawing import image_tile
 from defects.scoring.appearance import appearance_table
+from defects.stages import ensure_images, ensure_tables
 from defects.stamps import differences
 from defects.training.checkpoint import fingerprint
 
@@ -139,7 +138,7 @@ def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
     bright = []
     for bits in (None, 12):
         config = configured(bits)
-        rows = load_images(config)
+        rows = ensure_images(config)
         path = root / rows["path"][0]
         if reader == "loader":
             seen = next(iter(plain_loader(config, rows)))["image"].numpy()
@@ -149,7 +148,7 @@ def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
             draw_groups([path, path], [0, 0], [0, 0], tmp_path / "sheet.png", bits=bits)
             seen = read_image(tmp_path / "sheet.png")[30:140, 10:130]
         elif reader == "appearance":
-            load_folds(config)
+            ensure_tables(config).folds
             seen = 255 * appearance_table(config)["brightness"].to_numpy()
         elif reader == "frame":
             seen = read_frame(path, meta(bits)).image
@@ -180,7 +179,7 @@ def meta(bits):
 def test_prediction_sees_what_training_saw(deep_data):
     root, configured = deep_data
     config = configured(12)
-    rows = load_images(config)
+    rows = ensure_images(config)
     trained_on = next(iter(plain_loader(config, rows)))["image"].numpy()
     np.testing.assert_array_equal(read_frame(root / rows["path"][0], meta(12)).image, trained_on[0])
 
@@ -188,11 +187,11 @@ def test_prediction_sees_what_training_saw(deep_data):
 def test_another_setting_makes_tables_and_checkpoints_stale(deep_data, capsys):
     _, configured = deep_data
     before = configured(None)
-    load_folds(before)
+    ensure_tables(before).folds
     saved = fingerprint(before, "0", None)
     capsys.readouterr()
     after = configured(12)
-    load_folds(after)
+    ensure_tables(after).folds
     said = capsys.readouterr().out
     assert "preparing the data first" in said and "splitting first" in said
     assert differences(saved, fingerprint(after, "0", None))[0] == "data.bits=null then, 12 now"

@@ -13,8 +13,9 @@ from defects.data import rle
 from defects.data.black_out import BlackOut, covered
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.labels import Labels
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.errors import UserError
+from defects.stages import ensure_tables
 
 SIDE = 96
 ROWS = {"marked": 8, "normal": 8, "unmarked": 4}
@@ -163,7 +164,7 @@ def test_mask_files_cover_their_defects_before_the_image_is_turned(make_dataset,
     """In the defect/normal layout: squares are the only white pixels, each image is learnt from in turns."""
     root, found = make_dataset(), []
     config = make_config(root, "train.black_out=0.5", "split.balance.ratio=2", "data.symmetries=dihedral")
-    table = load_folds(config)  # which writes the list, too
+    table = ensure_tables(config).folds  # which writes the list, too
     rows = load_training_rows(config, "0").merge(table, on="image_id")
     for batch in training_loader(config, rows, Labels(masks=True)):
         white = (batch["image"] == 255).all(3)
@@ -177,7 +178,7 @@ def test_it_is_a_setting_of_training(make_dataset, make_config, config_file, run
     """Of the training loader alone; hidden images weigh what normal ones do."""
     root = make_dataset()
     config = make_config(root, "train.black_out=1", "split.balance.method=pos_weight")
-    (batch,) = list(training_loader(config.model_copy(), load_folds(config)))[:1]
+    (batch,) = list(training_loader(config.model_copy(), ensure_tables(config).folds))[:1]
     assert batch["label"].sum() == 0 and (batch["weight"] == 1).all()
     path = config_file(root, train={"epochs": 1, "black_out": 0.5})
     outcome = run_script("train.py", "--config", path)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import texture
+from conftest import run_at, texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,7 +229,7 @@ def test_out_of_fold_rows_that_come_twice(make_dataset, config_file, run_script)
     path = config.parent / "output" / "tiny" / "fold0" / "oof.csv"
     table = pd.read_csv(path)
     pd.concat([table, table[:1]]).to_csv(path, index=False)
-    outcome = run_script("report.py", "--config", config)
+    outcome = run_script("report.py", run_at(config))
     assert outcome.code == 2 and "its out-of-fold images are not those of" in outcome.stderr
 
 
@@ -250,11 +250,11 @@ def test_a_checkpoint_without_the_weights(content):
 
 def test_test_scores_of_a_fold_that_does_not_exist(make_dataset, config_file, run_script):
     config = config_file(make_dataset())
-    assert run_script("infer.py", "--config", config).code == 0
+    assert run_script("infer.py", run_at(config)).code == 0
     path = config.parent / "output" / "tiny" / "test.csv"
     table = pd.read_csv(path)
     table.assign(fold="9" * 400).to_csv(path, index=False)
-    outcome = run_script("ensemble.py", "--config", config)
+    outcome = run_script("ensemble.py", run_at(config))
     assert outcome.code == 2 and "test.csv was scored with other models" in outcome.stderr
 
 

@@ -44,7 +44,7 @@ def test_one_category_can_be_trained(two_categories, run_script, tmp_path):
         ("prepare.py", [], ["--category", "bottle, cable"]),
         ("ensemble.py", ["--category", "all"], ["one category"]),
         ("prepare.py", ["--set", "data.root=nowhere", "--category", "all"], ["nowhere", "no folder"]),
-        ("train.py", ["--detector", "patchcor"], ["--detector patchcor", "patchcore"]),
+        ("train.py", ["--model", "patchcor"], ["--model patchcor", "patchcore"]),
     ],
 )
 def test_wrong_names_are_told(two_categories, fails_with_one_line, script, arguments, parts):

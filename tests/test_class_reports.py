@@ -6,20 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import data_in, texture, write_png
+from conftest import data_in, run_at, texture, write_png
 
 from defects.config import as_yaml, load_config
 from defects.data import rle
 from defects.data.images import read_image
 from defects.data.labels import read_masks
-from defects.data.split import load_folds
 from defects.files import array_archive, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.report.drawing import CONTOUR
 from defects.report.gallery import MAP_CONTOUR
 from defects.report.mask_gallery import choose, columns_for, draw_mask_galleries, mask_tile
 from defects.report.masks import held_dice
-from defects.training.run import OOF_COLUMNS, run_folder
+from defects.runs import OOF_COLUMNS, Run
+from defects.stages import ensure_tables
 from defects.writing import write_bytes
 
 CLASSES, SIZE = ["1", "2"], (32, 64)
@@ -61,9 +61,9 @@ def steel(tmp_path, config_file):
 
 def write_run(config, maps=True):
     """Masks as they should be, but that of one image of class 1 (the first) is missed and one too many."""
-    table = load_folds(config)
+    table = ensure_tables(config).folds
     for fold, rows in table.groupby("fold"):
-        folder, scores = run_folder(config, fold), []
+        folder, scores = Run(config).fold_folder(fold), []
         with array_archive(folder / "oof_maps.npz") as add:
             for row in rows.to_dict("records"):
                 masks = read_masks(row, config.data.root, CLASSES)
@@ -92,7 +92,7 @@ def _with_mistakes(number, masks):
 
 
 def report(run_script, config, path):
-    outcome = run_script("report.py", "--config", path)
+    outcome = run_script("report.py", run_at(path))
     assert outcome.code == 0, outcome.stderr
     folder = config.experiment_dir / "report"
     return outcome.stdout, (folder / "report.html").read_text(encoding="utf-8"), folder
@@ -133,7 +133,7 @@ def test_data_of_one_label_are_reported_without_what_needs_two(steel, run_script
     assert "equal error rate" not in html and "Macro-F1 at this threshold" not in html
     assert not (folder / "scores.png").exists() and (folder / "masks_1.png").exists()
     assert cells(html, "class 1")[4] == "1 of 6"
-    outcome = run_script("compare.py", "--config", path)
+    outcome = run_script("compare.py", run_at(path))
     assert outcome.code == 0, outcome.stderr
     assert "No fold holds both normal images and defects: there is no AUROC." in outcome.stdout
     assert "macro-F1" not in outcome.stdout and "Dice, not empty" in outcome.stdout
@@ -144,10 +144,10 @@ def test_comparison_has_the_dice_of_those_with_maps(steel, run_script):
     write_run(config)
     train = config.train.model_copy(update={"lr": 0.5})
     write_run(config.model_copy(update={"experiment": "blind", "train": train}), maps=False)
-    outcome = run_script("compare.py", "--config", path, "--experiments", "tiny", "blind")
+    outcome = run_script("compare.py", run_at(path), "--experiments", "tiny", "blind")
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment")
-    rows = pd.concat(pd.read_csv(run_folder(config, fold) / "oof.csv", dtype=str) for fold in "01")
+    rows = pd.concat(pd.read_csv(Run(config).fold_folder(fold) / "oof.csv", dtype=str) for fold in "01")
     dice = held_dice(config, rows.astype({"probability": float}))
     folds = [part for _, part in dice.groupby("fold")]
     assert table.loc["tiny", "dice"] == pytest.approx(np.mean([part["dice"].mean() for part in folds]))
@@ -231,7 +231,7 @@ def test_inner_selection_and_patience_go_by_dice(steel, run_script, monkeypatch)
     sets = [part for name, value in settings.items() for part in ("--set", f"train.{name}={value}")]
     outcome = run_script("train.py", "--config", path, *sets)
     assert outcome.code == 0, outcome.stderr
-    folder = run_folder(config, "0")
+    folder = Run(config).fold_folder("0")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["val_dice"] for line in lines] == pytest.approx([0.9, 0.8, 0.7])
     assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == 1

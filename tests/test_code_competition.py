@@ -11,7 +11,9 @@ import pytest
 from conftest import (
     copy_runs,
     raising,
+    run_at,
     run_once,
+    submitted_at,
     texture,
     write_config,
     write_dataset,
@@ -75,7 +77,7 @@ def kaggle(trained, wheels, run_script, tmp_path):
     """
 
     def make(data, bundle):
-        outcome = run_script("submit.py", "--config", trained, "--wheels", wheels, "--dry-run")
+        outcome = run_script("submit.py", *submitted_at(trained), "--wheels", wheels, "--dry-run")
         assert outcome.code == 0, outcome.stderr
         (tmp_path / "kaggle" / "working").mkdir(parents=True)
         for source, name in ((tmp_path / "data", data), (bundle_folder(trained) / "dataset", bundle)):
@@ -167,8 +169,8 @@ def test_a_wrong_bundle_stops_the_notebook(trained, kaggle, change, message):
 
 
 def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, run_script):
-    run_script("submit.py", "--config", trained, "--dry-run", "--wheels", wheels)
-    outcome = run_script("submit.py", "--config", trained, "--dry-run")  # the wheel does not stay behind
+    run_script("submit.py", *submitted_at(trained), "--dry-run", "--wheels", wheels)
+    outcome = run_script("submit.py", *submitted_at(trained), "--dry-run")  # the wheel does not stay behind
     assert outcome.code == 0, outcome.stderr
     folder = bundle_folder(trained)
     commands = [line.strip() for line in outcome.stdout.splitlines() if line.startswith("  ")]
@@ -193,10 +195,10 @@ def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, ru
 
 
 def test_a_model_trained_since_is_not_sent(trained, fails_with_one_line, run_script):
-    assert run_script("ensemble.py", "--config", trained).code == 0
+    assert run_script("ensemble.py", run_at(trained)).code == 0
     oof = trained.parent / "output" / "tiny" / "fold0" / "oof.csv"
     oof.write_text(oof.read_text().replace("0.", "0.0", 1))
-    message = fails_with_one_line("submit.py", "--config", trained, "--dry-run")
+    message = fails_with_one_line("submit.py", *submitted_at(trained), "--dry-run")
     assert f"{oof} changed since the submission was made" in message
 
 
@@ -255,7 +257,7 @@ def test_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp
     write_png(tmp_path / "data" / "test" / "images" / "test_6.png", texture(77))
     write_sample(tmp_path / "data", [f"test_{i}.png" for i in range(7)])
     (tmp_path / "output" / "tiny_data" / "images.csv").unlink()
-    outcome = run_script("infer.py", "--config", trained)
+    outcome = run_script("infer.py", run_at(trained))
     assert outcome.code == 0, outcome.stderr
     assert "scoring 7 test images with fold 0, fold 1" in outcome.stdout
     assert "splitting first" not in outcome.stdout
@@ -282,4 +284,4 @@ def test_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
     ],
 )
 def test_settings_that_cannot_work(trained, fails_with_one_line, setting, message):
-    assert message in fails_with_one_line("submit.py", "--config", trained, "--set", setting, "--dry-run")
+    assert message in fails_with_one_line("submit.py", *submitted_at(trained), "--set", setting, "--dry-run")

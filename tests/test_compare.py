@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import defective, texture, write_png
+from conftest import defective, run_at, texture, write_png
 from runs import write_member, write_runs
 from sklearn.metrics import roc_auc_score
 
@@ -26,7 +26,7 @@ def of(config, name, **changes):
 
 def compare(run_script, config, *arguments):
     """The written table, by experiment, and what was printed."""
-    outcome = run_script("compare.py", "--config", config.output.parent / "tiny.yaml", *arguments)
+    outcome = run_script("compare.py", run_at(config.output.parent / "tiny.yaml"), *arguments)
     assert outcome.code == 0, outcome.stderr
     return pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment"), outcome.stdout
 
@@ -115,14 +115,14 @@ def test_categories_have_rows_of_their_own_and_a_mean(tmp_path, config_file, run
     path = config_file(tmp_path / "mvtec", data=mvtec, split={"folds": 2, "duplicates": {"enabled": False}})
     for seed, name in enumerate(["bottle", "cable"]):
         write_runs(of_category(load_config(path), name), seed=seed)
-    outcome = run_script("compare.py", "--config", path, "--category", "all", "--experiments", "tiny")
+    outcome = run_script("compare.py", run_at(path), "--category", "all", "--experiments", "tiny")
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(tmp_path / "output" / "mvtec" / "compare.csv").set_index("category")
     assert table.index.tolist() == ["bottle", "cable", "mean"] and set(table["experiment"]) == {"tiny"}
     for metric in ("auroc", "aupro", "fit_seconds"):
         assert table.loc["mean", metric] == pytest.approx(table[metric].iloc[:2].mean())
     assert "| tiny | mean |" in outcome.stdout
-    one = run_script("compare.py", "--config", path, "--category", "cable")
+    one = run_script("compare.py", run_at(path), "--category", "cable")
     assert one.code == 0 and "| tiny | cable |" in one.stdout and "mean" not in one.stdout
 
 
@@ -140,12 +140,12 @@ def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, 
     key = tmp_path / "key.csv"
     path = config_file(make_dataset(tests=9), data={"answers": str(key)})
     assert run_script("train.py", "--config", path, "--fold", "all").code == 0
-    assert run_script("infer.py", "--config", path).code == 0
-    assert run_script("compare.py", "--config", path).code == 0
-    refused = run_script("compare.py", "--config", path, "--test")
+    assert run_script("infer.py", run_at(path)).code == 0
+    assert run_script("compare.py", run_at(path)).code == 0
+    refused = run_script("compare.py", run_at(path), "--test")
     assert refused.code == 2 and "name the answer key" in refused.stderr
     key.write_text("ImageId,answer\n" + "".join(f"test_{row}.png,{int(row % 3 == 0)}\n" for row in range(9)))
-    assert run_script("compare.py", "--config", path, "--test").code == 0
+    assert run_script("compare.py", run_at(path), "--test").code == 0
     table = pd.read_csv(tmp_path / "output" / "tiny_data" / "compare.csv").iloc[0]
     scores = pd.read_csv(tmp_path / "output" / "tiny" / "test.csv")
     labels = (scores["image_id"].str.extract(r"(\d+)")[0].astype(int) % 3 == 0).astype(int)
@@ -153,7 +153,7 @@ def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, 
     assert table["test_model_auroc"] == pytest.approx(np.mean(each))
     assert 0 <= table["test_auroc"] <= 1 and 0 < table["test_macro_f1"] <= 1
     key.write_text("ImageId,answer\ntest_0.png,1\n")
-    refused = run_script("compare.py", "--config", path, "--test")
+    refused = run_script("compare.py", run_at(path), "--test")
     assert refused.code == 2 and "the answer key lacks 8 of its test images" in refused.stderr
 
 
@@ -170,7 +170,7 @@ def test_macro_f1_of_the_test_images_is_that_of_the_submission(
     config = make_config(root, *settings)
     write_member(config, "tiny")
     options = [part for setting in settings for part in ("--set", setting)]
-    submitted = run_script("ensemble.py", "--config", tmp_path / "tiny.yaml", *options)
+    submitted = run_script("ensemble.py", run_at(tmp_path / "tiny.yaml"), *options)
     assert submitted.code == 0, submitted.stderr
     table, _ = compare(run_script, config, "--test", *options)
     answers = pd.read_csv(config.submissions / "sample_submission.csv", index_col="ImageId")["answer"]
@@ -180,7 +180,7 @@ def test_macro_f1_of_the_test_images_is_that_of_the_submission(
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):
     path = config.output.parent / "tiny.yaml"
-    assert "no experiment is trained on tiny_data" in fails_with_one_line("compare.py", "--config", path)
+    assert "no experiment is trained on tiny_data" in fails_with_one_line("compare.py", run_at(path))
     write_runs(config)
     asked = ["compare.py", "--config", path, "--experiments"]
     assert "(trained on tiny_data so far: tiny)" in fails_with_one_line(*asked, "tiny", "other")

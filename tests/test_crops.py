@@ -10,8 +10,8 @@ from defects.data import rle
 from defects.data.black_out import BlackOut
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.labels import Labels
-from defects.data.split import load_folds
 from defects.errors import UserError
+from defects.stages import ensure_tables
 
 RANDOM = {"name": "RandomCrop", "height": 24, "width": 32}
 DEFECT = {"name": "CropNonEmptyMaskIfExists", "height": 24, "width": 32}
@@ -162,5 +162,5 @@ def test_a_run_on_crops_is_scored_in_windows(
 def test_the_training_loader_crops(make_dataset, make_config):
     root = make_dataset(defects=6, normals=12, tests=3)
     config = make_config(root, "augment=[{name: RandomCrop, height: 8, width: 8}]", "train.batch_size=64")
-    labels = [batch["label"] for batch in training_loader(config, load_folds(config))]
+    labels = [batch["label"] for batch in training_loader(config, ensure_tables(config).folds)]
     assert 0 < torch.cat(labels).mean() < 6 / 18

@@ -14,14 +14,16 @@ from conftest import defective, texture, write_png
 from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.images import read_image
-from defects.data.split import load_folds
 from defects.deploy.export import export
 from defects.deploy.model import load_model
 from defects.deploy.predict import predict
 from defects.errors import UserError
 from defects.models import build_detector
+from defects.runs import Run
+from defects.stages import ensure_tables
+from defects.training.checkpoint import load_detector
 from defects.training.distill import distill
-from defects.training.run import load_detector, train_fold
+from defects.training.fold import train_fold
 
 SIZE = 64
 NETWORK = "model.backbone={name: test_resnet, weights: none}"
@@ -95,13 +97,13 @@ def trained(request, folder):
     config = load_config(folder / "textures.yaml", sets, request.param)
     if "efficientad" in request.param:
         distill(config, folder / "others")
-    train_fold(config, "0")
+    train_fold(config, "0", ensure_tables(config).folds)
     return config, config.experiment_dir / "fold0"
 
 
 @pytest.fixture(scope="module")
 def detector(trained):
-    return load_detector(trained[0], "0").eval()
+    return load_detector(Run(trained[0]), "0").eval()
 
 
 def scores(detector, images):
@@ -140,7 +142,7 @@ def test_untrained_it_is_scored_too(trained):
     config, _ = trained
     train = config.train.model_copy(update={"epochs": 0, "steps": None})
     untrained = config.model_copy(update={"train": train, "experiment": f"{config.experiment}_untrained"})
-    train_fold(untrained, "0")
+    train_fold(untrained, "0", ensure_tables(untrained).folds)
     scored = [pd.read_csv(each.experiment_dir / "fold0" / "oof.csv")["score"] for each in (config, untrained)]
     learns = any(weights.requires_grad for weights in build_detector(config, False).parameters())
     assert scored[0].equals(scored[1]) != learns
@@ -151,7 +153,7 @@ def test_averages_over_turned_images_need_a_calibration_of_their_own(trained):
     changes = {"infer": config.infer.model_copy(update={"tta": True}), "experiment": "turned"}
     changed, needed = config.model_copy(update=changes), build_detector(config, False).needs_holdout
     with pytest.raises(UserError, match="infer.tta=false") if needed else nullcontext():
-        train_fold(changed, "0")
+        train_fold(changed, "0", ensure_tables(changed).folds)
 
 
 def test_made_up_training_samples_can_be_looked_at(trained):
@@ -164,7 +166,7 @@ def test_made_up_training_samples_can_be_looked_at(trained):
 def test_loaded_from_its_file_it_scores_the_same(trained, detector):
     config, folder = trained
     oof = pd.read_csv(folder / "oof.csv").set_index("image_id")
-    held = load_folds(config).query("fold == '0'")
+    held = ensure_tables(config).folds.query("fold == '0'")
     with torch.inference_mode():
         batches = DeviceBatches(config, held, torch.device("cpu"))
         again = torch.cat([detector(batch["image"])[0][:, 0] for batch in batches])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import texture, write_png
+from conftest import run_at, texture, write_png
 from torch.nn import functional
 
 from defects.training import distill as library
@@ -166,5 +166,5 @@ def test_from_the_teacher_to_out_of_fold_scores_that_need_its_file_no_more(
     row = metrics(tmp_path / "output" / "tiny" / "fold0")[0]
     assert {"train_loss", "train_st", "train_ae", "train_stae"} <= row.keys()
     (tmp_path / "tiny.pt").unlink()
-    outcome = run_script("infer.py", "--config", path, *train)
+    outcome = run_script("infer.py", run_at(path), *train)
     assert outcome.code == 0, outcome.stderr

@@ -10,10 +10,10 @@ from runs import write_member, write_runs
 
 from defects.config import load_config
 from defects.files import write_csv
+from defects.runs import Run
 from defects.scoring.blending import experiment_scores
 from defects.scoring.estimate import estimate
-from defects.training.inference import load_test
-from defects.training.run import load_oof
+from defects.stages import ensure_tables
 
 TESTS = 18  # images; so few are not compared with the training images, which takes time
 
@@ -40,7 +40,7 @@ def blend(run_script, config, *names, settings=()):
 def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     run = write_member(config, "tiny")
     summary, printed = blend(run_script, config, "tiny")
-    oof, test = load_oof(run), load_test(run)
+    oof, test = Run(run).load_oof(ensure_tables(run).folds), Run(run).load_test_scores()
     held, new = experiment_scores(oof, test)
     alone = estimate(oof.assign(score=held.to_numpy()))
     assert summary["estimate"] == json.loads(json.dumps(alone))

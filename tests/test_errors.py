@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_at
 from runs import write_runs
 from scipy.special import expit
 
@@ -59,7 +60,7 @@ def stems(ids):
 
 
 def errors(run_script, config, *arguments):
-    outcome = run_script("errors.py", "--config", config.output.parent / "tiny.yaml", *arguments)
+    outcome = run_script("errors.py", run_at(config.output.parent / "tiny.yaml"), *arguments)
     assert outcome.code == 0, outcome.stderr
     folder = config.dataset_dir / "errors"
     return (folder / "errors.html").read_text(encoding="utf-8"), pd.read_csv(folder / "errors.csv")
@@ -187,13 +188,13 @@ def test_disagreement_is_about_decisions_and_not_about_scales():
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):
     path = config.output.parent / "tiny.yaml"
-    assert "run src/train.py first" in fails_with_one_line("errors.py", "--config", path)
+    assert "run src/train.py first" in fails_with_one_line("errors.py", run_at(path))
     write_members(config, ["tiny", "other"])
     shutil.rmtree(member(config, "other").experiment_dir / "fold1")
     names = ["--experiments", "tiny", "other"]
-    message = fails_with_one_line("errors.py", "--config", path, *names)
+    message = fails_with_one_line("errors.py", run_at(path), *names)
     assert "tiny and other scored different images" in message
     assert not (config.dataset_dir / "errors").exists()
     (config.submissions).mkdir(exist_ok=True)
     (config.submissions / "sample_submission.json").write_text("{", encoding="utf-8")
-    assert "sample_submission.json is not valid JSON" in fails_with_one_line("errors.py", "--config", path)
+    assert "sample_submission.json is not valid JSON" in fails_with_one_line("errors.py", run_at(path))

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from defects.config import load_config
 from defects.data.images import read_image
-from defects.data.split import load_folds
 from defects.report import explore as page
 from defects.report.drawing import CONTOUR, TILE, caption, image_tile
 from defects.report.explore import COLUMNS
+from defects.stages import ensure_tables
 
 
 def _images(**columns) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def test_script_writes_both_files_and_the_earlier_stages(make_dataset, config_fi
 
 def test_charts_show_the_counts_of_the_data(make_dataset, make_config):
     config = make_config(make_dataset())
-    folds = load_folds(config)
+    folds = ensure_tables(config).folds
     images = page.load_images(config)
     images = images.assign(part=page.part(images))
     figure = page.build_figure(config.data, images, folds)

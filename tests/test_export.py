@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import defective, raising, texture, write_png
+from conftest import defective, raising, run_at, texture, write_png
 from line_pc import documented_packages
 
 from defects.config import ROOT, InferConfig, load_config
@@ -33,8 +33,9 @@ from defects.deploy.portable import save_portable
 from defects.deploy.predict import Prediction, find_files, predict, relabel
 from defects.deploy.regions import find_regions, mark_pixels, overlay
 from defects.errors import UserError
-from defects.training.run import train_fold
-from defects.training.scorer import Scorer
+from defects.stages import ensure_tables
+from defects.training.fold import train_fold
+from defects.training.scoring import Scorer
 from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
@@ -68,7 +69,7 @@ def run(tmp_path_factory):
     path = root / "plates_classifier.yaml"
     path.write_text(yaml.safe_dump(values))
     config = load_config(path)
-    train_fold(config, "0")
+    train_fold(config, "0", ensure_tables(config).folds)
     return path, export(config, "0", [], 64)[0]
 
 
@@ -120,7 +121,7 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
         bias.data -= 0.01
 
     monkeypatch.setattr(exporting, "save_portable", distort)
-    message = fails_with_one_line("export.py", "--config", run[0], "--formats", "torch")
+    message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "torch")
     assert "model.pt fails the parity gate" in message and "nothing was exported" in message
     assert sorted(path.stat().st_mtime_ns for path in run[1].iterdir()) == before
     assert not list(run[1].parent.glob(".export*"))
@@ -128,7 +129,7 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
 
 def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_one_line):
     monkeypatch.setattr(exporting, "MAX_COPIES", 3)
-    message = fails_with_one_line("export.py", "--config", run[0])
+    message = fails_with_one_line("export.py", run_at(run[0]))
     assert "the graph would hold 4 copies of the network (4 views x 1 windows)" in message
     assert "export --formats torch" in message
 
@@ -136,7 +137,7 @@ def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_
 def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_script):
     """The way out of that refusal."""
     monkeypatch.setattr(exporting, "MAX_COPIES", 3)
-    outcome = run_script("export.py", "--config", run[0], "--formats", "torch", "--images", "4")
+    outcome = run_script("export.py", run_at(run[0]), "--formats", "torch", "--images", "4")
     shutil.rmtree(run[1])
     shutil.copytree(own, run[1])
     assert outcome.code == 0 and "copies" not in outcome.stdout
@@ -164,7 +165,7 @@ def test_scorer_counts_its_passes(symmetries, window, copies):
     ],
 )
 def test_what_is_not_trained_is_not_exported(run, arguments, message, fails_with_one_line):
-    assert message in fails_with_one_line("export.py", "--config", run[0], *arguments)
+    assert message in fails_with_one_line("export.py", run_at(run[0]), *arguments)
 
 
 def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):
@@ -279,7 +280,7 @@ signal.raise_signal(signal.SIGINT)
 def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
     monkeypatch.setattr(graph, "write_onnx", lambda _, __, path: shutil.copy(run[1] / "model.onnx", path))
     monkeypatch.setattr(graph.openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
-    message = fails_with_one_line("export.py", "--config", run[0], "--formats", "openvino", "--images", "4")
+    message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "openvino", "--images", "4")
     assert "openvino_fp32.xml cannot be written" in message and (run[1] / "model.json").exists()
     assert not run[1].with_name(".export.part").exists()
 

@@ -15,8 +15,8 @@ from conftest import defective, texture, write_png
 
 from defects.config import load_config
 from defects.data.labels import join_masks, read_mask_files, read_masks, split_masks
-from defects.data.prepare import load_images
 from defects.errors import shorten_names
+from defects.stages import ensure_images
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def test_run_length_masks_and_classes_are_told(tmp_path, lines):
 
 
 def test_another_command_prints_it_once(root, make_config, capsys):
-    load_images(make_config(root))
+    ensure_images(make_config(root))
     assert "inventory of" in capsys.readouterr().out
-    load_images(make_config(root))
+    ensure_images(make_config(root))
     assert capsys.readouterr().out == ""
 
 

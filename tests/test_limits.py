@@ -11,8 +11,8 @@ from runs import write_runs
 from defects.config import load_config
 from defects.deploy.limits import map_limits
 from defects.files import array_archive
+from defects.runs import OOF_MAPS, Run
 from defects.scoring.pixels import CellCounts, Maps
-from defects.training.run import OOF_MAPS, run_folder
 
 SEGMENTER, OTHER = SimpleNamespace(segments=True), SimpleNamespace(segments=False)
 
@@ -28,14 +28,14 @@ def config(make_dataset, config_file, run_script):
 
 
 def change_labels(config, label, fold):
-    path = run_folder(config, fold) / "oof.csv"
+    path = Run(config).fold_folder(fold) / "oof.csv"
     pd.read_csv(path).assign(label=label).to_csv(path, index=False)
 
 
 def held_maps(config, fold, label=None):
     """All values of the maps that a fold held out, of images with `label` or of any."""
-    oof = pd.read_csv(run_folder(config, fold) / "oof.csv")
-    maps = Maps(run_folder(config, fold) / OOF_MAPS)
+    oof = pd.read_csv(Run(config).fold_folder(fold) / "oof.csv")
+    maps = Maps(Run(config).fold_folder(fold) / OOF_MAPS)
     rows = oof if label is None else oof[oof["label"] == label]
     return np.stack([maps[image_id] for image_id in rows["image_id"]]).astype(float)
 
@@ -76,8 +76,8 @@ def test_map_limits_without_normal_images_come_from_images_with_defects(config, 
 
 
 def test_map_limits_read_one_map_at_a_time(config):
-    oof = pd.read_csv(run_folder(config, "0") / "oof.csv")
-    with array_archive(run_folder(config, "0") / OOF_MAPS) as add:
+    oof = pd.read_csv(Run(config).fold_folder("0") / "oof.csv")
+    with array_archive(Run(config).fold_folder("0") / OOF_MAPS) as add:
         for number, image_id in enumerate(oof["image_id"]):
             add(image_id, np.full((512, 512), number, np.float16))
     tracemalloc.start()

@@ -10,8 +10,9 @@ from defects.errors import UserError
 from defects.files import array_archive
 from defects.models import build_detector
 from defects.models.classifier import _map_loss
+from defects.runs import Run
 from defects.scoring.pixels import Maps
-from defects.training.run import load_detector
+from defects.training.checkpoint import load_detector
 
 SIDE = 64  # two cells of the last feature map
 
@@ -133,6 +134,9 @@ def test_from_training_to_the_report(make_dataset, config_file, run_script):
     maps, oof = np.load(folder / "oof_maps.npz"), pd.read_csv(folder / "oof.csv")
     assert set(maps.files) == set(oof["image_id"]) and maps[oof["image_id"][0]].shape == (2, 2)
     assert len(np.load(folder / "test_maps.npz").files) == 6
-    detector, saved = load_detector(load_config(path), "0"), torch.load(folder / "best.pt", weights_only=True)
+    detector, saved = (
+        load_detector(Run(load_config(path)), "0"),
+        torch.load(folder / "best.pt", weights_only=True),
+    )
     assert torch.equal(detector.where.weight, saved["detector"]["where.weight"])
     assert detector.where.weight.abs().sum() > 0

@@ -14,8 +14,9 @@ from defects.data.datasets import ImageDataset, training_loader
 from defects.data.labels import Labels
 from defects.data.paste import FEATHER, SCALES, Paste, blended, place
 from defects.data.rle import encode
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.errors import UserError
+from defects.stages import ensure_tables
 
 SIDE = 64
 ROWS = {"marked": 6, "normal": 10, "unmarked": 3}
@@ -240,7 +241,7 @@ def test_nothing_is_taken_from_images_that_are_not_learnt_from(make_dataset, mak
     """They may be gone from the disk."""
     root = make_dataset()
     config = make_config(root, "train.paste=0.5", "split.balance.ratio=0.1")
-    table = load_folds(config)
+    table = ensure_tables(config).folds
     rows = load_training_rows(config, "0").merge(table, on="image_id")
     for row in table[~table["image_id"].isin(rows["image_id"])].itertuples():
         for path in filter(None, (row.path, row.mask_path)):
@@ -259,7 +260,7 @@ def test_worker_processes_change_nothing(make_dataset, make_config):
     for workers in (0, 2):
         settings = ["train.paste=0.3", "train.black_out=0.3", "split.balance.method=pos_weight"]
         config = make_config(root, *settings, f"train.workers={workers}")
-        batches.append(list(training_loader(config, load_folds(config), Labels(masks=True))))
+        batches.append(list(training_loader(config, ensure_tables(config).folds, Labels(masks=True))))
     for one, other in zip(*batches, strict=True):
         assert same(one, other)
 

@@ -8,12 +8,13 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import texture, write_png
+from conftest import run_at, texture, write_png
 
 from defects.config import Config, load_config
 from defects.errors import UserError
 from defects.models.patchcore import PatchCore
-from defects.training.run import load_best
+from defects.runs import Run
+from defects.training.checkpoint import load_checkpoint
 
 SIZE = (64, 64)
 
@@ -244,12 +245,12 @@ def trained(make_dataset, config_file, run_script):
 
 def test_a_trained_run_takes_in_a_folder(trained, run_script, tmp_path):
     config = load_config(trained)
-    before, old = pd.read_csv(config.experiment_dir / "fold0/oof.csv"), load_best(config, "0")
+    before, old = pd.read_csv(config.experiment_dir / "fold0/oof.csv"), load_checkpoint(Run(config), "0")
     for seed in range(5):
         write_png(tmp_path / "new" / f"{seed}.png", brighter(texture(3000 + seed)))
-    outcome = run_script("update.py", tmp_path / "new", "--config", trained)
+    outcome = run_script("update.py", run_at(trained), tmp_path / "new")
     assert outcome.code == 0, outcome.stderr
-    after, new = pd.read_csv(config.experiment_dir / "fold0/oof.csv"), load_best(config, "0")
+    after, new = pd.read_csv(config.experiment_dir / "fold0/oof.csv"), load_checkpoint(Run(config), "0")
     size = len(new["detector"]["memory_bank"])
     assert size > len(old["detector"]["memory_bank"]) and f"which holds {size:,}" in outcome.stdout
     assert new["fingerprint"] == old["fingerprint"] and new["added_images"] == 5
@@ -267,9 +268,9 @@ def test_what_cannot_be_added_is_said_in_one_line(trained, fails_with_one_line, 
         (tmp_path / "absent", ["absent is not a folder"]),
         (tmp_path / "data/train/normal_images", ["normal_", " shows what ", "add images of other objects"]),
     ):
-        message = fails_with_one_line("update.py", images, "--config", trained)
+        message = fails_with_one_line("update.py", run_at(trained), images)
         assert all(part in message for part in parts)
-    message = fails_with_one_line("update.py", tmp_path / "empty", "--config", trained, "--fold", "1")
+    message = fails_with_one_line("update.py", run_at(trained), tmp_path / "empty", "--fold", "1")
     assert "best.pt does not exist: run src/train.py first" in message
     assert best.read_bytes() == before
 
@@ -280,5 +281,5 @@ def test_only_a_memory_bank_can_be_added_to(
     path = config_file(make_dataset(tests=0), data={"sample_submission": None})
     assert run_script("train.py", "--config", path).code == 0
     write_png(tmp_path / "new/0.png", texture(3000))
-    message = fails_with_one_line("update.py", tmp_path / "new", "--config", path)
+    message = fails_with_one_line("update.py", run_at(path), tmp_path / "new")
     assert "model.name=classifier has no memory bank" in message

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import raising
+from conftest import raising, run_at, runs_at, submitted_at
 
 from defects.config import load_config
 from defects.errors import UserError
@@ -37,7 +37,7 @@ def answers_file(path, labels):
 
 
 def test_inference_scores_every_image_with_every_fold(trained, run_script):
-    outcome = run_script("infer.py", "--config", trained)
+    outcome = run_script("infer.py", run_at(trained))
     assert outcome.code == 0, outcome.stderr
     assert "scoring 9 test images with fold 0, fold 1" in outcome.stdout
     table = pd.read_csv(output(trained, "tiny", "test.csv"))
@@ -50,7 +50,7 @@ def test_inference_scores_every_image_with_every_fold(trained, run_script):
 
 
 def test_ensemble_writes_the_submission_and_what_it_was_made_from(trained, run_script):
-    outcome = run_script("ensemble.py", "--config", trained)
+    outcome = run_script("ensemble.py", run_at(trained))
     assert outcome.code == 0, outcome.stderr
     assert "scoring the test images first" in outcome.stdout and "expected macro-F1" in outcome.stdout
     summary = json.loads((trained.parent / "submissions" / "sample_submission.json").read_text())
@@ -63,55 +63,55 @@ def test_ensemble_writes_the_submission_and_what_it_was_made_from(trained, run_s
 
 
 def test_two_experiments_blend_and_one_of_other_data_is_refused(trained, config_file, run_script):
-    run_script("infer.py", "--config", trained)
+    run_script("infer.py", run_at(trained))
     other = ["--config", trained, "--set", "experiment=other", "--set", "train.seed=1"]
     assert run_script("train.py", *other, "--fold", "all").code == 0
     assert run_script("infer.py", *other).code == 0
-    blended = run_script("ensemble.py", "--config", trained, "--experiments", "tiny", "other")
+    blended = run_script("ensemble.py", *runs_at(trained, "tiny", "other"))
     assert blended.code == 0, blended.stderr
     partly = pd.read_csv(output(trained, "other", "test.csv")).query("image_id != 'test_3.png'")
     partly.to_csv(output(trained, "other", "test.csv"), index=False)
-    refused = run_script("ensemble.py", "--config", trained, "--experiments", "tiny", "other")
+    refused = run_script("ensemble.py", *runs_at(trained, "tiny", "other"))
     assert (
         refused.code == 2
         and "tiny and other scored different images (1, such as test_3.png)" in refused.stderr
     )
-    missing = run_script("ensemble.py", "--config", trained, "--experiments", "tiny", "nothing")
+    missing = run_script("ensemble.py", *runs_at(trained, "tiny", "nothing"))
     assert missing.code == 2 and "nothing holds no oof.csv" in missing.stderr
 
 
 def test_one_trained_fold_is_enough_and_is_named(make_dataset, config_file, run_script):
     path = config_file(make_dataset())
-    outcome = run_script("infer.py", "--config", path)
+    outcome = run_script("infer.py", run_at(path))
     assert outcome.code == 0, outcome.stderr
     assert "holds no trained fold: training fold 0 first" in outcome.stdout
     assert "scoring 6 test images with fold 0\n" in outcome.stdout
     assert "submitted                 expected macro-F1 unknown" in outcome.stdout
     assert "needs two trained folds" in outcome.stdout and "interval" not in outcome.stdout
-    run_script("ensemble.py", "--config", path)
+    run_script("ensemble.py", run_at(path))
     key = answers_file(path, [1, 0, 0, 1, 0, 0])
-    evaluated = run_script("evaluate.py", "--config", path, "--set", f"data.answers={key}")
+    evaluated = run_script("evaluate.py", *submitted_at(path), "--set", f"data.answers={key}")
     assert evaluated.code == 0 and "unknown" in evaluated.stdout and "single fold" in evaluated.stdout
 
 
 @pytest.mark.parametrize(("use", "models"), [("full", ["full"]), ("both", ["0", "1", "full"])])
 def test_the_full_fit_scores_beside_or_instead_of_the_folds(trained, run_script, use, models):
-    refused = run_script("infer.py", "--config", trained, "--use", use)
+    refused = run_script("infer.py", run_at(trained), "--use", use)
     assert refused.code == 2 and "run src/train.py --fold full first" in refused.stderr
     assert run_script("train.py", "--config", trained, "--fold", "full").code == 0
-    assert run_script("infer.py", "--config", trained, "--use", use).code == 0
+    assert run_script("infer.py", run_at(trained), "--use", use).code == 0
     table = pd.read_csv(output(trained, "tiny", "test.csv"), dtype=str)
     assert sorted(table["fold"].unique()) == models
 
 
 def test_inference_keeps_scored_folds_until_their_model_changes(trained, run_script):
-    run_script("infer.py", "--config", trained)
+    run_script("infer.py", run_at(trained))
     scored = output(trained, "tiny", "fold1", "test.csv")
     first = scored.stat().st_mtime_ns
-    run_script("infer.py", "--config", trained)
+    run_script("infer.py", run_at(trained))
     assert scored.stat().st_mtime_ns == first
     scored.write_text("half a ta")  # never by this program, which replaces files whole
-    outcome = run_script("infer.py", "--config", trained)
+    outcome = run_script("infer.py", run_at(trained))
     assert outcome.code == 2 and str(scored) in outcome.stderr
 
 
@@ -119,27 +119,27 @@ def test_interrupted_inference_leaves_no_scores_of_the_old_models(
     trained, run_script, fails_with_one_line, monkeypatch
 ):
     """The folds' scores were those of the new model already, the joined table that of the old one."""
-    assert run_script("infer.py", "--config", trained).code == 0
+    assert run_script("infer.py", run_at(trained)).code == 0
     best = output(trained, "tiny", "fold0", "best.pt")
     content = checkpoint.load(best)
     content["detector"]["network.classifier.bias"] += 1
     checkpoint.save(best, content)
     with monkeypatch.context() as patch:
         patch.setattr(inference, "write_csv", raising(KeyboardInterrupt()))
-        assert run_script("infer.py", "--config", trained).code == 130
+        assert run_script("infer.py", run_at(trained)).code == 130
     config = load_config(trained)
     with pytest.raises(UserError, match=r"test\.csv does not exist: run src/infer\.py"):
         inference.load_test(config)
-    assert run_script("infer.py", "--config", trained).code == 0
+    assert run_script("infer.py", run_at(trained)).code == 0
     joined, own = inference.load_test(config), pd.read_csv(output(trained, "tiny", "fold0", "test.csv"))
     of_fold = joined[joined["fold"] == "0"].set_index("image_id")["score"]
     assert of_fold.to_dict() == own.set_index("image_id")["score"].to_dict()
 
 
 def test_evaluation_compares_the_expected_score_with_the_answers(trained, run_script):
-    run_script("ensemble.py", "--config", trained)
+    run_script("ensemble.py", run_at(trained))
     key = answers_file(trained, [1, 0, 0, 1, 0, 0, 1, 0, 0])
-    outcome = run_script("evaluate.py", "--config", trained, "--set", f"data.answers={key}")
+    outcome = run_script("evaluate.py", *submitted_at(trained), "--set", f"data.answers={key}")
     assert outcome.code == 0, outcome.stderr
     for text in (
         "expected macro-F1 (training share",
@@ -149,13 +149,13 @@ def test_evaluation_compares_the_expected_score_with_the_answers(trained, run_sc
     ):
         assert text in outcome.stdout
     key = answers_file(trained, [1, 0])
-    refused = run_script("evaluate.py", "--config", trained, "--set", f"data.answers={key}")
+    refused = run_script("evaluate.py", *submitted_at(trained), "--set", f"data.answers={key}")
     assert refused.code == 2 and "the answer key lacks 7" in refused.stderr
 
 
 def test_answers_are_never_needed_before_the_end(trained, run_script):
-    run_script("ensemble.py", "--config", trained)
-    outcome = run_script("evaluate.py", "--config", trained)
+    run_script("ensemble.py", run_at(trained))
+    outcome = run_script("evaluate.py", *submitted_at(trained))
     assert outcome.code == 2 and "name the answer key" in outcome.stderr
 
 
@@ -169,7 +169,7 @@ def test_without_test_images_there_is_nothing_to_score(make_dataset, config_file
         },
     )
     assert run_script("train.py", "--config", path).code == 0
-    outcome = run_script("infer.py", "--config", path)
+    outcome = run_script("infer.py", run_at(path))
     assert outcome.code == 2 and "lists no test images" in outcome.stderr
 
 

@@ -11,7 +11,8 @@ from conftest import raising, texture, write_png, write_sample, write_test_image
 from PIL import Image
 
 from defects.data import prepare as stage
-from defects.data.prepare import IMAGE_COLUMNS, load_images, prepare, sample_ids
+from defects.data.prepare import IMAGE_COLUMNS, prepare, sample_ids
+from defects.stages import ensure_images
 from defects.writing import sha256
 
 
@@ -106,9 +107,9 @@ def test_mvtec_as_training_data_has_no_answers(tmp_path, config_file, run_script
 
 def test_load_images_prepares_what_is_missing_and_says_so(root, make_config, capsys):
     config = make_config(root)
-    first = load_images(config)
+    first = ensure_images(config)
     assert "preparing the data first" in capsys.readouterr().out
-    assert load_images(config).equals(first)
+    assert ensure_images(config).equals(first)
     assert capsys.readouterr().out == ""
     assert first["label"].dtype == "Int64"
 
@@ -124,9 +125,9 @@ def test_load_images_prepares_what_is_missing_and_says_so(root, make_config, cap
     ],
 )
 def test_load_images_prepares_again_for_other_data_settings_only(root, make_config, capsys, override, again):
-    load_images(make_config(root))
+    ensure_images(make_config(root))
     capsys.readouterr()
-    load_images(make_config(root, override))
+    ensure_images(make_config(root, override))
     assert ("preparing the data first" in capsys.readouterr().out) == again
 
 
@@ -139,7 +140,7 @@ def test_an_interrupted_second_prepare_is_made_good(root, make_config, monkeypat
         write_png(root / "test/images/more.png", texture(99))
         prepare(other)
     (root / "test/images/more.png").unlink()
-    assert "more.png" not in load_images(config)["image_id"].tolist()
+    assert "more.png" not in ensure_images(config)["image_id"].tolist()
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def test_spaces_and_letters_of_all_kinds_simply_work(root, config_file, run_scri
     code, _, stderr = run_script("prepare.py", "--config", config_file(moved))
     assert (code, stderr) == (0, "")
     config = make_config(moved)
-    images = load_images(config)
+    images = ensure_images(config)
     assert sample_ids(config.data, images).index.tolist() == NAMES
     assert all((moved / path).is_file() for path in images["path"])
 
@@ -184,7 +185,7 @@ def test_ids_that_look_like_numbers_stay_text(make_dataset, make_config):
     (root / "train/normal_images/normal_0.png").rename(root / "train/normal_images/1e5.png")
     config = make_config(root)
     prepare(config)
-    assert "normal_images/1e5.png" in load_images(config)["image_id"].tolist()
+    assert "normal_images/1e5.png" in ensure_images(config)["image_id"].tolist()
 
 
 def test_a_sample_saved_by_a_spreadsheet(root, make_config):

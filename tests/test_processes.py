@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import run_at
 from forked import LIMIT, start_two
 
 from defects.config import ROOT, load_config
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.errors import UserError
 from defects.models import build_detector
-from defects.training.run import _training, make_sides
+from defects.stages import ensure_tables
+from defects.training.fold import divide_images
 
 WORKER = Path(__file__).with_name("worker.py")
 TRAIN = ROOT / "src" / "train.py"
@@ -98,7 +100,7 @@ def assert_scored_as_by_one(path: Path, run_script) -> None:
     names = [name for name in ("test.csv", "test_maps.npz") if (folder / name).exists()]
     shared = [per_image(folder / name) for name in names]
     (folder / "test.json").unlink()
-    assert run_script("infer.py", "--config", path).code == 0
+    assert run_script("infer.py", run_at(path)).code == 0
     for name, found, limit in zip(names, shared, (1e-5, 1e-3), strict=False):  # maps have 11 bits
         alone = per_image(folder / name)
         assert list(found) == list(alone) and len(alone) == TESTS
@@ -127,7 +129,9 @@ def assert_trained_as_by_one(together: Path, alone: Path) -> None:
 def assert_every_row_once(path: Path, epochs: int, batch_size: int) -> None:
     """But for those that are left over after the last whole batch."""
     config = load_config(path)
-    rows = len(make_sides(config, "0", load_folds(config), load_training_rows(config, "0")).fitted)
+    rows = len(
+        divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0")).training_rows
+    )
     # Items of training come with their epoch.
     used = [
         [item for batch in process["__getitems__"] for item in batch if isinstance(item, list)]
@@ -174,7 +178,7 @@ def test_what_all_processes_find_is_said_once(settings):
 @pytest.mark.parametrize(("size", "processes"), [(8, 3), (1, 2), (512, 2)])
 def test_batches_that_cannot_be_shared_out(settings, run_script, size, processes):
     config = load_config(settings("tiny", train={"batch_size": size}))
-    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     accelerator = SimpleNamespace(num_processes=processes)
     with pytest.raises(
         UserError, match=f"train.batch_size={size} cannot be shared out evenly: set it to a mul"

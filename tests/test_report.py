@@ -6,7 +6,7 @@ from base64 import b64decode
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_png
+from conftest import run_at, write_png
 from matplotlib.figure import Figure
 from runs import write_runs
 
@@ -25,7 +25,7 @@ def config(make_dataset, make_config):
 
 
 def report(run_script, config, *arguments):
-    outcome = run_script("report.py", "--config", config.output.parent / "tiny.yaml", *arguments)
+    outcome = run_script("report.py", run_at(config.output.parent / "tiny.yaml"), *arguments)
     assert outcome.code == 0, outcome.stderr
     return config.experiment_dir / "report"
 
@@ -206,14 +206,14 @@ def test_text_of_a_page_is_no_html():
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):
     path = config.output.parent / "tiny.yaml"
-    assert "run src/train.py first" in fails_with_one_line("report.py", "--config", path)
+    assert "run src/train.py first" in fails_with_one_line("report.py", run_at(path))
     write_runs(config)
     maps = config.experiment_dir / "fold1" / "oof_maps.npz"
     maps.write_bytes(maps.read_bytes()[:500])
-    assert "oof_maps.npz is no archive of maps" in fails_with_one_line("report.py", "--config", path)
+    assert "oof_maps.npz is no archive of maps" in fails_with_one_line("report.py", run_at(path))
     maps.unlink()
     (config.experiment_dir / "fold0" / "metrics.jsonl").write_text("{")
-    assert "metrics.jsonl is not readable" in fails_with_one_line("report.py", "--config", path)
+    assert "metrics.jsonl is not readable" in fails_with_one_line("report.py", run_at(path))
     write_png(config.data.root / "train/normal_images/new.png", np.zeros((32, 32), np.uint8))
     (config.dataset_dir / "prepare.json").unlink()
-    assert "train again with --restart" in fails_with_one_line("report.py", "--config", path)
+    assert "train again with --restart" in fails_with_one_line("report.py", run_at(path))

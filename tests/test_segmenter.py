@@ -11,9 +11,10 @@ from sklearn.metrics import roc_auc_score
 from defects.config import Config
 from defects.data.datasets import to_device, training_loader
 from defects.data.labels import Labels
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.errors import UserError
 from defects.models import build_detector
+from defects.stages import ensure_tables
 
 SQUARE = (slice(8, 24), slice(40, 56))  # rows, columns of the defect of a batch
 
@@ -212,7 +213,7 @@ def test_masks_turn_with_the_images(make_dataset, make_config, symmetries):
     """The squares are the only white pixels, whatever the planned rotation."""
     settings = (f"data.symmetries={symmetries}", "split.balance.ratio=2")  # several copies of each defect
     config = configured(make_config, make_dataset(), (32, 32), (), *settings)
-    table = load_folds(config)
+    table = ensure_tables(config).folds
     rows = load_training_rows(config, "0").merge(table, on="image_id")
     assert (rows["angle"] % 90 != 0).any() == (symmetries == "rotations")
     for loaded in training_loader(config, rows, Labels(masks=True)):

@@ -9,7 +9,8 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.data import rle
-from defects.data.prepare import IMAGE_COLUMNS, load_images, sample_ids
+from defects.data.prepare import IMAGE_COLUMNS, sample_ids
+from defects.stages import ensure_images
 from defects.submission.masks import expected_rows
 
 CLASSES = ["1", "2", "3", "4"]
@@ -100,11 +101,11 @@ def test_both_forms_of_train_csv_say_the_same(root, prepared):
 def test_load_images_keeps_the_columns_and_prepares_again_for_other_classes(root, make_config, capsys):
     options = ["data.source=severstal", "data.sample_submission=sample.csv"]
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n1.png,1,1 5\n")
-    images = load_images(make_config(root, *options, "data.classes=[1,2,3,4]"))
+    images = ensure_images(make_config(root, *options, "data.classes=[1,2,3,4]"))
     assert images["defect_1"].tolist() == ["", "1 5", "", "", "", ""]
     assert images["defect_4"].tolist() == [""] * 6
     capsys.readouterr()
-    images = load_images(make_config(root, *options, "data.sample_submission=null", "data.classes=[1,2]"))
+    images = ensure_images(make_config(root, *options, "data.sample_submission=null", "data.classes=[1,2]"))
     assert "preparing the data first" in capsys.readouterr().out
     assert "defect_4" not in images
 
@@ -138,7 +139,7 @@ def test_sample_ids_are_the_images_of_the_sample_in_its_order(root, make_config,
         (root / "sample.csv").write_text("ImageId,EncodedPixels,ClassId\n9.png,1 4,0\n8.png,1 4,0\n")
     options = ["data.source=severstal", "data.sample_submission=sample.csv", "data.classes=[1,2,3,4]"]
     config = make_config(root, *options)
-    ids = sample_ids(config.data, load_images(config))
+    ids = sample_ids(config.data, ensure_images(config))
     assert ids.tolist() == ids.index.tolist() == (TEST if form == "joined" else TEST[::-1])
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import copy_runs, raising, run_once, texture, write_config, write_dataset, write_png
+from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
 from defects.config import load_config
 from defects.data.prepare import prepare
@@ -63,7 +63,7 @@ def interrupted(trained, run_script, scored, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "score_table", ending)
-        assert run_script("infer.py", "--config", trained, *SHARDED).code != 0
+        assert run_script("infer.py", run_at(trained), *SHARDED).code != 0
     assert [path.name for path in shard_tables(trained)] == ["00000.csv", "00001.csv"]
     assert not (run_folder(trained) / "test.csv").exists()
     scored.clear()
@@ -90,13 +90,13 @@ def results(path):
 def in_one_go(path, run_script):
     """What inference leaves that starts anew and knows one shard."""
     (run_folder(path) / "test.json").unlink(missing_ok=True)
-    assert run_script("infer.py", "--config", path, "--set", "infer.batch_size=2").code == 0
+    assert run_script("infer.py", run_at(path), "--set", "infer.batch_size=2").code == 0
     return results(path)
 
 
 @pytest.mark.parametrize(("shard", "sizes"), [(4, [4, 4, 3]), (10, [10, 1]), (11, [11])])
 def test_files_are_the_same_however_the_images_are_divided(trained, run_script, scored, shard, sizes):
-    outcome = run_script("infer.py", "--config", trained, "--set", f"infer.shard={shard}", *SHARDED[2:])
+    outcome = run_script("infer.py", run_at(trained), "--set", f"infer.shard={shard}", *SHARDED[2:])
     assert outcome.code == 0, outcome.stderr
     assert scored == sizes
     sharded = results(trained)
@@ -105,7 +105,7 @@ def test_files_are_the_same_however_the_images_are_divided(trained, run_script, 
 
 
 def test_an_interrupted_run_scores_only_what_is_left(interrupted, run_script, scored):
-    outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
+    outcome = run_script("infer.py", run_at(interrupted), *SHARDED)
     assert outcome.code == 0, outcome.stderr
     assert scored == [3]
     assert "11 of 11 images are scored" in outcome.stdout
@@ -117,9 +117,9 @@ def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
 ):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "join_archives", raising(KeyboardInterrupt()))
-        assert run_script("infer.py", "--config", interrupted, *SHARDED).code != 0
+        assert run_script("infer.py", run_at(interrupted), *SHARDED).code != 0
     scored.clear()
-    assert run_script("infer.py", "--config", interrupted, *SHARDED).code == 0
+    assert run_script("infer.py", run_at(interrupted), *SHARDED).code == 0
     assert scored == []
     assert results(interrupted) == in_one_go(interrupted, run_script)
 
@@ -128,10 +128,10 @@ def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
 def test_a_damaged_shard_is_named(interrupted, run_script, fails_with_one_line, damage):
     path = run_folder(interrupted) / "test_shards" / "00001.npz"
     path.write_bytes(damage(path.read_bytes()))
-    message = fails_with_one_line("infer.py", "--config", interrupted, *SHARDED)
+    message = fails_with_one_line("infer.py", run_at(interrupted), *SHARDED)
     assert f"{path} is damaged: delete {path.parent}" in message
     shutil.rmtree(path.parent)
-    assert run_script("infer.py", "--config", interrupted, *SHARDED).code == 0
+    assert run_script("infer.py", run_at(interrupted), *SHARDED).code == 0
     assert len(np.load(run_folder(interrupted) / "test_maps.npz").files) == 11
 
 
@@ -164,13 +164,12 @@ def test_shards_made_from_something_else_are_not_used(
     if change:
         change(interrupted)
     flags = [part for setting in settings for part in ("--set", setting)]
-    assert run_script("infer.py", "--config", interrupted, *SHARDED, *flags).code == 0
+    assert run_script("infer.py", run_at(interrupted), *SHARDED, *flags).code == 0
     assert scored == sizes
     mixed = results(interrupted)
     (run_folder(interrupted) / "test.json").unlink()
     assert (
-        run_script("infer.py", "--config", interrupted, *SHARDED[2:], *flags, "--set", "infer.shard=99").code
-        == 0
+        run_script("infer.py", run_at(interrupted), *SHARDED[2:], *flags, "--set", "infer.shard=99").code == 0
     )
     assert mixed == results(interrupted)
 
@@ -179,7 +178,7 @@ def test_the_stated_time_is_that_of_what_is_left(interrupted, run_script, monkey
     # The last probe, of 6 images, takes a minute: 3 are left.
     minutes = count(step=60)
     monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(minutes)))
-    outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
+    outcome = run_script("infer.py", run_at(interrupted), *SHARDED)
     assert "this will take about 0.5 minutes" in outcome.stdout
 
 
@@ -194,10 +193,10 @@ def test_maps_of_another_size_are_made_anew_and_said_so(trained, run_script, sco
 
 
 def test_scores_of_an_earlier_version_are_made_anew_and_said_so(trained, run_script, scored):
-    assert run_script("infer.py", "--config", trained).code == 0
+    assert run_script("infer.py", run_at(trained)).code == 0
     stamp = read_json(run_folder(trained) / "test.json")
     write_json(run_folder(trained) / "test.json", stamp["files"])  # as it was kept
-    outcome = run_script("infer.py", "--config", trained)
+    outcome = run_script("infer.py", run_at(trained))
     assert "fold 0 is scored again (it was written by an earlier version" in outcome.stdout
     assert scored == [11, 11]
 

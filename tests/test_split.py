@@ -8,7 +8,7 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.config import ROOT
-from defects.data.split import load_folds
+from defects.stages import ensure_tables
 
 
 @pytest.fixture
@@ -76,4 +76,4 @@ def test_a_changed_group_file_means_splitting_again(dataset, config_file, make_c
         rows = [f"{name},g{index // size:02}\n" for index, name in enumerate(ids)]
         groups.write_text("image_id,group\n" + "".join(rows))
         config = make_config(dataset, f"split.group_file={groups}")
-        assert load_folds(config)["group"].nunique() == -(-len(ids) // size)
+        assert ensure_tables(config).folds["group"].nunique() == -(-len(ids) // size)

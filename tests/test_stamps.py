@@ -8,9 +8,9 @@ import pytest
 
 from defects.config import Config
 from defects.data import prepare, split
-from defects.data.split import load_folds
 from defects.models.efficientad import EfficientADOptions
 from defects.scoring import adversarial
+from defects.stages import ensure_tables
 from defects.stamps import content_of, differences, in_short, settings_but
 from defects.training import checkpoint, distill, inference
 from defects.validation import accepted_kinds, section_of, validate
@@ -130,7 +130,7 @@ def config(make_dataset, make_config, tmp_path, monkeypatch):
     """Of a data set whose folder stays where it is whatever data.name and output say."""
     (tmp_path / "given.csv").write_text("x")
     made = make_config(make_dataset(defects=4, normals=8, tests=2))
-    load_folds(made)
+    ensure_tables(made).folds
     folder = made.dataset_dir
     monkeypatch.setattr(Config, "dataset_dir", property(lambda self: folder))
     return made

@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import copy_runs, run_once
+from conftest import copy_runs, run_at, run_once, runs_at, submitted_at
 from test_code_competition import run_cells
 
 from defects.config import load_config
 from defects.data import rle, strips
 from defects.data.images import resize
 from defects.data.labels import read_masks
-from defects.data.prepare import load_images
 from defects.data.rle_table import all_pairs, read_rle_table, write_rle_table
 from defects.deploy.model import load_model
 from defects.deploy.predict import find_files, predict
@@ -25,6 +24,7 @@ from defects.files import array_archive
 from defects.scoring.decision import Decision
 from defects.scoring.mask_rules import Rule
 from defects.scoring.pixels import Maps
+from defects.stages import ensure_images
 from defects.submission import masks, send
 from defects.writing import sha256
 
@@ -49,8 +49,8 @@ def trained(tmp_path_factory) -> Path:
     run_once("split.py", "--config", marker)
     for path in (marker, seer):
         run_once("train.py", "--config", path, "--fold", "all")
-        run_once("infer.py", "--config", path)
-    run_once("ensemble.py", "--config", marker, "--experiments", "marker", "seer")
+        run_once("infer.py", run_at(path))
+    run_once("ensemble.py", *runs_at(marker, "marker", "seer"))
     return marker
 
 
@@ -128,7 +128,7 @@ def write_maps(path, images):
 
 def test_maps_that_show_the_masks_become_these_masks(own, run_script):
     """The whole way from maps to runs and back, out of fold and on the test images."""
-    images = load_images(load_config(own))
+    images = ensure_images(load_config(own))
     key = all_pairs(read_rle_table(own.parent / "key.csv", CLASSES), images["image_id"], CLASSES)
     for name, runs in key.groupby("target"):
         known = images["image_id"].map(runs.set_index("image_id")["runs"])
@@ -143,11 +143,11 @@ def test_maps_that_show_the_masks_become_these_masks(own, run_script):
         table = pd.read_csv(path, dtype={"target": str, "fold": str, "image_id": str})
         sure = pd.MultiIndex.from_frame(table[["image_id", "target"]]).map(marked.get)
         table.assign(probability=np.where(sure.fillna(False), 0.9, 0.1)).to_csv(path, index=False)
-    outcome = run_script("ensemble.py", "--config", own)
+    outcome = run_script("ensemble.py", run_at(own))
     assert outcome.code == 0, outcome.stderr
     estimate = json.loads(submission(own, ".json").read_text())["estimate"]
     assert min(found["dice_non_empty"] for found in estimate.values()) > 0.8
-    outcome = run_script("evaluate.py", "--config", own)
+    outcome = run_script("evaluate.py", *submitted_at(own))
     hidden = [line.split() for line in outcome.stdout.splitlines() if "hidden test" in line]
     assert len(hidden) == 2 and all(float(line[4]) > 0.8 and float(line[3]) > 0.9 for line in hidden)
 
@@ -160,7 +160,7 @@ def test_labels_are_a_column_for_each_target(trained):
 
 
 def test_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
-    outcome = run_script("evaluate.py", "--config", trained)
+    outcome = run_script("evaluate.py", *submitted_at(trained))
     assert outcome.code == 0, outcome.stderr
     for name in ("tuned", "untuned"):
         for where in ("out of fold", "hidden test"):
@@ -168,7 +168,7 @@ def test_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
     nothing = submission(trained, ".untuned.csv")
     before = nothing.read_text()
     nothing.write_text(before.replace("_4,", "_4,9 ", 1))
-    message = fails_with_one_line("evaluate.py", "--config", trained)
+    message = fails_with_one_line("evaluate.py", *submitted_at(trained))
     assert f"{nothing}: row 2" in message and "odd number of values" in message
     nothing.write_text(before)
 
@@ -201,12 +201,12 @@ def test_an_unsupervised_detector_learns_from_the_clean_strips(trained, run_scri
             assert not (trained.parent / "submissions" / "bank.csv").exists()
     oof = pd.read_csv(trained.parent / "output" / "bank" / "fold0" / "oof.csv")
     assert set(oof["target"]) == {"defect"} and set(oof["label"]) == {0, 1}
-    refused = run_script("ensemble.py", "--config", trained, "--experiments", "marker", "bank")
+    refused = run_script("ensemble.py", *runs_at(trained, "marker", "bank"))
     assert refused.code == 2 and "bank tells no classes apart" in refused.stderr
 
 
 def test_members_without_maps_alone_are_refused(trained, fails_with_one_line):
-    message = fails_with_one_line("ensemble.py", "--config", trained, "--experiments", "seer")
+    message = fails_with_one_line("ensemble.py", *runs_at(trained, "seer"))
     assert "seer: no maps to make masks of; name a segmenter's run too" in message
 
 
@@ -226,7 +226,7 @@ def rules_of_all_kinds(path):
 def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch):
     run, options = own.parent / "output" / "marker", ("--formats", "torch", "--images", "4")
     (run / "fold1" / "best.pt").unlink()
-    assert run_script("infer.py", "--config", own).code == 0
+    assert run_script("infer.py", run_at(own)).code == 0
     rules = rules_of_all_kinds(run / "fold0" / "test_maps.npz")
     perfect = pd.DataFrame({"image_id": "x", "target": "1", "dice": [1.0], "empty": False})
     monkeypatch.setattr(masks, "fit_rules", lambda outcomes: dict(sorted(rules.items(), reverse=True)))
@@ -259,14 +259,14 @@ def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
     names = read_rle_table(sample, CLASSES)["image_id"].unique()
     rows = [f"{name},1 {SIZE[0] * SIZE[1]},0\n" for name in names]
     sample.write_text("".join(["ImageId,EncodedPixels,ClassId\n", *rows]))
-    outcome = run_script("ensemble.py", "--config", own, *BLEND)
+    outcome = run_script("ensemble.py", run_at(own), *BLEND)
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(submission(own), dtype=str)
     assert list(table.columns) == ["ImageId", "EncodedPixels", "ClassId"]
     assert (
         table["ImageId"].tolist() == list(np.repeat(names, 4)) and table["ClassId"].tolist() == CLASSES * 10
     )
-    outcome = run_script("submit.py", "--config", own)
+    outcome = run_script("submit.py", *submitted_at(own))
     assert outcome.code == 0, outcome.stderr
     assert "is valid: 10 images" in outcome.stdout
 
@@ -294,7 +294,7 @@ def test_masks_are_sent_once_and_noted_with_their_expected_dice(
 
 
 def test_decision_about_masks_is_that_of_the_estimate(own, run_script):
-    outcome = run_script("ensemble.py", "--config", own, "--experiments", "marker", "seer")
+    outcome = run_script("ensemble.py", *runs_at(own, "marker", "seer"))
     summary = json.loads(submission(own, ".json").read_text())
     assert f"submitted                 {Decision.from_json(summary['decision']).text()}" in outcome.stdout
     assert summary["decision"] == summary["decisions"][summary["chosen"]]
@@ -308,7 +308,7 @@ def test_decision_about_masks_is_that_of_the_estimate(own, run_script):
 def test_masks_by_other_rules_than_the_json_knows_are_not_sent(own, kaggle_server, fails_with_one_line):
     file, options = submission(own, ".untuned.csv"), ("--set", "data.kaggle.competition=steel")
     file.write_text(re.sub(r"_4,.*", "_4,1 77", file.read_text(), count=1))
-    message = fails_with_one_line("submit.py", "--config", own, "--submission", file, *options)
+    message = fails_with_one_line("submit.py", *submitted_at(own), "--submission", file, *options)
     assert "sample_submission.json does not belong to sample_submission.untuned.csv" in message
     assert not kaggle_server.requests
 
@@ -334,20 +334,20 @@ def swapped(text):
 def test_masks_that_would_be_rejected_are_not_sent(own, kaggle_server, fails_with_one_line, change, message):
     submission(own).write_text(change(submission(own).read_text()))
     options = ("--set", "data.kaggle.competition=steel")
-    assert message in fails_with_one_line("submit.py", "--config", own, *options)
+    assert message in fails_with_one_line("submit.py", *submitted_at(own), *options)
     assert not kaggle_server.requests
 
 
 def test_the_notebook_makes_masks_of_the_hidden_strips(own, tmp_path, run_script):
-    assert run_script("ensemble.py", "--config", own).code == 0  # of one member: every other takes seconds
+    assert run_script("ensemble.py", run_at(own)).code == 0  # of one member: every other takes seconds
     kaggle = {"competition": "steel", "kernel": "tester/steel-defects", "gpu": False}
     setting = f"data.kaggle={json.dumps(kaggle)}"
-    outcome = run_script("submit.py", "--config", own, "--set", setting, "--dry-run")
+    outcome = run_script("submit.py", *submitted_at(own), "--set", setting, "--dry-run")
     assert outcome.code == 0, outcome.stderr
     chosen = json.loads(submission(own, ".json").read_text())["chosen"]
     for rules in ("tuned", "untuned"):
         options = ("--submission", submission(own, f".{rules}.csv"), "--set", setting, "--dry-run")
-        assert run_script("submit.py", "--config", own, *options).code == 0
+        assert run_script("submit.py", *submitted_at(own), *options).code == 0
         folder = submission(own, "").with_name(f"sample_submission.{rules}_bundle")
         made = (folder / "kernel" / "notebook.ipynb").read_text()
         assert f"WRITTEN = 'sample_submission.{rules}.csv'" in made

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import submitted_at
 
 from defects.scoring.decision import Decision
 from defects.submission import send
@@ -53,7 +54,7 @@ def ledger(config):
 
 def test_sent_once_confirmed_and_noted_with_its_expected_score(server, make_ready, run_script):
     config = make_ready(kaggle=STEEL)
-    outcome = run_script("submit.py", "--config", config)
+    outcome = run_script("submit.py", *submitted_at(config))
     assert outcome.code == 0, outcome.stderr
     file = config.parent / "submissions" / "sample_submission.csv"
     assert list(server.uploads.values()) == [file.read_bytes()]
@@ -71,7 +72,7 @@ def test_sent_once_confirmed_and_noted_with_its_expected_score(server, make_read
     assert expected.items() <= row.items() and row["status"] == "pending"
 
     server.submissions[0] |= {"status": "complete", "publicScore": "0.91"}
-    outcome = run_script("submit.py", "--config", config)
+    outcome = run_script("submit.py", *submitted_at(config))
     assert "was submitted before; nothing sent" in outcome.stdout and len(server.submissions) == 1
     (row,) = ledger(config)
     assert (row["status"], row["public_score"]) == ("complete", 0.91)
@@ -84,7 +85,7 @@ def test_every_refusal_is_one_line_and_the_file_goes_out_once(
     config = make_ready(kaggle=STEEL)
 
     def refused(*expected):
-        message = fails_with_one_line("submit.py", "--config", config)
+        message = fails_with_one_line("submit.py", *submitted_at(config))
         assert all(text in message for text in expected), message
         assert not server.submissions and not ledger(config)
         server.replies.clear()
@@ -110,7 +111,7 @@ def test_every_refusal_is_one_line_and_the_file_goes_out_once(
     server.gone, server.allowed = False, 0
     server.replies["GetSubmissionLimits"] = (200, {"numToday": 5, "numTotal": 9, "numAllowedNow": 0})
     refused("steel: the limit of submissions is reached (5 today, none left)")
-    outcome = run_script("submit.py", "--config", config)  # no submission yet: zeros are no limit
+    outcome = run_script("submit.py", *submitted_at(config))  # no submission yet: zeros are no limit
     assert outcome.code == 0, outcome.stderr
     assert len(server.submissions) == len(ledger(config)) == 1
 
@@ -120,11 +121,11 @@ def test_a_lost_reply_does_not_submit_twice(server, make_ready, run_script, fail
     config = make_ready(kaggle=STEEL)
     server.hangs_up, server.stays_gone = "CreateSubmission", stays_gone
     if stays_gone:
-        message = fails_with_one_line("submit.py", "--config", config)
+        message = fails_with_one_line("submit.py", *submitted_at(config))
         assert "Kaggle cannot be reached" in message
         assert [row["status"] for row in ledger(config)] == ["sending"]
         server.gone = False
-    outcome = run_script("submit.py", "--config", config)
+    outcome = run_script("submit.py", *submitted_at(config))
     assert outcome.code == 0, outcome.stderr
     assert len(server.submissions) == 1
     assert [row["status"] for row in ledger(config)] == ["pending"]
@@ -144,21 +145,21 @@ ORDERED = "".join(f"test_{i}.png,0\n" for i in range(6))
 )
 def test_what_would_be_rejected_is_not_sent(server, make_ready, fails_with_one_line, rows, message):
     config = make_ready(rows, kaggle=STEEL)
-    assert message in fails_with_one_line("submit.py", "--config", config)
+    assert message in fails_with_one_line("submit.py", *submitted_at(config))
     assert not server.requests
 
 
 def test_scores_of_another_file_are_not_noted_for_this_one(server, make_ready, fails_with_one_line):
     config = make_ready(kaggle=STEEL)
     (config.parent / "submissions" / "sample_submission.csv").write_text("ImageId,answer\n" + ORDERED)
-    message = fails_with_one_line("submit.py", "--config", config)
+    message = fails_with_one_line("submit.py", *submitted_at(config))
     assert "sample_submission.json does not belong to sample_submission.csv" in message
     assert not server.requests
 
 
 def test_dry_run_prints_the_command_and_sends_nothing(server, make_ready, run_script):
     config = make_ready(kaggle=STEEL)
-    outcome = run_script("submit.py", "--config", config, "--dry-run", "--message", "second try")
+    outcome = run_script("submit.py", *submitted_at(config), "--dry-run", "--message", "second try")
     assert outcome.code == 0, outcome.stderr
     file = config.parent / "submissions" / "sample_submission.csv"
     command = f"kaggle competitions submit steel -f {file} -m '[{sha256(file)[:12]}] second try'"
@@ -167,6 +168,6 @@ def test_dry_run_prints_the_command_and_sends_nothing(server, make_ready, run_sc
 
 
 def test_other_sites_are_for_uploads_by_hand(make_ready, run_script):
-    outcome = run_script("submit.py", "--config", make_ready())
+    outcome = run_script("submit.py", *submitted_at(make_ready()))
     assert outcome.code == 0
     assert outcome.stdout.splitlines()[-1].startswith("tiny_data is not on Kaggle (no data.kaggle): upload ")

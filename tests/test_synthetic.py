@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from defects.data.datasets import training_loader
 from defects.data.labels import Labels
-from defects.data.split import load_folds
 from defects.data.synthetic import Synthetic, drawn
+from defects.stages import ensure_tables
 
 SIDE = 64
 
@@ -63,7 +63,7 @@ def test_the_same_seed_epoch_and_row_draw_the_same():
 
 def test_the_training_loader_draws_them_and_labels_them(make_dataset, make_config):
     config = make_config(make_dataset(), "train.synthetic=1.0")
-    batches = list(training_loader(config, load_folds(config), Labels(masks=True)))
+    batches = list(training_loader(config, ensure_tables(config).folds, Labels(masks=True)))
     labels, masks = (torch.cat([batch[name] for batch in batches]) for name in ("label", "mask"))
     assert labels.min() == 1 and masks.flatten(1).amax(1).min() == 1  # normal images all got a defect
 
@@ -77,6 +77,6 @@ def test_classes_of_defects_refuse_it(make_dataset, config_file, fails_with_one_
 def test_a_detector_of_normal_images_refuses_it(make_dataset, config_file, fails_with_one_line):
     path = config_file(make_dataset(), train={"synthetic": 0.5})
     message = fails_with_one_line(
-        "train.py", "--config", path, "--detector", "convae_reduced", "--set", "train.synthetic=0.5"
+        "train.py", "--config", path, "--model", "convae_reduced", "--set", "train.synthetic=0.5"
     )
     assert "train.synthetic=0.5" in message and "only normal images" in message

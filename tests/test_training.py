@@ -7,17 +7,19 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from conftest import run_at
 from filelock import FileLock
 from forked import Script
 
 from defects.config import ROOT, validate
 from defects.data.folds import inner_holdout
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.errors import UserError
 from defects.models.classifier import Classifier, ClassifierOptions
+from defects.stages import ensure_tables
 from defects.training import checkpoint, run, trainer
-from defects.training.run import make_sides
-from defects.training.trainer import Trainer
+from defects.training.fold import divide_images
+from defects.training.loop import Trainer
 
 FILES = ["best.pt", "config.yaml", "costs.json", "last.pt", "metrics.jsonl", "oof.csv"]
 
@@ -127,15 +129,17 @@ def test_how_often_is_validated_belongs_to_a_run_that_selects(make_dataset, conf
 
 def test_sides_share_no_group(make_dataset, make_config):
     config = make_config(make_dataset(defects=16, normals=40), "train.inner_holdout=0.25")
-    table = load_folds(config)
-    sides = make_sides(config, "0", table, load_training_rows(config, "0"))
+    table = ensure_tables(config).folds
+    sides = divide_images(config, "0", table, load_training_rows(config, "0"))
     assert len(sides.inner)
-    parts = [set(part["group"]) for part in (sides.fitted, sides.inner, sides.held)]
+    parts = [set(part["group"]) for part in (sides.training_rows, sides.inner, sides.validation)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     assert not inner_holdout(table, 0.0, 0).any()
-    leaking = table.assign(group=table["group"].where(table["fold"] != "0", sides.fitted["group"].iloc[0]))
+    leaking = table.assign(
+        group=table["group"].where(table["fold"] != "0", sides.training_rows["group"].iloc[0])
+    )
     with pytest.raises(UserError, match="shares a group with held-out images"):
-        make_sides(config, "0", leaking, load_training_rows(config, "0"))
+        divide_images(config, "0", leaking, load_training_rows(config, "0"))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_another_config_is_refused_and_the_difference_named(tiny, run_script):
         "train.lr=0.001 then, 0.5 now",
         "--restart",
     )
-    outcome = run_script("infer.py", "--config", tiny, "--set", "data.image_size=64,64")
+    outcome = run_script("infer.py", run_at(tiny), "--set", "data.image_size=64,64")
     refused(outcome, "data.image_size=[32, 32] then, [64, 64] now")
     # What changes no result starts nothing anew.
     cosmetic = ["train.workers=1", "train.save_every=1", "train.validate_every=2", "infer.batch_size=3"]
@@ -293,7 +297,7 @@ def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
 
 def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config):
     config = make_config(make_dataset(), "train.batch_size=2")
-    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     assert run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=1)) is not None
     with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
         run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
@@ -410,7 +414,7 @@ def test_a_classifier_needs_both_classes(make_dataset, config_file, run_script):
         run_script("train.py", "--config", config_file(root, data=data)),
         "no defect images",
         "classifier needs them",
-        "--detector",
+        "--model",
     )
 
 

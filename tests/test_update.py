@@ -5,11 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import raising, texture, write_png
+from conftest import raising, run_at, texture, write_png
 
 from defects.config import load_config
 from defects.data.images import read_image
-from defects.training.run import load_detector
+from defects.runs import Run
+from defects.training.checkpoint import load_detector
 
 SETS = [
     "model.backbone={name: test_resnet, weights: none}",
@@ -17,7 +18,7 @@ SETS = [
     "data.image_size=[64, 64]",
     "train.inner_holdout=0.3",
 ]
-FLAGS = ["--detector", "patchcore_reduced", *(part for value in SETS for part in ("--set", value))]
+FLAGS = ["--model", "patchcore_reduced", *(part for value in SETS for part in ("--set", value))]
 
 
 @pytest.fixture
@@ -29,17 +30,17 @@ def trained(make_dataset, config_file, run_script):
 
 
 def bank(path):
-    return load_detector(load_config(path, SETS, "patchcore_reduced"), "0").memory_bank
+    return load_detector(Run(load_config(path, SETS, "patchcore_reduced")), "0").memory_bank
 
 
 def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tmp_path):
     for i in range(4):
         write_png(tmp_path / "new" / f"{i}.png", 255 - texture(900 + i, 64))
     run = tmp_path / "output" / "tiny_data_patchcore_reduced"
-    assert run_script("infer.py", "--config", trained, *FLAGS).code == 0
+    assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
     before, oof = bank(trained), pd.read_csv(run / "fold0" / "oof.csv")
     tests = pd.read_csv(run / "test.csv")
-    outcome = run_script("update.py", tmp_path / "new", "--config", trained, *FLAGS)
+    outcome = run_script("update.py", run_at(trained), tmp_path / "new", *FLAGS)
     assert outcome.code == 0 and "patches entered the bank" in outcome.stdout
     after = bank(trained)
     assert len(after) > len(before) and (after[: len(before)] == before).all()
@@ -47,7 +48,7 @@ def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tm
     assert again["image_id"].tolist() == oof["image_id"].tolist()
     assert (again["score"] <= oof["score"] + 1e-5).all()
     # The old test scores are those of another model now.
-    assert run_script("infer.py", "--config", trained, *FLAGS).code == 0
+    assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
     assert not pd.read_csv(run / "test.csv")["score"].equals(tests["score"])
 
 
@@ -85,8 +86,8 @@ def test_an_update_that_is_stopped_between_its_files_is_completed(
     assert outcome.code == 0 and "all of its images are in the bank already" in outcome.stdout
     after = run_files(trained)
     assert all(after[name] != before[name] for name in after)
-    assert run_script("infer.py", "--config", trained, *FLAGS).code == 0
-    detector = load_detector(load_config(trained, SETS, "patchcore_reduced"), "0").eval()
+    assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
+    detector = load_detector(Run(load_config(trained, SETS, "patchcore_reduced")), "0").eval()
     oof = pd.read_csv(trained.parent / "output" / "tiny_data_patchcore_reduced" / "fold0" / "oof.csv")
     image = read_image(trained.parent / "data" / "train" / oof["image_id"][0], (64, 64))
     with torch.inference_mode():
@@ -100,7 +101,7 @@ def test_an_update_that_fails_changes_nothing(trained, run_script, tmp_path, mon
     monkeypatch.setattr(
         "defects.training.run.checkpoint.save", raising(OSError(28, "No space left on device"))
     )
-    assert run_script("update.py", tmp_path / "new", "--config", trained, *FLAGS).code == 2
+    assert run_script("update.py", run_at(trained), tmp_path / "new", *FLAGS).code == 2
     assert run_files(trained) == before
 
 
@@ -110,7 +111,7 @@ def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_o
     held = pd.read_csv(oof).query("label == 0")["image_id"].iloc[0]
     image = read_image(trained.parent / "data" / "train" / held)
     write_png(tmp_path / "new" / "again.png", alter(image))
-    message = fails_with_one_line("update.py", tmp_path / "new", "--config", trained, *FLAGS)
+    message = fails_with_one_line("update.py", run_at(trained), tmp_path / "new", *FLAGS)
     assert "again.png shows what" in message and held in message
     assert (bank(trained) == before).all()
 
@@ -118,4 +119,4 @@ def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_o
 def test_other_detectors_have_no_bank(make_dataset, config_file, run_script, fails_with_one_line, tmp_path):
     path = config_file(make_dataset())
     assert run_script("train.py", "--config", path).code == 0
-    assert "memory bank" in fails_with_one_line("update.py", tmp_path, "--config", path)
+    assert "memory bank" in fails_with_one_line("update.py", run_at(path), tmp_path)

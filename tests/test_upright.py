@@ -5,10 +5,11 @@ import pytest
 
 from defects.config import ROOT, known_detectors, load_config
 from defects.data.datasets import plain_loader, training_loader
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.models import build_detector
 from defects.models.convae import ConvAE
-from defects.training.run import make_sides, train_fold
+from defects.stages import ensure_tables
+from defects.training.fold import divide_images, train_fold
 
 CONVAE = ["model.backbone=null", "model.options={width: 4, error: l2, smoothing: 1.0}"]
 RESNET = ["model.backbone={name: test_resnet, weights: none}"]
@@ -41,8 +42,8 @@ def configured(make_dataset, make_config):
 
 
 def sides_of(config):
-    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
-    return sides.learnt_by(build_detector(config, pretrained=False), config)
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    return sides.suited_to(build_detector(config, pretrained=False), config)
 
 
 def images_of(loader):
@@ -52,9 +53,9 @@ def images_of(loader):
 
 def upright_images(config, label=0):
     """Training images of fold 0, outside the inner hold-out, as scoring reads them: bytes, sorted."""
-    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
-    unseen = [*sides.inner["image_id"], *sides.held["image_id"]]
-    table = load_folds(config)
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    unseen = [*sides.inner["image_id"], *sides.validation["image_id"]]
+    table = ensure_tables(config).folds
     rows = table[(table["label"] == label) & ~table["image_id"].isin(unseen)]
     return images_of(plain_loader(config, rows))
 
@@ -63,15 +64,15 @@ def upright_images(config, label=0):
 def test_detector_of_normal_images_is_given_each_once_and_upright(configured, name):
     config = configured(name, ONE_CLASS[name], "train.batch_size=1")
     sides = sides_of(config)
-    assert images_of(training_loader(config, sides.fitted)) == upright_images(config)
+    assert images_of(training_loader(config, sides.training_rows)) == upright_images(config)
 
 
 @pytest.mark.parametrize("name", sorted(BOTH_CLASSES))
 def test_detector_of_both_classes_is_given_the_training_list(configured, name):
     config = configured(name, BOTH_CLASSES[name], "train.batch_size=1")
     sides = sides_of(config)
-    normal = sides.fitted[sides.fitted["label"] == 0]
-    defect = sides.fitted[sides.fitted["label"] == 1]
+    normal = sides.training_rows[sides.training_rows["label"] == 0]
+    defect = sides.training_rows[sides.training_rows["label"] == 1]
     assert len(images_of(training_loader(config, normal))) == len(upright_images(config))
     assert images_of(training_loader(config, normal)) != upright_images(config)
     assert len(defect) > len(upright_images(config, label=1))
@@ -81,7 +82,7 @@ def test_detector_of_both_classes_is_given_the_training_list(configured, name):
 def test_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured, method):
     balance = [f"split.balance.method={method}", "split.balance.ratio=1.0"]
     config = configured("convae", CONVAE, "train.batch_size=1", *balance)
-    loader = training_loader(config, sides_of(config).fitted)
+    loader = training_loader(config, sides_of(config).training_rows)
     assert images_of(loader) == upright_images(config)
 
 
@@ -103,7 +104,7 @@ def test_training_run_sees_upright_images_only(configured, monkeypatch):
 
     training_loss = ConvAE.training_loss
     monkeypatch.setattr(ConvAE, "training_loss", recording_loss)
-    train_fold(config, "0")
+    train_fold(config, "0", ensure_tables(config).folds)
     expected = set()
     for image in upright_images(config):
         pixels = np.frombuffer(image, np.uint8).reshape(40, 40, 3)

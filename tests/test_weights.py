@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from defects.config import load_config
+from defects.runs import Run
 from defects.training import checkpoint
-from defects.training.run import run_folder
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def path(make_dataset, config_file, run_script):
 
 def best(path, experiment=None):
     config = load_config(path, [f"experiment={experiment}"] if experiment else [])
-    return checkpoint.load(run_folder(config, "0") / "best.pt")["detector"]
+    return checkpoint.load(Run(config).fold_folder("0") / "best.pt")["detector"]
 
 
 def test_the_last_epochs_are_averaged(path, run_script):
@@ -31,7 +31,7 @@ def test_the_last_epochs_are_averaged(path, run_script):
         for part in ("--set", value)
     ]
     assert run_script("train.py", "--config", path, *sets).code == 0
-    folder = run_folder(load_config(path), "0")
+    folder = Run(load_config(path)).fold_folder("0")
     epochs = [checkpoint.load(folder / f"epoch{number}.pt") for number in (1, 2)]
     averaged = best(path, "mean")
     assert not torch.equal(*(state["network.conv_stem.weight"] for state in epochs))

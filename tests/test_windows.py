@@ -7,13 +7,16 @@ from accelerate import Accelerator
 
 from defects.data.datasets import DeviceBatches
 from defects.data.labels import Labels
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_training_rows
 from defects.data.windows import windows
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.models.anomaly import exact_quantile
-from defects.training.run import load_detector, run_folder, score_table, train_fold
-from defects.training.sides import make_sides
+from defects.runs import Run
+from defects.stages import ensure_tables
+from defects.training.checkpoint import load_detector
+from defects.training.fold import divide_images, train_fold
+from defects.training.scoring import score_table
 
 NETWORK = "model.backbone={name: test_resnet, weights: none}"
 SETS = ["data.image_size=[64, 96]", "infer.window=[40, 48]", "infer.tta=false", "train.inner_holdout=0.3"]
@@ -37,8 +40,8 @@ def configured(make_dataset, make_config):
 
 
 def sides_of(config):
-    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
-    return sides.learnt_by(build_detector(config, pretrained=False), config)
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    return sides.suited_to(build_detector(config, pretrained=False), config)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 48), (41, 200), (20, 300)])
@@ -54,9 +57,9 @@ def test_windows_are_of_one_size_and_cover_everything(size):
 @pytest.mark.parametrize("name", sorted(DETECTORS))
 def test_the_threshold_is_that_of_images_scored_in_windows(configured, name):
     config = configured(name, "threshold.fpr=0.5")
-    train_fold(config, "0")
-    detector, normal = load_detector(config, "0"), sides_of(config).inner_normal
-    maps = run_folder(config, "0") / "calibrated.npz"
+    train_fold(config, "0", ensure_tables(config).folds)
+    detector, normal = load_detector(Run(config), "0"), sides_of(config).inner_normal
+    maps = Run(config).fold_folder("0") / "calibrated.npz"
     table = score_table(detector, config, normal, "0", Accelerator(cpu=True), maps)
     scores = torch.tensor(table["score"].to_numpy())
     assert len(scores) > 2 and len(scores.unique()) == len(scores)
@@ -81,7 +84,7 @@ def test_a_bank_knows_the_windows_of_its_own_images(configured):
 
 def test_masks_are_cut_like_their_images(configured):
     config = configured("patchcore")
-    rows = load_folds(config).query("label == 1")
+    rows = ensure_tables(config).folds.query("label == 1")
     labels = Labels(masks=True)
     (whole,) = DeviceBatches(config, rows, torch.device("cpu"), labels)
     parts = list(DeviceBatches(config, rows, torch.device("cpu"), labels, in_windows=True))
@@ -98,5 +101,5 @@ def test_windows_without_crops_of_their_size(configured, name, augment):
     with pytest.raises(
         UserError, match=r"window=\[40, 48\]: .* add {name: RandomCrop, height: 40, width: 48}"
     ):
-        train_fold(config, "0")
-    assert not (run_folder(config, "0") / "last.pt").exists()
+        train_fold(config, "0", ensure_tables(config).folds)
+    assert not (Run(config).fold_folder("0") / "last.pt").exists()

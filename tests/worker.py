@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from defects.training.inference import score_test
+from defects.training.trainer import Trainer
 
 from defects import cli
 from defects.config import Config, load_config
 from defects.data.datasets import ImageDataset
 from defects.models.patchcore import PatchCore
 from defects.training import run
-from defects.training.inference import score_test
-from defects.training.trainer import Trainer
 
 NOTES: dict[str, list] = {
     "_save": [],

@@ -8,31 +8,69 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from defects.config import ROOT, Config, categories, load_config, of_category, resolve
+from defects.config import ROOT, Config, categories, known_config_files, load_config, of_category, resolve
 from defects.errors import UserError
+from defects.runs import Run, find_runs
 
 UNWRITABLE = {
     getattr(errno, name)
     for name in ("ENOSPC", "EROFS", "EACCES", "EPERM", "EDQUOT", "ENOTDIR", "EEXIST")
     if hasattr(errno, name)  # Windows does not have them all
 }
+DEFAULT_RUN = "demo_classifier_tiny"  # what src/train.py trains without arguments
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the options that all stages share."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    made = argparse.ArgumentParser(description=description, formatter_class=formatter)
-    made.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="experiment to run")
-    made.add_argument("--detector", default=None, help="a file of configs/detectors, in place of its own")
+def experiment_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for stages that work on an experiment: preparing, splitting, training."""
+    made = _parser(description)
+    named = made.add_mutually_exclusive_group()
+    named.add_argument("--config", type=Path, default=None, help="an experiment; default: configs/demo.yaml")
+    named.add_argument("--data", default=None, help="a file of configs/data, in place of an experiment")
+    made.add_argument("--model", default=None, help="a file of configs/models, in place of the experiment's")
     made.add_argument("--category", default=None, help="a category below data.root, or all")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     return made
 
 
-def configs_from(arguments: argparse.Namespace) -> list[Config]:
-    """The experiment, once for each category asked for."""
-    config = load_config(arguments.config, arguments.set, arguments.detector)
+def run_parser(
+    description: str, takes_several: bool = True, default: str = DEFAULT_RUN
+) -> argparse.ArgumentParser:
+    """A parser for commands that work on trained runs, which carry their configuration."""
+    made = _parser(description)
+    made.add_argument(
+        "runs",
+        nargs="*" if takes_several else "?",
+        default=[] if takes_several else None,
+        metavar="RUN",
+        help=f"a folder of output/ by its name, a pattern ('mine_*') or its path; default: {default}",
+    )
+    add_run_options(made)
+    return made
+
+
+def add_run_options(made: argparse.ArgumentParser) -> None:
+    """What every command on trained runs takes."""
+    made.add_argument("--output", type=Path, default=None, help="where the runs lie; default: output")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of this stage"
+    )
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=formatter)
+
+
+def configs_from(arguments: argparse.Namespace, needs_model: bool = False) -> list[Config]:
+    """The experiment, once for each category asked for; `needs_model` for stages that use it."""
+    path = arguments.config
+    if path is None and arguments.data is None:
+        path = ROOT / "configs" / "demo.yaml"
+    if needs_model and arguments.data is not None and arguments.model is None:
+        known = ", ".join(known_config_files("models"))
+        raise UserError(f"--data {arguments.data} needs --model NAME too: configs/models holds {known}")
+    config = load_config(path, arguments.set, arguments.data, arguments.model, needs_model)
     if arguments.category is None:
         return [config]
     known = categories(config.data)
@@ -43,12 +81,27 @@ def configs_from(arguments: argparse.Namespace) -> list[Config]:
     return [of_category(config, name) for name in wanted]
 
 
-def config_from(arguments: argparse.Namespace) -> Config:
+def config_from(arguments: argparse.Namespace, needs_model: bool = False) -> Config:
     """The experiment of a command that takes one category only."""
-    configs = configs_from(arguments)
+    configs = configs_from(arguments, needs_model)
     if len(configs) > 1:
         raise UserError("--category all: this command takes one category; name it")
     return configs[0]
+
+
+def output_folder(arguments: argparse.Namespace) -> Path:
+    """Where runs are looked for."""
+    return resolve("output") if arguments.output is None else arguments.output.absolute()
+
+
+def runs_from(arguments: argparse.Namespace) -> list[Run]:
+    """The runs that a command is about."""
+    return find_runs(arguments.runs or [DEFAULT_RUN], output_folder(arguments), arguments.set)
+
+
+def run_from(arguments: argparse.Namespace) -> Run:
+    """The run of a command that takes one."""
+    return find_runs([arguments.runs or DEFAULT_RUN], output_folder(arguments), arguments.set)[0]
 
 
 def positive(text: str) -> int:

@@ -167,6 +167,10 @@ class Config(Section):
         return height, width
 
     @property
+    def output_dir(self) -> Path:
+        return resolve(self.output)
+
+    @property
     def dataset_dir(self) -> Path:
         return resolve(self.output) / self.data.name
 
@@ -266,7 +270,11 @@ def _run_name(values: dict[str, Any], path: Path | None, model: Any) -> str | No
 def of_category(config: Config, category: str) -> Config:
     """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
     data = config.data.model_copy(
-        update={"root": config.data.root / category, "name": f"{config.data.name}_{category}"}
+        update={
+            "root": config.data.root / category,
+            "name": f"{config.data.name}_{category}",
+            "category": category,
+        }
     )
     return config.model_copy(update={"data": data, "experiment": f"{config.experiment}_{category}"})
 

@@ -96,6 +96,7 @@ class StripsConfig(Section):
 
 class DataConfig(Section):
     name: FolderName  # output/<name>/ holds images.csv and the folds
+    category: FolderName | None = None  # set by --category: `name` then ends with it
     source: str  # a module of defects/data/sources
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
@@ -129,6 +130,11 @@ class DataConfig(Section):
         if len(set(classes)) < len(classes):
             raise ValueError("a class is named twice")
         return classes
+
+    @property
+    def whole_name(self) -> str:
+        """Of the data set with all of its categories."""
+        return self.name.removesuffix(f"_{self.category}") if self.category else self.name
 
 
 class DuplicateConfig(Section):

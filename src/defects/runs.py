@@ -27,7 +27,8 @@ UPDATE = "update"  # folder in a fold's folder: files of src/update.py on their 
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
 # Settings that a command may change for a trained run: places, and what is decided after training.
-CHANGEABLE = ("output", "submissions", "data.root", "data.answers", "infer", "threshold", "ensemble", "tracking")
+PLACES = ("output", "submissions", "data.root", "data.answers")
+CHANGEABLE = (*PLACES, "infer", "threshold", "ensemble", "tracking")
 NOT_THE_SCORES = {"infer.batch_size", "infer.shard"}  # settings of infer that change no test score
 
 
@@ -49,15 +50,15 @@ class Run:
         Its configuration is that of its first finished fold, or else of the first one begun. `overrides` are
         `key=value` of CHANGEABLE settings. Raises UserError where there is no run, and for other settings.
         """
-        places = [path.parent for pattern in ("best.pt", "config.yaml") for path in _in_folds(folder, pattern)]
-        places = [place for place in places if (place / "config.yaml").exists()]
-        if not places:
+        begun = [path.parent for path in _in_folds(folder, "config.yaml")]
+        finished = [place for place in begun if (place / "best.pt").exists()]
+        if not begun:
             known = shorten_names(list_runs(folder.parent), most=12) or "none"
             raise UserError(
                 f"{folder} holds no trained fold: run src/train.py first, or name one of the runs in "
                 f"{folder.parent}: {known}"
             )
-        path = places[0] / "config.yaml"
+        path = (finished or begun)[0] / "config.yaml"
         values = read_config_file(path) | {"experiment": folder.name, "output": str(folder.parent)}
         stored = validate(Config, values, str(path))
         overrides = list(overrides)

@@ -1,15 +1,17 @@
 """Each stage runs the stages above it that have not run yet, and says so. Scripts alone ask for this."""
 
-from accelerate import Accelerator
+from argparse import Namespace
 
 import pandas as pd
 
-from defects.config import Config
+from defects import cli
+from defects.config import ROOT, Config, load_config
 from defects.data.prepare import find_index_problem, load_images, prepare_locked
 from defects.data.split import DataTables, find_folds_problem, load_tables, split_locked
 from defects.files import locked
 from defects.runs import FULL, Run
 from defects.training.fold import train_fold
+from defects.training.loop import make_accelerator
 from defects.training.scoring import score_test
 
 
@@ -32,3 +34,23 @@ def ensure_tables(config: Config) -> DataTables:
             print(f"{config.dataset_dir / 'folds.csv'} {problem}: splitting first")
             split_locked(config, images)
     return load_tables(config, images)
+
+
+def ensure_runs(arguments: Namespace) -> list[Run]:
+    """The runs that a command names; the default run is trained on fold 0 first, where nothing is trained."""
+    if not arguments.runs:
+        config = load_config(ROOT / "configs" / "demo.yaml")
+        config = config.model_copy(update={"output": cli.output_folder(arguments)})
+        run = Run(config)
+        if not run.trained_folds() and not run.is_finished(FULL):
+            print(f"{run.folder} holds no trained fold: training fold 0 first")
+            train_fold(config, "0", ensure_tables(config).folds)
+    return cli.runs_from(arguments)
+
+
+def ensure_test_scores(runs: list[Run], images: pd.DataFrame) -> None:
+    """Score the test images with the folds of those runs that have not been scored at all."""
+    for run in runs:
+        if not (run.folder / "test.csv").exists():
+            print(f"{run.folder / 'test.csv'} is missing: scoring the test images first")
+            score_test(run, images, "folds", make_accelerator(run.config.train))

@@ -21,6 +21,7 @@ from defects.writing import sha256
 # Data settings whose effect images.csv holds, or which change no image.
 ABOUT_THE_INDEX = {
     "data.name",
+    "data.category",
     "data.source",
     "data.root",
     "data.sample_submission",

@@ -24,6 +24,7 @@ IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "wid
 # Data settings that images.csv does not depend on.
 NOT_THE_INDEX = {
     "data.name",
+    "data.category",
     "data.image_size",
     "data.symmetries",
     "data.answers",

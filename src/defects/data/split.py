@@ -41,7 +41,10 @@ def split(config: Config, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def load_tables(config: Config, images: pd.DataFrame | None = None) -> DataTables:
-    """images.csv, unless it is given, and folds.csv. Raises UserError when they are missing or out of date."""
+    """images.csv, unless it is given, and folds.csv.
+
+    Raises UserError when they are missing or out of date.
+    """
     if images is None:
         images = load_images(config)
     path = config.dataset_dir / "folds.csv"

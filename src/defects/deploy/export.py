@@ -15,8 +15,7 @@ from tqdm import tqdm
 from defects.config import Config, resolve
 from defects.data.datasets import plain_loader
 from defects.data.images import read_image
-from defects.data.prepare import load_images
-from defects.data.split import FULL, load_folds
+from defects.data.split import DataTables
 from defects.deploy import graph as graphs
 from defects.deploy.limits import map_limits, mask_rules, thresholds
 from defects.deploy.model import (
@@ -36,8 +35,9 @@ from defects.deploy.similar import NORMALS, shrink, spread
 from defects.errors import UserError
 from defects.files import array_archive, locked, write_csv, write_json
 from defects.models import Detector
+from defects.runs import FULL, Run
 from defects.scoring.mask_rules import Rule
-from defects.training.run import load_detector, run_folder
+from defects.training.checkpoint import load_detector
 from defects.writing import sha256
 
 FORMATS = {  # for --formats: the file, and whether it has to score as training did
@@ -52,22 +52,24 @@ MAX_COPIES = 64  # of the network in one graph
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "timm")
 
 
-def export(config: Config, fold: str, formats: list[str], images: int) -> tuple[Path, pd.DataFrame]:
+def export(
+    run: Run, tables: DataTables, fold: str, formats: list[str], images: int
+) -> tuple[Path, pd.DataFrame]:
     """The folder of what was written, and a table of how each file scores `images` images beside training.
 
     Raises UserError, and writes nothing, when a file that has to score as training did does not.
     """
-    detector = load_detector(config, fold)
+    detector = load_detector(run, fold)
     formats = formats or default_formats(detector)
-    _check_copies(config, detector, formats)
-    folder = run_folder(config, fold) / "export"
+    _check_copies(run.config, detector, formats)
+    folder = run.fold_folder(fold) / "export"
     part, old = folder.with_name(".export.part"), folder.with_name(".export.old")
-    with locked(run_folder(config, fold), wait=False):
+    with locked(run.fold_folder(fold), wait=False):
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            found = _write(config, detector, fold, formats, images, part)
+            found = _write(run, tables, detector, fold, formats, images, part)
             if folder.exists():
                 folder.replace(old)  # as a whole, so that an interruption never leaves half of it
             part.replace(folder)
@@ -102,46 +104,55 @@ def default_formats(detector: Detector) -> list[str]:
 
 
 def _write(
-    config: Config, detector: Detector, fold: str, formats: list[str], images: int, folder: Path
+    run: Run,
+    tables: DataTables,
+    detector: Detector,
+    fold: str,
+    formats: list[str],
+    images: int,
+    folder: Path,
 ) -> pd.DataFrame:
-    rows = checked_rows(config, fold, images)
+    config = run.config
+    rows = checked_rows(tables, fold, images)
     graph = Graph(detector, config)
-    _write_models(config, graph, fold, formats, folder)
+    _write_models(config, graph, tables.folds[tables.folds["fold"] != fold], formats, folder)
     names = [FORMATS[name][0] for name in FORMATS if (folder / FORMATS[name][0]).exists()]
-    _write_meta(config, graph, fold, names, folder)
+    _write_meta(run, tables, graph, fold, names, folder)
     limits = read_meta(folder).threshold
     models = {name: load_model(folder / name) for name in names}
     found = compare(_expected(config, graph, rows), models, limits, partial(_probability, detector))
     _refuse([name for name, exact in FORMATS.values() if exact and name in names], found)
-    _write_normals(config, fold, folder)
+    _write_normals(config, tables.folds[tables.folds["fold"] != fold], folder)
     truth = None if rows["label"].isna().any() else rows["label"].to_numpy(dtype=int)
     result = table(found, truth)
     write_csv(folder / "parity.csv", result.reset_index(names="file"))
     return result
 
 
-def checked_rows(config: Config, fold: str, images: int) -> pd.DataFrame:
+def checked_rows(tables: DataTables, fold: str, images: int) -> pd.DataFrame:
     """Up to `images` rows of images.csv that the model has not learnt from, defects first.
 
     Those that the fold held out; for the full fit the test images or, where there are none, what it learnt.
     """
-    table = load_folds(config)
-    rows = table[table["fold"] == fold]
+    rows = tables.folds[tables.folds["fold"] == fold]
     if fold == FULL:
-        every = load_images(config)
-        rows = every[every["split"] == "test"] if (every["split"] == "test").any() else table
+        test = tables.images[tables.images["split"] == "test"]
+        rows = test if len(test) else tables.folds
     defects, others = rows[rows["label"] == 1], rows[rows["label"] != 1]
     defects = _spread(defects, images // 2)
     return pd.concat([defects, _spread(others, images - len(defects))], ignore_index=True)
 
 
-def _write_models(config: Config, graph: Graph, fold: str, formats: list[str], folder: Path) -> None:
+def _write_models(
+    config: Config, graph: Graph, training: pd.DataFrame, formats: list[str], folder: Path
+) -> None:
+    """`training` are the images of the training side."""
     onnx, fp32 = folder / "model.onnx", folder / "openvino_fp32.xml"
     rest = [name for name in formats if name != "torch"]
     if "torch" in formats:
         save_portable(folder / "model.pt", graph.scorer.detector, config)
     if rest:
-        rows = learnt_rows(config, graph.scorer.detector, fold)
+        rows = learnt_rows(graph.scorer.detector, training)
         graphs.write_onnx(graph, next(_image_batches(config, rows[:1])), onnx)
         if rest != ["onnx"]:
             graphs.write_openvino(onnx, fp32, half=False)
@@ -156,11 +167,9 @@ def _write_models(config: Config, graph: Graph, fold: str, formats: list[str], f
             (folder / file).unlink(missing_ok=True)
 
 
-def learnt_rows(config: Config, detector: Detector, fold: str) -> pd.DataFrame:
-    """Rows of images.csv that the detector has learnt from."""
-    table = load_folds(config)
-    rows = table[table["fold"] != fold]
-    return rows[rows["label"] == 0] if detector.learns_from == "normal" else rows
+def learnt_rows(detector: Detector, training: pd.DataFrame) -> pd.DataFrame:
+    """Those images of the training side that the detector has learnt from."""
+    return training[training["label"] == 0] if detector.learns_from == "normal" else training
 
 
 def _image_batches(config: Config, rows: pd.DataFrame) -> Iterator[np.ndarray]:
@@ -194,25 +203,28 @@ def _refuse(names: list[str], found: dict[str, Parity]) -> None:
             )
 
 
-def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folder: Path) -> None:
-    detector, run = graph.scorer.detector, run_folder(config, fold)
+def _write_meta(
+    run: Run, tables: DataTables, graph: Graph, fold: str, names: list[str], folder: Path
+) -> None:
+    config = run.config
+    detector = graph.scorer.detector
     with torch.inference_mode():
         blank = torch.zeros(1, *config.data.image_size, 3, dtype=torch.uint8)
         maps = graph(blank).get("map")
     files = [file for name in names for file in parts(name)]
-    rules = mask_rules(config, detector)
+    rules = mask_rules(run, tables, detector)
     labels = {} if rules is None else {name: rule.label for name, rule in rules.items()}
     meta = Meta(
         version=VERSION,
         experiment=config.experiment,
         fold=fold,
         detector=config.model.name,
-        checkpoint_sha256=sha256(run / "best.pt"),
+        checkpoint_sha256=sha256(run.fold_folder(fold) / "best.pt"),
         image_size=config.data.image_size,
         bits=config.data.bits,
         targets=list(detector.targets),
-        threshold=thresholds(config, detector, fold) | labels,
-        map=None if maps is None else _map_meta(config, detector, fold, tuple(maps.shape[1:]), rules),
+        threshold=thresholds(run, tables, detector, fold) | labels,
+        map=None if maps is None else _map_meta(run, tables, detector, fold, tuple(maps.shape[1:]), rules),
         files={name: sha256(folder / name) for name in files},
         packages={name: version(name) for name in PACKAGES},
     )
@@ -220,14 +232,16 @@ def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folde
 
 
 def _map_meta(
-    config: Config,
+    run: Run,
+    tables: DataTables,
     detector: Detector,
     fold: str,
     shape: tuple[int, int, int],
     rules: dict[str, Rule] | None,
 ) -> MapMeta:
     """`shape` is that of a map, [K, h, w]; `rules` are those of its classes."""
-    normal, cut = map_limits(config, detector, fold)
+    config = run.config
+    normal, cut = map_limits(run, tables, detector, fold)
     if rules is None:
         classes = config.data.classes if shape[0] > 1 else ["defect"]
         return MapMeta(size=shape[1:], classes=classes, normal=normal, threshold=cut)
@@ -236,10 +250,9 @@ def _map_meta(
     return MapMeta(size=shape[1:], classes=list(rules), normal=normal, threshold=cut, rules=masks)
 
 
-def _write_normals(config: Config, fold: str, folder: Path) -> None:
+def _write_normals(config: Config, training: pd.DataFrame, folder: Path) -> None:
     """normals.npz: small normal images that the model has learnt from, for people to compare with."""
-    table = load_folds(config)
-    rows = _spread(table[(table["fold"] != fold) & (table["label"] == 0)], NORMALS)
+    rows = _spread(training[training["label"] == 0], NORMALS)
     with array_archive(folder / "normals.npz") as add:
         for row in rows.itertuples():
             image = read_image(resolve(config.data.root) / row.path, bits=config.data.bits)

@@ -7,30 +7,31 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
-from defects.config import Config
+from defects.data.split import DataTables
 from defects.models import Detector
+from defects.runs import OOF_MAPS, Run
 from defects.scoring.blending import align_held, move
 from defects.scoring.mask_rules import Rule
 from defects.scoring.pixels import CellCounts, Maps
 from defects.scoring.thresholds import choose_threshold, fpr_threshold
 from defects.submission.masks import choose_rules
-from defects.training.run import OOF_MAPS, load_oof, run_folder
 
 SURE = 0.5  # probability from which a segmenter's pixel is marked
 
 
-def thresholds(config: Config, detector: Detector, fold: str) -> dict[str, float]:
+def thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
     """The probability from which each target counts as present, by `threshold.rule` on all held-out images.
 
     The folds' scores are brought to one scale first (scoring.blending), and the threshold to that of `fold`.
     The full fit, which holds nothing out, gets the threshold of the common scale.
     """
+    settings = run.config.threshold
     found = {}
     for target in detector.targets:
-        oof = load_oof(config, (target,))
+        oof = run.load_oof(tables.folds, (target,))
         held, scales, common = align_held(oof)
         labels = oof["label"].to_numpy(dtype=int)
-        cut = choose_threshold(labels, held.to_numpy(), config.threshold.rule, config.threshold.fpr)
+        cut = choose_threshold(labels, held.to_numpy(), settings.rule, settings.fpr)
         cut = between_scores(cut, held.to_numpy())
         found[target] = float(expit(move(cut, common, scales.get(fold, common))))
     return found
@@ -47,16 +48,19 @@ def between_scores(cut: float, scores: np.ndarray) -> float:
     return float((low + high) / 2)
 
 
-def map_limits(config: Config, detector: Detector, fold: str) -> tuple[list[float], list[float]]:
+def map_limits(
+    run: Run, tables: DataTables, detector: Detector, fold: str
+) -> tuple[list[float], list[float]]:
     """Of each class of the maps: the median over held-out normal images, and from where on a cell is marked.
 
     The latter is reached anywhere in a share `threshold.fpr` of these images; a probability of a pixel is cut
     at 0.5. Where no fold held out a normal image, both are quantiles of all cells of all held-out images.
     """
-    images = _map_images(config, fold)
+    fpr = run.config.threshold.fpr
+    images = _map_images(run.load_oof(tables.folds), fold)
     has_normal = (images["label"] == 0).all()
     counts, highest = None, []
-    for maps in _kept_maps(config, images):
+    for maps in _kept_maps(run, images):
         if counts is None:
             counts = [CellCounts() for _ in maps]
         for plane, count in zip(maps, counts, strict=True):
@@ -66,16 +70,15 @@ def map_limits(config: Config, detector: Detector, fold: str) -> tuple[list[floa
     if detector.segments:
         return medians, len(medians) * [SURE]
     if not has_normal:
-        return medians, [count.quantile(1 - config.threshold.fpr) for count in counts]
-    return medians, [fpr_threshold(values, config.threshold.fpr) for values in np.transpose(highest)]
+        return medians, [count.quantile(1 - fpr) for count in counts]
+    return medians, [fpr_threshold(values, fpr) for values in np.transpose(highest)]
 
 
-def _map_images(config: Config, fold: str) -> pd.DataFrame:
-    """Out-of-fold rows of the images whose maps say what is normal: those that the fold held out.
+def _map_images(oof: pd.DataFrame, fold: str) -> pd.DataFrame:
+    """Those out-of-fold rows of the images whose maps say what is normal: those that the fold held out.
 
     Of other folds where it held out no normal one, as the full fit; images with defects where none did.
     """
-    oof = load_oof(config)
     normal = oof[oof["label"] == 0]
     if normal.empty:
         print("note: no normal image was held out: the scale of the maps comes from images with defects")
@@ -85,24 +88,24 @@ def _map_images(config: Config, fold: str) -> pd.DataFrame:
     return oof
 
 
-def _kept_maps(config: Config, images: pd.DataFrame) -> Iterator[np.ndarray]:
+def _kept_maps(run: Run, images: pd.DataFrame) -> Iterator[np.ndarray]:
     """float16 [K, h, w] of each of these out-of-fold rows."""
     for fold, rows in images.groupby("fold"):
-        maps = Maps(run_folder(config, fold) / OOF_MAPS)
+        maps = Maps(run.fold_folder(fold) / OOF_MAPS)
         for image_id in tqdm(rows["image_id"], "scale of the maps", leave=False, disable=None):
             yield maps.of_classes(image_id)
 
 
-def mask_rules(config: Config, detector: Detector) -> dict[str, Rule] | None:
-    """By class, fitted out of fold or the default ones, as src/ensemble.py chooses for this experiment alone.
+def mask_rules(run: Run, tables: DataTables, detector: Detector) -> dict[str, Rule] | None:
+    """By class, fitted out of fold or the default ones, as src/ensemble.py chooses for this run alone.
 
     None for a detector that makes no masks of classes.
     """
-    if not (detector.segments and config.data.classes):
+    if not (detector.segments and run.config.data.classes):
         return None
-    choice = choose_rules(config, {config.experiment: config})
+    choice = choose_rules([run], tables)
     untuned, tuned = choice.estimates["untuned"], choice.estimates["tuned_nested"]
     nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
     print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")
     rules = choice.rules[choice.chosen]
-    return {name: rules[name] for name in config.data.classes}
+    return {name: rules[name] for name in run.config.data.classes}

@@ -25,7 +25,7 @@ FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_fp16.xml", "op
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]
-Run = Callable[[np.ndarray], Arrays]  # images -> outputs by name
+ScoreImages = Callable[[np.ndarray], Arrays]  # images -> outputs by name
 
 
 class MaskRule(Section):
@@ -84,7 +84,7 @@ class Output(NamedTuple):
 class Model:
     """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output."""
 
-    def __init__(self, path: Path, meta: Meta, run: Run):
+    def __init__(self, path: Path, meta: Meta, run: ScoreImages):
         self.path, self.meta, self.run = path, meta, run
 
     def __call__(self, images: np.ndarray) -> Output:
@@ -166,7 +166,7 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def _openvino(path: Path, threads: int | None) -> Run:
+def _openvino(path: Path, threads: int | None) -> ScoreImages:
     # Some processors would compute in bf16 unasked, and give other scores.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
@@ -181,7 +181,7 @@ def _openvino(path: Path, threads: int | None) -> Run:
     return run
 
 
-def _onnx(path: Path, threads: int | None) -> Run:
+def _onnx(path: Path, threads: int | None) -> ScoreImages:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -196,7 +196,7 @@ def _onnx(path: Path, threads: int | None) -> Run:
     return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
-def _torch(path: Path, threads: int | None) -> Run:
+def _torch(path: Path, threads: int | None) -> ScoreImages:
     from defects.deploy.portable import load_portable
 
     return load_portable(path, threads)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from defects.config import Config
-from defects.deploy.model import Arrays, Run
+from defects.deploy.model import Arrays, ScoreImages
 from defects.errors import UserError
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
-from defects.training.scorer import Scorer
+from defects.training.scoring import Scorer
 from defects.validation import validate
 
 KEPT = {"experiment", "data", "split", "model", "train", "infer", "threshold"}  # sections detectors read
@@ -44,7 +44,7 @@ def save_portable(path: Path, detector: Detector, config: Config) -> None:
     checkpoint.save(path, {"config": values, "detector": detector.state_dict()})
 
 
-def load_portable(path: Path, threads: int | None = None) -> Run:
+def load_portable(path: Path, threads: int | None = None) -> ScoreImages:
     """Raises UserError when the file is truncated, or holds anything but tensors and plain values."""
     content = checkpoint.load(path)
     if set(content) != {"config", "detector"}:

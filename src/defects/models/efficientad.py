@@ -36,7 +36,7 @@ from defects.models.parts.pdn import (
 )
 
 LOW, HIGH, AT_HIGH = 0.9, 0.995, 0.1  # quantiles of normal maps that become 0 and 0.1 (section 3.4)
-DISTILL = "make it with src/distill.py --images FOLDER and the same --config, --detector and --set"
+DISTILL = "make it with src/distill.py --images FOLDER and the same --config, --data, --model and --set"
 
 Positive = Annotated[float, Field(gt=0)]
 

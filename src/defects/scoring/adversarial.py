@@ -16,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from defects.config import Config
-from defects.data.split import load_folds
 from defects.files import read_json
 from defects.scoring.appearance import ABOUT, setting_features
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, settings_but
@@ -58,11 +57,6 @@ def verdict(found: dict[str, Any]) -> str:
         return "they cannot be told apart"
     degree = next(word for limit, word in DEGREES.items() if found["auroc"] >= limit)
     return f"they can {degree} be told apart"
-
-
-def training_share(config: Config) -> float:
-    """Of defects among the training images."""
-    return float(load_folds(config)["label"].astype(float).mean())
 
 
 def compare(table: pd.DataFrame, share: float) -> dict[str, Any]:

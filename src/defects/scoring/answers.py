@@ -3,7 +3,6 @@
 import pandas as pd
 
 from defects.config import Config, resolve
-from defects.data.prepare import load_images
 from defects.data.rle_table import read_annotations
 from defects.data.user_tables import match_ids, read_user_table
 from defects.errors import UserError, shorten_names
@@ -12,16 +11,15 @@ from defects.files import same_text
 COLUMNS = ["image_id", "label", "mask_path"]
 
 
-def load_answers(config: Config) -> pd.DataFrame:
+def load_answers(config: Config, images: pd.DataFrame) -> pd.DataFrame:
     """image_id, label, mask_path ("" where unknown), from data.answers or the source's own key.
 
-    A key with masks of several classes tells whether there is any defect. Raises UserError when there is no
-    key, or one without ids and labels.
+    `images` is images.csv. A key with masks of several classes tells whether there is any defect. Raises
+    UserError when there is no key, or one without ids and labels.
     """
     path = resolve(config.data.answers) if config.data.answers else config.dataset_dir / "answers.csv"
     if not path.exists():
         raise UserError(f"{path} does not exist: name the answer key with --set data.answers=FILE")
-    images = load_images(config)
     test_ids = set(images.loc[images["split"] == "test", "image_id"])
     if config.data.classes:
         runs = read_annotations(path, config.data.classes, test_ids, config.data.unlisted_classes)

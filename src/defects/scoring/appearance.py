@@ -13,8 +13,7 @@ from defects.config import Config, resolve
 from defects.config_data import DataConfig, DuplicateConfig
 from defects.data.duplicates import find_siblings, group_ids, thumbnail
 from defects.data.images import read_image
-from defects.data.prepare import load_images
-from defects.data.split import load_folds
+from defects.data.split import DataTables
 
 SIDE = 128  # pixels, of the square thumbnails that are measured; a JPEG is decoded at about this size
 CELLS = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"]
@@ -28,13 +27,13 @@ ABOUT = ["image_id", "test", "group"]  # columns that are no features
 SETTING = ["width", "height", "width to height", "bytes per pixel", "brightness", "red against blue"]
 
 
-def appearance_table(config: Config) -> pd.DataFrame:
+def appearance_table(config: Config, tables: DataTables) -> pd.DataFrame:
     """A row for each of at most MOST images of a side: image_id, test, group (of siblings), and features.
 
     Siblings of either side share a group. Every image is read once, at SIDE x SIDE pixels. Features are
     floats; `format .png` and the like are 0, 1.
     """
-    images, settings = _sample(load_images(config)), config.split.duplicates
+    images, settings = _sample(tables.images), config.split.duplicates
     measure = partial(_measure_one, config.data, settings)
     rows = images.to_dict("records")
     found = thread_map(measure, rows, desc="measuring images", leave=False, disable=None)
@@ -42,7 +41,7 @@ def appearance_table(config: Config) -> pd.DataFrame:
     table = table.join(pd.get_dummies(images["path"].map(_format), dtype=float))
     table.insert(0, "image_id", images["image_id"])
     table.insert(1, "test", images["split"] == "test")
-    table.insert(2, "group", _groups(load_folds(config), images, np.stack([t for _, t in found]), settings))
+    table.insert(2, "group", _groups(tables.folds, images, np.stack([t for _, t in found]), settings))
     return table
 
 

@@ -5,21 +5,23 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, ThresholdConfig
+from defects.config import ThresholdConfig
+from defects.data.split import DataTables
 from defects.errors import UserError
+from defects.runs import Run, check_same_data, runs_on
 from defects.scoring.blending import check_scores, experiment_scores, join, join_images
 from defects.scoring.decision import Decision, decide, submitted_prior
 from defects.scoring.ensemble import Blend, Ensemble, Sample, methods_table
 from defects.scoring.estimate import estimate
 from defects.scoring.prior_shift import prior_shift
 from defects.scoring.scales import fit_calibration
-from defects.training.experiments import aligned_oof, check_data, seeds_of
-from defects.training.inference import load_test
-from defects.training.run import load_oof
+from defects.scoring.seed_runs import aligned_oof, without_seeds
 
 
-def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict, pd.Series]:
+def blend_runs(runs: list[Run], tables: DataTables) -> tuple[dict, pd.Series]:
     """What is found out about the blend, and its test scores as log-odds, by image_id.
+
+    The settings of the blend and of the threshold are those of the first run.
 
     `ensemble`: scale, method, a row for each method; `estimate`: scoring.estimate's, at the training share of
     defects; `prior`: scoring.prior_shift's; `decisions`: the Decision for the training share (`train`) and,
@@ -27,10 +29,12 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
     see seed_spread. All but decisions are plain values. Raises UserError for members that do not match, and
     for scores that nothing can be made of.
     """
-    images, held, new = load_members(config, members)
+    config = runs[0].config
+    names = [run.name for run in runs]
+    images, held, new = load_members(runs, tables)
     labels = images["label"].to_numpy(dtype=int)
     sample = Sample(labels, held.to_numpy(), images["fold"].to_numpy(), images["group"].to_numpy())
-    ensemble = Ensemble(list(members), sample, config.ensemble, config.threshold)
+    ensemble = Ensemble(names, sample, config.ensemble, config.threshold)
     method = ensemble.choose()
     held_scores, new_scores = blended(ensemble.fit(method), sample, new.to_numpy())
     rule = config.threshold.rule, config.threshold.fpr
@@ -41,13 +45,13 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
             "scale": ensemble.scale,
             "method": method,
             "chosen": ensemble.is_chosen,
-            "methods": methods_table(ensemble, list(members)),
+            "methods": methods_table(ensemble, names),
         },
         "estimate": estimate(images.assign(score=held_scores), *rule, ensemble.predict_nested()),
         "prior": prior,
         "decision": decisions[submitted_prior(config.threshold, prior)],
         "decisions": decisions,
-        "seeds": seed_spread(config, list(members)),
+        "seeds": seed_spread(runs, tables),
     }
     return found, pd.Series(new_scores, new.index)
 
@@ -81,19 +85,19 @@ def decide_for_shares(
     return decisions
 
 
-def load_members(
-    config: Config, members: dict[str, Config]
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def load_members(runs: list[Run], tables: DataTables) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Held-out images (label, fold, group), scores on them and on the test images, by image_id.
 
-    Both score tables have a column for each experiment. Raises UserError as blend_experiments.
+    Both score tables have a column for each run. Raises UserError as blend_runs.
     """
+    check_same_data(runs)
     oofs, held, new = {}, {}, {}
-    for name, member in members.items():
-        check_data(config, name)
-        oofs[name], scored = load_oof(member), load_test(member)
-        check_scores(name, oofs[name], scored)
-        held[name], new[name] = experiment_scores(oofs[name], scored)
+    for run in runs:
+        oof = run.load_oof(tables.folds)
+        scored = run.load_test_scores()
+        check_scores(run.name, oof, scored)
+        oofs[run.name] = oof
+        held[run.name], new[run.name] = experiment_scores(oof, scored)
     joined, images = join(held), join_images(oofs)
     return images, joined.reindex(images.index), join(new)
 
@@ -110,24 +114,28 @@ def blended(blend: Blend, sample: Sample, new: np.ndarray) -> tuple[np.ndarray, 
     return calibration(scores[0]), calibration(scores[1])
 
 
-def seed_spread(config: Config, experiments: list[str]) -> list[dict]:
+def seed_spread(runs: list[Run], tables: DataTables) -> list[dict]:
     """Nested macro-F1 of runs that differ in their seeds alone: members, and those trained beside them.
 
     A dict for each such set of two or more: nested_macro_f1 of each alone, spread (standard deviation).
     """
+    first = runs[0].config
+    beside = runs_on(first.data.name, first.output_dir)
     found, seen = [], set()
-    for name in experiments:
-        runs = [] if name in seen else seeds_of(config, name)
-        seen |= {run.experiment for run in runs}
-        nested = {run.experiment: _nested_macro_f1(run) for run in runs}
+    for member in runs:
+        if member.name in seen:
+            continue
+        kind = without_seeds(member.config)
+        nested = {}
+        for run in beside:
+            if without_seeds(run.config) != kind:
+                continue
+            seen.add(run.name)
+            with suppress(UserError):  # what stands beside the members may be of other images than they are
+                settings = first.threshold
+                oof = aligned_oof(run, tables)
+                nested[run.name] = estimate(oof, settings.rule, settings.fpr)["nested_macro_f1"]
         known = {name: value for name, value in nested.items() if value is not None}
         if len(known) > 1:
             found.append({"nested_macro_f1": known, "spread": float(np.std(list(known.values()), ddof=1))})
     return found
-
-
-def _nested_macro_f1(run: Config) -> float | None:
-    """None also for what stands beside the members and is of other images than they are."""
-    with suppress(UserError):
-        return estimate(aligned_oof(run), run.threshold.rule, run.threshold.fpr)["nested_macro_f1"]
-    return None

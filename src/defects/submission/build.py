@@ -1,32 +1,36 @@
 """Submissions: built in the sample's order, validated, written with what they were made from."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 from scipy.special import expit
 
-from defects.config import Config, resolve
-from defects.data.prepare import load_images, sample_ids
+from defects.config import Config, EnsembleConfig, ThresholdConfig, resolve
+from defects.data.prepare import sample_ids
+from defects.data.split import DataTables
 from defects.errors import UserError, shorten_names
-from defects.files import write_csv, write_json
+from defects.files import read_json, write_csv, write_json
+from defects.runs import Run
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.decision import Decision
-from defects.submission.blend import blend_experiments
+from defects.submission.blend import blend_runs
 from defects.writing import sha256
 
-SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
+SCORES = ("fold*/oof.csv", "test.csv")  # of a run's folder
 
 
-def build_submission(config: Config, experiments: list[str], path: Path) -> dict:
-    """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
+def build_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
+    """Blend the runs, choose the threshold on out-of-fold scores, write `path`.
 
     Beside it: <name>.json (weights, decision, estimate, sha256 of the file and of every input; see
     submission.blend; adversarial: whether training and test images differ, None if nobody looked) and
     <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
     UserError for members that do not match.
     """
-    members, ids = members_of(config, experiments), submission_ids(config)
-    found, scores = blend_experiments(config, members)
+    config = runs[0].config
+    ids = submission_ids(config, tables.images)
+    found, scores = blend_runs(runs, tables)
     decision: Decision = found["decision"]
     scores = scores.reindex(ids.index)
     answers = (scores >= decision.score_threshold).where(scores.notna())
@@ -40,7 +44,9 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
         "decision": decision.to_json(),
         "decisions": {prior: each.to_json() for prior, each in found["decisions"].items()},
         "adversarial": stored_comparison(config),
-        "inputs": input_hashes(members),
+        "runs": run_places(runs),
+        "settings": submission_settings(config),
+        "inputs": input_hashes(runs),
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
     scores_file = path.with_suffix(".scores.csv")
@@ -51,13 +57,65 @@ def build_submission(config: Config, experiments: list[str], path: Path) -> dict
     return summary
 
 
-def members_of(config: Config, experiments: list[str]) -> dict[str, Config]:
-    return {name: config.model_copy(update={"experiment": name}) for name in experiments}
+def run_places(runs: list[Run]) -> dict[str, str]:
+    """The folder of each run, by its name, so that the submission's runs are found again."""
+    return {run.name: _shown(run.folder) for run in runs}
 
 
-def submission_ids(config: Config) -> pd.Series:
-    """Ids as to be submitted, by image_id, in the order of the sample; without one, by id."""
-    images = load_images(config)
+RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untuned.csv stand beside <name>.csv
+
+
+def read_summary(path: Path) -> dict:
+    """The JSON of a submission. Raises UserError if it is gone or of an older version.
+
+    The files of the two mask rules share that of <name>.csv; `chosen`, `decision` and `sha256` are then
+    those of the file itself.
+    """
+    beside = path.with_suffix(".json")
+    name, _, rule = path.stem.rpartition(".")
+    is_shared = rule in RULE_NAMES and not beside.exists()
+    if is_shared:
+        beside = path.with_name(f"{name}.json")
+    summary = read_json(beside)
+    if summary is None:
+        raise UserError(f"{beside} does not exist: run src/ensemble.py again")
+    is_whole = all(isinstance(summary.get(key), dict) for key in ("runs", "settings"))
+    if not is_whole or not summary["runs"]:
+        raise UserError(f"{beside} is not whole, or of an older version: run src/ensemble.py again")
+    if is_shared:
+        summary["chosen"] = rule
+        summary["sha256"] = summary.get("files", {}).get(rule)
+        summary["decision"] = summary.get("decisions", {}).get(rule)
+    return summary
+
+
+def open_runs(summary: dict, output: Path | None, overrides: Iterable[str] = ()) -> list[Run]:
+    """The runs that a submission was made of, with its settings of threshold and blend.
+
+    `output` is the folder that they have been moved to, if they have.
+    """
+    decided = {
+        "threshold": ThresholdConfig.model_validate(summary["settings"]["threshold"]),
+        "ensemble": EnsembleConfig.model_validate(summary["settings"]["ensemble"]),
+    }
+    runs = []
+    for name, place in summary["runs"].items():
+        folder = resolve(place) if output is None else output / name
+        runs.append(Run(Run.open(folder, overrides).config.model_copy(update=decided)))
+    return runs
+
+
+def submission_settings(config: Config) -> dict:
+    """What a submission depends on beside its runs."""
+    sections = {"threshold", "ensemble"}
+    return config.model_dump(mode="json", include=sections)
+
+
+def submission_ids(config: Config, images: pd.DataFrame) -> pd.Series:
+    """Ids as to be submitted, by image_id, in the order of the sample; without one, by id.
+
+    `images` is images.csv.
+    """
     if config.data.sample_submission:
         return sample_ids(config.data, images)
     ids = images.loc[images["split"] == "test", "image_id"]
@@ -79,12 +137,13 @@ def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
         raise UserError(f"{path}: {len(wrong)} answers are not 0 or 1, that of {wrong[0]} first: score again")
 
 
-def input_hashes(members: dict[str, Config], files: tuple[str, ...] = SCORES) -> dict[str, str]:
-    """sha256 of every file that a blend of `members` was made from: `files` are patterns in their folders."""
-    first = next(iter(members.values()))
-    found = [first.dataset_dir / "images.csv", first.dataset_dir / "folds.csv"]
-    for member in members.values():
-        found += [path for pattern in files for path in sorted(member.experiment_dir.glob(pattern))]
+def input_hashes(runs: list[Run], files: tuple[str, ...] = SCORES) -> dict[str, str]:
+    """sha256 of every file that a blend of `runs` was made from: `files` are patterns in their folders."""
+    data = runs[0].config.dataset_dir
+    found = [data / "images.csv", data / "folds.csv"]
+    for run in runs:
+        for pattern in files:
+            found += sorted(run.folder.glob(pattern))
     return {_shown(path): sha256(path) for path in found}
 
 

@@ -9,14 +9,12 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from defects.config import ROOT, Config, TrackingConfig, as_yaml, load_config, resolve
+from defects.config import ROOT, Config, TrackingConfig, as_yaml, resolve
 from defects.config_data import KaggleConfig
-from defects.data.split import FULL
 from defects.errors import UserError
 from defects.files import write_json
+from defects.runs import FULL, OOF_MAPS, Run, fold_folder_name
 from defects.submission.notebook import dataset_metadata, kernel_metadata, notebook
-from defects.training.inference import load_test
-from defects.training.run import OOF_MAPS, run_folder, trained_folds
 from defects.writing import partial, sha256
 
 
@@ -30,22 +28,22 @@ class Bundle:
     sha256: str  # of the notebook, which itself names the hash of the data set
 
 
-def build_bundle(config: Config, summary: dict, folder: Path, wheels: Path | None) -> Bundle:
+def build_bundle(runs: list[Run], summary: dict, folder: Path, wheels: Path | None) -> Bundle:
     """Write everything but the wheels that must be downloaded (see fetch_wheels).
 
     The same inputs give the same bytes, so that an interrupted submission is recognised. Raises UserError
     when `summary` was not made from the present runs.
     """
     _check_inputs(summary)
-    kaggle, uploaded = config.data.kaggle, folder / "dataset"
+    kaggle = runs[0].config.data.kaggle
+    uploaded = folder / "dataset"
     dataset = f"{kaggle.kernel}-bundle"
-    members = {name: _member(config, name) for name in summary["weights"]}
-    _write_archive(uploaded / "project.zip", _project(config, members))
+    _write_archive(uploaded / "project.zip", _project(runs))
     held = _copy_wheels(wheels, uploaded) if wheels else _keep_wheels(pins(kaggle), uploaded)
     digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *held]).encode()).hexdigest()
     write_json(uploaded / "bundle.json", {"sha256": digest})
     write_json(uploaded / "dataset-metadata.json", dataset_metadata(dataset))
-    _write_kernel(folder / "kernel", kaggle, dataset, digest, members, _written(summary))
+    _write_kernel(folder / "kernel", kaggle, dataset, digest, runs, _written(summary))
     return Bundle(folder, dataset, kaggle.kernel, sha256(folder / "kernel" / "notebook.ipynb"))
 
 
@@ -56,13 +54,13 @@ def _written(summary: dict) -> str:
 
 
 def _write_kernel(
-    folder: Path, kaggle: KaggleConfig, dataset: str, digest: str, members: dict[str, Config], written: str
+    folder: Path, kaggle: KaggleConfig, dataset: str, digest: str, runs: list[Run], written: str
 ) -> None:
     constants = {
         "COMPETITION": kaggle.competition,
         "BUNDLE": dataset.partition("/")[2],
         "SHA256": digest,
-        "EXPERIMENTS": {name: _use(member) for name, member in members.items()},
+        "RUNS": {run.name: _use(run) for run in runs},
         "WRITTEN": written,
     }
     write_json(folder / "notebook.ipynb", notebook(constants))
@@ -132,26 +130,17 @@ def _check_inputs(summary: dict) -> None:
             raise UserError(f"{path} changed since the submission was made: run src/ensemble.py again")
 
 
-def _member(config: Config, name: str) -> Config:
-    """An experiment's own config: the given one, or the one that its run folder keeps."""
-    if name == config.experiment:
-        return config
-    kept = sorted((resolve(config.output) / name).glob("*/config.yaml"))
-    if not kept:
-        raise UserError(f"{resolve(config.output) / name} holds no config.yaml of a run: train it again")
-    return load_config(kept[0]).model_copy(update={"experiment": name, "output": config.output})
-
-
-def _use(member: Config) -> str:
+def _use(run: Run) -> str:
     """The --use that test.csv was scored with. Raises UserError when its models have changed since."""
-    scored = set(load_test(member)["fold"])
+    scored = set(run.load_test_scores()["fold"])
     if FULL not in scored:
         return "folds"
     return "both" if len(scored) > 1 else "full"
 
 
-def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | bytes]:
+def _project(runs: list[Run]) -> dict[str, Path | bytes]:
     """Name in the archive -> file or content."""
+    config = runs[0].config
     files: dict[str, Path | bytes] = {
         path.relative_to(ROOT).as_posix(): path for path in (ROOT / "src").rglob("*.py")
     }
@@ -165,20 +154,22 @@ def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | byt
                 f"split.group_file={group_file} lies outside the repository: the notebook cannot find it"
             )
         files[group_file.as_posix()] = resolve(group_file)
-    files["configs/submission.yaml"] = _portable(config)
-    for name, member in members.items():
-        files[f"configs/{name}.yaml"] = _portable(member)
-        files |= {f"output/{name}/{path.parent.name}/{path.name}": path for path in _models(member)}
+    for run in runs:
+        scored = run.trained_folds() + ([] if _use(run) == "folds" else [FULL])
+        for fold in scored:
+            place = f"output/{run.name}/{fold_folder_name(fold)}"
+            files |= {f"{place}/{path.name}": path for path in _fold_files(run, fold)}
+            files[f"{place}/config.yaml"] = _portable(run.config)
     return files
 
 
-def _models(member: Config) -> list[Path]:
-    """Checkpoints, and the out-of-fold scores (of masks, also the maps) that the thresholds come from."""
-    full = [] if _use(member) == "folds" else [run_folder(member, FULL) / "best.pt"]
-    folders = [run_folder(member, fold) for fold in trained_folds(member)]
-    found = [folder / name for folder in folders for name in ("best.pt", "oof.csv")] + full
-    maps = [folder / OOF_MAPS for folder in folders] if member.data.classes else []
-    return found + [path for path in maps if path.exists()]
+def _fold_files(run: Run, fold: str) -> list[Path]:
+    """The checkpoint, and the out-of-fold scores (of masks, also the maps) that the thresholds come from."""
+    names = ["best.pt"] if fold == FULL else ["best.pt", "oof.csv"]
+    if run.config.data.classes and fold != FULL:
+        names.append(OOF_MAPS)
+    paths = [run.fold_folder(fold) / name for name in names]
+    return [path for path in paths if path.exists() or path.name != OOF_MAPS]
 
 
 def _portable(config: Config) -> bytes:

@@ -12,25 +12,25 @@ from tqdm import tqdm
 from defects.config import Config, resolve
 from defects.data.images import resize
 from defects.data.labels import read_masks
-from defects.data.prepare import image_sizes, load_images, sample_ids
+from defects.data.prepare import image_sizes, sample_ids
 from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
+from defects.data.split import DataTables
 from defects.errors import UserError
 from defects.files import write_json
+from defects.runs import OOF_MAPS, TEST_MAPS, Run, check_same_data
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.decision import Decision
 from defects.scoring.dice import PAIR, dice_interval, mean_dice
 from defects.scoring.mask_rules import Rule, to_mask
 from defects.scoring.masks import Candidate, dice_under, fit_rules, measure, nested_dice
 from defects.scoring.pixels import Maps
-from defects.submission.build import input_hashes, members_of
-from defects.training.inference import load_test
-from defects.training.run import OOF_MAPS, TEST_MAPS, load_oof, run_folder
+from defects.submission.build import input_hashes, run_places, submission_settings
 from defects.writing import sha256
 
 
-def build_mask_submission(config: Config, experiments: list[str], path: Path) -> dict:
-    """Blend the experiments, fit the rules out of fold, write `path` in the form of the sample.
+def build_mask_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
+    """Blend the runs, fit the rules out of fold, write `path` in the form of the sample.
 
     Members that do not segment have their say in whether a class is there, those that do also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
@@ -38,14 +38,14 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     weights, rules, estimates, the decision of each file, sha256 of every file and input; its content is
     returned. Raises UserError if no member has maps.
     """
-    members = members_of(config, experiments)
-    order, form = expected_rows(config)
-    choice = choose_rules(config, members)
+    config = runs[0].config
+    order, form = expected_rows(config, tables.images)
+    choice = choose_rules(runs, tables)
     images = order["image_id"].nunique()
     decisions = {rule: decide_masks(choice, rule, images) for rule in choice.rules}
     summary = {
         "data": config.data.name,
-        "weights": {name: 1 / len(experiments) for name in experiments},
+        "weights": {run.name: 1 / len(runs) for run in runs},
         "images": images,
         "rules": {name: rule._asdict() for name, rule in choice.rules["tuned"].items()},
         "chosen": choice.chosen,
@@ -53,15 +53,17 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
         "decisions": {rule: decision.to_json() for rule, decision in decisions.items()},
         "estimate": choice.estimates,
         "adversarial": stored_comparison(config),
-        "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
+        "runs": run_places(runs),
+        "settings": submission_settings(config),
+        "inputs": input_hashes(runs, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
-    runs = _test_runs(config, members, order, list(choice.rules.values()))
-    tables = dict(zip(choice.rules, runs, strict=True))
-    for name, table in tables.items():
+    masks = _test_masks(runs, tables.images, order, list(choice.rules.values()))
+    written = dict(zip(choice.rules, masks, strict=True))
+    for name, table in written.items():
         write_rle_table(path.with_suffix(f".{name}.csv"), table, form)
-    write_rle_table(path, tables[summary["chosen"]], form)
+    write_rle_table(path, written[summary["chosen"]], form)
     summary["sha256"] = sha256(path)
-    summary["files"] = {name: sha256(path.with_suffix(f".{name}.csv")) for name in tables}
+    summary["files"] = {name: sha256(path.with_suffix(f".{name}.csv")) for name in written}
     write_json(path.with_suffix(".json"), summary)
     return summary
 
@@ -82,14 +84,15 @@ class RuleChoice(NamedTuple):
     has_defect: pd.Series
 
 
-def choose_rules(config: Config, members: dict[str, Config]) -> RuleChoice:
+def choose_rules(runs: list[Run], tables: DataTables) -> RuleChoice:
     """Fit the mask rules of a blend on its out-of-fold maps; chosen if their nested Dice beats the untuned.
 
     Raises UserError if no member has maps.
     """
-    classes = config.data.classes
-    oof = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
-    outcomes = measure(candidates(config, members, oof))
+    check_same_data(runs)
+    classes = runs[0].config.data.classes
+    oof = {run.name: run.load_oof(tables.folds, tuple(classes)) for run in runs}
+    outcomes = measure(candidates(runs, oof, tables.images))
     rules = {"tuned": fit_rules(outcomes), "untuned": dict.fromkeys(classes, Rule())}
     scored = {"tuned": nested_dice(outcomes), "untuned": dice_under(outcomes, rules["untuned"])}
     estimates = {
@@ -126,7 +129,7 @@ def decide_masks(choice: RuleChoice, rule: str, new_images: int) -> Decision:
     )
 
 
-def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
+def expected_rows(config: Config, images: pd.DataFrame) -> tuple[pd.DataFrame, Form]:
     """image_id, target, written_id of every row to be submitted, as the sample lists them, and its form.
 
     `written_id` is the image's id in the sample, which may lack the suffix.
@@ -134,7 +137,7 @@ def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
     Without a sample every test image with every class, by id. Raises UserError if the sample is of other
     images than the test images.
     """
-    images, classes = load_images(config), config.data.classes
+    classes = config.data.classes
     if config.data.sample_submission is None:
         ids = images.loc[images["split"] == "test", "image_id"]
         pairs = pd.DataFrame(product(ids, classes), columns=PAIR)
@@ -142,13 +145,13 @@ def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
     image_of = {written: image for image, written in sample_ids(config.data, images).items()}
     sample = resolve(config.data.root) / config.data.sample_submission
     pairs = read_rle_table(sample, classes)[PAIR]
-    images = pairs["image_id"].map(image_of).astype("str")
-    return pairs.assign(image_id=images, written_id=pairs["image_id"]), table_form(sample)
+    image_ids = pairs["image_id"].map(image_of).astype("str")
+    return pairs.assign(image_id=image_ids, written_id=pairs["image_id"]), table_form(sample)
 
 
-def check_masks(config: Config, path: Path) -> None:
+def check_masks(config: Config, images: pd.DataFrame, path: Path) -> None:
     """UserError unless `path` has the rows to be submitted, in order, each with a mask of its image."""
-    rows, form = expected_rows(config)
+    rows, form = expected_rows(config, images)
     table = read_rle_table(path, config.data.classes)
     expected = rows[PAIR].assign(image_id=rows["written_id"])
     if table_form(path) != form or not table[PAIR].reset_index(drop=True).equals(expected):
@@ -158,18 +161,20 @@ def check_masks(config: Config, path: Path) -> None:
             f"{path}: its rows differ from the sample's (missing {missing}, unknown {extra}, or order, or "
             "columns): run src/ensemble.py again"
         )
-    check_runs(table.assign(image_id=rows["image_id"]), image_sizes(load_images(config)), path)
+    check_runs(table.assign(image_id=rows["image_id"]), image_sizes(images), path)
 
 
-def candidates(
-    config: Config, members: dict[str, Config], tables: dict[str, pd.DataFrame]
-) -> Iterator[Candidate]:
-    """Every image and class of the members' rows of oof.csv: its blended label and map, and the truth."""
+def candidates(runs: list[Run], oof: dict[str, pd.DataFrame], images: pd.DataFrame) -> Iterator[Candidate]:
+    """Every image and class of the out-of-fold rows: its blended label and map, and the truth.
+
+    `oof` holds the rows of each run by its name, `images` is images.csv.
+    """
+    config = runs[0].config
     classes, root = config.data.classes, resolve(config.data.root)
-    blend = MapBlend(members, tables, OOF_MAPS)
-    folds = next(iter(tables.values())).drop_duplicates("image_id").set_index("image_id")["fold"]
-    images = load_images(config).set_index("image_id", drop=False).loc[folds.index].to_dict("records")
-    for row in tqdm(images, "masks of the folds", leave=False, disable=None):
+    blend = MapBlend(runs, oof, OOF_MAPS)
+    folds = next(iter(oof.values())).drop_duplicates("image_id").set_index("image_id")["fold"]
+    rows = images.set_index("image_id", drop=False).loc[folds.index].to_dict("records")
+    for row in tqdm(rows, "masks of the folds", leave=False, disable=None):
         image_id, maps = row["image_id"], blend.maps(row["image_id"])
         masks = read_masks(row, root, classes)
         nothing = np.zeros((row["height"], row["width"]), bool)
@@ -178,52 +183,52 @@ def candidates(
             yield Candidate(image_id, name, folds[image_id], blend.labels[image_id, name], maps[index], truth)
 
 
-def _test_runs(
-    config: Config, members: dict[str, Config], order: pd.DataFrame, choices: list[dict[str, Rule]]
+def _test_masks(
+    runs: list[Run], images: pd.DataFrame, order: pd.DataFrame, choices: list[dict[str, Rule]]
 ) -> list[pd.DataFrame]:
-    """For each choice of rules: image_id, target, runs of the test images, in the given order."""
-    classes = config.data.classes
-    tables = {name: load_test(member, tuple(classes)) for name, member in members.items()}
-    blend = MapBlend(members, tables, TEST_MAPS)
-    images = load_images(config).query("split == 'test'").to_dict("records")
+    """For each choice of rules: image_id, target, run-length masks of the test images, in the given order."""
+    classes = runs[0].config.data.classes
+    scored = {run.name: run.load_test_scores(tuple(classes)) for run in runs}
+    blend = MapBlend(runs, scored, TEST_MAPS)
+    test = images[images["split"] == "test"].to_dict("records")
     found = [{} for _ in choices]
-    for row in tqdm(images, "masks of the test images", leave=False, disable=None):
+    for row in tqdm(test, "masks of the test images", leave=False, disable=None):
         image_id, size, maps = row["image_id"], (row["height"], row["width"]), blend.maps(row["image_id"])
         for index, name in enumerate(classes):
             label = blend.labels[image_id, name]
-            for runs, rules in zip(found, choices, strict=True):
-                runs[image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
+            for masks, rules in zip(found, choices, strict=True):
+                masks[image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
     keys = list(order[PAIR].itertuples(index=False, name=None))
-    return [order.assign(runs=[runs[key] for key in keys]) for runs in found]
+    return [order.assign(runs=[masks[key] for key in keys]) for masks in found]
 
 
 class MapBlend:
-    """What several members say of the same images, averaged over their models and then over the members.
+    """What several runs say of the same images, averaged over their models and then over the runs.
 
-    `labels`: probability by (image_id, target). Raises UserError if the members answer for other images, or
+    `labels`: probability by (image_id, target). Raises UserError if the runs answer for other images, or
     if none has maps.
     """
 
-    def __init__(self, members: dict[str, Config], tables: dict[str, pd.DataFrame], file: str):
+    def __init__(self, runs: list[Run], tables: dict[str, pd.DataFrame], file: str):
         parts = tables.items()
         blind = [name for name, part in parts if part.empty]
         if blind:
-            raise UserError(f"{', '.join(blind)} tells no classes apart: leave it out of --experiments")
+            raise UserError(f"{', '.join(blind)} tells no classes apart: leave it out")
         means = pd.concat({name: part.groupby(PAIR)["probability"].mean() for name, part in parts}, axis=1)
         lacking = means.index[means.isna().any(axis=1)]
         if len(lacking):
             raise UserError(
-                f"experiments {', '.join(members)} scored different images or classes ({len(lacking)}, such "
+                f"{', '.join(tables)} scored different images or classes ({len(lacking)}, such "
                 f"as {lacking[0]}): train and infer all of them on the same data and folds"
             )
         self.labels = means.mean(axis=1)
         archives = [
-            [Maps(run_folder(members[name], fold) / file) for fold in sorted(set(part["fold"]))]
-            for name, part in parts
+            [Maps(run.fold_folder(fold) / file) for fold in sorted(set(tables[run.name]["fold"]))]
+            for run in runs
         ]
         self.archives = [maps for maps in archives if any(each.segment for each in maps)]
         if not self.archives:
-            raise UserError(f"{', '.join(members)}: no maps to make masks of; name a segmenter's run too")
+            raise UserError(f"{', '.join(tables)}: no maps to make masks of; name a segmenter's run too")
 
     def maps(self, image_id: str) -> np.ndarray:
         """float32 [K, h, w], at the resolution of the finest."""

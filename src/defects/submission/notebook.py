@@ -49,16 +49,15 @@ def run(script, *arguments):
     subprocess.run(command, check=True, cwd=project)
 
 
-for experiment, use in EXPERIMENTS.items():
-    run("infer.py", "--config", f"configs/{experiment}.yaml", "--use", use)
-settings = ["--config", "configs/submission.yaml", "--set", "ensemble.compare=false"]
-run("ensemble.py", *settings, "--experiments", *EXPERIMENTS)
+for name, use in RUNS.items():
+    run("infer.py", name, "--use", use)
+run("ensemble.py", *RUNS, "--set", "ensemble.compare=false")
 shutil.copyfile(project / "submissions" / WRITTEN, WORKING / "submission.csv")
 """
 
 
 def notebook(constants: dict[str, Any]) -> dict[str, Any]:
-    """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, EXPERIMENTS, WRITTEN) come first."""
+    """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, RUNS, WRITTEN) come first."""
     head = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     cells = [f"{head}\n{START}", INSTALL, UNPACK, SCORE]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

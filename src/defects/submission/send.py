@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
+
 from defects.config import Config
 from defects.errors import UserError
-from defects.files import read_csv, read_json
+from defects.files import read_csv
 from defects.scoring.decision import Decision
 from defects.submission.build import submission_ids, validate
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
@@ -20,7 +22,6 @@ from defects.writing import sha256
 
 TAG_LENGTH = 12  # hexadecimal digits
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
-RULES = ("tuned", "untuned")  # of masks
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,25 @@ class Submission:
         }
 
 
-def load_submission(config: Config, path: Path, message: str | None) -> Submission:
+def load_submission(
+    config: Config, images: pd.DataFrame, path: Path, summary: dict, message: str | None
+) -> Submission:
     """Read and validate `path` against the sample and the test images.
 
-    Raises UserError for what Kaggle would reject, and when the JSON of the file belongs to another one.
+    `images` is images.csv, `summary` the JSON beside the file (read_summary). Raises UserError for what Kaggle
+    would reject, and when the JSON belongs to another file.
     """
     if config.data.classes:
-        check_masks(config, path)
+        check_masks(config, images, path)
     else:
         table = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
         answers = table["answer"].astype(str).map({"0": 0, "1": 1})  # 0.0 and True are no answers either
-        validate(table.assign(answer=answers), submission_ids(config).tolist(), path)
+        validate(table.assign(answer=answers), submission_ids(config, images).tolist(), path)
     digest = sha256(path)
-    summary = _summary(path, digest)
-    if summary.get("data") != config.data.name:
-        found = summary.get("data")
-        raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
+    if summary.get("sha256") != digest:
+        raise UserError(
+            f"the JSON beside {path.name} does not belong to it: run src/ensemble.py or src/infer.py again"
+        )
     try:
         decision = Decision.from_json(summary["decision"])
         described = f"{_join_names(summary['weights'])}: {decision.text()}"
@@ -70,24 +74,6 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
         raise UserError(
             f"the JSON beside {path} is not whole, or of an older version: run src/ensemble.py again"
         ) from None
-
-
-def _summary(path: Path, digest: str) -> dict:
-    """The JSON of a file: <name>.tuned.csv and <name>.untuned.csv share that of <name>.csv.
-
-    What it says was `chosen`, and the decision, are then those of the file itself.
-    """
-    beside, (name, _, rules) = path.with_suffix(".json"), path.stem.rpartition(".")
-    shared = rules in RULES and not beside.exists()
-    beside = path.with_name(f"{name}.json") if shared else beside
-    summary = read_json(beside) or {}
-    if shared:
-        summary["chosen"] = rules
-        summary["sha256"] = summary.get("files", {}).get(rules)
-        summary["decision"] = summary.get("decisions", {}).get(rules)
-    if summary.get("sha256") != digest:
-        raise UserError(f"{beside} does not belong to {path.name}: run src/ensemble.py or src/infer.py again")
-    return summary
 
 
 def _join_names(experiments: Iterable[str]) -> str:

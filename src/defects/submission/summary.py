@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from defects.config import Config
+from defects.data.split import DataTables
+from defects.runs import Run
 from defects.scoring.adversarial import in_short, stored_comparison
 from defects.scoring.decision import Decision
 from defects.submission.build import build_submission
@@ -14,12 +15,13 @@ from defects.submission.masks import build_mask_submission
 METHOD_COLUMNS = {"naive": 8, "nested": 8, "optimism": 10}  # their widths
 
 
-def build_and_print(config: Config, experiments: list[str], path: Path) -> None:
-    """Blend the experiments into answers, or into masks where there are classes of defects."""
+def build_and_print(runs: list[Run], tables: DataTables, path: Path) -> None:
+    """Blend the runs into answers, or into masks where there are classes of defects."""
+    config = runs[0].config
     if config.data.classes:
-        lines = mask_lines(build_mask_submission(config, experiments, path))
+        lines = mask_lines(build_mask_submission(runs, tables, path))
     else:
-        lines = answer_lines(build_submission(config, experiments, path))
+        lines = answer_lines(build_submission(runs, tables, path))
     compared = stored_comparison(config)
     print("\n".join([*lines, *([in_short(compared)] if compared else [])]))
     beside = ", ".join(sorted(each.name for each in path.parent.glob(f"{path.stem}.*") if each != path))
@@ -78,7 +80,7 @@ def _decision_lines(summary: dict) -> list[str]:
 
 
 def _method_lines(ensemble: dict) -> list[str]:
-    """A table of the methods; none for a single experiment."""
+    """A table of the methods; none for a single run."""
     rows = ensemble["methods"]
     names = list(rows["mean"]["weights"])
     if len(names) == 1:

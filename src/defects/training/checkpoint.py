@@ -11,13 +11,15 @@ from defects.config import Config
 from defects.data.prepare import training_sha256
 from defects.data.split import training_list
 from defects.errors import UserError
-from defects.models import Detector
+from defects.models import Detector, build_detector
+from defects.runs import FULL, Run
 from defects.stamps import (
     ABOUT_THE_INDEX,
     Stamp,
     differences,
     file_contents,
     in_short,
+    is_stamp,
     settings_but,
 )
 from defects.tensors import load_tensors
@@ -108,3 +110,35 @@ def check_fingerprint(path: Path, content: dict[str, Any], current: Stamp, but: 
             f"{path} belongs to another config or other data ({in_short(found)}): restore these, train a new "
             "run (--set experiment=NAME), or replace this one (src/train.py --restart)"
         )
+
+
+def load_checkpoint(run: Run, fold: str) -> dict[str, Any]:
+    """best.pt of a fold: detector (state), fingerprint, epoch (whose weights these are)."""
+    run.refuse_half_updated(fold)
+    return load(run.fold_folder(fold) / "best.pt")
+
+
+def load_detector(run: Run, fold: str, has_other_maps: bool = False) -> Detector:
+    """The trained detector of a fold. Raises UserError if its checkpoint belongs to another config.
+
+    With `has_other_maps` its out-of-fold maps may have been kept at another size than the config says.
+    """
+    detector = build_detector(run.config, pretrained=False)
+    path = run.fold_folder(fold) / "best.pt"
+    content = load_checkpoint(run, fold)
+    # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
+    planned = without_selection(run.config, detector) if fold == FULL else run.config
+    saved = content.get("fingerprint")
+    epochs = saved["settings"].get("epochs") if is_stamp(saved) else None
+    excluded = MAPS_ONLY if has_other_maps else ()
+    check_fingerprint(path, content, fingerprint(planned, fold, epochs), excluded)
+    fill(detector, path, content)
+    return detector
+
+
+def without_selection(config: Config, detector: Detector) -> Config:
+    """Of the full fit: every image is learnt from, but for those that the detector is calibrated on."""
+    changes: dict[str, Any] = {"select": "last", "patience": None}
+    if not detector.needs_holdout:
+        changes["inner_holdout"] = 0.0
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})

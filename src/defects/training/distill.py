@@ -20,11 +20,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import Config, resolve, validate
+from defects.config import Config, resolve
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
-from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import locked
 from defects.models.efficientad import EfficientADOptions
@@ -32,8 +31,9 @@ from defects.models.parts.backbone import Features
 from defects.models.parts.pdn import SHAPE, ChannelMoments, PatchDescription, read_tensors
 from defects.stamps import ABOUT_THE_INDEX, Stamp, differences, file_contents, in_short, settings_but
 from defects.training import checkpoint
+from defects.training.loop import make_accelerator
 from defects.training.tracking import write_metrics
-from defects.training.trainer import make_accelerator
+from defects.validation import validate
 
 POOLED = 1024  # numbers per layer, as in PatchCore
 # Settings that the teacher does not depend on; the options are taken with their defaults.
@@ -84,28 +84,29 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
 }
 
 
-def distill(config: Config, images: Path | None, restart: bool = False) -> Path:
+def distill(config: Config, table: pd.DataFrame, images: Path | None, restart: bool = False) -> Path:
     """Write the teacher that `model.options.teacher` names; resumes from last.pt beside it, skips if done.
 
-    `images` is any folder of images; None takes the data set's own training images of both classes, without
-    their labels. Raises UserError for images that are not allowed and for a teacher of other settings.
+    `table` is images.csv. `images` is any folder of images; None takes the data set's own training images of
+    both classes, without their labels. Raises UserError for images that are not allowed and for a teacher of
+    other settings.
     """
     options = _options(config)
     path = resolve(options.teacher)
     with locked(path.with_suffix(""), wait=False):
-        paths, source = _sources(config, images)
-        run = Distillation(config, options, paths, make_accelerator(config.train))
+        paths, source = _sources(config, table, images)
+        work = Distillation(config, options, paths, make_accelerator(config.train))
         if restart:
-            for made in (path, run.last):
+            for made in (path, work.last):
                 made.unlink(missing_ok=True)
         if path.exists():
-            run.check(path, read_tensors(path, "model.options.teacher", "--restart replaces it"))
+            work.check(path, read_tensors(path, "model.options.teacher", "--restart replaces it"))
             print(f"{path} is finished; --restart makes it again")
             return path
-        run.fit()
+        work.fit()
         content = {name: getattr(options, name) for name in SHAPE}
-        content |= {"teacher": run.teacher.cpu().state_dict(), "images": str(source)}
-        checkpoint.save(path, content | {"fingerprint": run.fingerprint})
+        content |= {"teacher": work.teacher.cpu().state_dict(), "images": str(source)}
+        checkpoint.save(path, content | {"fingerprint": work.fingerprint})
     print(f"wrote {path}")
     return path
 
@@ -278,20 +279,20 @@ class Distillation:
 
 def _options(config: Config) -> EfficientADOptions:
     if config.model.name != "efficientad":
-        raise UserError(f"model.name={config.model.name} has no teacher: choose --detector efficientad")
+        raise UserError(f"model.name={config.model.name} has no teacher: choose --model efficientad")
     options = validate(EfficientADOptions, config.model.options, "model.options")
     if options.teacher is None:
         raise UserError("model.options.teacher is missing: name the file to write, such as output/teacher.pt")
     return options
 
 
-def _sources(config: Config, images: Path | None) -> tuple[list[Path], Path]:
+def _sources(config: Config, table: pd.DataFrame, images: Path | None) -> tuple[list[Path], Path]:
     """The images, and where they come from.
 
     A folder of normal images of the data set itself would tell the teacher which held-out images are
     normal, so the data set's own images come all together, or not at all; test images never.
     """
-    table, root = load_images(config), resolve(config.data.root).resolve()
+    root = resolve(config.data.root).resolve()
     own = {(root / path).resolve(): split for path, split in zip(table["path"], table["split"], strict=True)}
     if images is None:
         print("note: the teacher sees the training images of all folds, though not their labels; name other")

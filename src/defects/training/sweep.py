@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from defects.config import ROOT, Config, load_config, resolve
 from defects.config_data import FolderName, Seed
-from defects.data.split import FULL, fold_names
 from defects.errors import UserError
 from defects.files import locked
-from defects.training.inference import load_test
-from defects.training.run import finished, load_detector
+from defects.runs import FULL, Run, fold_names
+from defects.training.checkpoint import load_detector
 from defects.validation import Section, validate
 from defects.yaml_text import dump_yaml, parse_yaml
 
@@ -42,12 +41,21 @@ class SweepConfig(Section):
     """What a sweep file holds; `name` is the file's own by default."""
 
     name: FolderName
-    config: Path
-    detectors: list[str | None] = []  # files of configs/detectors; null, or none at all: the config's own
+    config: Path | None = None  # an experiment, or
+    data: str | None = None  # a file of configs/data, with `models`
+    models: list[str | None] = []  # files of configs/models; null, or none at all: the experiment's own
     seeds: list[Seed] = []  # of train.seed; none: the config's own
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # key of --set -> values to try
     folds: Literal["all", "full"] | Annotated[list[str], Field(min_length=1)] = "all"
     infer: bool = False  # score the test images once all folds of an experiment are there
+
+    @model_validator(mode="after")
+    def _one_data_set(self) -> "SweepConfig":
+        if (self.config is None) == (self.data is None):
+            raise ValueError("name one of config (an experiment) and data (with models)")
+        if self.data is not None and (not self.models or None in self.models):
+            raise ValueError("data needs models: names of configs/models")
+        return self
 
     @field_validator("grid")
     @classmethod
@@ -70,6 +78,10 @@ class Experiment:
     @property
     def name(self) -> str:
         return self.config.experiment
+
+    @property
+    def run(self) -> Run:
+        return Run(self.config)
 
     @property
     def use(self) -> str:
@@ -99,7 +111,7 @@ def experiments(sweep: SweepConfig) -> list[Experiment]:
     overwrite each other's runs or folds.
     """
     grid = sweep.grid | ({"train.seed": sweep.seeds} if sweep.seeds else {})
-    points = itertools.product(sweep.detectors or [None], *grid.values())
+    points = itertools.product(sweep.models or [None], *grid.values())
     found = [_experiment(sweep, point[0], dict(zip(grid, point[1:], strict=True))) for point in points]
     names = [each.name for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -122,7 +134,7 @@ def job_environment() -> dict[str, str]:
 
 def run_job(experiment: Experiment, fold: str, folder: Path) -> Path | None:
     """Train one fold in a process of its own unless that is done; the log file if it failed."""
-    if is_trained(experiment.config, fold):
+    if is_trained(experiment.run, fold):
         print(f"{experiment.name} fold {fold} is finished")
         return None
     log = folder / f"{experiment.name}_{fold}.log"
@@ -135,39 +147,40 @@ def score_if_complete(experiment: Experiment, folder: Path) -> Path | None:
     Of several processes that have trained folds of it, the last to ask finds them all.
     """
     with locked(folder / experiment.name, wait=True):
-        complete = all(finished(experiment.config, fold) for fold in experiment.folds)
+        complete = all(experiment.run.is_finished(fold) for fold in experiment.folds)
         if not complete or _is_scored(experiment):
             return None
         log = folder / f"{experiment.name}_infer.log"
-        return _run("infer.py", ["--use", experiment.use, *experiment.options], log)
+        return _run("infer.py", [str(experiment.run.folder), "--use", experiment.use], log)
 
 
-def is_trained(config: Config, fold: str) -> bool:
-    """Whether the run is finished, and that of the present config and data."""
+def is_trained(run: Run, fold: str) -> bool:
+    """Whether a fold is finished, and that of the present config and data."""
     try:
-        return finished(config, fold) and load_detector(config, fold) is not None
+        return run.is_finished(fold) and load_detector(run, fold) is not None
     except UserError:
         return False  # train.py will say why, in the job's log
 
 
 def _is_scored(experiment: Experiment) -> bool:
     try:
-        return set(experiment.folds) <= set(load_test(experiment.config)["fold"])
+        return set(experiment.folds) <= set(experiment.run.load_test_scores()["fold"])
     except UserError:
         return False
 
 
-def _experiment(sweep: SweepConfig, detector: str | None, settings: dict[str, Any]) -> Experiment:
+def _experiment(sweep: SweepConfig, model: str | None, settings: dict[str, Any]) -> Experiment:
     sets = [f"{key}={dump_yaml(value, in_one_line=True)}" for key, value in settings.items()]
-    path = resolve(sweep.config)
-    base = load_config(path, sets, detector)
+    path = None if sweep.config is None else resolve(sweep.config)
+    base = load_config(path, sets, sweep.data, model)
     known = fold_names(base)
     folds = known[:-1] if sweep.folds == "all" else [FULL] if sweep.folds == FULL else sweep.folds
     if not set(folds) <= set(known):
         raise UserError(f"sweep {sweep.name}: folds={', '.join(folds)}: there are {', '.join(known)}")
     parts = [f"{_short(key, list(settings))}{_label(value)}" for key, value in settings.items()]
     name = "_".join([base.experiment, *parts])
-    options = ["--config", str(path), *(["--detector", detector] if detector else [])]
+    options = ["--data", sweep.data] if path is None else ["--config", str(path)]
+    options += ["--model", model] if model else []
     options += itertools.chain(*(("--set", text) for text in [*sets, f"experiment={name}"]))
     return Experiment(
         base.model_copy(update={"experiment": name}), tuple(options), tuple(dict.fromkeys(folds))

@@ -13,29 +13,32 @@ from defects.config import Config
 from defects.data.datasets import DeviceBatches
 from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
-from defects.data.split import find_duplicates, load_folds, load_training_rows
+from defects.data.split import find_duplicates, load_training_rows
 from defects.errors import UserError
 from defects.files import locked
 from defects.models.patchcore import PatchCore
-from defects.training.run import UPDATE, load_best, load_detector, run_folder, write_result
-from defects.training.sides import make_sides
-from defects.training.trainer import make_accelerator
+from defects.runs import UPDATE, Run
+from defects.training.checkpoint import load_checkpoint, load_detector
+from defects.training.fold import divide_images, write_result
+from defects.training.loop import make_accelerator
 from defects.writing import sha256
 
 
-def update_bank(config: Config, fold: str, images: Path) -> tuple[int, int]:
+def update_bank(run: Run, fold: str, images: Path, folds: pd.DataFrame) -> tuple[int, int]:
     """Put the normal images under `images` into the bank of a fold, or of `full`; calibrate and score anew.
 
-    Returns how many patches entered and how many the bank holds. Images that are in it already are left out,
-    and an interrupted update is completed first. Raises UserError for a detector without a bank, and for
-    images of what the fold is calibrated on or scored by: that would no longer be unseen.
+    `folds` is the table of folds.csv. Returns how many patches entered and how many the bank holds. Images
+    that are in it already are left out, and an interrupted update is completed first. Raises UserError for a
+    detector without a bank, and for images of what the fold is calibrated on or scored by: that would no
+    longer be unseen.
     """
-    folder = run_folder(config, fold)
+    config = run.config
+    folder = run.fold_folder(fold)
     if not folder.exists():
-        load_best(config, fold)  # says what is missing
+        load_checkpoint(run, fold)  # says what is missing
     with locked(folder, wait=False):
         complete_update(folder)
-        detector, best = load_detector(config, fold), load_best(config, fold)
+        detector, best = load_detector(run, fold), load_checkpoint(run, fold)
         if not isinstance(detector, PatchCore):
             raise UserError(
                 f"model.name={config.model.name} has no memory bank to add to: only patchcore has"
@@ -44,17 +47,18 @@ def update_bank(config: Config, fold: str, images: Path) -> tuple[int, int]:
         if rows.empty:
             print(f"{images}: all of its images are in the bank already")
             return 0, len(detector.memory_bank)
-        table = load_folds(config)
-        sides = make_sides(config, fold, table, load_training_rows(config, fold)).learnt_by(detector, config)
-        _refuse_seen(config, fold, rows, pd.concat([sides.inner, sides.held]))
+        data = divide_images(config, fold, folds, load_training_rows(config, fold))
+        data = data.suited_to(detector, config)
+        _refuse_seen(config, fold, rows, pd.concat([data.inner, data.validation]))
         accelerator = make_accelerator(config.train)
         detector.to(accelerator.device).eval()
         with torch.no_grad():
             entered = detector.update(DeviceBatches(config, rows, accelerator.device, in_windows=True))
-            detector.calibrate(DeviceBatches(config, sides.inner_normal, accelerator.device))
+            detector.calibrate(DeviceBatches(config, data.inner_normal, accelerator.device))
         best["added_sha256"] = [*best.get("added_sha256", []), *rows["sha256"]]
         best["added_images"] = best.get("added_images", 0) + len(rows)
-        _replace_result(folder, partial(write_result, detector, config, fold, sides.held, accelerator, best))
+        write = partial(write_result, detector, run, fold, data.validation, accelerator, best)
+        _replace_result(folder, write)
     return entered, len(detector.memory_bank)
 
 

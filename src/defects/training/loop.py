@@ -1,13 +1,16 @@
 """The one training loop: epochs of a gradient-trained detector, resumable bit for bit on the CPU."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
+from sklearn.metrics import accuracy_score
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -20,11 +23,12 @@ from defects.data.datasets import to_device
 from defects.errors import UserError
 from defects.models import Batch, Detector
 from defects.processes import average_buffers, follow_main
+from defects.scoring.estimate import rank_metrics
+from defects.scoring.thresholds import best_threshold, macro_f1
 from defects.seeds import derive
 from defects.stamps import Stamp
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch
-from defects.training.meter import Meter
 from defects.training.tracking import Tracker, summary, write_metrics
 
 
@@ -318,3 +322,47 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             epochs = range(max(1, self.epochs - self.train.average + 1), self.epochs + 1)
             self.detector.load_state_dict(checkpoint.mean([self.folder / f"epoch{n}.pt" for n in epochs]))
+
+
+class Meter:
+    """Mean of named losses over images, of all processes, and metrics of the scores where there are any:
+    of the last target, whether there is any defect.
+
+    accuracy and macro_f1 are those at probability 0.5, for detectors whose probability does not wait for
+    a calibration; macro_f1, auroc and macro_f1_best need both classes.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.sums, self.labels, self.scores = detector, Counter(), [], []
+        self.predicted: list[bool] = []
+
+    def add(self, losses: Batch, batch: Batch) -> None:
+        images = len(batch["label"])
+        self.sums["images"] += images
+        for name, value in losses.items():
+            if name != "score":
+                self.sums[name] += value.item() * images
+        if "score" in losses:
+            score = losses["score"][:, -1]
+            self.labels += batch["label"][:, -1].tolist()
+            self.scores += score.tolist()
+            self.predicted += (self.detector.probability(score) >= 0.5).tolist()
+
+    def result(self, prefix: str) -> dict[str, float]:
+        parts = gather_object([(self.sums, self.labels, self.scores, self.predicted)])
+        names = dict.fromkeys(name for part in parts for name in part[0])
+        totals = {name: sum(part[0][name] for part in parts) for name in names}
+        labels, scores, predicted = (
+            np.array([value for part in parts for value in part[index]]) for index in (1, 2, 3)
+        )
+        images = totals.pop("images")
+        values = {name: total / images for name, total in totals.items()}
+        both = len(np.unique(labels)) == 2
+        if len(labels) and not self.detector.needs_holdout:
+            values["accuracy"] = float(accuracy_score(labels, predicted))
+            if both:
+                values["macro_f1"] = macro_f1(labels, predicted)
+        if both:
+            values["auroc"] = rank_metrics(labels, scores)["auroc"]
+            values["macro_f1_best"] = best_threshold(labels, scores)[1]
+        return {f"{prefix}_{name}": value for name, value in values.items()}
