@@ -61,7 +61,7 @@ def write_member(config: Config, name: str, folds: str = "01", seed: int = 0, **
         tables.append(table.assign(probability=expit(scores))[TEST_COLUMNS])
         folder = Run(run).fold_folder(fold)
         write_csv(folder / "test.csv", tables[-1])
-        write_json(folder / "test.json", _stamp(run, fold))
+        write_json(folder / "test.json", Run(run).score_stamp(fold))
     write_csv(run.experiment_dir / "test.csv", pd.concat(tables))
     return run
 

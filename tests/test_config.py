@@ -1,10 +1,9 @@
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 
-from defects.config import ROOT, as_yaml, load_config, resolve, with_detector
+from defects.config import ROOT, as_yaml, load_config, resolve
 from defects.errors import UserError
 
 SMALL = """
@@ -157,36 +156,62 @@ def test_a_missing_file_lists_the_configs_there_are(tmp_path):
         assert known.name in message
 
 
-def test_a_derived_config_changes_only_what_it_names(tmp_path, small):
-    _write(tmp_path, "middle.yaml", "base: small.yaml\ntrain: {epochs: 3, lr: 0.1}\naugment: [{name: A}]")
-    top = _write(tmp_path, "top.yaml", "base: middle.yaml\ntrain: {epochs: 4}\naugment: [{name: B}]")
-    config = load_config(top, ["train.batch_size=2"])
+DATA_FILE = "data: {source: folders, root: input/set, image_size: [32, 48]}\nsplit: {folds: 4}"
+MODEL_FILE = """
+model: {name: classifier, backbone: {name: test_efficientnet}, options: {loss: focal}}
+augment: [{name: A}]
+train: {epochs: 3, lr: 0.1}
+"""
+
+
+@pytest.fixture
+def parts(tmp_path) -> tuple[Path, Path]:
+    """A data file and a model file."""
+    return _write(tmp_path, "cells.yaml", DATA_FILE), _write(tmp_path, "net.yaml", MODEL_FILE)
+
+
+def test_an_experiment_joins_a_data_file_and_a_model_file(tmp_path, parts):
+    data, model = parts
+    text = f"data: {data}\nmodel: {model}\ntrain: {{epochs: 4}}\naugment: [{{name: B}}]"
+    config = load_config(_write(tmp_path, "top.yaml", text), ["train.batch_size=2"])
     assert (config.train.epochs, config.train.lr, config.train.batch_size) == (4, 0.1, 2)
     assert config.augment == [{"name": "B"}]  # replaced, not joined
-    assert config.data == load_config(small).data
+    assert config.data.name == "cells" and config.split.folds == 4
+    assert config.experiment == "cells_net"
 
 
-def test_lists_of_a_section_are_replaced(tmp_path, small):
-    top = _write(tmp_path, "top.yaml", "base: small.yaml\ndata: {image_size: [64, 64]}")
-    assert load_config(top).data.image_size == (64, 64)
+def test_data_and_model_on_the_command_line_join_alike(tmp_path, parts):
+    data, model = parts
+    written = load_config(_write(tmp_path, "top.yaml", f"data: {data}\nmodel: {model}"))
+    assert load_config(data=str(data), model=str(model)) == written
 
 
-def test_a_base_is_looked_up_beside_the_file_that_names_it(tmp_path, small):
-    (tmp_path / "deeper").mkdir()
-    top = _write(tmp_path / "deeper", "top.yaml", "base: ../small.yaml")
-    assert load_config(top).data.name == "set"
+def test_another_model_replaces_what_the_experiment_says_of_training(tmp_path, small, parts):
+    text = f"{SMALL}train: {{batch_size: 3}}\ninfer: {{batch_size: 5}}\n"
+    config = load_config(_write(tmp_path, "own.yaml", text), model=str(parts[1]))
+    assert config.train.batch_size != 3 and config.train.epochs == 3
+    assert config.infer.batch_size == 5 and config.experiment == "set_net"
 
 
-@pytest.mark.parametrize(("own", "expected"), [("", "top"), ("experiment: mine", "mine")])
-def test_the_experiment_name_is_not_inherited(tmp_path, own, expected):
-    _write(tmp_path, "small.yaml", SMALL + "experiment: of_the_base")
-    _write(tmp_path, "middle.yaml", "base: small.yaml\nexperiment: of_the_middle")
-    assert load_config(_write(tmp_path, "top.yaml", f"base: middle.yaml\n{own}")).experiment == expected
+def test_a_stage_without_a_model_needs_none(parts):
+    assert load_config(data=str(parts[0]), needs_model=False).data.name == "cells"
 
 
-@pytest.mark.parametrize("nothing", ["", "null", "~"])
-def test_no_base_is_no_base(tmp_path, nothing):
-    assert load_config(_write(tmp_path, "top.yaml", f"base: {nothing}\n{SMALL}")).data.name == "set"
+@pytest.mark.parametrize("option", ["data", "model"])
+def test_an_unknown_name_lists_the_known_ones(small, option):
+    with pytest.raises(UserError, match=f"--{option} nowhere: configs/") as caught:
+        load_config(small, **{option: "nowhere"})
+    assert {"data": "magnetic_tile", "model": "patchcore_reduced"}[option] in str(caught.value)
+
+
+def test_a_file_that_is_no_data_file(tmp_path, parts):
+    _error(_write(tmp_path, "top.yaml", f"data: {parts[1]}\nmodel: {parts[1]}"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_experiments_are_valid(path):
+    config = load_config(path)
+    assert config.experiment.startswith(config.data.name)
 
 
 def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
@@ -200,16 +225,9 @@ def test_a_file_saved_by_an_editor_of_windows(tmp_path):
     assert load_config(path).data.name == "set"
 
 
-def test_a_chain_of_bases_that_bites_its_tail(tmp_path):
-    _write(tmp_path, "a.yaml", "base: b.yaml")
-    _write(tmp_path, "b.yaml", "base: a.yaml")
-    assert "comes back to itself" in _error(tmp_path / "a.yaml")
-    assert "comes back to itself" in _error(_write(tmp_path, "self.yaml", "base: self.yaml"))
-
-
-@pytest.mark.parametrize("base", ["nowhere.yaml", "5", "[a.yaml]"])
-def test_a_base_that_is_no_config_file(tmp_path, base):
-    _error(_write(tmp_path, "top.yaml", f"base: {base}"))
+@pytest.mark.parametrize("data", ["nowhere.yaml", "5", "[a.yaml]"])
+def test_data_that_is_no_file(tmp_path, data):
+    _error(_write(tmp_path, "top.yaml", f"data: {data}\nmodel: classifier"))
 
 
 @pytest.mark.parametrize(
@@ -355,10 +373,9 @@ def test_free_mappings_are_replaced_and_can_be_emptied(small):
     assert load_config(small, [*first, "model.options.drop=1"]).model.options == {"loss": "focal", "drop": 1}
 
 
-def test_free_mappings_of_a_base_are_replaced_too(tmp_path, small):
-    _write(tmp_path, "middle.yaml", "base: small.yaml\nmodel: {options: {loss: focal}, name: classifier}\n")
-    top = _write(tmp_path, "top.yaml", "base: middle.yaml\nmodel: {options: {drop: 1}}\n")
-    config = load_config(top)
+def test_free_mappings_of_a_model_file_are_replaced_too(tmp_path, parts):
+    data, model = parts
+    config = load_config(data=str(data), model=str(model), overrides=["model.options={drop: 1}"])
     assert config.model.options == {"drop": 1} and config.model.backbone.name == "test_efficientnet"
 
 
@@ -373,13 +390,6 @@ def test_names_with_dots_are_keys_of_a_mapping(small):
 def test_a_section_in_brackets_changes_only_what_it_names(small):
     config = load_config(small, ["data.folders={normal: good, test: null}", "data.folders={masks: 01}"])
     assert (config.data.folders.normal, config.data.folders.masks) == ("good", "01")
-
-
-def test_a_detector_leaves_the_values_it_is_given_as_they_are():
-    values = {"data": {"name": "set", "image_size": [1, 2]}, "infer": {"tta": True}, "model": {"name": "x"}}
-    before = deepcopy(values)
-    with_detector(values, "patchcore_reduced")
-    assert values == before
 
 
 def test_a_later_override_wins_and_others_stay(small):

@@ -533,7 +533,7 @@ def test_frames_of_12_bits_have_the_scores_of_8_bits(run, tmp_path):
 
 
 def test_an_export_that_says_how_images_were_stretched_is_used_as_before(run, own):
-    """Earlier versions wrote `fit`, and a file of 16 bits beside the others."""
+    """Earlier versions wrote `fit`, and a file with weights in 16 bits beside the others."""
     old = load_model(run[1])
     files = read_meta(own).files | {"openvino_fp16.xml": "", "openvino_fp16.bin": ""}
     change(own, fit="squash", files=files)

@@ -161,7 +161,7 @@ def test_several_masks_are_united(root, halves, lines, output, config_file):
         "note: 1 images have several masks each, which are united: train/defect_images/defect_0.png"
         in printed
     )
-    images = load_images(load_config(config_file(root)))
+    images = ensure_images(load_config(config_file(root)))
     row = images[images["mask_path"].str.contains("|", regex=False)].iloc[0].to_dict()
     assert row["image_id"] == "defect_images/defect_0.png"
     assert np.array_equal(read_masks(row, root, [])[..., 0] > 0, halves)
@@ -193,7 +193,7 @@ def test_inverted_masks_are_read_the_other_way_round(root, halves, lines, config
     printed = lines(root)
     assert "note: the masks mark what is no defect: they are read the other way round" in printed
     assert "6.25% of an image (median), at most 6.25%" in _line(printed, "marked")
-    images = load_images(load_config(config_file(root)))
+    images = ensure_images(load_config(config_file(root)))
     row = images.set_index("image_id", drop=False).loc["defect_images/defect_0.png"].to_dict()
     assert row["mask_path"].startswith("inverted|train/defect_masks/defect_0.png|")
     assert np.array_equal(read_masks(row, root, [])[..., 0] > 0, halves)

@@ -183,6 +183,6 @@ def test_batches_that_cannot_be_shared_out(settings, run_script, size, processes
     with pytest.raises(
         UserError, match=f"train.batch_size={size} cannot be shared out evenly: set it to a mul"
     ):
-        _training(build_detector(config), config, sides, accelerator)
+        _make_training_loader(build_detector(config), config, sides, accelerator)
     accelerator.num_processes = 1
-    assert _training(build_detector(config), config, sides, accelerator)
+    assert _make_training_loader(build_detector(config), config, sides, accelerator)

@@ -99,7 +99,6 @@ STALE = {
     "infer.tta": "run test",
     "infer.map_size": "run test",
     "infer.window": "run test",
-    "infer.budget_minutes": "",
     "infer.shard": "",
     "threshold.rule": "",
     "threshold.fpr": "run",

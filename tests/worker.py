@@ -11,14 +11,16 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from defects.training.inference import score_test
-from defects.training.trainer import Trainer
 
 from defects import cli
 from defects.config import Config, load_config
 from defects.data.datasets import ImageDataset
 from defects.models.patchcore import PatchCore
-from defects.training import run
+from defects.runs import Run
+from defects.stages import ensure_tables
+from defects.training import fold
+from defects.training.loop import Trainer, make_accelerator
+from defects.training.scoring import score_test
 
 NOTES: dict[str, list] = {
     "_save": [],
@@ -61,8 +63,9 @@ def note_writing(event: str, arguments: tuple) -> None:
 def work(config: Config, folder: Path) -> None:
     for notes in NOTES.values():
         notes.clear()
-    run.train_fold(config, "0")
-    score_test(config, "folds")
+    tables = ensure_tables(config)
+    fold.train_fold(config, "0", tables.folds)
+    score_test(Run(config), tables.images, "folds", make_accelerator(config.train))
     path = folder / f"{config.experiment}_{PartialState().process_index}.json"
     path.write_text(json.dumps(NOTES), encoding="utf-8")
 
@@ -75,7 +78,7 @@ def main() -> None:
         "_save",
         lambda trainer: [digest(trainer.detector), digest(trainer.ema and trainer.ema.module)],
     )
-    noting(run, "write_result", lambda detector, *_: digest(detector))
+    noting(fold, "write_result", lambda detector, *_: digest(detector))
     noting(PatchCore, "candidates", lambda _, batches: len(batches))
     sys.addaudithook(note_writing)
     for path in configs:

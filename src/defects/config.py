@@ -14,7 +14,12 @@ from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 # Settings of earlier versions, which old runs still name, with the value at which they had no effect.
-REMOVED_SETTINGS = {"data.fit": "squash", "train.pseudo": None, "train.init": None}
+REMOVED_SETTINGS = {
+    "data.fit": "squash",
+    "train.pseudo": None,
+    "train.init": None,
+    "infer.budget_minutes": None,
+}
 
 
 class BackboneConfig(Section):
@@ -87,14 +92,13 @@ class InferConfig(Section):
     tta: bool = True  # average over the label-preserving members of the dihedral group
     map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
     window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
-    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # for all test images; more is refused
     shard: Count = 10_000  # test images, rounded up to whole batches, after which scores are safe
 
 
 class ThresholdConfig(Section):
     """How the decision threshold is found on out-of-fold scores; `fpr` also where there are no defects."""
 
-    rule: Literal["macro_f1", "equal_error", "expected_fpr"] = "macro_f1"
+    rule: Literal["macro_f1", "expected_fpr"] = "macro_f1"
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of held-out normal images called defective
     prior: Literal["train", "estimated"] = "train"  # share of defects that macro_f1 is best for
 

@@ -44,7 +44,6 @@ FORMATS = {  # for --formats: the file, and whether it has to score as training 
     "torch": ("model.pt", True),
     "onnx": ("model.onnx", True),
     "openvino": ("openvino_fp32.xml", True),
-    "openvino_fp16": ("openvino_fp16.xml", False),
     "openvino_int8": ("openvino_int8.xml", False),
 }
 CALIBRATION = 200  # training images that the ranges of INT8 are taken from
@@ -155,9 +154,7 @@ def _write_models(
         rows = learnt_rows(graph.scorer.detector, training)
         graphs.write_onnx(graph, next(_image_batches(config, rows[:1])), onnx)
         if rest != ["onnx"]:
-            graphs.write_openvino(onnx, fp32, half=False)
-    if "openvino_fp16" in rest:
-        graphs.write_openvino(onnx, folder / "openvino_fp16.xml", half=True)
+            graphs.write_openvino(onnx, fp32)
     if "openvino_int8" in rest:
         single = config.model_copy(update={"infer": config.infer.model_copy(update={"batch_size": 1})})
         sample = _spread(rows, CALIBRATION)

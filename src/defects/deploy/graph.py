@@ -36,9 +36,9 @@ def write_onnx(graph: Graph, example: np.ndarray, path: Path) -> None:
     written.save(path, external_data=False)
 
 
-def write_openvino(onnx: Path, path: Path, half: bool) -> None:
-    """The .xml at `path` and the .bin beside it; `half` stores weights in 16 bits."""
-    _save(openvino.convert_model(onnx), path, half)
+def write_openvino(onnx: Path, path: Path) -> None:
+    """The .xml at `path` and the .bin beside it."""
+    _save(openvino.convert_model(onnx), path)
 
 
 def write_int8(fp32: Path, path: Path, batches: Iterable[np.ndarray], images: int) -> None:
@@ -50,12 +50,12 @@ def write_int8(fp32: Path, path: Path, batches: Iterable[np.ndarray], images: in
     quantized = nncf.quantize(
         model, nncf.Dataset(batches), subset_size=images, ignored_scope=nncf.IgnoredScope(names=_tail(model))
     )
-    _save(quantized, path, half=False)
+    _save(quantized, path)
 
 
-def _save(model: openvino.Model, path: Path, half: bool) -> None:
+def _save(model: openvino.Model, path: Path) -> None:
     try:
-        openvino.save_model(model, path, compress_to_fp16=half)
+        openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:  # all that it says of a full disk
         reason = " ".join(str(error).split())
         raise UserError(

@@ -21,7 +21,7 @@ from defects.writing import sha256
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
 # Files of an export that can be run, the one to be preferred first.
-FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_fp16.xml", "openvino_int8.xml")
+FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]

@@ -40,7 +40,6 @@ NOT_THE_RUN = ABOUT_THE_INDEX | {
     "train.workers",
     "train.save_every",
     "infer.batch_size",
-    "infer.budget_minutes",
     "infer.shard",
     "threshold.rule",
     "threshold.prior",
