@@ -158,7 +158,7 @@ def run_once(name: str, *arguments: object) -> None:
 def copy_runs(source: Path, folder: Path) -> None:
     """Copy a folder of configs, data and runs, for a test that changes them."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    for path in folder.glob("*.yaml"):
+    for path in folder.rglob("*.yaml"):
         path.write_text(path.read_text(encoding="utf-8").replace(str(source), str(folder)), encoding="utf-8")
 
 

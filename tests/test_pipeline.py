@@ -8,8 +8,9 @@ from conftest import raising, run_at, runs_at, submitted_at
 
 from defects.config import load_config
 from defects.errors import UserError
+from defects.runs import Run
 from defects.submission.build import validate
-from defects.training import checkpoint, inference
+from defects.training import checkpoint, scoring
 from defects.writing import sha256
 
 
@@ -66,7 +67,7 @@ def test_two_experiments_blend_and_one_of_other_data_is_refused(trained, config_
     run_script("infer.py", run_at(trained))
     other = ["--config", trained, "--set", "experiment=other", "--set", "train.seed=1"]
     assert run_script("train.py", *other, "--fold", "all").code == 0
-    assert run_script("infer.py", *other).code == 0
+    assert run_script("infer.py", run_at(trained, "other")).code == 0
     blended = run_script("ensemble.py", *runs_at(trained, "tiny", "other"))
     assert blended.code == 0, blended.stderr
     partly = pd.read_csv(output(trained, "other", "test.csv")).query("image_id != 'test_3.png'")
@@ -77,7 +78,7 @@ def test_two_experiments_blend_and_one_of_other_data_is_refused(trained, config_
         and "tiny and other scored different images (1, such as test_3.png)" in refused.stderr
     )
     missing = run_script("ensemble.py", *runs_at(trained, "tiny", "nothing"))
-    assert missing.code == 2 and "nothing holds no oof.csv" in missing.stderr
+    assert missing.code == 2 and "nothing holds no trained fold" in missing.stderr
 
 
 def test_one_trained_fold_is_enough_and_is_named(make_dataset, config_file, run_script):
@@ -125,13 +126,13 @@ def test_interrupted_inference_leaves_no_scores_of_the_old_models(
     content["detector"]["network.classifier.bias"] += 1
     checkpoint.save(best, content)
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "write_csv", raising(KeyboardInterrupt()))
+        patch.setattr(scoring, "write_csv", raising(KeyboardInterrupt()))
         assert run_script("infer.py", run_at(trained)).code == 130
     config = load_config(trained)
     with pytest.raises(UserError, match=r"test\.csv does not exist: run src/infer\.py"):
-        inference.load_test(config)
+        Run(config).load_test_scores()
     assert run_script("infer.py", run_at(trained)).code == 0
-    joined, own = inference.load_test(config), pd.read_csv(output(trained, "tiny", "fold0", "test.csv"))
+    joined, own = Run(config).load_test_scores(), pd.read_csv(output(trained, "tiny", "fold0", "test.csv"))
     of_fold = joined[joined["fold"] == "0"].set_index("image_id")["score"]
     assert of_fold.to_dict() == own.set_index("image_id")["score"].to_dict()
 

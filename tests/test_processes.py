@@ -19,7 +19,7 @@ from defects.data.split import load_training_rows
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.stages import ensure_tables
-from defects.training.fold import divide_images
+from defects.training.fold import _make_training_loader, divide_images
 
 WORKER = Path(__file__).with_name("worker.py")
 TRAIN = ROOT / "src" / "train.py"

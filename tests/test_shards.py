@@ -9,7 +9,7 @@ from conftest import copy_runs, raising, run_at, run_once, texture, write_config
 from defects.config import load_config
 from defects.data.prepare import prepare
 from defects.files import read_json, write_json
-from defects.training import checkpoint, shards
+from defects.training import checkpoint, scoring
 
 SHARDED = ["--set", "infer.shard=3", "--set", "infer.batch_size=2"]  # 11 images: shards of 4, 4 and 3
 
@@ -39,20 +39,20 @@ def trained(trained_once, tmp_path):
 @pytest.fixture
 def scored(monkeypatch):
     """How many images each call of the detector's scoring is given."""
-    sizes, score = [], shards.score_table
+    sizes, score = [], scoring.score_table
 
     def counting(detector, config, rows, *arguments):
         sizes.append(len(rows))
         return score(detector, config, rows, *arguments)
 
-    monkeypatch.setattr(shards, "score_table", counting)
+    monkeypatch.setattr(scoring, "score_table", counting)
     return sizes
 
 
 @pytest.fixture
 def interrupted(trained, run_script, scored, monkeypatch):
     """The trained config after a run that ended while its third shard was being scored."""
-    counting = shards.score_table
+    counting = scoring.score_table
 
     def ending(*arguments):
         if len(scored) == 2:
@@ -60,7 +60,7 @@ def interrupted(trained, run_script, scored, monkeypatch):
         return counting(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "score_table", ending)
+        patch.setattr(scoring, "score_table", ending)
         assert run_script("infer.py", run_at(trained), *SHARDED).code != 0
     assert [path.name for path in shard_tables(trained)] == ["00000.csv", "00001.csv"]
     assert not (run_folder(trained) / "test.csv").exists()
@@ -114,7 +114,7 @@ def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
     interrupted, run_script, scored, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "join_archives", raising(KeyboardInterrupt()))
+        patch.setattr(scoring, "join_archives", raising(KeyboardInterrupt()))
         assert run_script("infer.py", run_at(interrupted), *SHARDED).code != 0
     scored.clear()
     assert run_script("infer.py", run_at(interrupted), *SHARDED).code == 0

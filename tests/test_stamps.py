@@ -9,10 +9,11 @@ import pytest
 from defects.config import Config
 from defects.data import prepare, split
 from defects.models.efficientad import EfficientADOptions
+from defects.runs import Run
 from defects.scoring import adversarial
 from defects.stages import ensure_tables
 from defects.stamps import content_of, differences, in_short, settings_but
-from defects.training import checkpoint, distill, inference
+from defects.training import checkpoint, distill
 from defects.validation import accepted_kinds, section_of, validate
 
 # run: weights and out-of-fold scores; test: test scores and maps; index: images.csv; folds: folds.csv and the
@@ -140,7 +141,7 @@ def stamps(config: Config) -> dict[str, dict]:
     options = validate(EfficientADOptions, {}, "options")
     return {
         "run": checkpoint.fingerprint(config, "0", None),
-        "test": inference._stamp(config, "0"),
+        "test": Run(config).score_stamp("0"),
         "index": prepare._stamp(config.data),
         "folds": split._stamp(config),
         "comparison": adversarial.inputs(config),

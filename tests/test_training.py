@@ -17,7 +17,7 @@ from defects.data.split import load_training_rows
 from defects.errors import UserError
 from defects.models.classifier import Classifier, ClassifierOptions
 from defects.stages import ensure_tables
-from defects.training import checkpoint, run, trainer
+from defects.training import checkpoint, fold, loop
 from defects.training.fold import divide_images
 from defects.training.loop import Trainer
 
@@ -228,7 +228,7 @@ def interrupt(run_script, monkeypatch, path, *arguments):
 @pytest.mark.parametrize("scaled_first", [False, True])
 def test_resume_with_and_without_a_loss_scaler(tiny, run_script, monkeypatch, scaled_first):
     """Begun on a CPU or in bf16, on with fp16 (T4, P100), and the reverse."""
-    make = trainer.make_accelerator
+    make = loop.make_accelerator
 
     def make_scaled(train):
         accelerator = make(train)
@@ -236,7 +236,7 @@ def test_resume_with_and_without_a_loss_scaler(tiny, run_script, monkeypatch, sc
         return accelerator
 
     def use_scaler(is_used):
-        monkeypatch.setattr(run, "make_accelerator", make_scaled if is_used else make)
+        monkeypatch.setattr(fold, "make_accelerator", make_scaled if is_used else make)
 
     use_scaler(scaled_first)
     interrupt(run_script, monkeypatch, tiny)
@@ -272,7 +272,7 @@ def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_scri
         save(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.checkpoint, "save", stop_before_last)
+        patch.setattr(loop.checkpoint, "save", stop_before_last)
         patch.setattr(Trainer, "_best", lambda self: len(self.history))
         outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner)
     assert outcome.code == 130 and (run_dir(tiny) / "selected2.pt").exists()
@@ -298,9 +298,12 @@ def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
 def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config):
     config = make_config(make_dataset(), "train.batch_size=2")
     sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
-    assert run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=1)) is not None
+    assert (
+        fold._make_training_loader(Classifier(config), config, sides, SimpleNamespace(num_processes=1))
+        is not None
+    )
     with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
-        run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
+        fold._make_training_loader(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
 
 
 def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):
@@ -310,7 +313,7 @@ def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monke
     for _ in range(2):
         assert run_script("train.py", "--config", tiny, *sets, "--restart").code == 0
         weights.append((run_dir(tiny) / "best.pt").read_bytes())
-        monkeypatch.setattr(run, "_try_step", lambda *_: None)
+        monkeypatch.setattr(fold, "_try_step", lambda *_: None)
     assert weights[0] == weights[1]
 
 
