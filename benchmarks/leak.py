@@ -31,6 +31,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from defects.report.comparison_page import markdown  # noqa: E402
+
 from defects import cli  # noqa: E402
 from defects.config import Config, resolve  # noqa: E402
 from defects.data.datasets import EpochSampler, ImageDataset, Sample, plain_loader  # noqa: E402
@@ -40,7 +42,6 @@ from defects.data.prepare import load_images, training_sha256  # noqa: E402
 from defects.data.split import load_folds  # noqa: E402
 from defects.errors import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
-from defects.report.comparison_page import markdown  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.outcome import outcome  # noqa: E402
 from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402

@@ -8,8 +8,8 @@ from argparse import Namespace
 
 from defects import cli, stages
 from defects.errors import UserError, shorten_names
-from defects.report.comparison import group_by_category, measure
-from defects.report.comparison_page import write_comparison
+from defects.reports.comparison import group_by_category, measure
+from defects.reports.comparison_report import write_comparison
 from defects.runs import Run, find_runs, list_runs
 
 

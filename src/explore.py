@@ -1,21 +1,23 @@
-"""Draw what a data set looks like: output/<data.name>/explore.png, and its duplicates, groups.png.
+"""Draw what a data set looks like: output/<data.name>/explore.html.
 
-Also whether training images can be told from test images (adversarial validation): adversarial.json and .png.
+Also whether training images can be told from test images (adversarial validation): adversarial.json and
+.html.
 """
 
 from defects import cli, stages
-from defects.report.adversarial import write_adversarial
-from defects.report.explore import explore
+from defects.reports.adversarial_report import write_adversarial
+from defects.reports.data_report import write_data_report
 
 
 def main() -> None:
     for config in cli.configs_from(cli.experiment_parser(__doc__).parse_args()):
         tables = stages.ensure_tables(config)
-        drawn = explore(config, tables)
+        path = config.dataset_dir / "explore.html"
+        write_data_report(path, config.data, tables.images, tables.folds)
         lines, compared = write_adversarial(config, tables)
         print("\n".join(lines))
-        for path in [*drawn, *compared]:
-            print(f"wrote {path}")
+        for written in (path, *compared):
+            print(f"wrote {written}")
 
 
 if __name__ == "__main__":

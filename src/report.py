@@ -1,13 +1,18 @@
-"""Draw the report of each run: output/<run>/report/report.html and its pictures."""
+"""Draw the report of each run: output/<run>/report/report.html."""
 
 from defects import cli, stages
-from defects.report.experiment import write_report
+from defects.reports.run_report import ONE_LABEL, write_run_report
+from defects.reports.run_tables import load_run_tables
 
 
 def main() -> None:
     for run in cli.runs_from(cli.run_parser(__doc__).parse_args()):
-        for path in write_report(run, stages.ensure_tables(run.config)):
-            print(f"wrote {path}")
+        tables = load_run_tables(run, stages.ensure_tables(run.config))
+        if (tables.oof["label"] == 1).all():
+            print(f"{run.name}: {ONE_LABEL}")
+        path = run.folder / "report" / "report.html"
+        write_run_report(path, tables)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from defects.config_data import DuplicateConfig
 from defects.data.duplicates import FLIPS, find_siblings, group_ids, thumbnail
-from defects.report.contact_sheet import draw_groups
 
 HEIGHT, WIDTH, MARGIN = 180, 240, 10  # pixels; the margin is 4 % of the width
 CONFIG = DuplicateConfig()
@@ -139,14 +138,3 @@ def test_group_ids_are_transitive_and_numbered_by_first_occurrence():
     pairs = pd.DataFrame({"i": [1, 3, 0], "j": [3, 5, 4]})
     assert group_ids(7, pairs).tolist() == [0, 1, 2, 1, 0, 1, 3]
     assert group_ids(3, pairs.iloc[:0]).tolist() == [0, 1, 2]
-
-
-def test_contact_sheet_marks_contradictions(tmp_path):
-    paths = [tmp_path / f"{k}.png" for k in range(5)]
-    for path, image in zip(paths, OTHERS, strict=False):
-        cv2.imwrite(str(path), image)
-    for labels, red in (([0, 1, 0, 0, 0], True), ([1, 1, 0, None, 0], False)):
-        output = tmp_path / "pages" / "groups.png"
-        draw_groups(paths, labels, [0, 0, 1, 1, 2], output)
-        page = cv2.imread(str(output)).astype(int)
-        assert ((page[..., 2] - page[..., 1]) > 100).any() == red

@@ -173,7 +173,7 @@ def test_shards_made_from_something_else_are_not_used(
 
 
 def test_maps_of_another_size_are_made_anew_and_said_so(trained, run_script, scored):
-    command = ["infer.py", "--config", trained]
+    command = ["infer.py", run_at(trained)]
     assert "scored again" not in run_script(*command).stdout
     assert scored == [11]
     outcome = run_script(*command, "--set", "infer.map_size=1")
@@ -207,6 +207,6 @@ def test_out_of_fold_maps_of_another_size_need_no_training(trained, run_script):
 def test_a_checkpoint_of_an_earlier_version_is_refused(trained, fails_with_one_line):
     path = run_folder(trained) / "best.pt"
     checkpoint.save(path, checkpoint.load(path) | {"fingerprint": {"train": {"lr": 1e-3}, "fold": "0"}})
-    for script in ("train.py", "infer.py"):
-        message = fails_with_one_line(script, "--config", trained)
+    for command in (["train.py", "--config", trained], ["infer.py", run_at(trained)]):
+        message = fails_with_one_line(*command)
         assert "written by an earlier version of this program" in message and "--restart" in message

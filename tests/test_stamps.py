@@ -24,6 +24,7 @@ STALE = {
     "output": "",
     "submissions": "",
     "data.name": "",
+    "data.category": "",
     "data.source": "index",
     "data.root": "index",
     "data.image_size": "run",

@@ -228,6 +228,12 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     return values
 
 
+def with_model(config: Config, name: str) -> Config:
+    """The experiment with what a model file says in place of its model and training."""
+    kept = config.model_dump(mode="json", exclude={"model", "train", "augment"})
+    return validate(Config, _merged(kept, _part("models", name), Config), name)
+
+
 def known_config_files(kind: str) -> list[str]:
     """Names of the files in configs/<kind>: of `data` or `models`."""
     return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))

@@ -12,11 +12,9 @@ from defects.models import Detector
 from defects.runs import OOF_MAPS, Run
 from defects.scoring.blending import align_held, move
 from defects.scoring.mask_rules import Rule
-from defects.scoring.pixels import CellCounts, Maps
-from defects.scoring.thresholds import choose_threshold, fpr_threshold
+from defects.scoring.pixels import Maps, fit_map_limits
+from defects.scoring.thresholds import choose_threshold
 from defects.submission.masks import choose_rules
-
-SURE = 0.5  # probability from which a segmenter's pixel is marked
 
 
 def thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
@@ -59,19 +57,7 @@ def map_limits(
     fpr = run.config.threshold.fpr
     images = _map_images(run.load_oof(tables.folds), fold)
     has_normal = (images["label"] == 0).all()
-    counts, highest = None, []
-    for maps in _kept_maps(run, images):
-        if counts is None:
-            counts = [CellCounts() for _ in maps]
-        for plane, count in zip(maps, counts, strict=True):
-            count.add(plane)
-        highest.append(maps.max((1, 2)).astype(float))
-    medians = [count.quantile(0.5) for count in counts]
-    if detector.segments:
-        return medians, len(medians) * [SURE]
-    if not has_normal:
-        return medians, [count.quantile(1 - fpr) for count in counts]
-    return medians, [fpr_threshold(values, fpr) for values in np.transpose(highest)]
+    return fit_map_limits(_kept_maps(run, images), fpr, detector.segments, has_normal)
 
 
 def _map_images(oof: pd.DataFrame, fold: str) -> pd.DataFrame:

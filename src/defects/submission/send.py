@@ -52,8 +52,8 @@ def load_submission(
 ) -> Submission:
     """Read and validate `path` against the sample and the test images.
 
-    `images` is images.csv, `summary` the JSON beside the file (read_summary). Raises UserError for what Kaggle
-    would reject, and when the JSON belongs to another file.
+    `images` is images.csv, `summary` the JSON beside the file (read_summary). Raises UserError for what
+    Kaggle would reject, and when the JSON belongs to another file.
     """
     if config.data.classes:
         check_masks(config, images, path)
