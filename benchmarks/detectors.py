@@ -60,7 +60,7 @@ def main() -> None:
 def measure(name: str, repeats: int) -> None:
     # As many patches as a hundredth of those of 500 images.
     sets = ["model.options.ratio=0.1"] if name == "patchcore_reduced" else []
-    config = load_config(ROOT / "configs" / "magnetic_tile.yaml", sets, name)
+    config = load_config(ROOT / "configs" / "magnetic_tile.yaml", sets, model=name)
     detector = build_detector(config, pretrained=False).eval()
     textures = Textures(config.data.image_size)
     with torch.inference_mode():

@@ -69,7 +69,7 @@ def measure(count: int, size: int, layers: str) -> float:
     overrides = [f"data.image_size=[{size}, {size}]", "model.backbone.weights=none"]
     if layers == "light":
         overrides.append(f"model.options.layers={LIGHT}")
-    detector = build_detector(load_config(ROOT / "configs" / "demo.yaml", overrides, "dfr")).eval()
+    detector = build_detector(load_config(ROOT / "configs" / "demo.yaml", overrides, model="dfr")).eval()
 
     @torch.no_grad()
     def prepare() -> None:

@@ -57,7 +57,7 @@ def exported(folder: Path, detector: str | None, overrides: list[str], backbone:
     """Every format of a detector that has learnt nothing."""
     sets = [f"output={folder}", f"data.root={folder / 'data'}", f"data.answers={folder / 'key.csv'}"]
     sets += [*DATA, *overrides, f"model.backbone={{name: {backbone}, weights: none}}", "infer.tta=false"]
-    config = load_config(ROOT / "configs" / "demo.yaml", sets, detector)
+    config = load_config(ROOT / "configs" / "demo.yaml", sets, model=detector)
     train_fold(config, "0")
     written, _ = export(config, "0", list(FORMATS), 16)
     return {name: load_model(written / file) for name, (file, _) in FORMATS.items()}

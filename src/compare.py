@@ -20,8 +20,9 @@ def main() -> None:
     arguments = parser.parse_args()
     studies = group_by_category(runs_to_compare(arguments))
     values = measure(studies, stages.ensure_tables, arguments.test)
-    name = studies[0][0].config.data.whole_name
-    paths, table = write_comparison(values, name, cli.output_folder(arguments) / name)
+    config = studies[0][0].config
+    name = config.data.whole_name
+    paths, table = write_comparison(values, name, config.output_dir / name)
     print(table)
     for path in paths:
         print(f"wrote {path}")

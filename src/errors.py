@@ -1,6 +1,7 @@
 """Show what an ensemble gets wrong out of fold: output/<data.name>/errors/errors.html and errors.csv."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from defects import cli, stages
 from defects.config import resolve
@@ -15,8 +16,11 @@ def main() -> None:
     parser = cli.run_parser(
         __doc__, default=f"the runs of submissions/sample_submission.csv, or else {cli.DEFAULT_RUN}"
     )
+    parser.add_argument(
+        "--submission", type=Path, default=None, help="the runs of this one; default: sample_submission.csv"
+    )
     arguments = parser.parse_args()
-    runs = cli.runs_from(arguments) if arguments.runs else submitted_runs(arguments)
+    runs = choose_runs(arguments)
     check_same_data(runs)
     print(f"runs: {', '.join(run.name for run in runs)}")
     config = runs[0].config
@@ -29,12 +33,13 @@ def main() -> None:
         print(f"wrote {path}")
 
 
-def submitted_runs(arguments: Namespace) -> list[Run]:
-    """Those of submissions/sample_submission.json; of an output folder of its own, the default run."""
-    path = resolve("submissions") / "sample_submission.csv"
-    if arguments.output is None and path.with_suffix(".json").exists():
-        return open_runs(read_summary(path), None, arguments.set)
-    return cli.runs_from(arguments)
+def choose_runs(arguments: Namespace) -> list[Run]:
+    """Those named; else those of the submission; else, where there is none, the default run."""
+    path = arguments.submission or resolve("submissions") / "sample_submission.csv"
+    is_submitted = arguments.submission or (arguments.output is None and path.with_suffix(".json").exists())
+    if arguments.runs or not is_submitted:
+        return cli.runs_from(arguments)
+    return open_runs(read_summary(path), arguments.output, arguments.set)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,11 @@ from defects.writing import write_bytes
 COSTS = {"score_images_per_second": 12.5, "peak_memory_mb": 900, "model_mb": 8.5, "device": "CPU, 2 threads"}
 
 
+def runs_of(config: Config, *names: str) -> list[Run]:
+    """Runs of these names beside each other, as their folders tell of them."""
+    return [Run.open(config.output_dir / name) for name in names]
+
+
 def write_runs(
     config: Config, folds: str = "01", maps: bool = True, epochs: int = 3, seed: int = 0, scale: float = 1.0
 ) -> pd.DataFrame:

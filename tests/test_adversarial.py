@@ -15,9 +15,9 @@ from defects.scoring.adversarial import (
     compare,
     defects_to_explain,
     stored_comparison,
-    training_share,
 )
 from defects.scoring.appearance import SIDE, appearance_table, picture_features
+from defects.stages import ensure_tables
 
 
 def write_images(root, train, test):
@@ -71,9 +71,14 @@ def test_a_comparison_without_its_page_does_not_count(compared, run_script, monk
     assert run_script("explore.py", "--config", path).code == 0 and stored_comparison(config)
 
 
+def compare_sides(config):
+    tables = ensure_tables(config)
+    return compare(appearance_table(config, tables), float(tables.folds["label"].astype(float).mean()))
+
+
 def test_images_from_one_source_cannot_be_told_apart(compared):
     config = load_config(compared(textures(0, 120), textures(500, 120)))
-    found = compare(appearance_table(config), training_share(config))
+    found = compare_sides(config)
     low, high = found["interval_90"]
     assert low < 0.5 and low < found["auroc"] < high and abs(found["auroc"] - 0.5) < 0.1
     assert (
@@ -98,7 +103,7 @@ def test_other_files_are_told_by_their_format_and_size(compared):
 def test_siblings_of_both_sides_share_a_group(compared):
     train, test = textures(0, 8), textures(500, 8)
     config = load_config(compared(train, [train[3], cv_flip(test[1]), *test[1:]]))
-    groups = appearance_table(config).set_index("image_id")["group"]
+    groups = appearance_table(config, ensure_tables(config)).set_index("image_id")["group"]
     by_name = groups.rename(lambda image_id: image_id.rsplit("/")[-1].removesuffix(".png"))
     assert by_name["normal_3"] == by_name["test_0"] and by_name["test_1"] == by_name["test_2"]
     assert groups.nunique() == 8 + 9 - 2
@@ -124,7 +129,7 @@ def test_too_few_images_are_not_compared(make_dataset, make_config):
     page = config.dataset_dir / "adversarial.html"
     page.parent.mkdir(parents=True)
     page.write_text("of an earlier run")
-    lines, (path,) = write_adversarial(config)
+    lines, (path,) = write_adversarial(config, ensure_tables(config))
     assert "42 training against 6 test images: too few" in lines[0]
     assert json.loads(path.read_text(encoding="utf-8"))["auroc"] is None and not page.exists()
 
@@ -132,7 +137,7 @@ def test_too_few_images_are_not_compared(make_dataset, make_config):
 def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config):
     config = make_config(make_dataset())
     assert stored_comparison(config) is None
-    write_adversarial(config)
+    write_adversarial(config, ensure_tables(config))
     assert stored_comparison(config)["train"] == 42
     with (config.dataset_dir / "images.csv").open("a", encoding="utf-8") as file:
         file.write("\n")
@@ -143,7 +148,7 @@ def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config)
 
 def test_without_test_images_it_says_so(make_dataset, make_config):
     config = make_config(make_dataset(tests=0), "data.sample_submission=null")
-    lines, paths = write_adversarial(config)
+    lines, paths = write_adversarial(config, ensure_tables(config))
     assert "there are no test images" in lines[0] and not paths
 
 

@@ -7,7 +7,7 @@ from conftest import defective, texture, write_png
 from defects.config import ROOT, load_config
 from defects.errors import UserError
 
-DETECTORS = sorted(path.stem for path in (ROOT / "configs" / "detectors").glob("*.yaml"))
+DETECTORS = sorted(path.stem for path in (ROOT / "configs" / "models").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_one_category_can_be_trained(two_categories, run_script, tmp_path):
     [
         ("prepare.py", ["--category", "botle"], ["--category botle", "bottle, cable"]),
         ("prepare.py", [], ["--category", "bottle, cable"]),
-        ("ensemble.py", ["--category", "all"], ["one category"]),
+        ("distill.py", ["--category", "all"], ["one category"]),
         ("prepare.py", ["--set", "data.root=nowhere", "--category", "all"], ["nowhere", "no folder"]),
         ("train.py", ["--model", "patchcor"], ["--model patchcor", "patchcore"]),
     ],
@@ -58,7 +58,7 @@ def test_a_detector_replaces_the_model_of_any_data_set(detector, tmp_path):
     values = yaml.safe_load((ROOT / "configs" / "defect_normal.yaml").read_text())
     values["data"]["external_data"] = True
     path.write_text(yaml.safe_dump(values))
-    config = load_config(path, ["train.seed=7"], detector)
+    config = load_config(path, ["train.seed=7"], model=detector)
     assert config.experiment == f"defect_normal_{detector}"
     assert config.data.name == "defect_normal"
     assert "drop_path_rate" not in config.model.options  # of the classifier that was replaced
@@ -67,4 +67,4 @@ def test_a_detector_replaces_the_model_of_any_data_set(detector, tmp_path):
 
 def test_a_mistyped_key_of_a_detector_is_told(tmp_path):
     with pytest.raises(UserError, match="did you mean train.milestones"):
-        load_config(ROOT / "configs/demo.yaml", ["train.milestone=[0.5]"], DETECTORS[0])
+        load_config(ROOT / "configs/demo.yaml", ["train.milestone=[0.5]"], model=DETECTORS[0])

@@ -150,7 +150,7 @@ def test_comparison_has_the_dice_of_those_with_maps(steel, run_script):
     write_run(config)
     train = config.train.model_copy(update={"lr": 0.5})
     write_run(config.model_copy(update={"experiment": "blind", "train": train}), maps=False)
-    outcome = run_script("compare.py", run_at(path), "--experiments", "tiny", "blind")
+    outcome = run_script("compare.py", *runs_at(path, "tiny", "blind"))
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment")
     rows = pd.concat(pd.read_csv(Run(config).fold_folder(fold) / "oof.csv", dtype=str) for fold in "01")

@@ -27,7 +27,7 @@ def of(config, name, **changes):
 
 def compare(run_script, config, *arguments):
     """The written table, by experiment, and what was printed."""
-    outcome = run_script("compare.py", run_at(config.output.parent / "tiny.yaml"), *arguments)
+    outcome = run_script("compare.py", "--output", config.output, *arguments)
     assert outcome.code == 0, outcome.stderr
     return pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment"), outcome.stdout
 
@@ -35,7 +35,7 @@ def compare(run_script, config, *arguments):
 def test_table_holds_means_and_spreads_over_folds(config, run_script):
     first = write_runs(of(config, "first"))
     write_runs(of(config, "second", epochs=7), folds="0", maps=False, seed=1)
-    table, printed = compare(run_script, config, "--experiments", "second", "first")
+    table, printed = compare(run_script, config, "second", "first")
     assert table.index.tolist() == ["second", "first"] and table["folds"].tolist() == [1, 2]
     aurocs = [roc_auc_score(rows["label"].astype(int), rows["score"]) for _, rows in first.groupby("fold")]
     assert table.loc["first", "auroc"] == pytest.approx(np.mean(aurocs))
@@ -84,11 +84,11 @@ def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, r
 def test_reduced_and_published_settings_are_named(config, run_script):
     path = config.output.parent / "tiny.yaml"
     for name in ("convae", "convae_reduced", "efficientad_m", "patchcore", "segmenter", "segmenter_reduced"):
-        loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], name)
+        loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], model=name)
         write_runs(loaded.model_copy(update={"experiment": name}), maps=False)
     # The name says nothing: a setting is what it is called only while nothing in it is changed.
     for change in ("train.epochs=3", "data.image_size=[32, 32]", "model.options.width=5"):
-        loaded = load_config(path, [change], "convae_reduced")
+        loaded = load_config(path, [change], model="convae_reduced")
         experiment = f"convae_reduced_{change.partition('=')[0]}"
         write_runs(loaded.model_copy(update={"experiment": experiment}), maps=False)
     settings = compare(run_script, config)[0]["setting"]
@@ -118,14 +118,14 @@ def test_categories_have_rows_of_their_own_and_a_mean(tmp_path, config_file, run
     path = config_file(tmp_path / "mvtec", data=mvtec, split={"folds": 2, "duplicates": {"enabled": False}})
     for seed, name in enumerate(["bottle", "cable"]):
         write_runs(of_category(load_config(path), name), seed=seed)
-    outcome = run_script("compare.py", run_at(path), "--category", "all", "--experiments", "tiny")
+    outcome = run_script("compare.py", "--output", tmp_path / "output")
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(tmp_path / "output" / "mvtec" / "compare.csv").set_index("category")
     assert table.index.tolist() == ["bottle", "cable", "mean"] and set(table["experiment"]) == {"tiny"}
     for metric in ("auroc", "aupro", "fit_seconds"):
         assert table.loc["mean", metric] == pytest.approx(table[metric].iloc[:2].mean())
     assert "| tiny | mean |" in outcome.stdout
-    one = run_script("compare.py", run_at(path), "--category", "cable")
+    one = run_script("compare.py", "--output", tmp_path / "output", "tiny_cable")
     assert one.code == 0 and "| tiny | cable |" in one.stdout and "mean" not in one.stdout
 
 
@@ -182,18 +182,20 @@ def test_macro_f1_of_the_test_images_is_that_of_the_submission(
 
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):
-    path = config.output.parent / "tiny.yaml"
-    assert "no experiment is trained on tiny_data" in fails_with_one_line("compare.py", run_at(path))
+    assert "no data set yet" in fails_with_one_line("compare.py", "--output", config.output)
     write_runs(config)
-    asked = ["compare.py", "--config", path, "--experiments"]
-    assert "(trained on tiny_data so far: tiny)" in fails_with_one_line(*asked, "tiny", "other")
+    asked = ["compare.py", "--output", config.output]
+    assert "other holds no trained fold" in fails_with_one_line(*asked, "tiny", "other")
     other = config.data.model_copy(update={"name": "other_data"})
     write_runs(config.model_copy(update={"data": other, "experiment": "foreign"}))
-    assert "was trained on other_data, not on tiny_data" in fails_with_one_line(*asked, "foreign")
+    message = fails_with_one_line(*asked, "tiny", "foreign")
+    assert "the runs are trained on tiny_data and other_data" in message or "tiny_data, other_data" in message
+    assert "--data" in fails_with_one_line(*asked)
+    assert "--data nothing: the runs in" in fails_with_one_line(*asked, "--data", "nothing")
     held = config.experiment_dir / "fold0" / "oof.csv"
     rows = pd.read_csv(held)
     rows.assign(label=1 - rows["label"]).to_csv(held, index=False)
     assert "its out-of-fold images are not those of" in fails_with_one_line(*asked, "tiny")
     for broken in ("model: [", ""):
         (config.experiment_dir / "fold0" / "config.yaml").write_text(broken)
-        assert "config.yaml is not readable" in fails_with_one_line(*asked, "tiny")
+        assert "config.yaml is not valid YAML" in fails_with_one_line(*asked, "tiny")

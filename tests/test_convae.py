@@ -57,7 +57,7 @@ def train(detector: ConvAE, images: torch.Tensor, steps: int) -> list[float]:
 
 
 def test_published_layers():
-    config = load_config(ROOT / "configs" / "demo.yaml", [], "convae")
+    config = load_config(ROOT / "configs" / "demo.yaml", [], model="convae")
     detector = build_detector(config)
     convolutions = [layer for layer in detector.modules() if isinstance(layer, nn.Conv2d)]
     widths = [(layer.in_channels, layer.out_channels) for layer in convolutions]

@@ -110,7 +110,7 @@ def blended(make_dataset, config_file, run_script):
         options = ["--config", path]
         for setting in settings:
             options += ["--set", setting]
-        outcome = run_script("ensemble.py", *options, "--experiments", *experiments)
+        outcome = run_script("ensemble.py", *options, *experiments)
         assert outcome.code == 0, outcome.stderr
         file = config.submissions / "sample_submission.csv"
         summary = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ def trained(request, folder):
     if "efficientad" in request.param:
         sets += [f"model.options.teacher={folder / 'teacher.pt'}"]
         sets += [f"model.options.distillation.{key}" for key in ("steps=20", "image_size=64", "batch_size=4")]
-    config = load_config(folder / "textures.yaml", sets, request.param)
+    config = load_config(folder / "textures.yaml", sets, model=request.param)
     if "efficientad" in request.param:
         distill(config, folder / "others")
     train_fold(config, "0", ensure_tables(config).folds)

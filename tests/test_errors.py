@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_at
-from runs import write_runs
+from runs import runs_of, write_runs
 from scipy.special import expit
 
 from defects.files import write_csv, write_json
 from defects.reports.ensemble_tables import load_ensemble_tables
 from defects.reports.error_report import build_error_report, draw_card
+from defects.runs import Run
 from defects.scoring.defect_score import AT_THRESHOLD, format_defect_score
 from defects.scoring.estimate import rank_metrics
 from defects.scoring.mistakes import (
@@ -22,8 +22,8 @@ from defects.scoring.mistakes import (
     measure_margins,
 )
 from defects.scoring.thresholds import macro_f1
-from defects.submission.blend import blend_experiments
-from defects.submission.build import members_of
+from defects.stages import ensure_tables
+from defects.submission.blend import blend_runs
 
 NORMAL_ONLY = ["data.source=folders", "data.folders={normal: train/normal_images}"]
 NAMES = ["tiny", "other", "third"]
@@ -62,7 +62,7 @@ def stems(ids):
 
 
 def errors(run_script, config, *arguments):
-    outcome = run_script("errors.py", run_at(config.output.parent / "tiny.yaml"), *arguments)
+    outcome = run_script("errors.py", "--output", config.output, *arguments)
     assert outcome.code == 0, outcome.stderr
     folder = config.dataset_dir / "errors"
     return (folder / "errors.html").read_text(encoding="utf-8"), pd.read_csv(folder / "errors.csv")
@@ -70,7 +70,7 @@ def errors(run_script, config, *arguments):
 
 def test_mistakes_disagreements_and_doubtful_labels_are_listed(config):
     write_members(config, normal_5=4.0, defect_3=-4.0, normal_7=[5.0, -3.0, -3.0], defect_9=[1.0, -2.0, -2.0])
-    tables = load_ensemble_tables(config, NAMES)
+    tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     assert stems(tables.list_mistakes(0))[0] == "normal_5"
     assert stems(tables.list_mistakes(1)) == ["defect_3", "defect_9"]
     assert stems(tables.list_disagreements()) == ["normal_7", "defect_9"]
@@ -79,7 +79,7 @@ def test_mistakes_disagreements_and_doubtful_labels_are_listed(config):
 
 def test_script_writes_one_page_and_a_table_of_all_images(config, run_script):
     write_members(config, normal_5=4.0, normal_7=[5.0, -3.0, -3.0])
-    html, table = errors(run_script, config, "--experiments", *NAMES)
+    html, table = errors(run_script, config, *NAMES)
     sources = re.findall('src="([^"]*)"', html)
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.search(r"https?:|<script src|<link|@import", html)
@@ -94,37 +94,36 @@ def test_script_writes_one_page_and_a_table_of_all_images(config, run_script):
     assert all(f"probability_{name}" in table for name in NAMES)
 
 
-def test_members_of_the_submission_are_the_default(config, run_script):
+def test_runs_of_a_submission_are_found_by_it(config, run_script):
     write_members(config)
-    summary = config.submissions / "sample_submission.json"
-    write_json(summary, {"data": config.data.name, "weights": dict.fromkeys(["other", "third"], 0.5)})
-    assert "other, third: 56" in errors(run_script, config)[0]
-    write_json(summary, {"data": "another", "weights": {"other": 1.0}})
-    assert "tiny: 56" in errors(run_script, config)[0]
-    summary.unlink()
-    html, _ = errors(run_script, config)
-    assert "tiny: 56" in html and "needs two experiments" in html and "blend</th>" not in html
+    submission = config.submissions / "sample_submission.csv"
+    places = {name: str(config.output_dir / name) for name in ("other", "third")}
+    settings = config.model_dump(mode="json", include={"threshold", "ensemble"})
+    write_json(submission.with_suffix(".json"), {"runs": places, "settings": settings})
+    assert "other, third: 56" in errors(run_script, config, "--submission", submission)[0]
+    html, _ = errors(run_script, config, "--submission", submission, "tiny")
+    assert "tiny: 56" in html and "needs two runs" in html and "blend</th>" not in html
 
 
 def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
     write_members(config, normal_5=4.0, defect_3=-4.0)
     folds = [{"image_id": f"images/test_{i}.png", "fold": fold} for i in range(6) for fold in "01"]
     scored = pd.DataFrame(folds).assign(target="defect", score=0.1, probability=np.linspace(0.1, 0.9, 12))
-    monkeypatch.setattr("defects.submission.blend.load_test", lambda _: scored)
+    monkeypatch.setattr(Run, "load_test_scores", lambda _: scored)
     for name in NAMES:
         write_csv(member(config, name).experiment_dir / "test.csv", scored)
-    expected = blend_experiments(config, members_of(config, NAMES))[0]["estimate"]
-    found = load_ensemble_tables(config, NAMES)
+    expected = blend_runs(runs_of(config, *NAMES), ensure_tables(config))[0]["estimate"]
+    found = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     labels = found.images["label"].to_numpy(dtype=int)
     assert macro_f1(labels, found.blend.predicted) == expected["nested_macro_f1"]
     assert rank_metrics(labels, found.blend.scores)["auroc"] == expected["auroc"]
-    html, _ = errors(run_script, config, "--experiments", *NAMES)
+    html, _ = errors(run_script, config, *NAMES)
     assert f"{expected['nested_macro_f1']:.3f}" in html
 
 
 def test_a_card_has_the_image_and_every_member(config):
     write_members(config, normal_5=[4.0, 4.0, -4.0])
-    tables = load_ensemble_tables(config, NAMES)
+    tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     row = tables.images.loc[tables.list_mistakes(0)].reset_index().to_dict("records")[0]
     card = draw_card(config.data, tables, row)
     texts = {}
@@ -140,7 +139,7 @@ def test_a_card_has_the_image_and_every_member(config):
 
 def test_defect_scores_of_members_agree_with_their_decisions(config):
     write_members(config, normal_5=4.0, defect_3=-4.0)
-    tables = load_ensemble_tables(config, NAMES)
+    tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     for member in (tables.blend, *tables.members):
         assert ((member.defect_scores >= AT_THRESHOLD) == member.predicted).all()
         assert 0 < member.defect_scores.min() < AT_THRESHOLD < member.defect_scores.max() < 100
@@ -149,7 +148,7 @@ def test_defect_scores_of_members_agree_with_their_decisions(config):
 def test_without_defects_the_page_says_what_is_missing(make_dataset, make_config):
     config = make_config(make_dataset(defects=1), *NORMAL_ONLY, "data.sample_submission=null")
     write_members(config, normal_5=[4.0, 4.0, -2.5])
-    html = build_error_report(config, load_ensemble_tables(config, NAMES))
+    html = build_error_report(config, load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config)))
     assert "no defective images out of fold" in html and "there is only one of the two" in html
     assert "does not tell kinds" in html
     assert len(re.findall(r"<h3>\d+ of \d+ images</h3>", html)) == 2  # false alarms, disagreement
@@ -157,7 +156,7 @@ def test_without_defects_the_page_says_what_is_missing(make_dataset, make_config
 
 def test_a_single_fold_is_said_to_be_optimistic(config):
     write_runs(config, folds="0")
-    html = build_error_report(config, load_ensemble_tables(config, ["tiny"]))
+    html = build_error_report(config, load_ensemble_tables(runs_of(config, "tiny"), ensure_tables(config)))
     assert "which is optimistic" in html
 
 
@@ -203,14 +202,14 @@ def test_disagreement_is_about_decisions_and_not_about_scales():
 
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):
-    path = config.output.parent / "tiny.yaml"
-    assert "run src/train.py first" in fails_with_one_line("errors.py", run_at(path))
+    asked = ["errors.py", "--output", config.output]
+    assert "run src/train.py first" in fails_with_one_line(*asked, "tiny")
     write_members(config, ["tiny", "other"])
     shutil.rmtree(member(config, "other").experiment_dir / "fold1")
-    names = ["--experiments", "tiny", "other"]
-    message = fails_with_one_line("errors.py", run_at(path), *names)
+    message = fails_with_one_line(*asked, "tiny", "other")
     assert "tiny and other scored different images" in message
     assert not (config.dataset_dir / "errors").exists()
     (config.submissions).mkdir(exist_ok=True)
     (config.submissions / "sample_submission.json").write_text("{", encoding="utf-8")
-    assert "sample_submission.json is not valid JSON" in fails_with_one_line("errors.py", run_at(path))
+    submission = ["--submission", config.submissions / "sample_submission.csv"]
+    assert "sample_submission.json is not valid JSON" in fails_with_one_line(*asked, *submission)

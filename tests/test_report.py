@@ -15,9 +15,11 @@ from defects.reports.figures import draw_heat_tile, fit_limits
 from defects.reports.html import Card, Cards, Fact, KeyFigure, Picture, Section, Table, Text, build_page
 from defects.reports.run_report import build_run_report, draw_gallery
 from defects.reports.run_tables import load_run_tables, out_of_fold
+from defects.runs import Run
 from defects.scoring.defect_score import AT_THRESHOLD, compute_defect_scores, format_defect_score
 from defects.scoring.estimate import estimate
 from defects.scoring.heat_map import LIMIT_COLOUR
+from defects.stages import ensure_tables
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_report_is_one_file_that_asks_for_nothing_else(config, run_script):
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.search(r"https?:|<script src|<link|url\(h|@import", html)
     assert html.count('loading="lazy"') == html.count('<div class="picture">')
-    expected = estimate(out_of_fold(config))
+    expected = estimate(out_of_fold(Run(config), ensure_tables(config)))
     for value in (expected["nested_macro_f1"], expected["auroc"], expected["average_precision"]):
         assert f"<b>{value:.3f}</b>" in html
     assert f"{len(oof)} out-of-fold images" in html
@@ -58,7 +60,7 @@ def test_report_is_one_file_that_asks_for_nothing_else(config, run_script):
 
 def test_report_texts_of_charts_are_texts(config):
     write_runs(config)
-    html = build_run_report(load_run_tables(config))
+    html = build_run_report(load_run_tables(Run(config), ensure_tables(config)))
     charts = "".join(re.findall("<svg.*?</svg>", html, re.DOTALL))
     for text in (">Errors over the threshold<", ">Precision and recall<", ">defect score<", ">student<"):
         assert text in charts
@@ -74,7 +76,7 @@ def test_report_does_without_maps_and_epochs(config, run_script):
 
 def test_report_of_a_single_fold_estimates_nothing(config):
     write_runs(config, folds="0")
-    html = build_run_report(load_run_tables(config))
+    html = build_run_report(load_run_tables(Run(config), ensure_tables(config)))
     assert "needs two trained folds or more" in html
     assert "90 % interval" not in html
     for text in ("10.0", "12.5", "AUPRO"):  # seconds, images per second
@@ -99,7 +101,7 @@ def test_report_without_defects(make_dataset, make_config, run_script):
 
 def test_gallery_shows_the_worst_first_and_wrong_decisions_in_red(config):
     write_runs(config)
-    tables = load_run_tables(config)
+    tables = load_run_tables(Run(config), ensure_tables(config))
     grids = [block for block in draw_gallery(tables, 1.0) if isinstance(block, Cards)]
     for label, worst, clearest in ((1, *grids[:2]), (0, *grids[2:])):
         rows = tables.oof[tables.oof["label"] == label].sort_values("score", ascending=label == 1)
@@ -116,7 +118,7 @@ def test_gallery_shows_the_worst_first_and_wrong_decisions_in_red(config):
 
 def test_heat_maps_of_all_images_and_folds_share_one_scale(config):
     write_runs(config, scale=3.0)
-    tables = load_run_tables(config)
+    tables = load_run_tables(Run(config), ensure_tables(config))
     limits = fit_limits(tables.oof, tables.maps, 0.05)
     # The maps of fold 1 are twice those of fold 0.
     assert np.array(limits["1"]) == pytest.approx(2 * np.array(limits["0"]), rel=0.05)

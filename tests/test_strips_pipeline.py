@@ -251,7 +251,7 @@ def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch)
 
 # --- sending -----------------------------------------------------------------------------------------------
 
-BLEND = ["--experiments", "marker", "seer"]
+BLEND = ["marker", "seer"]
 
 
 def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):

@@ -30,7 +30,7 @@ def trained(make_dataset, config_file, run_script):
 
 
 def bank(path):
-    return load_detector(Run(load_config(path, SETS, "patchcore_reduced")), "0").memory_bank
+    return load_detector(Run(load_config(path, SETS, model="patchcore_reduced")), "0").memory_bank
 
 
 def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tmp_path):
@@ -87,7 +87,7 @@ def test_an_update_that_is_stopped_between_its_files_is_completed(
     after = run_files(trained)
     assert all(after[name] != before[name] for name in after)
     assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
-    detector = load_detector(Run(load_config(trained, SETS, "patchcore_reduced")), "0").eval()
+    detector = load_detector(Run(load_config(trained, SETS, model="patchcore_reduced")), "0").eval()
     oof = pd.read_csv(trained.parent / "output" / "tiny_data_patchcore_reduced" / "fold0" / "oof.csv")
     image = read_image(trained.parent / "data" / "train" / oof["image_id"][0], (64, 64))
     with torch.inference_mode():

@@ -88,7 +88,7 @@ def test_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured,
 
 @pytest.mark.parametrize("name", known_detectors())
 def test_shipped_settings_do_not_turn_what_one_class_is_learnt_from(name):
-    config = load_config(ROOT / "configs" / "demo.yaml", [], name)
+    config = load_config(ROOT / "configs" / "demo.yaml", [], model=name)
     is_supervised = config.model.options.get("supervised", False)
     if config.model.name in ONE_CLASS and not is_supervised:
         assert config.augment == []

@@ -152,7 +152,11 @@ def submitted_threshold(settings: ThresholdConfig, oof: pd.DataFrame, new_scores
 def describe_setting(config: Config) -> str:
     """`published` or `reduced` if the run is set as a file of configs/models says, `own` otherwise."""
     for name in known_config_files("models"):
-        if _method(with_model(config, name)) == _method(config):
+        try:
+            shipped = with_model(config, name)
+        except UserError:  # not every model suits every data set
+            continue
+        if _method(shipped) == _method(config):
             return "reduced" if name.endswith(("_reduced", "_tiny")) else "published"
     return "own"
 

@@ -59,7 +59,7 @@ DOUBTFUL = (
 )
 ONE_CLASS = "This needs defects and normal images among those out of fold; there is only one of the two."
 NO_KINDS = "The data set does not tell kinds of defects apart."
-ONE_MEMBER = "This needs two experiments: --experiments A B."
+ONE_MEMBER = "This needs two runs: src/errors.py A B."
 
 
 def write_error_report(path: Path, config: Config, tables: EnsembleTables) -> None:
