@@ -71,7 +71,7 @@ class Blackened(ImageDataset):
         row = item[1] if isinstance(item, tuple) else item
         image = read_image(self.root / self.paths[row], self.size, self.bits)
         image = rotate_black(image, self.angles[row])
-        return Sample({"image": image}, self.labels[row], self.weights[row])
+        return Sample({"image": image}, self.labels[row])
 
 
 def main() -> None:
