@@ -32,6 +32,8 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects.report.comparison_page import markdown  # noqa: E402
+from defects.training.scorer import Scorer, score_batches  # noqa: E402
+from defects.training.trainer import Trainer, make_accelerator  # noqa: E402
 
 from defects import cli  # noqa: E402
 from defects.config import Config, resolve  # noqa: E402
@@ -46,9 +48,7 @@ from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.outcome import outcome  # noqa: E402
 from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402
 from defects.training.costs import Stopwatch  # noqa: E402
-from defects.training.scorer import Scorer, score_batches  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
-from defects.training.trainer import Trainer, make_accelerator  # noqa: E402
 from defects.writing import write_bytes  # noqa: E402
 
 STEP = 30  # degrees between the copies of a defect
@@ -72,7 +72,7 @@ class Blackened(ImageDataset):
         row = item[1] if isinstance(item, tuple) else item
         image = read_image(self.root / self.paths[row], self.size, self.bits)
         image = rotate_black(image, self.angles[row])
-        return Sample({"image": image}, self.labels[row], self.weights[row])
+        return Sample({"image": image}, self.labels[row])
 
 
 def main() -> None:

@@ -193,11 +193,11 @@ def here(folder: Path, images: Path) -> tuple:
     """Detector, batches of the images below `images`, and the config."""
     sys.path.insert(0, str(SRC))
     import pandas as pd
+    from defects.training.trainer import make_accelerator
 
     from defects.config import Config
     from defects.data.datasets import DeviceBatches
     from defects.models import build_detector
-    from defects.training.trainer import make_accelerator
 
     options = {"layers": LAYERS, "ratio": RATIO, "neighbours": 9}
     backbone = {"name": NETWORK, "weights": str(folder / "weights.pt")}

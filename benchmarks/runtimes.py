@@ -18,11 +18,12 @@ from throughput import write_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from defects.training.run import train_fold  # noqa: E402
+
 from defects.config import ROOT, load_config  # noqa: E402
 from defects.deploy.export import FORMATS, export  # noqa: E402
 from defects.deploy.model import Model, load_model  # noqa: E402
 from defects.deploy.predict import predict, read_frame  # noqa: E402
-from defects.training.run import train_fold  # noqa: E402
 
 BATCHES = (1, 32)
 DATA = ["data.image_size=[256, 256]", "data.demo={normal: 60, defect: 10, test: 10}", "split.folds=2"]

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from defects.training.run import score_table  # noqa: E402
+from defects.training.trainer import Trainer, TrainingStep, make_accelerator  # noqa: E402
+
 from defects.config import ROOT, Config, load_config  # noqa: E402
 from defects.data.datasets import training_loader  # noqa: E402
 from defects.models import build_detector  # noqa: E402
 from defects.training.costs import Stopwatch
-from defects.training.run import score_table  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
-from defects.training.trainer import Trainer, TrainingStep, make_accelerator  # noqa: E402
 
 
 def main() -> None:
@@ -148,7 +149,6 @@ def memory_batch(size: int, config: Config, device: torch.device) -> dict[str, t
     return {
         "image": images.contiguous(memory_format=torch.channels_last),
         "label": torch.ones(size, 1, device=device),
-        "weight": torch.ones(size, 1, device=device),
     }
 
 

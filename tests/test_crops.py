@@ -92,12 +92,6 @@ def test_a_crop_depends_on_seed_epoch_and_row_alone(table, tmp_path):
     assert all(same[0]) and not any(same[1])
 
 
-def test_a_crop_that_lost_its_defect_weighs_what_a_normal_image_does(table, tmp_path):
-    dataset = ImageDataset(table.assign(weight=7.0), tmp_path, (64, 128), [RANDOM], 0, CLASSES)
-    for sample in samples(dataset)[: 3 * EPOCHS]:
-        assert sample["weight"].item() == (7 if sample["label"].any() else 1)
-
-
 def test_black_out_hides_from_crops_too(table, tmp_path):
     black_out = BlackOut(table, tmp_path, (64, 128), 0.5, 0)
     found = samples(ImageDataset(table, tmp_path, (64, 128), [DEFECT], 0, CLASSES, black_out))

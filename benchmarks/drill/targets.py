@@ -12,6 +12,10 @@ import pandas as pd
 import timm
 import torch
 from defects.report.results import out_of_fold, read_history
+from defects.training.experiments import run_config
+from defects.training.inference import load_test
+from defects.training.run import load_detector
+from defects.training.trainer import Trainer, make_accelerator
 
 from defects.config import Config, as_yaml, load_config
 from defects.data import rle
@@ -31,10 +35,6 @@ from defects.scoring.answers import load_answers
 from defects.scoring.pixels import Maps
 from defects.submission.send import load_submission
 from defects.training import checkpoint
-from defects.training.experiments import run_config
-from defects.training.inference import load_test
-from defects.training.run import load_detector
-from defects.training.trainer import Trainer, make_accelerator
 from drill.mutations import claiming, with_checksums
 from drill.stages import RUN
 

@@ -107,7 +107,7 @@ class EnsembleConfig(Section):
     """How experiments on the same folds become one score; nothing to do for a single one."""
 
     scale: Literal["calibration", "rank"] = "calibration"  # a member's log-odds, or its rank, out of fold
-    method: Literal["auto", "mean", "hill", "stack"] = "auto"  # auto: the mean, or what is surely better
+    method: Literal["auto", "mean", "stack"] = "auto"  # auto: the mean, or what is surely better
     weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
     compare: bool = True  # first see whether training images can be told from test images
 
@@ -218,7 +218,7 @@ def load_config(
         values = _merged(_merged(values, kept, Config), _part("models", model), Config)
     if "experiment" not in values:
         values["experiment"] = _run_name(values, path, model)
-    return validate(Config, apply_overrides(values, overrides), "settings" if path is None else str(path))
+    return validate_config(apply_overrides(values, overrides), "settings" if path is None else str(path))
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -307,11 +307,16 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
-    return _without_removed_settings(values, path)
+    return values
 
 
-def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`values` of the config at `path` without REMOVED_SETTINGS; UserError where one would have an effect."""
+def validate_config(values: dict[str, Any], where: str) -> Config:
+    """The config of these values, which may be those of an old run; `where` they stand is for messages."""
+    return validate(Config, _without_removed_settings(values, where), where)
+
+
+def _without_removed_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` without REMOVED_SETTINGS; UserError where one would have an effect."""
     result = dict(values)
     for name, no_effect in REMOVED_SETTINGS.items():
         section, key = name.split(".")
@@ -323,7 +328,7 @@ def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, A
             value = plain_value(value)
         if value != no_effect:
             raise UserError(
-                f"{path}: {name}={value} is no setting any more (docs/results.md says why): delete it"
+                f"{where}: {name}={value} is no setting any more (docs/results.md says why): delete it"
             )
         result[section] = {other: settings[other] for other in settings if other != key}
     return result

@@ -152,12 +152,11 @@ class DuplicateConfig(Section):
 class BalanceConfig(Section):
     """How the rare class is brought to `ratio` rare images per normal one on the training side.
 
-    With several classes: each to `ratio` images per one of the most frequent class.
-
-    Only `oversample` plans rotations and flips; with the others, state them in `augment`.
+    With several classes: each to `ratio` images per one of the most frequent class. `none` plans neither
+    copies nor rotations and flips: state those in `augment`.
     """
 
-    method: Literal["oversample", "undersample", "sampler", "pos_weight", "none"] = "oversample"
+    method: Literal["oversample", "none"] = "oversample"
     ratio: Annotated[float, Field(gt=0)] = 0.5
     angle_step: Annotated[float, Field(gt=0, le=90)] = 10.0  # degrees; halved until the ratio is reached
 

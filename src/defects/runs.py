@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, apply_overrides, read_config_file, resolve
+from defects.config import Config, apply_overrides, read_config_file, resolve, validate_config
 from defects.data.labels import DEFECT
 from defects.errors import UserError, shorten_names
 from defects.files import read_csv, read_json
 from defects.stamps import Stamp, content_of, differences, in_short, settings_but
-from defects.validation import validate
 
 FULL = "full"  # in place of a fold's number: the fit on every training image
 OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a fold's folder
@@ -60,11 +59,11 @@ class Run:
             )
         path = (finished or begun)[0] / "config.yaml"
         values = read_config_file(path) | {"experiment": folder.name, "output": str(folder.parent)}
-        stored = validate(Config, values, str(path))
+        stored = validate_config(values, str(path))
         overrides = list(overrides)
         if not overrides:
             return cls(stored)
-        config = validate(Config, apply_overrides(values, overrides), str(path))
+        config = validate_config(apply_overrides(values, overrides), str(path))
         _refuse_other_settings(stored, config)
         return cls(config)
 
@@ -181,7 +180,7 @@ class Run:
         """UserError where test maps have another size than the out-of-fold maps that masks are fitted on."""
         for fold in folds:
             folder = self.fold_folder(fold)
-            kept = validate(Config, read_config_file(folder / "config.yaml"), str(folder)).infer.map_size
+            kept = validate_config(read_config_file(folder / "config.yaml"), str(folder)).infer.map_size
             scored = (self.read_score_stamp(fold) or {})["settings"].get("infer.map_size")
             if scored != kept:
                 raise UserError(

@@ -33,7 +33,6 @@ class Pasted(NamedTuple):
     image: np.ndarray  # uint8 [H, W, 3]
     mask: np.ndarray  # uint8 [H, W, K], 1 where a defect was pasted
     label: np.ndarray  # float32 [C]
-    like: int  # the row that it weighs as much as
 
 
 class Paste:
@@ -74,7 +73,7 @@ class Paste:
         mask = np.stack([_moved(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
         pixels = read_image(self.root / self.rows[source]["path"], self.size, self.bits)
         mixed = blended(image, _moved(pixels, matrix), mask.any(axis=2))
-        return Pasted(mixed, mask.astype(np.uint8), self._label(mask), source)
+        return Pasted(mixed, mask.astype(np.uint8), self._label(mask))
 
     def _piece(self, row: dict[str, Any], random: np.random.Generator) -> np.ndarray:
         """float32 [H, W, K]: one connected defect of a row, drawn in proportion to its area."""

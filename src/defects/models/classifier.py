@@ -61,7 +61,7 @@ class Classifier(Detector):
             losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.options.focal_gamma)
         else:
             losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-        loss, found = (losses * batch["weight"]).mean(), {"score": logits.detach()}
+        loss, found = losses.mean(), {"score": logits.detach()}
         if maps is None:
             return {"loss": loss} | found
         where = _map_loss(maps, batch["mask"], batch["masked"])

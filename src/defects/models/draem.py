@@ -166,12 +166,12 @@ class Draem(AnomalyDetector):
             for image, defect in zip(_pixels(batch["image"]), real, strict=True)
         ]
         clean, mixed, mask = (torch.from_numpy(np.stack(each)).to(device) for each in zip(*made, strict=True))
-        mask, weight = mask[:, None].float(), batch["weight"][:, 0]
+        mask, weight = mask[:, None].float(), torch.ones(len(mask), device=device)
         restorable = torch.ones_like(mask, dtype=torch.bool)
         if self.options.real_defects:
             mask, known = torch.maximum(mask, batch["mask"]), batch["masked"][:, 0]
             restorable = (batch["mask"] == 0) & (known.view(-1, 1, 1, 1) > 0)
-            weight = weight * known
+            weight = known
         return Samples(as_input(clean), as_input(mixed), mask, restorable, weight)
 
     def _synthetic(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

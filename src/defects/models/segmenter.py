@@ -49,8 +49,6 @@ class Segmenter(Detector):
     def __init__(self, config: Config):
         super().__init__()
         self.options = validate(SegmenterOptions, config.model.options, "model.options")
-        if config.split.balance.method == "pos_weight":
-            raise UserError("split.balance.method=pos_weight weighs labels, not masks: set it to sampler")
         self.targets, classes = config.data.targets, max(1, len(config.data.classes))
         self.network = _build(config, self.options, classes)
         self.normalize = Normalize(self.network.encoder.model)
