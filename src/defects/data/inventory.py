@@ -13,7 +13,7 @@ from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination, Examined
 from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
-from defects.data.images import note_unused_depth
+from defects.data.images import ImageFacts, notes_on_depth
 from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
 from defects.data.paths import below
@@ -21,6 +21,7 @@ from defects.data.role_folders import RoleFolder
 from defects.errors import printable, shorten_names
 
 SHOWN_SIZES = 3
+MASK_LIKE_SHARE = 0.5  # of the images, at most, are mentioned for it
 MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
 
 
@@ -233,10 +234,18 @@ def _notes(
     lines += _doubts(examination)
     if examination.inverted:
         lines.append("the masks mark what is no defect: they are read the other way round")
-    unused_depth = note_unused_depth([row.facts for row in examination.examined if row.facts], data.bits)
-    if unused_depth:
-        lines.append(unused_depth)
-    return lines
+    facts = {path: row.facts for row, path, _ in _rows(examination) if row.facts}
+    return lines + notes_on_depth(facts, data.bits) + _notes_on_levels(facts)
+
+
+def _notes_on_levels(facts: dict[str, ImageFacts]) -> list[str]:
+    """A sentence if some images look like masks; where most do, the data set holds such images."""
+    alike = [path for path, fact in facts.items() if fact.looks_like_mask]
+    if not alike or len(alike) > MASK_LIKE_SHARE * len(facts):
+        return []
+    return [
+        f"{len(alike)} images have few grey levels, as masks and blank frames have: {shorten_names(alike)}"
+    ]
 
 
 def _doubts(examination: Examination) -> list[str]:

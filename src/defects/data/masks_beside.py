@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
 from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.many import in_threads
 from defects.data.mask_names import (
@@ -19,13 +16,10 @@ from defects.data.mask_names import (
     mask_keys,
     strip_mask_word,
 )
+from defects.data.mask_pixels import are_pixels_of_mask
 from defects.errors import UserError
 from defects.files import same_text
 
-MAIN_SHARE = 0.3  # of the pixels of a mask, at least, have one level: photographs are noisy
-MASK_LEVELS = 32  # grey levels of a mask that was not compressed with loss, at most
-NEAR_LEVELS = 12  # of 255: lossy files and soft edges spread a level by so much
-NEAR_SHARE = 0.95  # of the pixels of a lossy mask lie near its two most frequent levels
 CERTAIN_WORDS = ("mask", "masks", "gt")  # at the end of a name they mean nothing else
 
 
@@ -251,25 +245,4 @@ def _look_if_whole(path: Path) -> Look | None:
 def _look(path: Path) -> Look:
     content = read_content(path)
     pixels = decode_colours(path, content, check_content(path, content))
-    size = pixels.shape[:2]
-    planes = [np.ascontiguousarray(plane) for plane in cv2.split(pixels)]
-    return Look(all(_is_mask_plane(plane) for plane in planes), size)
-
-
-def _is_mask_plane(plane: np.ndarray) -> bool:
-    """Whether much of a plane [H, W] has one level exactly, and the rest few levels, or nearly one more."""
-    if plane.dtype != np.uint8:
-        _, counts = np.unique(plane, return_counts=True)
-        return len(counts) <= MASK_LEVELS and counts.max() >= MAIN_SHARE * plane.size
-    counts = np.bincount(plane.ravel(), minlength=256)
-    if counts.max() < MAIN_SHARE * plane.size:
-        return False
-    if np.count_nonzero(counts) <= MASK_LEVELS:
-        return True
-    near = 0
-    for _ in range(2):
-        level = int(counts.argmax())
-        start = max(0, level - NEAR_LEVELS)
-        near += counts[start : level + NEAR_LEVELS + 1].sum()
-        counts[start : level + NEAR_LEVELS + 1] = 0
-    return near >= NEAR_SHARE * plane.size
+    return Look(are_pixels_of_mask(pixels), pixels.shape[:2])
