@@ -122,6 +122,7 @@ JOINED = "ImageId_ClassId,EncodedPixels\n"
             "columns ImageId, EncodedPixels; expected ImageId_ClassId",
         ),
         ("ImageId;ClassId;EncodedPixels\na;1;1 1\n", "expected"),
+        (",Area," + HEAD + "0,9,a,1,1 1\n", "one without a name, Area; remove them"),
         ("", "not a readable CSV"),
     ],
 )
