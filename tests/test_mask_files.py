@@ -147,6 +147,28 @@ def test_every_kind_of_mask_marks_what_was_meant(tmp_path, name):
     np.testing.assert_array_equal(read_mask(tmp_path / name, inverted=True), ~mask)
 
 
+ENCODINGS = {
+    "1.png": lambda cover: encoded((cover >= 0.5).astype(np.uint8), "PNG"),
+    "255.bmp": lambda cover: encoded((cover >= 0.5).astype(np.uint8) * 255, "BMP"),
+    "soft.png": lambda cover: encoded(np.round(255 * cover).astype(np.uint8), "PNG"),
+    "soft-16-bit.tif": lambda cover: encoded(np.round(65535 * cover).astype(np.uint16), "TIFF"),
+    "90.jpg": lambda cover: encoded(np.where(cover >= 0.5, 255, 0).astype(np.uint8), "JPEG", quality=90),
+    "alpha.png": lambda cover: encoded(rgba(0 * WHITE, np.round(255 * cover).astype(np.uint8)), "PNG"),
+    "green-on-white.png": lambda cover: encoded(on_background((255, 255, 255), (0, 200, 0), cover), "PNG"),
+    "palette.gif": lambda cover: palette((cover >= 0.5).astype(np.uint8), *VOC, format="GIF"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_random_shapes_are_read_as_they_were_drawn(tmp_path, name):
+    for seed in range(20):
+        cover = shape(seed)
+        truth = cover >= 0.5
+        (tmp_path / name).write_bytes(ENCODINGS[name](cover))
+        mask = read_mask(tmp_path / name)
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.95, f"seed {seed}"
+
+
 @pytest.mark.parametrize("value", [1, 128, 255])
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
 def test_masks_are_everything_that_is_not_black(tmp_path, value, suffix):
@@ -170,6 +192,12 @@ def test_coloured_masks(tmp_path, color):
 def test_16_bit_masks(tmp_path, value):
     Image.fromarray(np.where(MARKED, value, 0).astype(np.uint16)).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), MARKED)
+
+
+def test_labels_that_change_along_a_scratch_are_not_taken_for_soft_edges(tmp_path):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[10, 20:140] = 1 + np.arange(120) // 2 % 4
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "m.png", mask)), mask > 0)
 
 
 def test_thin_labels_are_not_taken_for_soft_edges(tmp_path):

@@ -24,6 +24,7 @@ from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.headers import Header
 
 RAMP_SHARE = 0.3  # of the grey pixels of soft edges, at least, lie between a darker and a brighter one
+SOFT_LEVELS = 32  # above black, at least, are the brightest value of soft edges: labels are lower
 NOISE_LEVELS = 16  # that compression adds to black, and takes from the brightest value
 NOISE_SHARE = 0.05  # of what is not black, at most, lies between these two
 PICTURE_SHARE = 0.3  # of a photograph's pixels, at most, have the same brightness
@@ -228,7 +229,9 @@ def _mark_levels(value: np.ndarray, is_lossy: bool = False, is_examined: bool = 
     counts = np.bincount(value.ravel())
     levels = np.flatnonzero(counts)
     top = int(levels[-1])
-    is_soft = len(levels) > 3 and (_are_two_levels_with_noise(counts) or _is_soft(value, top))
+    is_soft = len(levels) > 3 and (
+        _are_two_levels_with_noise(counts) or (top >= SOFT_LEVELS and _is_soft(value, top))
+    )
     if top > 0 and (is_lossy or is_soft):
         mask = value >= top / 2
         doubt = _doubt_about_grey(value, mask, top) if is_examined else ""
@@ -252,6 +255,8 @@ def _are_two_levels_with_noise(counts: np.ndarray) -> bool:
 
 def _is_soft(value: np.ndarray, top: int) -> bool:
     """Whether what is neither black nor brightest lies on slopes, as at soft edges, not in areas."""
+    if top < SOFT_LEVELS:
+        return False
     between = (value > 0) & (value < top)
     near = np.ones((3, 3), np.uint8)
     on_slope = (cv2.erode(value, near) < value) & (cv2.dilate(value, near) > value)
