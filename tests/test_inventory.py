@@ -107,6 +107,14 @@ def test_a_data_set_of_images_with_few_levels_is_not_noted(root, lines):
     assert not [line for line in lines(root) if "few grey levels" in line]
 
 
+def test_drawings_among_the_images_are_noted(root, lines):
+    first = sorted((root / "train/normal_images").iterdir())[0]
+    write_png(first.with_name(f"{first.stem}_overlay.png"), texture(50))
+    write_png(first.with_name("front_overlay.png"), texture(51))
+    note = _line(lines(root), "note: 1 images are called like drawings")
+    assert f"{first.stem}_overlay.png" in note and "train/normal_images" in note
+
+
 def test_the_share_that_masks_mark(root, lines):
     write_png(root / "train/defect_masks/defect_2.png", np.full((32, 32), 255, np.uint8))
     printed = lines(root)

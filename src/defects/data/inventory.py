@@ -1,5 +1,6 @@
 """What prepare saw in the folders of a data set: a summary that people read, and inventory.json."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ from defects.errors import printable, shorten_names
 
 SHOWN_SIZES = 3
 MASK_LIKE_SHARE = 0.5  # of the images, at most, are mentioned for it
+# a_overlay.png, a_heatmap.png, a_thumb.jpg of a.bmp
+DRAWING_END = re.compile(
+    r"[ ._-](overlay|vis|viz|visuali[sz]ation|heatmap|result|annotated|marked|bbox|preview|thumb|thumbnail)$",
+    re.IGNORECASE,
+)
 MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
 
 
@@ -235,7 +241,24 @@ def _notes(
     if examination.inverted:
         lines.append("the masks mark what is no defect: they are read the other way round")
     facts = {path: row.facts for row, path, _ in _rows(examination) if row.facts}
-    return lines + notes_on_depth(facts, data.bits) + _notes_on_levels(facts)
+    lines += notes_on_depth(facts, data.bits) + _notes_on_levels(facts)
+    return lines + [note for folder in folders for note in _notes_on_drawings(folder, root)]
+
+
+def _notes_on_drawings(folder: RoleFolder, root: Path) -> list[str]:
+    """A sentence if images of a folder are called like renderings of others beside them."""
+    images = {path.with_suffix("") for path in folder.images}
+    drawings = []
+    for path in folder.images:
+        base = DRAWING_END.sub("", path.stem)
+        if base != path.stem and path.with_name(base) in images:
+            drawings.append(below(path, root))
+    if not drawings:
+        return []
+    return [
+        f"{len(drawings)} images are called like drawings of others beside them, and are taken as images: "
+        f"{shorten_names(drawings)}; if they are drawings, move them out of {folder.setting}"
+    ]
 
 
 def _notes_on_levels(facts: dict[str, ImageFacts]) -> list[str]:
