@@ -82,6 +82,7 @@ REFUSED = {  # name -> (content, what is said)
     "fetch.jpg": (b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
     "login.jpg": (b"<!DOCTYPE html><html>", "an HTML page: download the file again"),
     "many.png": (b"PK\x03\x04\x14", "a ZIP archive: unpack it"),
+    "frames.pgm": (2 * pnm(5, GREY, 255), "2 frames: one picture per file"),
     "xl.jpg": (b"\xff\x0a\0\0", "JPEG XL: convert to PNG"),
     "alpha.pam": (encoded_by_opencv(np.dstack([RGB, ALPHA]), ".pam"), "a PAM with alpha or of one bit"),
 }

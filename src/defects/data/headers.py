@@ -231,7 +231,21 @@ def _pnm(content: bytes) -> Header:
     width, height, *white = map(int, head.groups())
     white = white[0] if white else 1
     channels = "RGB" if kind in (3, 6) else "grey"
-    return Header("PNM", height, width, white.bit_length(), white, channels, is_spread=kind in (1, 4))
+    pictures = 1
+    if kind in (5, 6):
+        size = height * width * (3 if kind == 6 else 1) * (2 if white > EIGHT_BITS else 1)
+        is_followed = content[head.end() + 1 + size :].lstrip().startswith(content[:2])
+        pictures = 2 if is_followed else 1  # at least
+    return Header(
+        "PNM",
+        height,
+        width,
+        white.bit_length(),
+        white,
+        channels,
+        pictures,
+        is_spread=kind in (1, 4),
+    )
 
 
 def _pam(content: bytes) -> Header:
