@@ -115,6 +115,14 @@ def test_a_mask_in_a_folder_of_masks_whose_image_is_missing_is_no_image(tmp_path
     assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
 
 
+def test_blank_pictures_below_a_folder_with_a_word_for_masks_stay_pictures(tmp_path):
+    folder = tmp_path / "labels 2024/bad"
+    image, mask = _picture(folder / "a.png"), _mask(folder / "a_mask.png")
+    blank = _write(folder / "b.png", np.zeros((64, 64), np.uint8))
+    found = _split(folder)
+    assert (found.images, found.masks, found.orphans) == ([image, blank], {image: [mask]}, [])
+
+
 def test_pictures_in_a_folder_that_is_called_like_masks_stay_pictures(tmp_path):
     paths = {_picture(tmp_path / "a.png"), _picture(tmp_path / "annotations/a.png", 1)}
     assert set(_split(tmp_path).images) == paths

@@ -58,8 +58,15 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
     for path in files:
         groups[names[path].image_folder, names[path].image_stem.casefold()].append(path)
     unclear = [path for group in groups.values() if len(group) > 1 for path in group]
-    ends = {path.parent for path in unclear if names[path].is_mask}
-    lone = [path for path in files if path.parent in ends and _is_lone_mask(path, groups, names)]
+    masks_by_name = [path for path in unclear if names[path].is_mask]
+    with_masks = {path.parent for path in masks_by_name}
+    of_masks = {path.parent for path in masks_by_name if path.parent != names[path].image_folder}
+    lone = [
+        path
+        for path in files
+        if (path.parent in of_masks or (path.parent in with_masks and _has_mask_word(path)))
+        and _is_alone(names[path], groups)
+    ]
     files_to_see = unclear + lone
     seen = in_threads(_look_if_whole, files_to_see, text="telling masks from images")
     looks = dict(zip(files_to_see, seen, strict=True))
@@ -173,11 +180,13 @@ def _mask_folders(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if is_mask_folder(path.name)]
 
 
-def _is_lone_mask(path: Path, groups: dict, names: dict[Path, Name]) -> bool:
-    """Whether a file is named like a mask whose image is missing."""
-    name = names[path]
-    is_alone = len(groups[name.image_folder, name.image_stem.casefold()]) == 1
-    return is_alone and (strip_mask_word(path.stem) != path.stem or bool(_mask_folders(path.parent)))
+def _has_mask_word(path: Path) -> bool:
+    return strip_mask_word(path.stem) != path.stem
+
+
+def _is_alone(name: Name, groups: dict) -> bool:
+    """Whether the image of a file that is named like a mask is missing."""
+    return len(groups[name.image_folder, name.image_stem.casefold()]) == 1
 
 
 def _decide(
