@@ -92,7 +92,8 @@ def test_other_files_are_told_by_their_format_and_size(compared):
     path = compared(textures(0, 30), larger)
     for file in (load_config(path).data.root / "test").iterdir():
         file.rename(file.with_suffix(".bmp"))  # decoded by what is in it
-    table = appearance_table(load_config(path))
+    config = load_config(path)
+    table = appearance_table(config, ensure_tables(config))
     assert table.groupby("test")[["width", "format .bmp", "format .png"]].mean().to_numpy().tolist() == [
         [32, 0, 1],
         [40, 1, 0],

@@ -158,7 +158,7 @@ def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
             seen = read_tile(config.data, rows.to_dict("records")[0])
         elif reader == "appearance":
             ensure_tables(config)
-            seen = 255 * appearance_table(config)["brightness"].to_numpy()
+            seen = 255 * appearance_table(config, ensure_tables(config))["brightness"].to_numpy()
         elif reader == "frame":
             seen = read_frame(path, meta(bits)).image
         else:

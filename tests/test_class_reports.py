@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import data_in, run_at, texture, write_png
+from conftest import data_in, run_at, runs_at, texture, write_png
 
 from defects.config import as_yaml, load_config
 from defects.data import rle

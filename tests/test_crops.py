@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import texture, write_png
+from conftest import run_at, texture, write_png
 
 from defects.data import rle
 from defects.data.black_out import BlackOut
@@ -148,8 +148,8 @@ def test_a_run_on_crops_is_scored_in_windows(
     path.write_text(path.read_text() + f"augment:\n- {DEFECT | sides}\n")
     crop = ("--set", "augment=[{name: RandomCrop, height: 65, width: 32}]")
     assert "65" in fails_with_one_line("train.py", "--config", path, *crop)
-    for script in ("train.py", "infer.py"):
-        outcome = run_script(script, "--config", path)
+    for command in (["train.py", "--config", path], ["infer.py", run_at(path)]):
+        outcome = run_script(*command)
         assert outcome.code == 0, outcome.stderr
 
 

@@ -12,6 +12,7 @@ from defects.scoring.decision import Decision
 from defects.scoring.ensemble import Ensemble, Sample
 from defects.scoring.prior_shift import prior_shift
 from defects.scoring.thresholds import macro_f1
+from defects.stages import ensure_images
 from defects.submission.blend import decide_for_shares
 from defects.submission.ledger import COLUMNS, record
 from defects.submission.send import load_submission
@@ -107,14 +108,11 @@ def blended(make_dataset, config_file, run_script):
         config = load_config(path, settings)
         for seed, name in enumerate(experiments):
             write_member(config, name, seed=seed)
-        options = ["--config", path]
-        for setting in settings:
-            options += ["--set", setting]
-        outcome = run_script("ensemble.py", *options, *experiments)
+        outcome = run_script("ensemble.py", "--output", config.output, *experiments)
         assert outcome.code == 0, outcome.stderr
         file = config.submissions / "sample_submission.csv"
         summary = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        return outcome.stdout, summary, load_submission(config, file, None)
+        return outcome.stdout, summary, load_submission(config, ensure_images(config), file, summary, None)
 
     return run
 

@@ -131,7 +131,7 @@ def config(make_dataset, make_config, tmp_path, monkeypatch):
     """Of a data set whose folder stays where it is whatever data.name and output say."""
     (tmp_path / "given.csv").write_text("x")
     made = make_config(make_dataset(defects=4, normals=8, tests=2))
-    ensure_tables(made).folds
+    ensure_tables(made)
     folder = made.dataset_dir
     monkeypatch.setattr(Config, "dataset_dir", property(lambda self: folder))
     return made
