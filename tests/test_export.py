@@ -26,7 +26,7 @@ from defects.config import ROOT, InferConfig, load_config
 from defects.data.images import read_image
 from defects.deploy import export as exporting
 from defects.deploy import graph
-from defects.deploy.export import export
+from defects.deploy.export import checked_rows, export
 from defects.deploy.limits import between_scores
 from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
 from defects.deploy.portable import save_portable
@@ -154,6 +154,12 @@ def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_scr
 def test_scorer_counts_its_passes(symmetries, window, copies):
     scorer = Scorer(torch.nn.Identity(), InferConfig(window=window), symmetries)
     assert scorer.count_passes((64, 40)) == copies
+
+
+def test_export_of_the_full_fit_is_compared_on_the_test_images(make_dataset, make_config):
+    config = make_config(make_dataset(tests=6))
+    rows = checked_rows(config, "full", 4)
+    assert rows["split"].tolist() == 4 * ["test"]
 
 
 @pytest.mark.parametrize(
