@@ -396,7 +396,8 @@ def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
         (["{export}", "{root}/empty"], "holds no images"),
         (["{export}", "{root}", "--output", "found.txt"], "end it in .csv or .jsonl"),
         (["{export}", "{root}/folder.csv/1.png", "--output", "{root}/folder.csv"], "choose another file"),
-        (["{root}/nothing", "{root}"], "No such file"),
+        (["{root}/nothing", "{root}"], "nothing does not exist: name an export's folder"),
+        (["{export}/..", "{root}"], "/export"),
         (["{export}/parity.csv", "{root}"], "is no model"),
     ],
 )
