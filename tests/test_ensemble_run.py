@@ -210,7 +210,7 @@ def of(column, value, rows=slice(None)):
         (
             "fold1/oof.csv",
             of("label", 0, slice(0, 0)),
-            ["one and other disagree on fold or label of 1 images"],
+            ["other: 1 out-of-fold labels are not those of"],
         ),
         (
             "fold1/oof.csv",

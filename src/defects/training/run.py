@@ -130,9 +130,10 @@ def load_detector(config: Config, fold: str, other_maps: bool = False) -> Detect
 def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFrame:
     """Out-of-fold rows of all finished folds for `targets`, with the group of each image.
 
-    Raises UserError if there are none, or if they are not those of the present folds.csv.
+    Raises UserError if there are none, or if images or labels are not those of the present folds.csv.
     """
-    folds = load_folds(config)[["image_id", "fold", "group"]]
+    table = load_folds(config)
+    folds = table[["image_id", "fold", "group"]]
     names = trained_folds(config)
     if not names:
         raise UserError(
@@ -153,6 +154,14 @@ def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFra
             f"{config.experiment_dir}: its out-of-fold images are not those of "
             f"{config.dataset_dir / 'folds.csv'} ({len(differing)} differ, {differing.iloc[0]} first): train "
             "again with --restart"
+        )
+    labels = joined["image_id"].map(table.set_index("image_id")["label"])
+    has_other_label = (joined["target"] == DEFECT) & (joined["label"].astype(float) != labels.astype(float))
+    if has_other_label.any():
+        first = joined.loc[has_other_label, "image_id"].iloc[0]
+        raise UserError(
+            f"{config.experiment_dir}: {has_other_label.sum()} out-of-fold labels are not those of "
+            f"{config.dataset_dir / 'images.csv'} ({first} first): train again with --restart"
         )
     return joined.drop(columns="_merge")
 
