@@ -27,7 +27,7 @@ from defects.scoring.estimate import estimate
 from defects.training.run import trained_folds
 from defects.training.sweep import Experiment, experiments, load_sweep, run_job, score_if_complete
 
-FIGURES = {"macro-F1, nested": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
+FIGURES = {"macro-F1 (nested CV)": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
 PATIENCE = timedelta(days=30)  # between processes: the first to finish waits for the last
 
 

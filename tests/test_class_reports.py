@@ -202,7 +202,7 @@ def test_nothing_to_show_is_no_gallery(steel):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "display_width"), [(256, 1600, 440), (200, 200, 176), (300, 100, 111)]
+    ("height", "width", "display_width"), [(256, 1600, 420), (200, 200, 168), (300, 100, 106)]
 )
 def test_pictures_of_all_shapes_take_up_about_the_same_area(height, width, display_width):
     card = Card("a", (Picture("data:,", width, height, ""),))

@@ -99,7 +99,8 @@ def _page_style() -> Iterator[None]:
         "font.size": 9,
         "text.parse_math": False,  # `$` in a name is a `$`
         "axes.edgecolor": GREY,
-        "legend.frameon": False,
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.85,
     }
     with mpl.rc_context(settings):
         yield
@@ -130,7 +131,8 @@ def draw_svg(build: Callable[[], Figure]) -> str:
     def draw() -> str:
         buffer = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}):
-            build().savefig(buffer, format="svg", dpi=DPI, metadata=dict.fromkeys(SVG_METADATA))
+            metadata = dict.fromkeys(SVG_METADATA)
+            build().savefig(buffer, format="svg", dpi=DPI, transparent=True, metadata=metadata)
         return buffer.getvalue()
 
     text, _ = draw_with_fonts(draw)

@@ -25,7 +25,18 @@ from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
 from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
 from defects.reports.figures import draw_side_by_side, mark_defects, read_tile
-from defects.reports.html import Block, Card, Cards, Charts, Fact, Section, Text, build_page, embed_jpeg
+from defects.reports.html import (
+    SMALL_DISPLAY_PIXELS,
+    Block,
+    Card,
+    Cards,
+    Charts,
+    Fact,
+    Section,
+    Text,
+    build_page,
+    embed_jpeg,
+)
 from defects.writing import write_bytes
 
 COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}  # of the parts
@@ -133,7 +144,8 @@ def draw_groups(data: DataConfig, folds: pd.DataFrame) -> list[Block]:
     ):
         if len(groups):
             cards = [draw_group(data, members[members["group"] == group]) for group in groups]
-            blocks.append(Cards(f"{title} ({len(groups)} of {total:,})", cards, is_alert))
+            title = f"{title} ({len(groups)} of {total:,})"
+            blocks.append(Cards(title, cards, is_alert, SMALL_DISPLAY_PIXELS))
     return blocks
 
 
