@@ -89,11 +89,13 @@ def test_a_written_score_does_not_read_as_the_other_decision(score, threshold, t
     ("probability", "text"),
     [
         (0.5, "0.500"),
-        (0.0, "0"),
-        (1.0, "1"),
-        (2.3e-6, "2.3e-06"),
-        (1 - 2e-5, "1 - 2.0e-05"),
-        (0.9991, "0.999"),
+        (0.9991, "0.9991"),
+        (1 - 2e-5, "0.99998"),
+        (2.3e-6, "0.000002"),
+        (1e-12, "below 0.00000001"),
+        (1 - 1e-12, "above 0.99999999"),
+        (0, "0"),
+        (1, "1"),
     ],
 )
 def test_a_written_probability_is_told_from_0_and_1(probability, text):

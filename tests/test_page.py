@@ -215,7 +215,7 @@ def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_desk, dr
     desk.meta.threshold["defect"] = 1 - 1e-4
     slider = desk.sliders()[0]
     assert (slider.minimum, slider.value, slider.maximum) == (0, 50, 100)
-    assert "a probability of 1 - 1.0e-04" in slider.info
+    assert "a probability of 0.9999" in slider.info
     page = score(desk, drop / "clear.png", drop / "doubtful.png")
     shown = [float(text) for text in re.findall(r"<em>([^<]*)</em>", page.listing)]
     assert 10 < shown[1] < shown[0] < 50
