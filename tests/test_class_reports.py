@@ -209,6 +209,12 @@ def test_pictures_of_all_shapes_take_up_about_the_same_area(height, width, displ
     assert Cards("", [card]).picture_width == pytest.approx(display_width, abs=10)
 
 
+@pytest.mark.parametrize(("count", "across"), [(1, 1), (4, 4), (6, 6), (7, 4), (13, 5)])
+def test_pictures_of_a_card_fill_its_rows(count, across):
+    card = Card("a", count * (Picture("data:,", 10, 10, ""),))
+    assert Cards("", [card]).across == across
+
+
 def test_both_outlines_are_seen_even_where_the_masks_agree(tmp_path):
     write_png(tmp_path / "grey.png", np.full(SIZE, 90, np.uint8))
     row, truth, nothing = {"path": "grey.png"}, square(10, 20) > 0, np.zeros(SIZE, bool)

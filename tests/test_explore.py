@@ -15,6 +15,7 @@ from defects.config import load_config
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.reports import data_report
+from defects.reports.charts import shorten_name
 from defects.reports.figures import MASK_COLOUR, MOST_BESIDE, draw_side_by_side, mark_defects, read_tile
 from defects.reports.html import Cards
 
@@ -188,5 +189,5 @@ def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
 
 
 def test_long_names_of_kinds_lose_their_middle():
-    assert data_report.shorten_name("a_rather_long_name_of_a_kind_0042") == "a_rather_lo…_a_kind_0042"
-    assert data_report.shorten_name("bent") == "bent"
+    assert shorten_name("a_rather_long_name_of_a_kind_0042") == "a_rather_lo…_a_kind_0042"
+    assert shorten_name("bent") == "bent"

@@ -22,6 +22,7 @@ Drawn = TypeVar("Drawn")
 
 SVG_METADATA = ("Creator", "Date", "Format", "Type")  # left out
 DPI = 100  # pixels per inch of a PNG, and of what is drawn as pixels within an SVG
+LONGEST_NAME = 24  # letters
 CHART_INCHES = (6.2, 3.9)  # of a chart that stands beside others
 DEFECT_COLOUR, NORMAL_COLOUR, TEST_COLOUR = "#e45756", "#4c78a8", "#8a8a8a"  # on every page
 
@@ -140,6 +141,12 @@ def draw_svg(build: Callable[[], Figure]) -> str:
     element = re.sub(r' xmlns(:xlink)?="[^"]*"', "", element)  # HTML knows them
     # Ids of groups are the same in every chart, and nothing refers to them.
     return re.sub(r'<g id="[^"]*"', "<g", element)
+
+
+def shorten_name(text: str) -> str:
+    """Long names lose their middle: files of one folder often differ at the end only."""
+    half = LONGEST_NAME // 2
+    return text if len(text) <= LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def draw_panel(panel: Callable[[Axes], None]) -> str:

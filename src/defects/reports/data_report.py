@@ -23,7 +23,14 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
-from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
+from defects.reports.charts import (
+    DEFECT_COLOUR,
+    NORMAL_COLOUR,
+    TEST_COLOUR,
+    add_headline,
+    draw_panel,
+    shorten_name,
+)
 from defects.reports.figures import draw_side_by_side, mark_defects, read_tile
 from defects.reports.html import (
     SMALL_DISPLAY_PIXELS,
@@ -45,7 +52,6 @@ SAMPLES = {"train defect": 24, "train normal": 24, "test": 12}  # images of each
 MEASURED = 650  # images of each part whose pixels are read: below 2,000 in all
 KINDS = 8  # kinds of defect listed one by one
 MOST_GROUPS = 40  # shown
-LONGEST_NAME = 24  # letters of a kind of defect in a chart
 CLASSES = {0: "normal", 1: "defect"}
 CHARTS = (
     "What differs between the classes, or between training and test, is learnt in place of the defects. A "
@@ -145,7 +151,7 @@ def draw_groups(data: DataConfig, folds: pd.DataFrame) -> list[Block]:
         if len(groups):
             cards = [draw_group(data, members[members["group"] == group]) for group in groups]
             title = f"{title} ({len(groups)} of {total:,})"
-            blocks.append(Cards(title, cards, is_alert, SMALL_DISPLAY_PIXELS))
+            blocks.append(Cards(title, cards, is_alert, SMALL_DISPLAY_PIXELS, most_across=4))
     return blocks
 
 
@@ -199,12 +205,6 @@ def count_classes(images: pd.DataFrame) -> pd.Series:
         kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rest)} other kinds": rest.sum()})])
     kinds.index = "defect: " + kinds.index.astype(str).map(shorten_name)
     return pd.concat([parts[["train defect"]], kinds, parts[["train normal", "test"]]])
-
-
-def shorten_name(text: str) -> str:
-    """Long names lose their middle: files of one folder often differ at the end only."""
-    half = LONGEST_NAME // 2
-    return text if len(text) <= LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def count_group_sizes(folds: pd.DataFrame) -> pd.Series:

@@ -22,7 +22,7 @@ JPEG_QUALITY = 80
 WIDE_ASPECT = 2.0  # width to height from which the pictures of a card lie below each other
 DISPLAY_PIXELS = 168  # side of a square with the area that a picture takes up in a grid
 SMALL_DISPLAY_PIXELS = 112  # of pictures of which there are many in a card
-MOST_ACROSS = 4  # pictures beside each other in a card
+MOST_ACROSS = 6  # pictures beside each other in a card
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Cards:
     cards: list[Card]
     is_alert: bool = False
     side: int = DISPLAY_PIXELS
+    most_across: int = MOST_ACROSS
 
     @property
     def aspect(self) -> float:
@@ -113,7 +114,9 @@ class Cards:
         """Pictures beside each other in a card."""
         if self.aspect >= WIDE_ASPECT:
             return 1
-        return min(MOST_ACROSS, max(len(card.pictures) for card in self.cards))
+        most = max(len(card.pictures) for card in self.cards)
+        rows = -(-most // self.most_across)
+        return -(-most // rows)
 
 
 @dataclass(frozen=True)
