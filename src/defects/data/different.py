@@ -21,6 +21,7 @@ RANK = 3  # of the neighbour that is taken to show another object
 ALIKE = 0.7  # agreement (correlation 0.6) of one pair in a hundred that tells a common design
 SPREADS = 4  # times the upper spread of third neighbours that the closest of all pairs may lie above them
 MOST_ABOVE = 0.45  # at most so far above: such a pair differs 2.5 times less
+SPARSE, SPARSE_ABOVE = 100, 0.35  # images; so few at any angle may hold one close pair, which differs half as much
 MOST_TAIL = 1.0  # so far, at most, the fitted tail is followed
 FEW, FEW_ALIKE = np.arctanh(0.9), np.arctanh(0.995)  # thresholds where the sample is too small
 
@@ -86,6 +87,8 @@ def choose_threshold(
     if not has_one_design:
         return Threshold(tail, reach, "apart")
     closest = upper + min(SPREADS * (upper - usual), MOST_ABOVE)
+    if images < SPARSE:
+        closest = max(closest, max(reach, upper) + SPARSE_ABOVE)
     return Threshold(max(closest, min(tail, reach + MOST_TAIL)), max(reach, upper), "alike")
 
 

@@ -333,10 +333,16 @@ class Pictures:
         return self._refined_agreement(one, other, start)
 
     def _refined_agreement(self, one: int, other: int, start: np.ndarray) -> float:
-        """The better of the start and its refinement, which may run away where a part differs."""
+        """Of the refined start, or of the start itself where refinement ran away, as over a new defect."""
         refined = registration.refine(self._detail(one), self._detail(other), start)
-        maps = [registration.rescaled(matrix, self.enlargement) for matrix in (start, refined)]
-        return max(registration.agreement(self.texture(one), self.texture(other), matrix) for matrix in maps)
+        agreement = self._agreement_under(one, other, refined)
+        if agreement >= different.ALIKE:
+            return agreement
+        return max(agreement, self._agreement_under(one, other, start))
+
+    def _agreement_under(self, one: int, other: int, matrix: np.ndarray) -> float:
+        larger = registration.rescaled(matrix, self.enlargement)
+        return registration.agreement(self.texture(one), self.texture(other), larger)
 
     def _detail(self, position: int) -> np.ndarray:
         return self.details[position].float().numpy()

@@ -5,6 +5,8 @@ affine map (Evangelidis and Psarakis, "Parametric image alignment using enhanced
 maximization", 2008), which follows crops and small turns as well.
 """
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import torch
@@ -169,9 +171,11 @@ def refine(still: np.ndarray, moved: np.ndarray, start: np.ndarray) -> np.ndarra
 
 
 def rescaled(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """The same map between pictures `factor` times as large; pixel centres lie at half integers of a pixel."""
-    larger = np.array([[factor, 0, factor / 2 - 0.5], [0, factor, factor / 2 - 0.5], [0, 0, 1]])
-    return larger @ matrix @ np.linalg.inv(larger)
+    """The same map between pictures `factor` times as large; pixel centres lie at half integers."""
+    offset = (factor - 1) / 2
+    larger = matrix.copy()
+    larger[:2, 2] = factor * matrix[:2, 2] + offset - offset * matrix[:2, :2].sum(axis=1)
+    return larger
 
 
 def agreement(still: np.ndarray, moved: np.ndarray, matrix: np.ndarray) -> float:
@@ -187,14 +191,15 @@ def agreement(still: np.ndarray, moved: np.ndarray, matrix: np.ndarray) -> float
     weight = (cv2.warpAffine(inside, matrix[:2], (side, side), flags=flags) > 0.99) * inside
     if weight.mean() < LEAST_OVERLAP:
         return 0.0
-    layers = [weight, still * weight, laid * weight]
-    layers += [layers[1] * still, layers[2] * laid, layers[1] * laid]
-    sums = np.stack([cv2.resize(layer, (PARTS, PARTS), interpolation=cv2.INTER_AREA) for layer in layers])
+    x, y = still * weight, laid * weight
+    layers = cv2.merge([weight, x, y, x * still, y * laid, x * laid])
+    sums = cv2.resize(layers, (PARTS, PARTS), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
     whole = np.arctanh(_correlation(sums.mean(axis=(1, 2)), 0.0))
     parts = np.arctanh(_correlation(sums, FLAT_ENERGY))
     return float(max(whole, np.average(parts, weights=sums[0])))
 
 
+@lru_cache(maxsize=4)
 def _inner(side: int) -> np.ndarray:
     """float32 [S, S]: 1 inside the margin."""
     inner = np.zeros((side, side), np.float32)
