@@ -42,8 +42,8 @@ from defects.errors import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.report.comparison_page import markdown  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
-from defects.scoring.outcome import outcome, share_weights  # noqa: E402
-from defects.scoring.thresholds import macro_f1  # noqa: E402
+from defects.scoring.outcome import outcome  # noqa: E402
+from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402
 from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.scorer import Scorer, score_batches  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
@@ -69,7 +69,8 @@ class Blackened(ImageDataset):
 
     def _turned(self, item: int | tuple[int, int]) -> Sample:
         row = item[1] if isinstance(item, tuple) else item
-        image = rotate_black(read_image(self.root / self.paths[row], self.size, self.fit), self.angles[row])
+        image = read_image(self.root / self.paths[row], self.size, self.fit, self.bits)
+        image = rotate_black(image, self.angles[row])
         return Sample({"image": image}, self.labels[row], self.weights[row])
 
 
@@ -170,8 +171,8 @@ def fit(
     """Train with the epoch chosen on `validating`, whose weights are left in the detector."""
     train, kind = config.train, Blackened if fill == "black" else ImageDataset
     root, size = resolve(config.data.root), config.data.image_size
-    data = kind(learnt, root, size, config.augment, train.seed, fit=config.data.fit)
-    watched = kind(validating, root, size, [], 0, fit=config.data.fit)
+    data = kind(learnt, root, size, config.augment, train.seed, fit=config.data.fit, bits=config.data.bits)
+    watched = kind(validating, root, size, [], 0, fit=config.data.fit, bits=config.data.bits)
     loaders = [
         DataLoader(data, train.batch_size, sampler=EpochSampler(len(data), train.seed), drop_last=True),
         DataLoader(watched, config.infer.batch_size),

@@ -1,9 +1,11 @@
-"""Is the promise kept? The training images drawn anew many times, from all labelled images.
+"""Is the expected score obtained? The training images drawn anew many times, from all labelled images.
 
 Each redraw takes whole groups of siblings, up to as many defects and normal images as the training set has,
-cuts folds, and scores the rest as test images: once by the estimate that `src/ensemble.py` prints, and once
-by the answers, at the training share of defects. The member is cheap enough for that: logistic regression on
-pooled features of the config's backbone. The answer key is read; nothing is chosen by it.
+makes folds, and scores the rest as test images: once as `src/ensemble.py` expects it, once by the answers.
+Both decisions are measured: the one for the training share of defects, on test images weighted to that share,
+and the one for the share that is estimated from the test scores, on the test images as they are. The member
+is cheap enough for that: logistic regression on pooled features of the config's backbone. The answer key is
+read; nothing is chosen by it.
 """
 
 import sys
@@ -31,8 +33,12 @@ from defects.files import write_csv  # noqa: E402
 from defects.models.parts.backbone import Features  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.blending import experiment_scores  # noqa: E402
+from defects.scoring.decision import Decision  # noqa: E402
+from defects.scoring.ensemble import Ensemble, Sample  # noqa: E402
 from defects.scoring.estimate import estimate  # noqa: E402
 from defects.scoring.outcome import outcome  # noqa: E402
+from defects.scoring.prior_shift import prior_shift  # noqa: E402
+from defects.submission.blend import decide_for_shares  # noqa: E402
 
 LAYERS = ["blocks.2", "blocks.3", "blocks.4"]
 
@@ -78,7 +84,7 @@ def _pooled(maps: list[torch.Tensor]) -> np.ndarray:
 
 
 def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: float, seed: int) -> dict:
-    """Promise and delivery of one redraw."""
+    """Expected scores and scores obtained of one redraw."""
     chosen = draw(images, seed)
     train, test = images[chosen], images[~chosen]
     folds = config.split.folds
@@ -93,11 +99,20 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     held, new = pd.concat(held, ignore_index=True), pd.concat(new, ignore_index=True)
     oof, scores = experiment_scores(held, new)
     known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
+    known = known.assign(score=oof)
     threshold = config.threshold
-    promised = estimate(known.assign(score=oof).reset_index(), threshold.rule, threshold.fpr)
+    found = estimate(known.reset_index(), threshold.rule, threshold.fpr)
+    labels, held_scores = known["label"].to_numpy(), known["score"].to_numpy()
+    sample = Sample(labels, held_scores[:, None], known["fold"].to_numpy(), known["group"].to_numpy())
+    ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
+    prior = prior_shift(labels, held_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
+    decisions = decide_for_shares(threshold, ensemble, held_scores, scores.to_numpy(), prior)
     answers = test.set_index("image_id")[["label"]].assign(score=scores)
-    answers["answer"] = (scores >= promised["score_threshold"]).astype(int)
-    return _row(seed, promised, outcome(answers, share))
+    outcomes = {}
+    for name, decision in decisions.items():
+        answers["answer"] = (scores >= decision.score_threshold).astype(int)
+        outcomes[name] = outcome(answers, share)
+    return _row(seed, found, prior, decisions, outcomes)
 
 
 def draw(images: pd.DataFrame, seed: int) -> np.ndarray:
@@ -120,30 +135,47 @@ def _scored(model, rows: pd.DataFrame, described: np.ndarray, fold: int) -> pd.D
     return pd.DataFrame({"image_id": rows["image_id"], "fold": str(fold), "probability": probability})
 
 
-def _row(seed: int, promised: dict, delivered: dict) -> dict:
-    low, high = promised["interval_90"]
-    value = delivered["macro_f1_at_training_share"]
-    return {
-        "seed": seed,
-        "defects": promised["defects"],
-        "naive": promised["macro_f1"],
-        "promised": promised["nested_macro_f1"],
+def _row(
+    seed: int, found: dict, prior: dict, decisions: dict[str, Decision], outcomes: dict[str, dict]
+) -> dict:
+    """`expected`, `obtained` and `holds` of the training share, and `estimated_…` of the estimated one."""
+    at_training_share = outcomes["train"]["macro_f1_at_training_share"]
+    row = {"seed": seed, "defects": found["defects"], "naive": found["macro_f1"]}
+    row |= _comparison("", decisions["train"], at_training_share)
+    row |= {"is_doubted": prior["doubt"] is not None, "share": outcomes["train"]["defect_share"]}
+    row |= {"estimated_share": decisions["estimated"].share}
+    row |= _comparison("estimated_", decisions["estimated"], outcomes["estimated"]["macro_f1"])
+    return row | {"oof_auroc": found["auroc"], "test_auroc": outcomes["train"]["auroc"]}
+
+
+def _comparison(prefix: str, decision: Decision, obtained: float) -> dict:
+    low, high = decision.interval_90
+    values = {
+        "expected": decision.expected_score,
         "low": low,
         "high": high,
-        "delivered": value,
-        "holds": low <= value <= high,
-        "oof_auroc": promised["auroc"],
-        "test_auroc": delivered["auroc"],
+        "obtained": obtained,
+        "holds": low <= obtained <= high,
     }
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def report(table: pd.DataFrame) -> None:
-    gap = table["promised"] - table["delivered"]
+    naive_gap = (table["naive"] - table["obtained"]).mean()
+    print(f"naive - obtained          {naive_gap:+.4f}")
+    report_gap("at the training share", table, "")
+    print(f"estimate doubted          {table['is_doubted'].mean():.0%} of {len(table)} redraws")
+    report_gap("at the estimated share", table[~table["is_doubted"]], "estimated_")
+
+
+def report_gap(title: str, table: pd.DataFrame, prefix: str) -> None:
+    gap = table[f"{prefix}expected"] - table[f"{prefix}obtained"]
     error = gap.std() / np.sqrt(len(gap))
-    print(f"promised - delivered      {gap.mean():+.4f} (standard error {error:.4f}; spread {gap.std():.4f})")
-    print(f"naive - delivered         {(table['naive'] - table['delivered']).mean():+.4f}")
-    print(f"90 % interval holds       {table['holds'].mean():.0%} of {len(table)} redraws")
-    print(f"width of the interval     {(table['high'] - table['low']).mean():.4f}")
+    width = (table[f"{prefix}high"] - table[f"{prefix}low"]).mean()
+    print(title)
+    print(f"  expected - obtained     {gap.mean():+.4f} (standard error {error:.4f}; spread {gap.std():.4f})")
+    print(f"  90 % interval holds     {table[f'{prefix}holds'].mean():.0%} of {len(table)} redraws")
+    print(f"  width of the interval   {width:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare what was promised with the answers, where these are known (demo, MVTec, past competitions).
+"""Compare the expected score with the answers, where these are known (demo, MVTec, past competitions).
 
 Only this stage and `compare.py --test` read an answer key. Look once, at the end: choosing by it is leaking.
 """
@@ -10,13 +10,15 @@ import pandas as pd
 from defects import cli
 from defects.config import Config, resolve
 from defects.data.prepare import image_sizes, load_images
-from defects.data.rle_table import all_pairs, check_runs, read_rle_table
+from defects.data.rle_table import all_pairs, check_runs, read_annotations
 from defects.errors import UserError
 from defects.files import read_csv, read_json, same_text
 from defects.scoring.answers import load_answers
+from defects.scoring.decision import SHARE_NAMES, Decision
 from defects.scoring.dice import dice_table, mean_dice
 from defects.scoring.outcome import outcome
 from defects.scoring.thresholds import macro_f1
+from defects.writing import sha256
 
 
 def main() -> None:
@@ -34,31 +36,33 @@ def main() -> None:
 
 
 def evaluate_masks(config: Config, path: Path) -> None:
-    """Dice of the masks, and of those made without tuning, beside what was promised."""
+    """The expected Dice of what is submitted; then Dice with and without tuning, out of fold and obtained."""
     summary, classes = load_summary(config, path), config.data.classes
     if config.data.answers is None:
         raise UserError("data.answers is missing: name the answer key with --set data.answers=FILE")
     key = resolve(config.data.answers)
     sizes = image_sizes(load_images(config).query("split == 'test'"))
     files = {"tuned": path.with_suffix(".tuned.csv"), "untuned": path.with_suffix(".untuned.csv")}
-    truth = read_masks_of(key, sizes, classes)
+    truth = read_masks_of(config, key, sizes)
     found = {
-        name: mean_dice(dice_table(read_masks_of(file, sizes, classes), truth, sizes))
+        name: mean_dice(dice_table(read_masks_of(config, file, sizes), truth, sizes))
         for name, file in files.items()
     }
-    promised = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
-    print(
-        f"{'Dice':24}{'all pairs':>12}{'not empty':>12}"
-        + "".join(f"{f'class {name}':>12}" for name in classes)
-    )
+    check_files({file: summary.get("files", {}).get(name) for name, file in files.items()})
+    obtained = found[summary["chosen"]]["dice"]
+    print_lines(decision_lines(summary["decision"], obtained, "hidden-test Dice"))
+    expected = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
+    print(f"{'Dice':24}{'all pairs':>12}{'not empty':>12}" + "".join(map(class_title, classes)))
     for name in found:
-        print_dice(f"{name}, out of fold", promised[name], classes)
+        print_dice(f"{name}, out of fold", expected[name], classes)
         print_dice(f"{name}, hidden test", found[name], classes)
 
 
-def read_masks_of(path: Path, sizes: pd.Series, classes: list[str]) -> pd.DataFrame:
+def read_masks_of(config: Config, path: Path, sizes: pd.Series) -> pd.DataFrame:
     """The long table of a file, with a row for every image and class. UserError for runs that are no mask."""
-    table = read_rle_table(path, classes)
+    classes = config.data.classes
+    table = read_annotations(path, classes, set(sizes.index), config.data.unlisted_classes)
+    table = table[table["target"].isin(classes)]
     check_runs(table, sizes, path)
     return all_pairs(table, sizes.index, classes)
 
@@ -67,84 +71,124 @@ def print_dice(title: str, found: dict | None, classes: list[str]) -> None:
     """Means over all pairs, over those that are not empty, and over these of each class."""
     figures = [None] * (2 + len(classes))
     if found is not None:
-        each = [found["classes"][name]["dice_non_empty"] for name in classes]
-        figures = [found["dice"], found["dice_non_empty"], *each]
-    print(f"{title:24}" + "".join(f"{'-' if value is None else f'{value:.4f}':>12}" for value in figures))
+        of_classes = [found["classes"][name]["dice_non_empty"] for name in classes]
+        figures = [found["dice"], found["dice_non_empty"], *of_classes]
+    widths = [12, 12, *(len(class_title(name)) for name in classes)]
+    shown = ["-" if value is None else f"{value:.4f}" for value in figures]
+    print(f"{title:24}" + "".join(f"{text:>{width}}" for text, width in zip(shown, widths, strict=True)))
+
+
+def class_title(name: str) -> str:
+    """The head of a class's column, as wide as the name takes."""
+    return f"{f'  class {name}':>12}"
 
 
 def evaluate_answers(config: Config, path: Path) -> None:
     submission = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
     submission["image_id"] = submission["ImageId"].map(same_text)
-    scores = read_csv(path.with_suffix(".scores.csv"), ["image_id", "score"], "src/ensemble.py")
+    scores_file = path.with_suffix(".scores.csv")
+    scores = read_csv(scores_file, ["image_id", "score"], "src/ensemble.py")
     summary = load_summary(config, path)
+    check_files({path: summary.get("sha256"), scores_file: summary.get("scores_sha256")})
     answers = load_answers(config)
     table = submission.merge(scores, on="image_id").merge(answers, on="image_id", how="left")
     if table["label"].isna().any():
         raise UserError(f"the answer key lacks {int(table['label'].isna().sum())} of the submission's images")
     images = load_images(config)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
-    cuts = summary["prior"]["thresholds"]
-    plain = table.assign(answer=(table["score"] >= cuts["train"]["score_threshold"]).astype(int))
-    # The promise is about the threshold for the training share, whichever was submitted.
+    decisions = summary["decisions"]
+    training_threshold = decisions["train"].score_threshold
+    plain = table.assign(answer=(table["score"] >= training_threshold).astype(int))
+    # What is expected at the training share is about the threshold for it, whichever was submitted.
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
-    print_table(summary, outcome(table, share) | {"macro_f1_at_training_share": at_share}, table)
+    found = outcome(table, share) | {"macro_f1_at_training_share": at_share}
+    print_lines(outcome_lines(summary["decision"], decisions, found, table))
     runs = ", ".join(str(resolve(config.output) / name) for name in summary["weights"])
     print(f"submission {path}\nruns       {runs}")
 
 
 def load_summary(config: Config, path: Path) -> dict:
-    """What was written beside a submission. Raises UserError if it is gone, or about other data."""
+    """What was written beside a submission, its decisions as such.
+
+    Raises UserError if it is gone, about other data, or not whole.
+    """
     summary = read_json(path.with_suffix(".json"))
     if summary is None:
         raise UserError(f"{path.with_suffix('.json')} does not exist: run src/ensemble.py again")
     if summary.get("data") != config.data.name:
         found = summary.get("data")
         raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
-    return summary
+    try:
+        decisions = {name: Decision.from_json(values) for name, values in summary["decisions"].items()}
+        return summary | {"decision": Decision.from_json(summary["decision"]), "decisions": decisions}
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{path.with_suffix('.json')} is not whole, or of an older version: run src/ensemble.py again"
+        ) from None
 
 
-def print_table(summary: dict, found: dict, table: pd.DataFrame) -> None:
+def check_files(expected: dict[Path, str | None]) -> None:
+    """UserError for a file whose sha256 is not the one in the JSON beside it; None: the JSON knows none."""
+    for path, digest in expected.items():
+        if digest is not None and sha256(path) != digest:
+            raise UserError(
+                f"{path} is not the file that the JSON beside it describes, which was written last: run "
+                "src/ensemble.py again"
+            )
+
+
+def outcome_lines(
+    submitted: Decision, decisions: dict[str, Decision], found: dict, table: pd.DataFrame
+) -> list[tuple[str, str]]:
+    """Titles and values: what was expected and whether its interval holds, then what was obtained.
+
+    `found` is the outcome of the submission; its macro-F1 at the training share is that of the threshold for
+    this share.
+    """
     at_share = found["macro_f1_at_training_share"]
-    lines = [
-        *promise_lines(summary["estimate"], at_share),
-        ("hidden-test macro-F1", f"{found['macro_f1']:.4f}"),
-        *threshold_lines(summary["prior"]["thresholds"], table),
-    ]
+    lines = []
+    if submitted.prior == "estimated":
+        lines += decision_lines(submitted, found["macro_f1"], "hidden-test macro-F1")
+    lines += decision_lines(decisions["train"], at_share, "test score at the training share")
+    lines.append(("hidden-test macro-F1", f"{found['macro_f1']:.4f}"))
+    lines += threshold_lines(decisions, table)
     if at_share is not None:
         share = f"  at the training share of defects ({found['training_share']:.1%})"
         lines.append((share, f"{at_share:.4f}"))
-    lines += [
-        ("  at the best possible threshold", f"{found['macro_f1_best_threshold']:.4f}"),
-        ("hidden-test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"),
-    ]
-    for name, value in lines:
-        print(f"{name:52}{value:>14}")
-
-
-def threshold_lines(thresholds: dict, table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Plain macro-F1 of each threshold; none where there is but one."""
-    if len(thresholds) == 1:
-        return []
-    labels, scores = table["label"].to_numpy(dtype=int), table["score"].to_numpy()
-    lines = []
-    for name, cut in thresholds.items():
-        title = f"{'training' if name == 'train' else name} share ({cut['share']:.1%})"
-        value = macro_f1(labels, scores >= cut["score_threshold"])
-        lines.append((f"  by the threshold for the {title}", f"{value:.4f}"))
+    lines.append(("  at the best possible threshold", f"{found['macro_f1_best_threshold']:.4f}"))
+    lines.append(("hidden-test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"))
     return lines
 
 
-def promise_lines(promised: dict, at_share: float | None) -> list[tuple[str, str]]:
-    """The nested estimate and whether the test score, at the training share, fell inside its interval."""
-    if promised["nested_macro_f1"] is None:
-        why = "one fold only" if promised["defects"] else "no defects"
-        return [("out-of-fold macro-F1 (nested)", why)]
-    low, high = promised["interval_90"]
-    return [
-        ("out-of-fold macro-F1 (nested)", f"{promised['nested_macro_f1']:.4f}"),
-        ("  its 90 % interval", f"{low:.4f} - {high:.4f}"),
-        ("  holds the test score at the training share", "yes" if low <= at_share <= high else "no"),
-    ]
+def decision_lines(decision: Decision, obtained: float | None, name: str) -> list[tuple[str, str]]:
+    """The expected score, its interval, and whether that holds the score obtained, which `name` tells of."""
+    title = f"expected {decision.metric} ({SHARE_NAMES[decision.prior]}, {decision.share:.1%})"
+    if decision.expected_score is None:
+        return [(title, "unknown"), ("  (no defects out of fold, or a single fold)", "")]
+    lines = [(title, f"{decision.expected_score:.4f}")]
+    if decision.interval_90 is not None:
+        low, high = decision.interval_90
+        lines.append(("  its 90 % interval", f"{low:.4f} - {high:.4f}"))
+        if obtained is not None:
+            lines.append((f"  holds the {name}", "yes" if low <= obtained <= high else "no"))
+    return lines
+
+
+def threshold_lines(decisions: dict[str, Decision], table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Plain macro-F1 of each threshold; none where there is but one."""
+    if len(decisions) == 1:
+        return []
+    labels, scores = table["label"].to_numpy(dtype=int), table["score"].to_numpy()
+    lines = []
+    for prior, decision in decisions.items():
+        title = f"  by the threshold for the {SHARE_NAMES[prior]} ({decision.share:.1%})"
+        lines.append((title, f"{macro_f1(labels, scores >= decision.score_threshold):.4f}"))
+    return lines
+
+
+def print_lines(lines: list[tuple[str, str]]) -> None:
+    for title, value in lines:
+        print(f"{title:52}{value:>16}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def main() -> None:
     for config in cli.configs_from(arguments):
         folder, found = export(config, arguments.fold, arguments.formats, arguments.images)
         print(found.to_string())
-        print(f"gate: FP32 scores within {SCORE_LIMIT:.0e} of training's, maps {MAP_LIMIT:.0e}, same labels")
+        limits = f"scores within {SCORE_LIMIT:.0e} of training's, maps within {MAP_LIMIT:.0e}"
+        print(f"gate: FP32 {limits}, the same labels but for ties")
         print(f"wrote {folder}")
 
 

@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from defects import cli
-from defects.deploy.model import load_model
+from defects.deploy.model import find_note, load_model
 from defects.deploy.similar import load_normals
 
 
@@ -20,7 +21,9 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="open none")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    normals = load_normals(model.path.parent, arguments.normals)
+    normals = load_normals(model.path.parent, arguments.normals, model.meta.bits)
+    if note := find_note(model.meta):
+        print(note, file=sys.stderr)
     with TemporaryDirectory() as uploads:
         # Read when Gradio is imported, which takes seconds: not before the model is known to load.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -1,7 +1,6 @@
 """Score images with an exported model: CSV or JSON lines, and pictures with heat maps."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from tqdm import tqdm
 
 from defects import cli
 from defects.data.images import read_image
-from defects.deploy.model import Meta, load_model
+from defects.deploy.model import Meta, find_note, load_model
+from defects.deploy.paths import locate, name_pictures, without_dots
 from defects.deploy.predict import Prediction, find_files, predict
 from defects.deploy.regions import overlay
 from defects.deploy.writers import csv_writer, json_writer
@@ -40,17 +40,27 @@ def main() -> None:
     model, files = load_model(arguments.model, arguments.threads), find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
-    broken, above = 0, common_folder(files) if arguments.overlays else None
+    if note := find_note(model.meta):
+        print(note, file=sys.stderr)
+    pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
+    broken, lost = 0, []
     with written_to(arguments.output) as stream:
         write = WRITERS[arguments.output.suffix if arguments.output else ".csv"](stream, model.meta)
         found = predict(model, files, arguments.batch_size, arguments.threshold)
-        for each in tqdm(found, "predicting", len(files), leave=False, disable=None):
+        bar = tqdm(found, "predicting", len(files), leave=False, disable=None)
+        for number, each in enumerate(bar):
             write(each)
             broken += bool(each.error)
-            if arguments.overlays and not each.error:
-                save_overlay(arguments.overlays / each.path.absolute().relative_to(above), each, model.meta)
+            if pictures and not each.error:
+                problem = save_overlay(pictures[number], each, model.meta)
+                lost += [problem] if problem else []
+    problems = []
     if broken:
-        raise UserError(f"{broken} of {len(files)} files could not be read; the others are scored")
+        problems.append(f"{broken} of {len(files)} files could not be read; the others are scored")
+    if lost:
+        problems.append(f"{len(lost)} of {len(files) - broken} overlays could not be written ({lost[0]})")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 @contextmanager
@@ -68,16 +78,37 @@ def written_to(path: Path | None) -> Iterator[TextIO]:
         yield stream
 
 
-def common_folder(files: list[Path]) -> Path:
-    """The deepest folder that holds all files: below it no two pictures have one name."""
-    return Path(os.path.commonpath([path.absolute().parent for path in files]))
+def plan_pictures(folder: Path, files: list[Path]) -> list[Path]:
+    """Where the picture of each file goes, always below `folder`, which is made.
+
+    Raises UserError if that cannot be, or if a picture would replace one of the files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--overlays {folder}: {error.strerror}; choose another folder") from None
+    pictures = [folder / name for name in name_pictures(without_dots(files))]
+    targets = locate(pictures)
+    outside = [path for path in targets if not path.is_relative_to(folder.resolve())]
+    if outside:
+        raise UserError(f"--overlays {folder}: a link in it leads to {outside[0].parent}; remove the link")
+    replaced = sorted(set(locate(files)) & set(targets))
+    if replaced:
+        raise UserError(f"--overlays {folder}: a picture would replace {replaced[0]}; choose another folder")
+    return pictures
 
 
-def save_overlay(path: Path, found: Prediction, meta: Meta) -> None:
-    """A PNG, its name that of the image with .png added."""
-    picture = overlay(read_image(found.path), found.maps, meta.map, found.regions)
-    content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    write_bytes(path.with_name(f"{path.name}.png"), content)
+def save_overlay(path: Path, found: Prediction, meta: Meta) -> str:
+    """Write a PNG; the reason if that fails, since other images are still to be scored."""
+    try:
+        picture = overlay(read_image(found.path, bits=meta.bits), found.maps, meta.map, found.regions)
+        content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+        write_bytes(path, content)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Index a data set: output/<data.name>/images.csv. With --download, fetch it from Kaggle first."""
 
-import pandas as pd
-
 from defects import cli
 from defects.config import Config, resolve
 from defects.data.prepare import prepare
@@ -18,7 +16,7 @@ def main() -> None:
     for config in cli.configs_from(arguments):
         if arguments.download:
             download(config)
-        print_counts(prepare(config))
+        prepare(config)
         print(f"wrote {config.dataset_dir / 'images.csv'}")
 
 
@@ -26,12 +24,6 @@ def download(config: Config) -> None:
     if config.data.kaggle is None:
         raise UserError(f"{config.experiment} names no Kaggle competition (data.kaggle.competition)")
     kaggle_cli.download(config.data.kaggle, resolve(config.data.root))
-
-
-def print_counts(images: pd.DataFrame) -> None:
-    classes = images["label"].map({0: "normal", 1: "defect"}).fillna("unlabelled")
-    for (split, label), count in images.groupby(["split", classes]).size().items():
-        print(f"{split:6}{label:12}{count:7}")
 
 
 if __name__ == "__main__":

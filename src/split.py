@@ -6,6 +6,7 @@ from defects import cli
 from defects.config import Config
 from defects.data.folds import class_targets
 from defects.data.split import fold_names, load_training_rows, split
+from defects.errors import shorten_names
 from defects.files import read_csv
 
 
@@ -54,7 +55,7 @@ def duplicates_report(config: Config, table: pd.DataFrame) -> str:
     both_ways = pd.concat([pairs, pairs.rename(columns={"i": "j", "j": "i"})])
     differing = both_ways[both_ways["i"].map(labels).gt(both_ways["j"].map(labels))]
     for name, others in differing.groupby("i")["j"]:
-        lines.append(f"note: {name} looks the same as {', '.join(sorted(others))}, labelled normal")
+        lines.append(f"note: {name} looks the same as {shorten_names(sorted(others))}, labelled normal")
     group = table.set_index("image_id")["group"].astype(str)
     apart = int((pairs["i"].map(group).to_numpy() != pairs["j"].map(group).to_numpy()).sum())
     if apart:

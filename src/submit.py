@@ -53,6 +53,8 @@ def deliver_file(config: Config, submission: Submission, arguments: argparse.Nam
 def deliver_notebook(config: Config, submission: Submission, arguments: argparse.Namespace) -> None:
     folder = submission.path.with_name(f"{submission.path.stem}_bundle")
     made = bundle.build_bundle(config, submission.summary, folder, arguments.wheels)
+    if submission.summary["decision"]["prior"] == "estimated":
+        print("note: the notebook estimates the share of defects anew, from the test images that it finds")
     competition, tag = config.data.kaggle.competition, made.sha256[:TAG_LENGTH]
     pins = [] if arguments.wheels else bundle.pins(config.data.kaggle)
     if arguments.dry_run:

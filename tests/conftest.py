@@ -16,6 +16,7 @@ import yaml
 from kaggle_server import KaggleServer, serving
 
 from defects.config import ROOT, Config, load_config
+from defects.config_data import DataConfig
 
 # Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -124,6 +125,12 @@ def write_config(folder: Path, root: Path, name: str = "tiny", **sections: dict)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def data_in(root: Path, **settings: object) -> DataConfig:
+    """The configuration of a data set in `root`."""
+    values = {"name": "tiny_data", "source": "folders", "root": root, "image_size": (32, 32)}
+    return DataConfig(**(values | settings))
 
 
 def run_once(name: str, *arguments: object) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import texture, write_png
+from conftest import data_in, texture, write_png
 
 from defects.config import as_yaml, load_config
 from defects.data import rle
@@ -201,7 +201,7 @@ def test_both_contours_are_seen_even_where_the_masks_agree(tmp_path):
     row, truth, nothing = {"path": "grey.png"}, square(10, 20) > 0, np.zeros(SIZE, bool)
 
     def seen(truth, mask):
-        tile = mask_tile(tmp_path, row, truth, mask, 256)
+        tile = mask_tile(data_in(tmp_path), row, truth, mask, 256)
         return [bool((tile == colour).all(axis=2).any()) for colour in (CONTOUR, MAP_CONTOUR)]
 
     assert seen(truth, truth) == [True, True]

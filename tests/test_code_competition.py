@@ -248,7 +248,7 @@ def test_from_upload_to_submission_through_every_failure(
     (row,) = pd.read_csv(trained.parent / "submissions" / "ledger.csv").to_dict("records")
     assert (row["ref"], row["status"], row["experiments"]) == (1000, "pending", "tiny")
     assert row["options"] == "-k tester/steel-defects -v 3 -f submission.csv"
-    assert server.submissions[0]["description"].startswith(f"[{row['tag']}] tiny, out of fold ")
+    assert server.submissions[0]["description"].startswith(f"[{row['tag']}] tiny: expected macro-F1 ")
 
 
 def test_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp_path):
@@ -278,7 +278,7 @@ def test_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
     ("setting", "message"),
     [
         ("data.kaggle.wheels=[nothing]", "data.kaggle.wheels: requirements.txt pins no nothing"),
-        ("data.kaggle.kernel=no-owner", "data.kaggle.kernel='no-owner'"),
+        ("data.kaggle.kernel=no-owner", "data.kaggle.kernel=no-owner"),
     ],
 )
 def test_settings_that_cannot_work(trained, fails_with_one_line, setting, message):

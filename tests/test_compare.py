@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import defective, texture, write_png
-from runs import write_runs
+from runs import write_member, write_runs
 from sklearn.metrics import roc_auc_score
 
 from defects.config import load_config, of_category
 from defects.data.images import read_image
 from defects.report.comparison_page import markdown, summarise, text_table
+from defects.scoring.thresholds import macro_f1
 
 
 @pytest.fixture
@@ -53,9 +54,10 @@ def test_table_holds_means_and_spreads_over_folds(config, run_script):
 
 def test_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_script):
     tables = [write_runs(of(config, "run")), write_runs(of(config, "run_seed1", seed=1), seed=1)]
+    tables.append(write_runs(of(config, "run_workers", seed=2, workers=1), seed=3))  # changes no result
     write_runs(of(config, "slower", lr=1e-4), seed=2)
     table, _ = compare(run_script, config)  # all that are trained
-    assert table.index.tolist() == ["run", "slower"] and table["seeds"].tolist() == [2, 1]
+    assert table.index.tolist() == ["run", "slower"] and table["seeds"].tolist() == [3, 1]
     folds = [rows for table in tables for _, rows in table.groupby("fold")]
     aurocs = [roc_auc_score(rows["label"].astype(int), rows["score"]) for rows in folds]
     assert table.loc["run", ["auroc", "auroc_spread"]].tolist() == pytest.approx(
@@ -78,7 +80,7 @@ def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, r
 
 def test_reduced_and_published_settings_are_named(config, run_script):
     path = config.output.parent / "tiny.yaml"
-    for name in ("convae", "convae_reduced", "efficientad_m", "patchcore"):
+    for name in ("convae", "convae_reduced", "efficientad_m", "patchcore", "segmenter", "segmenter_reduced"):
         loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], name)
         write_runs(loaded.model_copy(update={"experiment": name}), maps=False)
     # The name says nothing: a setting is what it is called only while nothing in it is changed.
@@ -90,7 +92,9 @@ def test_reduced_and_published_settings_are_named(config, run_script):
     assert settings[["convae", "convae_reduced", "efficientad_m", "patchcore"]].tolist() == [
         *("published", "reduced", "published", "published")
     ]
-    assert set(settings[settings.index.str.contains("train|data|model")]) == {"own"} and len(settings) == 7
+    # Their files name no image size: it is that of the data set, whatever other detectors set it to.
+    assert settings[["segmenter", "segmenter_reduced"]].tolist() == ["published", "reduced"]
+    assert set(settings[settings.index.str.contains("train|data|model")]) == {"own"} and len(settings) == 9
 
 
 def write_category(root, seed):
@@ -151,6 +155,27 @@ def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, 
     key.write_text("ImageId,answer\ntest_0.png,1\n")
     refused = run_script("compare.py", "--config", path, "--test")
     assert refused.code == 2 and "the answer key lacks 8 of its test images" in refused.stderr
+
+
+@pytest.mark.parametrize("prior", ["train", "estimated"])
+def test_macro_f1_of_the_test_images_is_that_of_the_submission(
+    make_dataset, make_config, run_script, tmp_path, prior
+):
+    key = tmp_path / "key.csv"
+    labels = [int(row % 3 == 0) for row in range(18)]
+    rows = [f"test_{row}.png,{label}\n" for row, label in enumerate(labels)]
+    key.write_text("ImageId,answer\n" + "".join(rows))
+    root = make_dataset(defects=16, normals=60, tests=18)
+    settings = ["split.duplicates.enabled=false", f"threshold.prior={prior}", f"data.answers={key}"]
+    config = make_config(root, *settings)
+    write_member(config, "tiny")
+    options = [part for setting in settings for part in ("--set", setting)]
+    submitted = run_script("ensemble.py", "--config", tmp_path / "tiny.yaml", *options)
+    assert submitted.code == 0, submitted.stderr
+    table, _ = compare(run_script, config, "--test", *options)
+    answers = pd.read_csv(config.submissions / "sample_submission.csv", index_col="ImageId")["answer"]
+    answers = answers.reindex([f"test_{row}.png" for row in range(18)])
+    assert table.loc["tiny", "test_macro_f1"] == pytest.approx(macro_f1(np.array(labels), answers.to_numpy()))
 
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):

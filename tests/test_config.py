@@ -1,9 +1,10 @@
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 
-from defects.config import ROOT, as_yaml, load_config, resolve
+from defects.config import ROOT, as_yaml, load_config, resolve, with_detector
 from defects.errors import UserError
 
 SMALL = """
@@ -172,6 +173,22 @@ def test_the_experiment_name_is_not_inherited(tmp_path, own, expected):
     assert load_config(_write(tmp_path, "top.yaml", f"base: middle.yaml\n{own}")).experiment == expected
 
 
+@pytest.mark.parametrize("nothing", ["", "null", "~"])
+def test_no_base_is_no_base(tmp_path, nothing):
+    assert load_config(_write(tmp_path, "top.yaml", f"base: {nothing}\n{SMALL}")).data.name == "set"
+
+
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
+    path = _write(tmp_path, "twice.yaml", f"{SMALL}train: {{epochs: 1}}\nmodel: {{name: dfr}}\n")
+    assert "model is given twice, in lines 3 and 5" in _error(path)
+
+
+def test_a_file_saved_by_an_editor_of_windows(tmp_path):
+    path = tmp_path / "windows.yaml"
+    path.write_bytes(SMALL.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_config(path).data.name == "set"
+
+
 def test_a_chain_of_bases_that_bites_its_tail(tmp_path):
     _write(tmp_path, "a.yaml", "base: b.yaml")
     _write(tmp_path, "b.yaml", "base: a.yaml")
@@ -205,6 +222,153 @@ def test_overrides_are_parsed_like_yaml(small, override, value):
     if value is None and "{" in override:
         value = type(found)(**yaml.safe_load(override.partition("=")[2]))
     assert found == value
+
+
+AS_WRITTEN = [
+    *("no", "off", "on", "yes", "true", "None", "2024", "2024-05-01", "010", "0x10", "1e-3", "1_000", "3E-4"),
+    *("it's", "a # b", "128,800", "nan", "a 'b' c", "x=y", "é"),
+]
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_text_settings_are_taken_as_written(small, text):
+    config = load_config(small, [f"experiment={text}", f"data.folders.normal={text}", f"data.root={text}"])
+    assert (config.experiment, config.data.folders.normal, config.data.root) == (text, text, Path(text))
+
+
+PLAIN_IN_FILES = [text for text in AS_WRITTEN if "#" not in text]  # there ` #` begins a comment
+
+
+@pytest.mark.parametrize("text", PLAIN_IN_FILES)
+def test_text_settings_of_a_file_are_taken_as_written(tmp_path, text):
+    path = _write(tmp_path, "c.yaml", f"{SMALL}experiment: {text}\nsplit: {{group_pattern: null}}\n")
+    assert load_config(path).experiment == text
+    assert load_config(_write(tmp_path, "again.yaml", as_yaml(load_config(path)))).experiment == text
+
+
+@pytest.mark.parametrize(
+    "root", ["/data/Line #2", "/data/a: b", r"D:\data\line1", "/data/[1]", "{x}", "~/data", '"quoted"']
+)
+def test_paths_are_taken_as_written_and_lose_the_quotes_around_them(small, root):
+    assert load_config(small, [f"data.root={root}"]).data.root == Path(root.strip('"'))
+
+
+@pytest.mark.parametrize("pattern", [r"[A-Z]+(\d+)_", r"*(\d+)_", r"{2}(\d)", r"'(\d+)'x"])
+def test_a_pattern_is_no_list(small, pattern):
+    assert load_config(small, [f"split.group_pattern={pattern}"]).split.group_pattern == pattern
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.lr=3E-4", 3e-4),
+        ("train.lr=.5", 0.5),
+        ("train.lr = 1e1", 10.0),
+        ("train.epochs=010", 10),
+        ("train.epochs=1e1", 10),
+        ("train.epochs=08", 8),
+        ("train.ema=None", None),
+        ("train.ema=", None),
+        ("train.ema=~", None),
+        ("data.folders.abnormal=None", None),
+        ("data.folders.abnormal=NULL", None),
+        ("data.folders.abnormal=", None),
+        ("infer.tta=True", True),
+        ("infer.tta=0", False),
+        ("infer.tta=no", False),
+        ("train.precision=no", "no"),
+        ("tracking.wandb=off", "off"),
+        ("model.backbone.weights=None", "none"),
+        ("model.backbone.weights=null", "none"),
+        ("model.backbone.weights=ImageNet", "imagenet"),
+        ("data.image_size=128,800", (128, 800)),
+        ("data.image_size=(128, 800)", (128, 800)),
+        ("infer.window=[64,32]", (64, 32)),
+        ("data.classes=[01,02,08]", ["01", "02", "08"]),
+        ("data.classes=[1.0,no,2024-05-01]", ["1.0", "no", "2024-05-01"]),
+        ("data.classes=a,b", ["a", "b"]),
+        ("train.milestones=[.5,0.75]", [0.5, 0.75]),
+        ("train.milestones=.5", [0.5]),
+        ("train.milestones=[]", []),
+        ("model.options.loss=no", "no"),
+        ("model.options.teacher=/data/Line #2", "/data/Line #2"),
+        ("model.options.share=1e-3", 1e-3),
+        ("model.options.layers=[a, 1, true, null]", ["a", 1, True, None]),
+    ],
+)
+def test_the_type_of_a_setting_decides_how_its_value_is_read(small, override, value):
+    found = load_config(small, [override])
+    for part in override.partition("=")[0].strip().split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epochs=null", "train.epochs=null: write a whole number"),
+        ("train.epochs=true", "train.epochs=true: write a whole number"),
+        ("train.epochs=1.5", "train.epochs=1.5: write a whole number"),
+        ("train.lr=0,001", "train.lr=0,001: write a number"),
+        ("train.lr=inf", "train.lr=inf: write a finite number"),
+        ("train.lr=1e400", "train.lr=1e400: write a finite number"),
+        ("infer.tta=maybe", "infer.tta=maybe: write true or false"),
+        ("infer.tta=2", "infer.tta=2: write true or false"),
+        ("data.image_size=256", "data.image_size=256: write 2 whole numbers, such as [64, 64]"),
+        ("data.image_size=128x800", "data.image_size=128x800: write 2 whole numbers"),
+        ("data.image_size=[1, 2, 3]", "data.image_size=[1, 2, 3]: write 2 whole numbers"),
+        ("split.duplicates.ignore=1,2", "split.duplicates.ignore=1,2: write 4 whole numbers"),
+        ("train.precision=None", "train.precision=None: Input should be 'auto', 'no', 'fp16' or 'bf16'"),
+        ("experiment=null", "experiment=null: write a text"),
+        ("data.root=", "data.root=: write a path"),
+        ("data.root=a\nb", "a path holds no control characters"),
+        ("experiment=a/b", "experiment=a/b: write the name of one folder"),
+        ("experiment=" + 200 * "x", "150 bytes at most"),
+        ("augment={name: HorizontalFlip}", "augment={name: HorizontalFlip}: write a list"),
+        ("augment=HorizontalFlip", "augment=HorizontalFlip: write keys and values"),
+        ("train.milestones={a: 1}", "train.milestones={a: 1}: write a list"),
+        ("model.options=none", "model.options=none: write keys and values"),
+        ("train.lr", "without spaces around the ="),
+    ],
+)
+def test_a_refusal_names_key_value_and_what_is_allowed(small, override, said):
+    assert said in _error(small, override)
+
+
+def test_free_mappings_are_replaced_and_can_be_emptied(small):
+    first = ["model.options={loss: focal}", "ensemble.weights={a: 1, b: 1}"]
+    assert load_config(small, [*first, "model.options={}"]).model.options == {}
+    assert load_config(small, [*first, "model.options={drop: 1}"]).model.options == {"drop": 1}
+    assert load_config(small, [*first, "ensemble.weights={c: 1}"]).ensemble.weights == {"c": 1}
+    assert load_config(small, [*first, "ensemble.weights={}"]).ensemble.weights is None
+    assert load_config(small, [*first, "model.options.drop=1"]).model.options == {"loss": "focal", "drop": 1}
+
+
+def test_free_mappings_of_a_base_are_replaced_too(tmp_path, small):
+    _write(tmp_path, "middle.yaml", "base: small.yaml\nmodel: {options: {loss: focal}, name: classifier}\n")
+    top = _write(tmp_path, "top.yaml", "base: middle.yaml\nmodel: {options: {drop: 1}}\n")
+    config = load_config(top)
+    assert config.model.options == {"drop": 1} and config.model.backbone.name == "test_efficientnet"
+
+
+def test_names_with_dots_are_keys_of_a_mapping(small):
+    overrides = ["ensemble.weights.b5.v1=2", "data.kaggle={competition: x}", "data.kaggle.expected.a/*.png=3"]
+    config = load_config(small, [*overrides, "model.options.distillation.steps=5"])
+    assert config.ensemble.weights == {"b5.v1": 2.0}
+    assert config.data.kaggle.expected == {"a/*.png": 3}
+    assert config.model.options == {"distillation": {"steps": 5}}
+
+
+def test_a_section_in_brackets_changes_only_what_it_names(small):
+    config = load_config(small, ["data.folders={normal: good, test: null}", "data.folders={masks: 01}"])
+    assert (config.data.folders.normal, config.data.folders.masks) == ("good", "01")
+
+
+def test_a_detector_leaves_the_values_it_is_given_as_they_are():
+    values = {"data": {"name": "set", "image_size": [1, 2]}, "infer": {"tta": True}, "model": {"name": "x"}}
+    before = deepcopy(values)
+    with_detector(values, "patchcore_reduced")
+    assert values == before
 
 
 def test_a_later_override_wins_and_others_stay(small):

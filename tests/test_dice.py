@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from defects.data import rle
 from defects.data.rle_table import all_pairs
-from defects.scoring.dice import dice_table, mean_dice, pair_dice
+from defects.scoring.dice import dice_interval, dice_table, mean_dice, pair_dice
 
 SIZE = (4, 5)
 MASK = arrays(np.uint8, SIZE, elements=st.sampled_from([0, 1]))
@@ -98,3 +98,26 @@ def test_pairs_are_joined_by_their_names_in_the_order_of_the_truth():
 def test_tables_that_cannot_be_compared(predicted, truth, reason):
     with pytest.raises(ValueError, match=reason):
         dice_table(_table(*predicted), _table(*truth), {"a": SIZE})
+
+
+def _scored_pairs(rng, groups, siblings, classes=2):
+    """A dice table of `groups` of siblings that score alike, and the groups by image_id."""
+    values = np.repeat(rng.beta(4, 1, groups), siblings * classes)
+    images = [f"i{image}" for image in range(groups * siblings)]
+    table = pd.DataFrame({"image_id": np.repeat(images, classes), "dice": values})
+    return table, pd.Series(np.repeat(np.arange(groups), siblings), images)
+
+
+@pytest.mark.parametrize("siblings", [1, 4])
+def test_interval_of_dice_holds_the_mean_of_new_images_nine_times_in_ten(siblings):
+    rng, is_inside = np.random.default_rng(0), []
+    for _ in range(300):
+        low, high = dice_interval(*_scored_pairs(rng, 60, siblings), new_images=30 * siblings)
+        obtained = _scored_pairs(rng, 30, siblings)[0]["dice"].mean()
+        is_inside.append(low <= obtained <= high)
+    assert 0.85 < np.mean(is_inside) < 0.95
+
+
+def test_interval_of_dice_needs_two_groups():
+    table, groups = _scored_pairs(np.random.default_rng(0), 1, 3)
+    assert dice_interval(table, groups, new_images=5) is None

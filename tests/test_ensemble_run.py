@@ -6,45 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from runs import write_runs
-from scipy.special import expit
+from runs import write_member, write_runs
 
 from defects.config import load_config
-from defects.data.prepare import load_images
-from defects.files import write_csv, write_json
+from defects.files import write_csv
 from defects.scoring.blending import experiment_scores
 from defects.scoring.estimate import estimate
-from defects.training.inference import TEST_COLUMNS, _stamp, load_test
-from defects.training.run import load_oof, run_folder
+from defects.training.inference import load_test
+from defects.training.run import load_oof
 
-TESTS = (
-    18  # images, every third defective; so few are not compared with the training images, which takes time
-)
+TESTS = 18  # images; so few are not compared with the training images, which takes time
 
 
 @pytest.fixture
 def config(make_dataset, make_config):
     return make_config(make_dataset(defects=16, normals=60, tests=TESTS), "split.duplicates.enabled=false")
-
-
-def write_member(config, name, folds="01", seed=0, **train):
-    """An experiment whose folds are trained and whose test images are scored; defects 2 above normal ones."""
-    train = config.train.model_copy(update=train)
-    run = config.model_copy(update={"experiment": name, "train": train})
-    write_runs(run, folds, maps=False, seed=seed)
-    rng = np.random.default_rng(seed + 100)
-    ids = load_images(config).query("split == 'test'")["image_id"]
-    defective = ids.str.extract(r"(\d+)")[0].astype(int).to_numpy() % 3 == 0
-    tables = []
-    for fold in folds:
-        scores = rng.normal(size=len(ids)) + 2 * defective
-        table = pd.DataFrame({"image_id": ids.to_numpy(), "target": "defect", "fold": fold, "score": scores})
-        tables.append(table.assign(probability=expit(scores))[TEST_COLUMNS])
-        folder = run_folder(run, fold)
-        write_csv(folder / "test.csv", tables[-1])
-        write_json(folder / "test.json", _stamp(run, fold))
-    write_csv(run.experiment_dir / "test.csv", pd.concat(tables))
-    return run
 
 
 def options(config, *names):
@@ -68,7 +44,7 @@ def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     held, new = experiment_scores(oof, test)
     alone = estimate(oof.assign(score=held.to_numpy()))
     assert summary["estimate"] == json.loads(json.dumps(alone))
-    assert summary["threshold"] == alone["threshold"] and summary["weights"] == {"tiny": 1.0}
+    assert summary["decision"]["threshold"] == alone["threshold"] and summary["weights"] == {"tiny": 1.0}
     written = pd.read_csv(config.submissions / "sample_submission.scores.csv", index_col="image_id")
     assert written["score"].to_dict() == pytest.approx(new.to_dict())
     answers = pd.read_csv(config.submissions / "sample_submission.csv", index_col="ImageId")["answer"]
@@ -122,27 +98,62 @@ def test_seeds_among_the_members_and_beside_them_are_told_with_their_spread(conf
 
 
 @pytest.mark.parametrize("prior", ["train", "estimated"])
-def test_both_thresholds_are_told_and_the_configured_one_is_used(config, run_script, prior):
+def test_both_decisions_are_shown_and_the_configured_one_is_submitted(config, run_script, prior):
     write_member(config, "tiny")
     summary, printed = blend(run_script, config, settings=[f"threshold.prior={prior}"])
-    cuts = summary["prior"]["thresholds"]
-    assert summary["prior"]["used"] == prior and summary["prior"]["doubt"] is None
-    assert cuts["estimated"]["share"] > cuts["train"]["share"]
-    assert summary["threshold"] == cuts[prior]["threshold"]
-    assert summary["called_defective"] == cuts[prior]["called_defective"]
-    assert cuts["train"]["nested_macro_f1"] == pytest.approx(summary["estimate"]["nested_macro_f1"])
-    assert printed.count("(used)") == 1 and "by EM" in printed
+    decisions = summary["decisions"]
+    assert summary["prior"]["doubt"] is None and "by EM" in printed
+    assert decisions["estimated"]["share"] > decisions["train"]["share"]
+    assert summary["decision"] == decisions[prior]
+    answers = pd.read_csv(config.submissions / "sample_submission.csv")["answer"]
+    assert decisions[prior]["called_defective"] == answers.sum()
+    expected = summary["estimate"]["nested_macro_f1"]
+    assert decisions["train"]["expected_score"] == pytest.approx(expected)
     key = config.output.parent / "key.csv"
     rows = "".join(f"test_{index}.png,{int(index % 3 == 0)}\n" for index in range(TESTS))
     key.write_text("ImageId,answer\n" + rows)
     outcome = run_script("evaluate.py", *options(config), "--set", f"data.answers={key}")
     assert outcome.code == 0, outcome.stderr
-    lines = dict(line.rsplit(maxsplit=1) for line in outcome.stdout.splitlines() if "threshold for" in line)
-    assert len(lines) == 2
-    submitted = next(line for line in outcome.stdout.splitlines() if line.startswith("hidden-test macro-F1"))
-    name = {"train": "training", "estimated": "estimated"}[prior]
-    (value,) = [value for line, value in lines.items() if f"the {name} share" in line]
-    assert submitted.split()[-1] == value
+    shown = dict(line.rsplit(maxsplit=1) for line in outcome.stdout.splitlines() if "   " in line)
+    names = {"train": "training share", "estimated": "estimated share"}
+    for name in {"train", prior}:
+        title = f"expected macro-F1 ({names[name]}, {decisions[name]['share']:.1%})"
+        assert shown[title] == f"{decisions[name]['expected_score']:.4f}"
+    title = f"  by the threshold for the {names[prior]} ({decisions[prior]['share']:.1%})"
+    assert shown["hidden-test macro-F1"] == shown[title]
+
+
+def test_submission_of_an_older_version_is_named(config, run_script, fails_with_one_line):
+    write_member(config, "tiny")
+    blend(run_script, config)
+    file = config.submissions / "sample_submission.json"
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    del summary["decisions"]
+    file.write_text(json.dumps(summary), encoding="utf-8")
+    key = config.output.parent / "key.csv"
+    key.write_text("ImageId,answer\n" + "".join(f"test_{index}.png,1\n" for index in range(TESTS)))
+    message = fails_with_one_line("evaluate.py", *options(config), "--set", f"data.answers={key}")
+    assert "sample_submission.json is not whole, or of an older version" in message
+
+
+def test_training_share_is_submitted_where_the_estimate_is_doubted(config, run_script):
+    run = write_member(config, "tiny")
+    for path in run.experiment_dir.glob("**/test.csv"):
+        edit(path, of("probability", 1e-9))  # no test image looks defective
+    summary, printed = blend(run_script, config, settings=["threshold.prior=estimated"])
+    assert summary["decision"] == summary["decisions"]["train"]
+    assert "not to be trusted" in printed and "submitted                 expected macro-F1" in printed
+
+
+def test_evaluate_refuses_scores_of_another_blend(config, run_script, fails_with_one_line):
+    """As after a kill between the submission's files: the new scores stood beside the old answers."""
+    write_member(config, "tiny")
+    blend(run_script, config)
+    path = config.submissions / "sample_submission.scores.csv"
+    table = pd.read_csv(path)
+    table.assign(score=table["score"] + 1).to_csv(path, index=False)
+    message = fails_with_one_line("evaluate.py", *options(config))
+    assert "sample_submission.scores.csv is not the file that the JSON" in message
 
 
 def test_weights_by_hand_name_the_members_themselves(config, run_script):
@@ -152,7 +163,7 @@ def test_weights_by_hand_name_the_members_themselves(config, run_script):
     assert summary["weights"] == {"one": 0.75, "other": 0.25} and "given, as configured" in printed
 
 
-def test_without_defects_members_are_blended_by_rank_and_nothing_is_promised(
+def test_without_defects_members_are_blended_by_rank_and_no_score_is_expected(
     make_dataset, config_file, run_script
 ):
     folders = {"normal": "train/normal_images", "abnormal": None, "test": "test/images"}
@@ -166,9 +177,12 @@ def test_without_defects_members_are_blended_by_rank_and_nothing_is_promised(
         write_member(config, name, seed=seed)
     summary, printed = blend(run_script, config, "one", "other", settings=["threshold.prior=estimated"])
     assert summary["ensemble"]["scale"] == "rank" and list(summary["ensemble"]["methods"]) == ["mean"]
-    assert summary["estimate"]["rule"] == "expected_fpr" and summary["prior"]["used"] == "train"
+    decision = summary["decision"]
+    assert (decision["rule"], decision["prior"], decision["share"]) == ("expected_fpr", "train", 0)
+    assert decision["expected_score"] is None and decision["interval_90"] is None
     assert summary["estimate"]["false_rejection"] == pytest.approx(0.05)
-    assert "cannot be promised: no defects" in printed and "not estimated" in printed
+    assert "unknown: no defects" in printed and "normal images rejected" in printed
+    assert "not estimated: one class only" in printed
 
 
 def edit(path, change):

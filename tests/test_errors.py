@@ -119,7 +119,7 @@ def test_each_picture_row_says_what_every_member_thinks(config):
     write_members(config, normal_5=[4.0, 4.0, -4.0])
     found = loaded.load_ensemble(config, NAMES)
     rows = found.images.loc[found.mistakes(0)].reset_index()
-    sheet = draw_rows(config.data.root, rows, found.blend, found.members)
+    sheet = draw_rows(config.data, rows, found.blend, found.members)
     said = {text.split("\n")[0]: (text.split("\n")[1], style["color"]) for _, _, text, style in sheet.texts}
     for one in (*found.members, found.blend):
         name = "normal_5" if one is found.blend else one.name

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import defective, texture, write_png
+from conftest import data_in, defective, texture, write_png
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -51,12 +51,12 @@ def test_charts_show_the_counts_of_the_data(make_dataset, make_config):
     folds = load_folds(config)
     images = page.load_images(config)
     images = images.assign(part=page.part(images))
-    figure = page.build_figure("tiny", config.data.root, images, folds)
+    figure = page.build_figure(config.data, images, folds)
     panels = _panels(figure)
     assert [bar.get_width() for bar in panels["Classes"].patches] == [12, 30, 6]
     assert sum(bar.get_height() for bar in panels["Defective area"].patches) == 12
     assert panels["Photographs of the same thing"].patches[0].get_height() == folds["group"].nunique()
-    assert figure.get_suptitle() == "tiny: 42 training images, 6 test images"
+    assert figure.get_suptitle() == "tiny_data: 42 training images, 6 test images"
     titles = [grid.get_suptitle() for grid in figure.subfigs[1:]]
     assert titles[0] == "train defect: 12 of 12 images, defects outlined"
     assert titles[1:] == ["train normal: 16 of 30 images", "test: 6 of 6 images"]
@@ -65,7 +65,7 @@ def test_charts_show_the_counts_of_the_data(make_dataset, make_config):
 def test_grey_levels_and_area_are_those_of_the_pixels(make_dataset, make_config):
     config = make_config(make_dataset(defects=2, normals=2, tests=1))
     images = page.load_images(config)
-    measured = page.measure(config.data.root, images.assign(part=page.part(images)))
+    measured = page.measure(config.data, images.assign(part=page.part(images)))
     assert measured["part"].tolist() == ["train defect"] * 2 + ["train normal"] * 2 + ["test"]
     pictures = [defective(0)[0], defective(1)[0], texture(1000), texture(1001), defective(2000)[0]]
     np.testing.assert_allclose(measured["mean"], [picture.mean() for picture in pictures])
@@ -78,7 +78,7 @@ def test_outline_runs_around_the_defect_without_covering_it(tmp_path):
     mask[100:300, 100:104] = 255
     write_png(tmp_path / "image.png", image)
     write_png(tmp_path / "mask.png", mask)
-    tile = image_tile(tmp_path, {"path": "image.png", "mask_path": "mask.png"})
+    tile = image_tile(data_in(tmp_path), {"path": "image.png", "mask_path": "mask.png"})
     assert tile.shape == (TILE, TILE // 2, 3)
     assert (tile[100, 50:52] == 100).all()
     yellow = cv2.boundingRect((tile == CONTOUR).all(axis=2).astype(np.uint8))

@@ -3,31 +3,38 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import defective, raising, texture, write_png
+from line_pc import documented_packages
 
-from defects.config import ROOT, load_config
+from defects.config import ROOT, InferConfig, load_config
 from defects.data.images import read_image
 from defects.deploy import export as exporting
 from defects.deploy import graph
 from defects.deploy.export import export
 from defects.deploy.limits import between_scores
-from defects.deploy.model import FILES, MapMeta, load_model, read_meta
+from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
 from defects.deploy.portable import save_portable
-from defects.deploy.predict import find_files, predict
-from defects.deploy.regions import find_regions, overlay
+from defects.deploy.predict import Prediction, find_files, predict, relabel
+from defects.deploy.regions import find_regions, mark_pixels, overlay
 from defects.errors import UserError
 from defects.training.run import train_fold
+from defects.training.scorer import Scorer
 from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
@@ -49,7 +56,7 @@ def run(tmp_path_factory):
     values = {
         "output": str(root / "output"),
         "data": {"name": "plates", "source": "folders", "root": str(root), "folders": folders}
-        | {"image_size": [64, 64], "fit": "letterbox", "symmetries": "flips"},
+        | {"image_size": [64, 64], "fit": "letterbox", "symmetries": "flips", "bits": 12},
         "split": {"folds": 2, "duplicates": {"enabled": False}},
         "model": {
             "name": "classifier",
@@ -119,6 +126,36 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
     assert not list(run[1].parent.glob(".export*"))
 
 
+def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_one_line):
+    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    message = fails_with_one_line("export.py", "--config", run[0])
+    assert "the graph would hold 4 copies of the network (4 views x 1 windows)" in message
+    assert "export --formats torch" in message
+
+
+def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_script):
+    """The way out of that refusal."""
+    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    outcome = run_script("export.py", "--config", run[0], "--formats", "torch", "--images", "4")
+    shutil.rmtree(run[1])
+    shutil.copytree(own, run[1])
+    assert outcome.code == 0 and "copies" not in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("symmetries", "window", "copies"),
+    [
+        ("none", None, 1),
+        ("dihedral", None, 8),
+        ("flips", (32, 32), 4 * 3 * 2),
+        ("dihedral", (32, 16), 4 * (3 * 3) + 4 * (2 * 5)),
+    ],
+)
+def test_scorer_counts_its_passes(symmetries, window, copies):
+    scorer = Scorer(torch.nn.Identity(), InferConfig(window=window), symmetries)
+    assert scorer.count_passes((64, 40)) == copies
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -144,6 +181,64 @@ def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):
     assert "broken.png is empty, truncated or no image" in table["error"].iloc[-1]
     assert len(list(pictures.rglob("*.png"))) == 6
     assert {read_image(path).shape for path in pictures.rglob("*.png")} == {(*SHAPE, 3)}
+
+
+def test_predict_keeps_pictures_in_their_folder(run, tmp_path, run_script):
+    images, pictures = run[0].parent, tmp_path / "deep" / "down" / "pictures"
+    paths = [images / "masks" / ".." / ".." / images.name / "normal" / "normal_0.png", images / "abnormal"]
+    write_png(tmp_path / "normal_0.png", texture(3))
+    arguments = [run[1] / "model.onnx", *paths, tmp_path / "normal_0.png", "--overlays", pictures]
+    assert run_script("predict.py", *arguments).code == 0
+    made = sorted(path.name for path in tmp_path.rglob("*.png.png"))
+    assert made == [f"defect_{i}.png.png" for i in range(6)] + 2 * ["normal_0.png.png"]
+    assert len(list(pictures.rglob("*.png"))) == 8
+
+
+def test_predict_refuses_pictures_in_place_of_images(run, tmp_path, fails_with_one_line):
+    for name in ("1.png", "1.png.png"):
+        write_png(tmp_path / name, texture(1))
+    message = fails_with_one_line("predict.py", run[1] / "model.onnx", tmp_path, "--overlays", tmp_path)
+    assert "a picture would replace" in message and "1.png.png" in message
+
+
+def test_predict_refuses_a_link_out_of_the_pictures_folder(run, tmp_path, fails_with_one_line):
+    for name in ("in/a/1.png", "in/b/1.png"):
+        write_png(tmp_path / name, texture(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").symlink_to(tmp_path / "in" / "b")
+    arguments = [run[1] / "model.onnx", tmp_path / "in", "--overlays", tmp_path / "out"]
+    assert "a link in it leads to" in fails_with_one_line("predict.py", *arguments)
+
+
+def test_predict_scores_on_after_a_picture_that_cannot_be_written(run, tmp_path, run_script):
+    long = "x" * 251 + ".png"  # no room for a second ending
+    for name in ("a.png", long, "z.png"):
+        write_png(tmp_path / "in" / name, texture(1))
+    output, pictures = tmp_path / "found.csv", tmp_path / "out"
+    arguments = [run[1] / "model.onnx", tmp_path / "in", "--output", output, "--overlays", pictures]
+    outcome = run_script("predict.py", *arguments)
+    assert outcome.code == 2 and outcome.stderr.count("\n") == 1
+    assert "1 of 3 overlays could not be written" in outcome.stderr
+    assert len(pd.read_csv(output)) == 3 and {path.name for path in pictures.iterdir()} == {
+        "a.png.png", "z.png.png"
+    }  # fmt: skip
+
+
+def test_predict_scores_images_whose_names_are_no_text(run, tmp_path, run_script):
+    name = os.fsdecode("결함.png".encode("cp949"))
+    try:
+        for each in ("a.png", name, "z.png"):
+            write_png(tmp_path / "in" / each, texture(1))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (tmp_path / "in" / "broken\udcff.png").write_bytes(b"no image")
+    for output in ("found.csv", "found.jsonl"):
+        arguments = [run[1] / "model.onnx", tmp_path / "in", "--output", tmp_path / output]
+        outcome = run_script("predict.py", *arguments, "--overlays", tmp_path / "out")
+        assert outcome.code == 2 and "1 of 4 files could not be read" in outcome.stderr
+        lines = (tmp_path / output).read_text(encoding="utf-8").splitlines()
+        assert sum("b0\\xe1" in line.replace("\\\\", "\\") for line in lines) == 1
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_json_lines_and_globs(run, tmp_path, run_script):
@@ -206,15 +301,42 @@ def test_no_file_tells_where_on_this_machine_it_was_made(run):
         assert str(ROOT).encode() not in path.read_bytes(), path.name
 
 
-def test_without_training_packages(run):
-    """A line PC has ONNX Runtime or OpenVINO, OpenCV and numpy, but no torch."""
+def test_predict_imports_documented_packages_only(run):
+    """A line PC has nothing else; tests/line_pc.py tries it in an environment of its own."""
     image = run[0].parent / "normal" / "normal_0.png"
+    runtimes = {"onnxruntime", "openvino"}
     for name in ("model.onnx", "openvino_fp32.xml"):
         command = [sys.executable, "-X", "importtime", ROOT / "src" / "predict.py", run[1] / name, image]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        loaded = {line.rsplit("|", 1)[-1].strip() for line in ran.stderr.splitlines()}
-        assert "numpy" in loaded and "normal_0.png" in ran.stdout
-        assert not {"torch", "timm", "albumentations", "pandas", "sklearn", "scipy", "matplotlib"} & loaded
+        assert "normal_0.png" in ran.stdout
+        modules = {line.rsplit("|", 1)[-1].strip().partition(".")[0] for line in ran.stderr.splitlines()}
+        packages = packages_distributions()
+        loaded = {canonical(package) for module in modules for package in packages.get(module, [])}
+        loaded.discard("setuptools")  # a hook of the environment, at the start of every program
+        assert "numpy" in loaded
+        assert loaded <= with_dependencies({*documented_packages(), *runtimes})
+
+
+def with_dependencies(names):
+    """Canonical names of these packages and of all that pip installs with them."""
+    found, waiting = set(), {canonical(name) for name in names}
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        needed = [line for line in requires(name) or [] if "extra ==" not in line]
+        waiting |= {canonical(re.match(r"[\w.-]+", line)[0]) for line in needed} - found
+        waiting = {name for name in waiting if is_installed(name)}
+    return found
+
+
+def is_installed(name):
+    with suppress(PackageNotFoundError):
+        return bool(version(name))
+    return False
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @pytest.mark.parametrize(
@@ -309,6 +431,78 @@ def test_regions_lie_where_the_map_is_high():
     assert find_regions(np.zeros_like(maps), (100, 400), meta) == []
 
 
+def soft_spots():
+    """Maps of probabilities [2, 10, 20]: a clear part and a faint one of class 1, a clear one of class 2."""
+    maps = np.zeros((2, 10, 20), np.float32)
+    maps[0, 2:6, 5:9], maps[0, 8:10, 0:2], maps[1, 0:5, 15:20] = 0.9, 0.4, 0.9
+    return maps
+
+
+def rules(**changes):
+    plain = {"pixel": 0.5, "component": 0.0, "area": 0.0}
+    masks = [MaskRule(**plain | changes), MaskRule(**plain)]
+    cuts = [rule.pixel for rule in masks]
+    return MapMeta(size=(10, 20), classes=["1", "2"], normal=[0, 0], threshold=cuts, rules=masks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, "12"),
+        ({"pixel": 0.3}, "112"),
+        ({"pixel": 0.3, "component": 0.05}, "12"),
+        ({"pixel": 0.3, "area": 0.05}, "112"),
+        ({"area": 0.5}, "2"),
+        ({"pixel": 0.95}, "2"),
+    ],
+)
+def test_regions_follow_the_mask_rules(changes, kinds):
+    found = find_regions(soft_spots(), (100, 200), rules(**changes))
+    assert "".join(sorted(region.kind for region in found)) == kinds
+
+
+def test_regions_by_rules_lie_on_the_grid_of_the_image():
+    """Upsampled like a submission's mask: cells of the map alone would end at multiples of 10."""
+    meta = rules(pixel=0.8)
+    marked = mark_pixels(soft_spots(), (100, 200), meta)
+    rows, columns = (np.flatnonzero(marked[0].any(axis)) for axis in (1, 0))
+    (region,) = (each for each in find_regions(soft_spots(), (100, 200), meta) if each.kind == "1")
+    assert (region.x, region.y) == (columns[0], rows[0]) and region.width == len(columns) < 40
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "kinds"),
+    [
+        ({"1": 0.6, "2": 0.6, "defect": 0.6}, ["1", "2", "defect"], "12"),
+        ({"1": 0.1, "2": 0.6, "defect": 0.6}, ["2", "defect"], "2"),
+        ({"1": 0.1, "2": 0.1, "defect": 0.6}, ["defect"], ""),
+        ({"1": 0.1, "2": 0.1, "defect": 0.1}, [], ""),
+    ],
+)
+def test_labels_follow_thresholds_and_masks(probabilities, labels, kinds):
+    meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules())
+    marked = find_regions(soft_spots(), (100, 200), meta.map)
+    found = Prediction("x.png", {}, probabilities, marked=marked)
+    found = relabel(found, dict.fromkeys(meta.targets, 0.5), meta)
+    assert found.labels == labels and "".join(sorted(region.kind for region in found.regions)) == kinds
+
+
+def test_a_class_whose_mask_is_empty_is_not_present():
+    meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules(area=0.5))
+    marked = find_regions(soft_spots(), (100, 200), meta.map)
+    sure = dict.fromkeys(meta.targets, 0.9)
+    found = relabel(Prediction("x.png", {}, sure, marked=marked), dict.fromkeys(meta.targets, 0.5), meta)
+    assert found.labels == ["2", "defect"]
+
+
+def test_exports_without_rules_are_used_as_before_and_say_so():
+    old = SimpleNamespace(detector="segmenter", targets=["1", "2", "defect"], map=rules())
+    assert find_note(old) == ""
+    old.map = old.map.model_copy(update={"rules": None})
+    assert "holds no mask rules" in find_note(old)
+    assert [region.kind for region in find_regions(soft_spots(), (100, 200), old.map)] == ["1", "2"]
+
+
 def test_a_normal_image_stays_as_it_is_under_its_map():
     """Colours are measured against the threshold, not against the map's own extremes."""
     meta = MapMeta(size=(8, 8), classes=["defect"], normal=[1.0], threshold=[3.0])
@@ -322,3 +516,24 @@ def test_a_normal_image_stays_as_it_is_under_its_map():
 def test_portable_files_hold_no_paths_of_the_machine(run):
     content = torch.load(run[1] / "model.pt", weights_only=True)
     assert str(run[0].parent) not in json.dumps(content["config"])
+
+
+def test_frames_of_12_bits_have_the_scores_of_8_bits(run, tmp_path):
+    """The exported model holds data.bits; one of before there was a choice does not."""
+    _, folder = run
+    model = load_model(folder)
+    assert model.meta.bits == 12
+    grey = texture(3, 56)[: SHAPE[0]]
+    deep = np.rint(grey.astype(float) * 4095 / 255).astype(np.uint16)
+    files = [write_png(tmp_path / "grey.png", grey), tmp_path / "deep.png"]
+    files[1].write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    shallow, deep = predict(model, files, 2)
+    assert shallow.score == deep.score
+
+
+def test_an_export_without_a_depth_is_read_as_before(run, tmp_path):
+    _, folder = run
+    values = json.loads((folder / "model.json").read_text())
+    del values["bits"]
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    assert read_meta(tmp_path).bits is None

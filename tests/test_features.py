@@ -105,8 +105,8 @@ def test_nothing_in_it_learns():
         (
             BackboneConfig(name="deit_tiny_patch16_224", weights="none"),
             None,
-            (64, 64),
-            ["[64, 64] does not suit"],
+            (64, 70),
+            ["takes no images of 64x70 pixels", "multiples of 16 pixels", "[224, 224]"],
         ),
         (None, None, (64, 64), ["model.backbone is missing"]),
         (BackboneConfig(name="resnet_50", weights="none"), None, (64, 64), ["timm has no such model"]),

@@ -1,8 +1,7 @@
 import errno
 import math
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -162,16 +161,21 @@ def test_accented_names_have_one_spelling():
     assert files.same_text("u\u0308.png") == files.same_text("ü.png") == "ü.png"
 
 
-def test_what_killed_processes_left_goes_and_what_living_ones_write_stays(tmp_path):
-    killed = subprocess.Popen([sys.executable, "-c", ""])
-    killed.wait()
-    with files.partial(tmp_path / "x.csv") as mine:
-        gone, folder, living, other = (
-            mine.with_name(mine.name.replace(str(os.getpid()), each))
-            for each in (str(killed.pid), str(os.getpid()), str(os.getppid()), "note")
-        )
-    for path in (gone, living, other):
-        path.write_bytes(b"half")
+def test_locked_removes_old_parts_of_killed_processes_only(tmp_path):
+    fresh, old, folder = (tmp_path / f".{name}.part" for name in ("fresh", "old", "folder"))
     (folder / "inside").mkdir(parents=True)
-    files.write_bytes(tmp_path / "x.csv", b"whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"x.csv", living.name, other.name}
+    fresh.write_bytes(b"half")
+    old.write_bytes(b"half")
+    long_ago = time.time() - 2 * files.ABANDONED_AFTER_SECONDS
+    for path in (old, folder):
+        os.utime(path, (long_ago, long_ago))
+    with files.locked(tmp_path, wait=False):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", fresh.name}
+
+
+def test_partial_names_differ_and_fit_the_longest_file_name(tmp_path):
+    path = tmp_path / ("x" * 251 + ".csv")
+    with writing.partial(path) as one, writing.partial(path) as other:
+        assert one != other
+    writing.write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole"

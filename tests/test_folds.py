@@ -52,13 +52,78 @@ def test_folds_depend_on_the_seed_alone():
     assert (first == again).all() and (first != other).any()
 
 
-def test_too_few_distinct_defects_for_the_folds():
+def test_too_few_groups_of_defects_for_the_folds():
     images = labelled([1, 1, 1, 1, 1] + [0] * 20)
     groups = np.array([0, 0, 1, 2, 3, *range(4, 24)])  # five defects, but of four objects
-    with pytest.raises(UserError, match="4 distinct defect images for split.folds=5"):
+    with pytest.raises(
+        UserError, match="the defects lie in 4 groups .* for split.folds=5: set split.folds=4"
+    ):
         folds.check_counts(groups, images, [], 5)
     folds.check_counts(groups, images, [], 4)
     folds.check_counts(np.arange(20), labelled([0] * 20), [], 5)  # no defect at all is a case of its own
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"group_pattern": "(x)"}, r"4 groups \(split.group_pattern\) .* correct split.group_pattern=\(x\)"),
+        ({"group_file": "g.csv"}, r"4 groups \(split.group_file\) for split.folds=5.* correct g.csv"),
+        ({}, r"4 groups \(split.duplicates, the search .*split.duplicates.enabled=false"),
+        ({"duplicates": {"enabled": False}}, "4 groups for split.folds=5: set split.folds=4, or add images"),
+    ],
+)
+def test_a_refusal_names_where_the_groups_come_from(settings, said):
+    images = labelled([1, 1, 1, 1, 1] + [0] * 20)
+    groups = np.array([0, 0, 1, 2, 3, *range(4, 24)])
+    with pytest.raises(UserError, match=said):
+        folds.check_counts(groups, images, [], 5, SplitConfig(**settings))
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 0], [1, 1], [1, 1, 1]])
+def test_fewer_than_two_folds_are_never_suggested(labels):
+    with pytest.raises(UserError) as caught:
+        folds.check_counts(np.arange(len(labels)), labelled(labels), [], 2)
+    message = str(caught.value)
+    assert (
+        "the normal images" in message and "set split.folds" not in message and "need two groups" in message
+    )
+
+
+def planned(images, groups, **settings):
+    """Fold of each image, by folds.plan_folds with two folds."""
+    images = images.assign(image_id=[f"{number}.png" for number in range(len(images))])
+    classes = [name.removeprefix("defect_") for name in images.columns if name.startswith("defect_")]
+    return folds.plan_folds(images, np.array(groups), classes, SplitConfig(folds=2, **settings))
+
+
+def test_the_only_defect_is_learnt_from_in_every_fold_and_said_so(capsys):
+    fold = planned(labelled([1, 0, 0, 0]), range(4))
+    assert fold[0] == folds.TRAINING_ONLY and sorted(fold[1:]) in (["0", "0", "1"], ["0", "1", "1"])
+    assert (
+        "note: the defects lie in 1 group (0.png): it is learnt from in every fold" in capsys.readouterr().out
+    )
+
+
+def test_the_only_image_of_a_class_is_learnt_from_in_every_fold(capsys):
+    fold = planned(with_classes("1", "1", "1", "2", "", ""), range(6))
+    assert fold[3] == folds.TRAINING_ONLY and set(fold[:3]) == {"0", "1"}
+    assert "note: the images of class 2 lie in 1 group" in capsys.readouterr().out
+
+
+def test_what_belongs_to_the_only_defect_stays_with_it():
+    fold = planned(labelled([1, 0, 0, 0]), [0, 0, 1, 2])
+    assert fold[:2].tolist() == 2 * [folds.TRAINING_ONLY] and set(fold[2:]) == {"0", "1"}
+    with pytest.raises(UserError, match="the normal images lie in 1 group"):
+        planned(labelled([1, 0, 0]), [0, 0, 1])
+
+
+def test_several_defects_in_one_group_are_kept_together_where_the_user_says_so():
+    images, groups = labelled([1, 1, 0, 0]), [0, 0, 1, 2]
+    with pytest.raises(UserError, match="the defects lie in 1 group .split.duplicates.*enabled=false"):
+        planned(images, groups)  # the search may be wrong
+    copies = images.assign(sha256=["a", "a", "b", "c"])
+    for stated in (planned(images, groups, group_pattern="(.)"), planned(copies, groups)):
+        assert stated[:2].tolist() == 2 * [folds.TRAINING_ONLY]
 
 
 def with_classes(*kinds):
@@ -80,7 +145,7 @@ def test_with_several_classes_the_rarest_is_shared_out_first():
 
 def test_a_class_may_be_absent_but_not_too_rare_for_the_folds():
     images = with_classes(*["3"] * 9, "1", "1", "1")
-    with pytest.raises(UserError, match="3 distinct class 1 images for split.folds=4"):
+    with pytest.raises(UserError, match="the images of class 1 lie in 3 groups for split.folds=4"):
         folds.check_counts(np.arange(12), images, ["1", "2", "3"], 4)
     folds.check_counts(np.arange(12), images, ["1", "2", "3"], 3)
 
@@ -117,6 +182,29 @@ def test_group_pattern_that_cannot_work(pattern, message):
         folds.given_groups(images_named("a.png"), SplitConfig(group_pattern=pattern))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_id,group\nnormal/1,A\n2.PNG,B\n",
+        "Group;ImageId\r\nA;normal\\1.png\r\nB;2\r\n",
+        "image_id,group,\nnormal/1.png,A,\nbad/2.png,B,\nbad/9.png,C,\n",
+    ],
+)
+def test_group_file_as_people_save_it(tmp_path, text):
+    path = tmp_path / "groups.csv"
+    path.write_text(text, encoding="utf-16")
+    images = pd.DataFrame({"image_id": ["normal/1.png", "bad/2.png"]})
+    assert folds.given_groups(images, SplitConfig(group_file=path)).tolist() == ["A", "B"]
+
+
+def test_group_file_with_names_that_are_not_clear(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text("image_id,group\n1.png,A\n")
+    images = pd.DataFrame({"image_id": ["normal/1.png", "bad/1.png"]})
+    with pytest.raises(UserError, match=r"1\.png may mean normal/1\.png or bad/1\.png"):
+        folds.given_groups(images, SplitConfig(group_file=path))
+
+
 def test_group_file_takes_any_names_and_must_be_complete(tmp_path):
     path = tmp_path / "coils.csv"
     path.write_text("image_id,group\na.png,7\nb.png,x\n", encoding="utf-8")
@@ -132,6 +220,24 @@ def test_inner_holdout_keeps_groups_whole_and_holds_both_classes():
     assert 15 <= inner.sum() <= 25 and table["label"][inner].sum() == 2
     assert (pd.Series(inner).groupby(table["group"]).nunique() == 1).all()
     assert not folds.inner_holdout(table, 0.0, 0).any()
+
+
+@pytest.mark.parametrize("normal", [2, 3, 5, 8, 12])
+@pytest.mark.parametrize("defects", [0, 1, 2, 3])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_of_few_images_a_normal_one_is_kept_unseen_and_something_of_a_class_is_left(
+    normal, defects, fraction
+):
+    table = pd.DataFrame({"group": np.arange(normal + defects), "label": [1] * defects + [0] * normal})
+    inner = folds.inner_holdout(table, fraction, 0)
+    kept, left = table["label"][inner], table["label"][~inner]
+    assert (kept == 0).any() and (left == 0).any()
+    assert (left == 1).any() == (defects > 0)
+
+
+def test_nothing_is_kept_unseen_of_a_single_group_of_normal_images():
+    table = pd.DataFrame({"group": [0, 0, 1], "label": [0, 0, 1]})
+    assert not folds.inner_holdout(table, 0.3, 0).any()
 
 
 @pytest.mark.parametrize("symmetries", SYMMETRIES)

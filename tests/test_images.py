@@ -5,9 +5,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import texture, write_png
+from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.images import list_images, read_image, read_mask, resize, resize_mask
+from defects.data.images import IMAGE_SUFFIXES, read_image, resize, resize_mask
+from defects.data.mask_files import read_mask
 from defects.errors import UserError
 
 HEIGHT, WIDTH = 24, 40
@@ -111,9 +113,18 @@ def test_alpha_is_dropped_not_blended(tmp_path, suffix):
     np.testing.assert_array_equal(found, RGB)
 
 
-def test_an_opaque_tiff_with_alpha(tmp_path):
-    opaque = np.dstack([RGB, np.full_like(ALPHA, 255)])
-    np.testing.assert_array_equal(read_image(_save(tmp_path / "x.tiff", Image.fromarray(opaque))), RGB)
+@pytest.mark.parametrize("alpha", [ALPHA, np.full_like(ALPHA, 255), np.zeros_like(ALPHA)])
+def test_alpha_of_a_tiff_is_not_multiplied_into_the_colours(tmp_path, alpha):
+    image = Image.fromarray(np.dstack([RGB, alpha]))
+    for options in ({}, {"compression": "tiff_lzw"}):
+        np.testing.assert_array_equal(read_image(_save(tmp_path / "x.tiff", image, **options)), RGB)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_16_bit_tiff_keeps_red_and_blue_apart(tmp_path, order):
+    deep = RGB.astype(np.uint16) * 257
+    (tmp_path / "x.tif").write_bytes(tiff(deep, order=order))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), RGB)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
@@ -199,6 +210,35 @@ def test_bytes_behind_the_image_do_no_harm(tmp_path):
         np.testing.assert_array_equal(read_image(tmp_path / name), expected)
 
 
+BY_PILLOW = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "GIF": (".gif",),
+    "JPEG2000": (".jp2", ".jpx"),
+    "PPM": (".pgm", ".pnm", ".pxm"),
+}
+SUFFIXES = {suffix: encoded(SMOOTH, name) for name, group in BY_PILLOW.items() for suffix in group}
+SUFFIXES |= {suffix: encoded(SMOOTH, "JPEG2000", no_jp2=True) for suffix in (".j2k", ".j2c", ".jpc")}
+SUFFIXES |= {suffix: encoded_by_opencv(SMOOTH, suffix) for suffix in (".ras", ".sr", ".ppm")}
+PAM = f"P7\nWIDTH {WIDTH}\nHEIGHT {HEIGHT}\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n".encode()
+SUFFIXES[".pam"] = PAM + SMOOTH.tobytes()
+SUFFIXES[".pbm"] = encoded(RAMP > 128, "PPM")
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_suffix_is_read(tmp_path, suffix):
+    (tmp_path / f"x{suffix}").write_bytes(SUFFIXES[suffix])
+    found = read_image(tmp_path / f"x{suffix}").astype(int)
+    if suffix == ".pbm":
+        np.testing.assert_array_equal(found, _three(np.where(RAMP > 128, 255, 0)))
+    else:
+        assert np.abs(found - SMOOTH).mean() < 12  # lossy ones too, and the palette of the GIF
+
+
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"x\.png does not exist; run src/prepare\.py"):
         read_image(tmp_path / "x.png")
@@ -210,75 +250,6 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_any_file_name_is_read(tmp_path, name):
     path = write_png(tmp_path / "Ordner mit ß" / name, RGB)
     np.testing.assert_array_equal(read_image(path), RGB)
-    assert list_images(tmp_path) == [path]
-
-
-def test_list_images_goes_by_path_and_skips_what_is_no_image(tmp_path):
-    kept = ["10.PNG", "9.png", "b/1.jpeg", "b/a.c/2.TIF", "c d.bmp", "e.webp"]
-    skipped = [
-        "._9.png",
-        "b/._1.jpeg",
-        ".ipynb_checkpoints/9-checkpoint.png",
-        "Thumbs.db",
-        "a.txt",
-        "png",
-        "x.png/y",
-    ]
-    for name in kept + skipped:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path) == sorted(tmp_path / name for name in kept)
-
-
-def test_a_hidden_folder_above_the_data_set_does_not_hide_it(tmp_path):
-    path = write_png(tmp_path / ".cache" / "x.png", RGB)
-    assert list_images(tmp_path / ".cache") == [path]
-
-
-def test_a_dead_link_is_listed_and_then_named(tmp_path):
-    link = tmp_path / "x.png"
-    link.symlink_to(tmp_path / "gone.png")
-    assert list_images(tmp_path) == [link]
-    _assert_refused(link)
-
-
-def test_missing_and_empty_folders_are_named(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    for folder in (tmp_path / "nowhere", tmp_path / "notes.txt", tmp_path):
-        with pytest.raises(UserError) as caught:
-            list_images(folder)
-        assert str(folder) in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [1, 128, 255])
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
-def test_masks_are_everything_that_is_not_black(tmp_path, value, suffix):
-    marked = GREY > 128
-    image = Image.fromarray(np.where(marked, value, 0).astype(np.uint8))
-    found = read_mask(_save(tmp_path / f"m.{suffix}", image))
-    assert found.dtype == bool
-    np.testing.assert_array_equal(found, marked)
-
-
-@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA"])
-def test_masks_in_other_modes(tmp_path, mode):
-    marked = GREY > 128
-    image = Image.fromarray(np.where(marked, 255, 0).astype(np.uint8)).convert(mode)
-    np.testing.assert_array_equal(read_mask(_save(tmp_path / "m.png", image)), marked)
-
-
-@pytest.mark.parametrize("color", [(1, 1, 1), (0, 0, 1), (255, 0, 0), (0, 0, 255), (0, 128, 0)])
-def test_coloured_masks(tmp_path, color):
-    marked = GREY > 128
-    path = write_png(tmp_path / "m.png", np.where(marked[..., None], color, 0).astype(np.uint8))
-    np.testing.assert_array_equal(read_mask(path), marked)
-
-
-@pytest.mark.parametrize("value", [1, 255, 257, 65535])
-def test_16_bit_masks(tmp_path, value):
-    marked = GREY > 128
-    image = Image.fromarray(np.where(marked, value, 0).astype(np.uint16))
-    np.testing.assert_array_equal(read_mask(_save(tmp_path / "m.png", image)), marked)
 
 
 def test_resizing_to_the_own_size_changes_nothing():

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from defects.config import Config
 from defects.data.datasets import ImageDataset, training_loader
-from defects.data.images import REDUCED, content_box, into_frame, read_image, resize, resize_mask
+from defects.data.decoding import REDUCED
+from defects.data.images import content_box, into_frame, read_image, resize, resize_mask
 from defects.data.labels import Labels
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
@@ -174,8 +175,8 @@ def test_a_run_from_training_to_submission(make_dataset, config_file, run_script
     assert run_script("train.py", "--config", path).code == 0
     assert run_script("infer.py", "--config", path).code == 0
     message = fails_with_one_line("infer.py", "--config", path, "--set", "data.fit=squash")
-    assert "belongs to another config" in message and "(fit differ)" in message
-    assert "data.fit='stretch'" in fails_with_one_line(
+    assert "belongs to another config" in message and "(data.fit=letterbox then, squash now)" in message
+    assert "data.fit=stretch" in fails_with_one_line(
         "train.py", "--config", path, "--set", "data.fit=stretch"
     )
 

@@ -103,7 +103,7 @@ def test_a_defect_of_one_pixel_weighs_as_much_as_all_that_is_normal(size):
 @pytest.mark.parametrize(
     ("backbone", "weight", "message"),
     [
-        ("test_vit", 1, r"model\.options\.map_loss: test_vit ends in no feature map .*\(101, 64\)"),
+        ("test_vit", 1, r"model\.options\.map_loss: test_vit ends in no feature map .*\(17, 64\)"),
         ("test_mambaout", 1, r"test_mambaout ends in no feature map .*set map_loss to 0"),
         ("test_efficientnet", -1, "map_loss.*greater than or equal to 0"),
     ],

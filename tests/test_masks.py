@@ -10,18 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from defects.scoring.dice import pair_dice
+from defects.scoring.mask_rules import Rule, remove_small, to_mask
 from defects.scoring.masks import (
     CHOICES,
     Candidate,
-    Rule,
     apply_rule,
     best_cut,
     dice_under,
     fit_rules,
     measure,
     nested_dice,
-    remove_small,
-    to_mask,
 )
 
 SIZE = (40, 50)  # 2,000 pixels: the component shares are 0, 0.8 and 3 pixels
@@ -168,6 +166,12 @@ def test_planted_thresholds_are_found(kind, low, high):
     assert untouched.items() <= rule._asdict().items()
     tuned, plain = (dice_under(outcomes, {"1": each})["dice"].mean() for each in (rule, Rule()))
     assert tuned == 1 > plain + 0.05
+
+
+def test_a_class_that_no_image_has_keeps_the_plain_rule():
+    """Fitted to what is empty alone, it would never mark anything."""
+    empty = [each._replace(truth=np.zeros_like(each.truth)) for each in planted("pixel")]
+    assert fit_rules(measure(empty))["1"] == Rule()
 
 
 def test_each_class_has_a_rule_of_its_own():

@@ -253,9 +253,11 @@ def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
     desk = make_desk()
     one = score(desk, drop / "clear.png").results[0]
     assert decode(one.picture).shape == (SIZE, SIZE, 3)
-    content, (region,) = heat_map(one.picture, one.found, desk.meta.map)
-    assert decode(content).shape == (20 * SIZE, 20 * SIZE, 3)
-    assert (region.x, region.y, region.width, region.height) == (160, 160, 80, 160)
+    assert [region[1:5] for region in one.found.regions] == [(8, 8, 4, 8)]
+    picture = decode(heat_map(one.picture, one.found, desk.meta.map)).astype(int)
+    assert picture.shape == (20 * SIZE, 20 * SIZE, 3)
+    # The frame of the region, 20 times as large, is cyan.
+    assert (picture[160:320, 160] - [0, 255, 255] < 60).all() and picture[100, 100, 0] > 60
 
 
 def test_a_large_image_is_kept_small(make_desk, drop):

@@ -4,9 +4,12 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import raising
 
+from defects.config import load_config
 from defects.errors import UserError
 from defects.submission.build import validate
+from defects.training import checkpoint, inference
 from defects.writing import sha256
 
 
@@ -49,13 +52,14 @@ def test_inference_scores_every_image_with_every_fold(trained, run_script):
 def test_ensemble_writes_the_submission_and_what_it_was_made_from(trained, run_script):
     outcome = run_script("ensemble.py", "--config", trained)
     assert outcome.code == 0, outcome.stderr
-    assert "scoring the test images first" in outcome.stdout and "nested macro-F1" in outcome.stdout
+    assert "scoring the test images first" in outcome.stdout and "expected macro-F1" in outcome.stdout
     summary = json.loads((trained.parent / "submissions" / "sample_submission.json").read_text())
     assert summary["weights"] == {"tiny": 1.0} and summary["estimate"]["folds"] == ["0", "1"]
     inputs = {name.rsplit("/", 1)[-1]: digest for name, digest in summary["inputs"].items()}
     assert inputs["test.csv"] == sha256(output(trained, "tiny", "test.csv"))
-    low, high = summary["estimate"]["interval_90"]
-    assert 0 <= low <= summary["estimate"]["nested_macro_f1"] <= high <= 1
+    decision = summary["decision"]
+    low, high = decision["interval_90"]
+    assert 0 <= low <= decision["expected_score"] <= high <= 1
 
 
 def test_two_experiments_blend_and_one_of_other_data_is_refused(trained, config_file, run_script):
@@ -82,11 +86,12 @@ def test_one_trained_fold_is_enough_and_is_named(make_dataset, config_file, run_
     assert outcome.code == 0, outcome.stderr
     assert "holds no trained fold: training fold 0 first" in outcome.stdout
     assert "scoring 6 test images with fold 0\n" in outcome.stdout
-    assert "needs two trained folds or more" in outcome.stdout and "interval" not in outcome.stdout
+    assert "submitted                 expected macro-F1 unknown" in outcome.stdout
+    assert "needs two trained folds" in outcome.stdout and "interval" not in outcome.stdout
     run_script("ensemble.py", "--config", path)
     key = answers_file(path, [1, 0, 0, 1, 0, 0])
     evaluated = run_script("evaluate.py", "--config", path, "--set", f"data.answers={key}")
-    assert evaluated.code == 0 and "one fold only" in evaluated.stdout
+    assert evaluated.code == 0 and "unknown" in evaluated.stdout and "single fold" in evaluated.stdout
 
 
 @pytest.mark.parametrize(("use", "models"), [("full", ["full"]), ("both", ["0", "1", "full"])])
@@ -110,12 +115,38 @@ def test_inference_keeps_scored_folds_until_their_model_changes(trained, run_scr
     assert outcome.code == 2 and str(scored) in outcome.stderr
 
 
-def test_evaluation_compares_the_promise_with_the_answers(trained, run_script):
+def test_interrupted_inference_leaves_no_scores_of_the_old_models(
+    trained, run_script, fails_with_one_line, monkeypatch
+):
+    """The folds' scores were those of the new model already, the joined table that of the old one."""
+    assert run_script("infer.py", "--config", trained).code == 0
+    best = output(trained, "tiny", "fold0", "best.pt")
+    content = checkpoint.load(best)
+    content["detector"]["network.classifier.bias"] += 1
+    checkpoint.save(best, content)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "write_csv", raising(KeyboardInterrupt()))
+        assert run_script("infer.py", "--config", trained).code == 130
+    config = load_config(trained)
+    with pytest.raises(UserError, match=r"test\.csv does not exist: run src/infer\.py"):
+        inference.load_test(config)
+    assert run_script("infer.py", "--config", trained).code == 0
+    joined, own = inference.load_test(config), pd.read_csv(output(trained, "tiny", "fold0", "test.csv"))
+    of_fold = joined[joined["fold"] == "0"].set_index("image_id")["score"]
+    assert of_fold.to_dict() == own.set_index("image_id")["score"].to_dict()
+
+
+def test_evaluation_compares_the_expected_score_with_the_answers(trained, run_script):
     run_script("ensemble.py", "--config", trained)
     key = answers_file(trained, [1, 0, 0, 1, 0, 0, 1, 0, 0])
     outcome = run_script("evaluate.py", "--config", trained, "--set", f"data.answers={key}")
     assert outcome.code == 0, outcome.stderr
-    for text in ("out-of-fold macro-F1 (nested)", "hidden-test macro-F1", "at the training share", "AUROC"):
+    for text in (
+        "expected macro-F1 (training share",
+        "hidden-test macro-F1",
+        "at the training share",
+        "AUROC",
+    ):
         assert text in outcome.stdout
     key = answers_file(trained, [1, 0])
     refused = run_script("evaluate.py", "--config", trained, "--set", f"data.answers={key}")

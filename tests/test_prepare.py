@@ -39,12 +39,16 @@ def test_images_csv(root, config_file, run_script, output):
         height, width = cv2.imread(str(root / row.path)).shape[:2]
         assert (row.height, row.width) == (height, width)
         assert row.sha256 == sha256(root / row.path)
-    assert sorted(path.name for path in output.glob("[!.]*")) == ["images.csv", "prepare.json"]
+    assert sorted(path.name for path in output.glob("[!.]*")) == [
+        "images.csv",
+        "inventory.json",
+        "prepare.json",
+    ]
 
 
 def test_counts_are_printed_per_split_and_class(root, config_file, run_script):
     lines = run_script("prepare.py", "--config", config_file(root)).stdout.splitlines()
-    assert [line.split() for line in lines[:3]] == [
+    assert [line.split() for line in lines[1:4]] == [
         ["test", "unlabelled", "3"],
         ["train", "defect", "4"],
         ["train", "normal", "6"],

@@ -167,10 +167,10 @@ def test_a_run_is_trained_with_the_file_and_refuses_another(config, run_script, 
     second = config.model_copy(update={"experiment": "second"})
     oof = pd.read_csv(run_folder(second, "0") / "oof.csv")
     assert not oof["image_id"].str.startswith("test_").any() and len(oof) == 21
-    assert load_best(second, "0")["fingerprint"]["train"]["pseudo"] is not None
+    assert load_best(second, "0")["fingerprint"]["files"]["train.pseudo"] is not None
     assert "is finished" in run_script(*command).stdout
     label(run_script, config, "--positive", "0.98", "--name", "tiny")
-    assert "train.pseudo differ" in fails_with_one_line(*command)
+    assert "train.pseudo has changed" in fails_with_one_line(*command)
 
 
 def test_files_that_do_not_fit_are_refused(config, run_script, fails_with_one_line):

@@ -91,7 +91,7 @@ def test_gallery_shows_the_worst_first_and_the_wrongly_decided_in_red(config):
     scales = gallery.map_scales(oof, maps)
     for label in (0, 1):
         rows = oof[oof["label"] == label].sort_values("score", ascending=label == 1)
-        sheet = gallery.draw_gallery(config.data.root, rows.sample(frac=1), maps, scales, 1.0)
+        sheet = gallery.draw_gallery(config.data, rows.sample(frac=1), maps, scales, 1.0)
         captions = [(text, style) for _, _, text, style in sheet.texts if ", fold " in text]
         names = [text.split("\n")[0] for text, _ in captions]
         ids = [path.rsplit("/")[-1].removesuffix(".png") for path in rows["image_id"]]

@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from defects.data.rle_table import all_pairs, check_runs, read_rle_table, table_form, write_rle_table
+from defects.data import rle
+from defects.data.rle_table import (
+    all_pairs,
+    check_runs,
+    read_annotations,
+    read_rle_table,
+    table_form,
+    write_rle_table,
+)
 from defects.errors import UserError
 
 CLASSES = ["1", "2", "3", "4"]
@@ -143,3 +152,117 @@ def test_the_first_bad_row_is_named_and_the_others_counted(path, kind, runs, rea
 def test_good_runs_pass(path):
     path.write_text(OLD)
     check_runs(read_rle_table(path, CLASSES), {"a_2.jpg": (3, 4), "b.jpg": (2, 3)}, path)
+
+
+# --- annotations, as people write them ------------------------------------------------------------------
+
+IMAGES = ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def _annotated(path: Path, text: str, classes: list[str] = CLASSES, **options) -> dict[tuple[str, str], str]:
+    """Runs that are not empty, by image and class; rows of one pair united."""
+    path.write_text(text, encoding="utf-8")
+    table = read_annotations(path, classes, IMAGES, **options)
+    pairs = all_pairs(table, IMAGES, sorted({*classes, *table["target"]}))
+    return {(row.image_id, row.target): row.runs for row in pairs.itertuples() if row.runs}
+
+
+@pytest.mark.parametrize("text", ["1.0", "1", " 1 ", "01", "+1.00", '"1,0"'])
+def test_class_ids_as_programs_write_them(path, text):
+    assert _annotated(path, f"{HEAD}a.jpg,{text},5 2\n") == {("a.jpg", "1"): "5 2"}
+
+
+def test_class_names_in_other_case_are_known(path):
+    assert _annotated(path, f"{HEAD}a.jpg,Pitted_Surface,5 2\n", ["pitted_surface"]) == {
+        ("a.jpg", "pitted_surface"): "5 2"
+    }
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "nan", "NaN", "None", "null", "", "NA", "[]"])
+def test_what_stands_for_no_mask(path, text):
+    assert _annotated(path, f"{HEAD}a.jpg,1,{text}\nb.jpg,2,3 4\n") == {("b.jpg", "2"): "3 4"}
+    assert _annotated(path, f"{JOINED}a.jpg_1,{text}\nb.jpg_2,3 4\n") == {("b.jpg", "2"): "3 4"}
+
+
+@pytest.mark.parametrize("name", ["", "0", "-1", "nan", "None"])
+def test_rows_of_clean_images_have_no_class(path, name):
+    path.write_text(f"{HEAD}a.jpg,{name},\nb.jpg,1,3 4\n")
+    table = read_annotations(path, ["1", "2"], IMAGES)
+    assert _rows(table) == [("a.jpg", "1", ""), ("a.jpg", "2", ""), ("b.jpg", "1", "3 4")]
+
+
+def test_a_mask_without_a_class_is_refused(path):
+    path.write_text(f"{HEAD}a.jpg,0,3 4\n")
+    with pytest.raises(UserError, match="row 2: class 0 is none of"):
+        read_annotations(path, CLASSES, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("parts", "united"),
+    [
+        (["1 2", "5 2"], "1 2 5 2"),
+        (["5 2", "1 2"], "1 2 5 2"),
+        (["1 4", "3 4"], "1 6"),
+        (["1 2", "3 2"], "1 4"),
+        (["1 9", "3 2"], "1 9"),
+        (["1 2", "1 2", "", "7 1"], "1 2 7 1"),
+        (["1 1 9 1", "5 1 9 3"], "1 1 5 1 9 3"),
+    ],
+)
+def test_several_rows_of_one_mask_are_united(path, parts, united):
+    assert _annotated(path, HEAD + "".join(f"a.jpg,1,{part}\n" for part in parts)) == {("a.jpg", "1"): united}
+
+
+def test_united_runs_are_the_union_of_masks(path):
+    masks = [np.random.default_rng(seed).random((9, 7)) > 0.6 for seed in range(3)]
+    assert rle.unite([rle.encode(mask) for mask in masks]) == rle.encode(np.logical_or.reduce(masks))
+
+
+def test_rows_that_cannot_be_united_are_named(path):
+    path.write_text(f"{HEAD}a.jpg,1,1 2\na.jpg,1,5 x\n")
+    table = read_annotations(path, CLASSES, IMAGES)
+    all_pairs(table, IMAGES, CLASSES)
+    with pytest.raises(UserError, match="row 3 "):
+        check_runs(table, dict.fromkeys(IMAGES, (3, 4)), path)
+
+
+def test_ids_without_suffix(path):
+    assert _annotated(path, f"{HEAD}a,1,5 2\nb.png,2,3 4\n") == {("a.jpg", "1"): "5 2", ("b.jpg", "2"): "3 4"}
+    assert _annotated(path, f"{JOINED}a_1,5 2\n") == {("a.jpg", "1"): "5 2"}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ""])
+@pytest.mark.parametrize(
+    "name", ["pitted_surface", "rolled-in scale", "3_yueyawan", "개재물", "a, b", "x.y", 'the "1"']
+)
+def test_class_names_of_all_kinds(path, name, suffix):
+    quoted = name.replace('"', '""')
+    expected = {("a.jpg", name): "5 2"}
+    assert _annotated(path, f'{HEAD}a{suffix},"{quoted}",5 2\n', ["surface", name]) == expected
+    assert _annotated(path, f'{JOINED}"a{suffix}_{quoted}",5 2\n', ["scratch", name]) == expected
+
+
+def test_a_joined_id_goes_by_the_images_and_then_by_their_suffix(path):
+    classes = ["surface", "pitted_surface"]
+    path.write_text(f"{JOINED}x.jpg_pitted_surface,1 1\n")
+    assert _rows(read_rle_table(path, classes)) == [("x.jpg", "pitted_surface", "1 1")]
+    path.write_text(f"{JOINED}x_pitted_surface,1 1\n")
+    assert _rows(read_annotations(path, classes, ["x_pitted"])) == [("x_pitted", "surface", "1 1")]
+    with pytest.raises(
+        UserError, match=r"row 2: the id 'x_pitted_surface' may mean image x_pitted, class surface or"
+    ):
+        read_annotations(path, classes, IMAGES)
+
+
+def test_classes_that_are_not_listed_stay_on_request(path):
+    text = f"{HEAD}a.jpg,1,5 2\na.jpg,5,7 1\n"
+    assert _annotated(path, text, unlisted="drop") == {("a.jpg", "1"): "5 2", ("a.jpg", "5"): "7 1"}
+    with pytest.raises(UserError, match=r"row 3: class 5 is none of .*data\.unlisted_classes=drop"):
+        read_annotations(path, CLASSES, IMAGES)
+
+
+@pytest.mark.parametrize("head", ["imageid;classid;encodedpixels\n", "Image_Id\tClass Id\tEncoded Pixels\n"])
+def test_annotations_saved_by_other_programs(path, head):
+    separator = ";" if ";" in head else "\t"
+    text = head + separator.join(["a.jpg", "1", "5 2"]) + "\r\n"
+    assert _annotated(path, text) == {("a.jpg", "1"): "5 2"}

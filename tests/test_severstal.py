@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import texture, write_png
+from conftest import defective, texture, write_png
 
 from defects.data import rle
 from defects.data.prepare import IMAGE_COLUMNS, load_images, sample_ids
+from defects.submission.masks import expected_rows
 
 CLASSES = ["1", "2", "3", "4"]
 COLUMNS = [f"defect_{name}" for name in CLASSES]
@@ -141,6 +142,65 @@ def test_sample_ids_are_the_images_of_the_sample_in_its_order(root, make_config,
     assert ids.tolist() == ids.index.tolist() == (TEST if form == "joined" else TEST[::-1])
 
 
+def test_several_rows_of_one_image_and_class_are_united(root, configured, run_script, output):
+    (root / "train.csv").write_text(f"{TRAIN}1.png,3,4 9\n1.png,3,100 1\n")
+    done = run_script("prepare.py", "--config", configured(root))
+    assert done.code == 0
+    assert "note: 2 rows of train.csv mark more of an image and class, and are united" in done.stdout
+    images = pd.read_csv(output / "images.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    assert images.loc["1.png", "defect_3"] == "1 12 100 1"
+
+
+def test_a_table_as_spreadsheets_save_it(root, prepared):
+    expected = prepared(root)
+    text = "ClassId;ImageId;EncodedPixels;\n3.0;1;1 5;\n1.0;1;9 2 20 3;\n2.0;3;1024 1;\n-1;2;;\n;0;nan;\n"
+    (root / "train.csv").write_text(text, encoding="utf-16")
+    assert prepared(root).equals(expected)
+
+
+NAMED = ["pitted_surface", "rolled-in scale", "3_yueyawan", "개재물"]
+
+
+def test_classes_with_blanks_underscores_and_other_letters(root, prepared, make_config):
+    text = (
+        TRAIN.replace(",3,", f",{NAMED[2]},").replace(",1,", f",{NAMED[0]},").replace(",2,", f",{NAMED[1]},")
+    )
+    (root / "train.csv").write_text(text + f"0.png,{NAMED[3]},1 1\n")
+    (root / "sample.csv").write_text(_sample([f"{name}_{target}" for name in TEST for target in NAMED]))
+    images = prepared(root, classes=NAMED)
+    assert images["kind"].tolist() == [NAMED[3], f"{NAMED[0]}+{NAMED[2]}", "", NAMED[1], "", ""]
+    assert images.loc["3.png", "defect_rolled-in scale"] == "1024 1"
+
+
+def test_classes_that_are_not_listed_can_be_left_out(root, configured, run_script, refused, output):
+    """Images with such defects alone are no normal ones, so they go too."""
+    (root / "train.csv").write_text(TRAIN + "2.png,rust,1 1\n3.png,rust,5 5\n")
+    message = refused(root)
+    assert "row 5: class rust is none of 1, 2, 3, 4" in message
+    assert "data.unlisted_classes=drop" in message
+    done = run_script("prepare.py", "--config", configured(root, unlisted_classes="drop"))
+    assert "note: 2 rows of the classes rust, which data.classes does not list, are left out" in done.stdout
+    images = pd.read_csv(output / "images.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    assert images.index.tolist() == ["0.png", "1.png", "3.png", *TEST]
+    assert images.loc["3.png", COLUMNS].tolist() == ["", "1024 1", "", ""]
+
+
+def test_masks_among_the_images_are_no_images(root, prepared):
+    write_png(root / "train_images" / "1_mask.png", defective(1)[1])
+    assert prepared(root).index.tolist() == ["0.png", "1.png", "2.png", "3.png", *TEST]
+
+
+@pytest.mark.parametrize("form", ["joined", "split"])
+def test_sample_ids_may_lack_the_suffix(root, make_config, form):
+    rows = [f"{name[0]}_{target}" for name in TEST for target in CLASSES]
+    text = _sample(rows) if form == "joined" else "ImageId,EncodedPixels,ClassId\n8,1 4,0\n9,1 4,0\n"
+    (root / "sample.csv").write_text(text)
+    options = ["data.source=severstal", "data.sample_submission=sample.csv", "data.classes=[1,2,3,4]"]
+    rows, _ = expected_rows(make_config(root, *options))
+    assert rows["image_id"].unique().tolist() == TEST
+    assert rows["written_id"].unique().tolist() == ["8", "9"]
+
+
 # --- what is refused -------------------------------------------------------------------------------------
 
 
@@ -156,7 +216,6 @@ def test_sample_ids_are_the_images_of_the_sample_in_its_order(root, make_config,
         ("2.png,1,1024 2", "row 5 (2.png, class 1): a run ends past the last of 1024 pixels (32x32)"),
         ("2.png,0,1 2", "train.csv: row 5: class 0 is none of 1, 2, 3, 4"),
         ("2.png,5,1 2", "train.csv: row 5: class 5 is none of 1, 2, 3, 4"),
-        ("3.png,2,7 2", "train.csv: row 5: 3.png with class 2 came before"),
         (
             "7.png,2,7 2\n6.png,1,1 1",
             "row 5: 7.png is not in train_images (and 1 more such images)",
@@ -215,7 +274,9 @@ def test_files_that_are_missing(root, refused):
     [
         ({"classes": []}, "data.classes is empty"),
         ({"classes": ["1", "1"]}, "a class is named twice"),
-        ({"classes": ["a_b"]}, "data.classes.0='a_b'"),
+        ({"classes": ["a+b"]}, "data.classes.0=a+b: a class name may hold any letters but +"),
+        ({"classes": ["defect"]}, "data.classes.0=defect: name a class otherwise"),
+        ({"classes": [" a"]}, "none at its ends"),
         ({"source": "folders", "folders": {"normal": "train_images"}}, "leave data.classes empty"),
     ],
 )

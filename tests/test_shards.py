@@ -10,6 +10,7 @@ from conftest import copy_runs, raising, run_once, texture, write_config, write_
 
 from defects.config import load_config
 from defects.data.prepare import prepare
+from defects.files import read_json, write_json
 from defects.training import checkpoint, inference, shards
 
 SHARDED = ["--set", "infer.shard=3", "--set", "infer.batch_size=2"]  # 11 images: shards of 4, 4 and 3
@@ -180,3 +181,43 @@ def test_the_stated_time_is_that_of_what_is_left(interrupted, run_script, monkey
     monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(minutes)))
     outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
     assert "this will take about 0.5 minutes" in outcome.stdout
+
+
+def test_maps_of_another_size_are_made_anew_and_said_so(trained, run_script, scored):
+    command = ["infer.py", "--config", trained]
+    assert "scored again" not in run_script(*command).stdout
+    assert scored == [11]
+    outcome = run_script(*command, "--set", "infer.map_size=1")
+    assert "fold 0 is scored again (infer.map_size=64 then, 1 now)" in outcome.stdout
+    assert run_script(*command, "--set", "infer.map_size=1", "--set", "infer.batch_size=5").code == 0
+    assert scored == [11, 11]  # the size of batches changes no score
+
+
+def test_scores_of_an_earlier_version_are_made_anew_and_said_so(trained, run_script, scored):
+    assert run_script("infer.py", "--config", trained).code == 0
+    stamp = read_json(run_folder(trained) / "test.json")
+    write_json(run_folder(trained) / "test.json", stamp["files"])  # as it was kept
+    outcome = run_script("infer.py", "--config", trained)
+    assert "fold 0 is scored again (it was written by an earlier version" in outcome.stdout
+    assert scored == [11, 11]
+
+
+def test_out_of_fold_maps_of_another_size_need_no_training(trained, run_script):
+    command = ["train.py", "--config", trained, "--set", "infer.map_size=1"]
+    before = checkpoint.load(run_folder(trained) / "best.pt")
+    outcome = run_script(*command)
+    assert "only scored again (infer.map_size=64 then, 1 now)" in outcome.stdout, outcome.stderr
+    after = checkpoint.load(run_folder(trained) / "best.pt")
+    assert after["fingerprint"]["settings"]["infer.map_size"] == 1
+    for name, weights in before["detector"].items():
+        assert weights.equal(after["detector"][name])
+    assert load_config(run_folder(trained) / "config.yaml").infer.map_size == 1
+    assert "is finished" in run_script(*command).stdout
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(trained, fails_with_one_line):
+    path = run_folder(trained) / "best.pt"
+    checkpoint.save(path, checkpoint.load(path) | {"fingerprint": {"train": {"lr": 1e-3}, "fold": "0"}})
+    for script in ("train.py", "infer.py"):
+        message = fails_with_one_line(script, "--config", trained)
+        assert "written by an earlier version of this program" in message and "--restart" in message

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +18,14 @@ from defects.data.images import resize
 from defects.data.labels import read_masks
 from defects.data.prepare import load_images
 from defects.data.rle_table import all_pairs, read_rle_table, write_rle_table
+from defects.deploy.model import load_model
+from defects.deploy.predict import find_files, predict
+from defects.deploy.regions import mark_pixels
 from defects.files import array_archive
-from defects.submission import send
+from defects.scoring.decision import Decision
+from defects.scoring.mask_rules import Rule
+from defects.scoring.pixels import Maps
+from defects.submission import masks, send
 from defects.writing import sha256
 
 CLASSES, SIZE = ["1", "2", "3", "4"], (64, 160)
@@ -203,6 +210,45 @@ def test_members_without_maps_alone_are_refused(trained, fails_with_one_line):
     assert "seer: no maps to make masks of; name a segmenter's run too" in message
 
 
+def rules_of_all_kinds(path):
+    """Of maps that have hardly learnt anything: by their own quantiles each class marks something else."""
+    maps = Maps(path)
+    values = np.stack([maps.of_classes(name) for name in maps]).astype(float)
+    low = np.quantile(values, 0.7, axis=(0, 2, 3)).tolist()
+    return {
+        "1": Rule(label=0.0, pixel=low[0], component=0.002, area=0.01),
+        "2": Rule(label=0.999),
+        "3": Rule(label=0.0, pixel=low[2], area=0.1),
+        "4": Rule(label=0.0, pixel=low[3], component=0.001),
+    }
+
+
+def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch):
+    run, options = own.parent / "output" / "marker", ("--formats", "torch", "--images", "4")
+    (run / "fold1" / "best.pt").unlink()
+    assert run_script("infer.py", "--config", own).code == 0
+    rules = rules_of_all_kinds(run / "fold0" / "test_maps.npz")
+    perfect = pd.DataFrame({"image_id": "x", "target": "1", "dice": [1.0], "empty": False})
+    monkeypatch.setattr(masks, "fit_rules", lambda outcomes: dict(sorted(rules.items(), reverse=True)))
+    monkeypatch.setattr(masks, "nested_dice", lambda outcomes: perfect)
+    for command in (["ensemble.py"], ["export.py", *options]):
+        outcome = run_script(command[0], "--config", own, *command[1:])
+        assert outcome.code == 0, outcome.stderr
+    model = load_model(run / "fold0" / "export")
+    assert [model.meta.threshold[name] for name in CLASSES] == [rules[name].label for name in CLASSES]
+    table = read_rle_table(submission(own), CLASSES).set_index(["image_id", "target"])["runs"]
+    shares = dict.fromkeys(CLASSES, 0.0)
+    for found in predict(model, find_files([str(own.parent / "data" / "test_images")]), 32):
+        made = mark_pixels(found.maps, SIZE, model.meta.map)
+        for name, mask in zip(CLASSES, made, strict=True):
+            expected = rle.decode(table[found.path.name, name], SIZE).astype(bool)
+            assert np.array_equal(mask & (name in found.labels), expected), (found.path.name, name)
+            regions = [region for region in found.regions if region.kind == name]
+            assert len(regions) == cv2.connectedComponents(expected.astype(np.uint8))[0] - 1
+            shares[name] += expected.mean()
+    assert shares["2"] == 0 and min(shares[name] for name in "134") > 0
+
+
 # --- sending -----------------------------------------------------------------------------------------------
 
 BLEND = ["--experiments", "marker", "seer"]
@@ -225,30 +271,38 @@ def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
     assert "is valid: 10 images" in outcome.stdout
 
 
-PROMISES = {"tuned": "tuned_nested", "untuned": "untuned"}
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".tuned.csv", ".untuned.csv"])
-def test_masks_are_sent_once_and_noted_with_the_promised_dice(
+def test_masks_are_sent_once_and_noted_with_their_expected_dice(
     own, kaggle_server, run_script, monkeypatch, suffix
 ):
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
     summary, file = json.loads(submission(own, ".json").read_text()), submission(own, suffix)
-    for number, name in enumerate(PROMISES.values()):
-        summary["estimate"][name]["dice"] = 0.5 + 0.25 * number  # or they might be equal
-    submission(own, ".json").write_text(json.dumps(summary))
     command = ("submit.py", "--config", own, "--set", "data.kaggle.competition=steel")
     for _ in range(2):
         outcome = run_script(*command, *(["--submission", file] if suffix != ".csv" else []))
         assert outcome.code == 0, outcome.stderr
     assert list(kaggle_server.uploads.values()) == [file.read_bytes()]
     rules = suffix.split(".")[1] if suffix != ".csv" else summary["chosen"]
-    promised = summary["estimate"][PROMISES[rules]]["dice"]
+    decision = Decision.from_json(summary["decisions"][rules])
     (row,) = pd.read_csv(own.parent / "submissions" / "ledger.csv").to_dict("records")
-    assert row["nested_dice"] == promised and pd.isna(row["nested_macro_f1"])
+    assert (row["metric"], row["rule"], row["prior"]) == ("Dice", rules, "train")
+    assert row["expected_score"] == decision.expected_score and pd.isna(row["threshold"])
+    assert (row["interval_low"], row["interval_high"]) == decision.interval_90
     assert (row["file"], row["sha256"]) == (file.name, sha256(file))
-    description = f"[{sha256(file)[:12]}] marker + seer, out of fold {promised:.4f}"
+    description = f"[{sha256(file)[:12]}] marker + seer: {decision.text()}"
     assert kaggle_server.submissions[0]["description"] == description
+
+
+def test_decision_about_masks_is_that_of_the_estimate(own, run_script):
+    outcome = run_script("ensemble.py", "--config", own, "--experiments", "marker", "seer")
+    summary = json.loads(submission(own, ".json").read_text())
+    assert f"submitted                 {Decision.from_json(summary['decision']).text()}" in outcome.stdout
+    assert summary["decision"] == summary["decisions"][summary["chosen"]]
+    for rules, name in (("tuned", "tuned_nested"), ("untuned", "untuned")):
+        decision = summary["decisions"][rules]
+        assert decision["expected_score"] == pytest.approx(summary["estimate"][name]["dice"])
+        low, high = decision["interval_90"]
+        assert 0 <= low < decision["expected_score"] < high <= 1
 
 
 def test_masks_by_other_rules_than_the_json_knows_are_not_sent(own, kaggle_server, fails_with_one_line):

@@ -5,10 +5,22 @@ import json
 import pandas as pd
 import pytest
 
+from defects.scoring.decision import Decision
 from defects.submission import send
 from defects.writing import sha256
 
 STEEL = {"competition": "steel"}
+DECISION = Decision(
+    metric="macro-F1",
+    rule="equal_error",
+    prior="estimated",
+    share=0.5,
+    threshold=0.25,
+    score_threshold=-1.0,
+    called_defective=3,
+    expected_score=0.875,
+    interval_90=(0.75, 0.9375),
+)
 
 
 @pytest.fixture
@@ -26,9 +38,8 @@ def make_ready(make_dataset, config_file):
         file = path.parent / "submissions" / "sample_submission.csv"
         file.parent.mkdir()
         file.write_text("ImageId,answer\n" + (rows or "".join(f"test_{i}.png,{i % 2}\n" for i in range(6))))
-        estimate = {"nested_macro_f1": 0.875, "interval_90": [0.75, 0.9375]}
-        summary = {"data": "tiny_data", "weights": {"tiny": 1.0}, "images": 6, "estimate": estimate}
-        summary["threshold"] = 0.25
+        summary = {"data": "tiny_data", "weights": {"tiny": 1.0}, "images": 6}
+        summary["decision"] = DECISION.to_json()
         file.with_suffix(".json").write_text(json.dumps(summary | {"sha256": sha256(file)}))
         return path
 
@@ -40,7 +51,7 @@ def ledger(config):
     return pd.read_csv(path).to_dict("records") if path.exists() else []
 
 
-def test_sent_once_confirmed_and_noted_with_what_was_promised(server, make_ready, run_script):
+def test_sent_once_confirmed_and_noted_with_its_expected_score(server, make_ready, run_script):
     config = make_ready(kaggle=STEEL)
     outcome = run_script("submit.py", "--config", config)
     assert outcome.code == 0, outcome.stderr
@@ -51,10 +62,12 @@ def test_sent_once_confirmed_and_noted_with_what_was_promised(server, make_ready
         "4 submissions remaining today" in outcome.stdout and "on Kaggle as 1000: pending" in outcome.stdout
     )
     tag = sha256(file)[:12]
-    assert server.submissions[0]["description"] == f"[{tag}] tiny, out of fold 0.8750"
+    assert server.submissions[0]["description"] == f"[{tag}] tiny: {DECISION.text()}"
     (row,) = ledger(config)
     expected = {"competition": "steel", "tag": tag, "file": file.name, "sha256": sha256(file), "ref": 1000}
-    expected |= {"experiments": "tiny", "nested_macro_f1": 0.875, "interval_low": 0.75, "threshold": 0.25}
+    expected |= {"experiments": "tiny", "metric": "macro-F1", "rule": "equal_error", "prior": "estimated"}
+    expected |= {"share": 0.5, "threshold": 0.25, "expected_score": 0.875}
+    expected |= {"interval_low": 0.75, "interval_high": 0.9375}
     assert expected.items() <= row.items() and row["status"] == "pending"
 
     server.submissions[0] |= {"status": "complete", "publicScore": "0.91"}

@@ -1,6 +1,7 @@
 """Training as a user meets it: run folders, resuming, selection, refusals."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,7 +15,9 @@ from defects.data.folds import inner_holdout
 from defects.data.split import load_folds, load_training_rows
 from defects.errors import UserError
 from defects.models.classifier import Classifier, ClassifierOptions
+from defects.training import checkpoint, run, trainer
 from defects.training.run import make_sides
+from defects.training.trainer import Trainer
 
 FILES = ["best.pt", "config.yaml", "costs.json", "last.pt", "metrics.jsonl", "oof.csv"]
 
@@ -114,6 +117,14 @@ def test_inner_selection_breaks_ties_by_loss_and_never_sees_the_fold(make_datase
     assert len(metrics(run_dir(path, "full"))) == best["epoch"]
 
 
+def test_how_often_is_validated_belongs_to_a_run_that_selects(make_dataset, config_file, run_script):
+    inner = {"epochs": 2, "inner_holdout": 0.25, "select": "inner"}
+    path = config_file(make_dataset(defects=4, normals=10), train=inner)
+    assert run_script("train.py", "--config", path).code == 0
+    outcome = run_script("train.py", "--config", path, "--set", "train.validate_every=2")
+    refused(outcome, "train.validate_every=1 then, 2 now")
+
+
 def test_sides_share_no_group(make_dataset, make_config):
     config = make_config(make_dataset(defects=16, normals=40), "train.inner_holdout=0.25")
     table = load_folds(config)
@@ -166,10 +177,15 @@ def test_another_config_is_refused_and_the_difference_named(tiny, run_script):
     refused(
         run_script("train.py", "--config", tiny, "--set", "train.lr=0.5"),
         "best.pt belongs to another config",
-        "train.lr",
+        "train.lr=0.001 then, 0.5 now",
         "--restart",
     )
-    refused(run_script("infer.py", "--config", tiny, "--set", "data.image_size=[64, 64]"), "image_size")
+    outcome = run_script("infer.py", "--config", tiny, "--set", "data.image_size=64,64")
+    refused(outcome, "data.image_size=[32, 32] then, [64, 64] now")
+    # What changes no result starts nothing anew.
+    cosmetic = ["train.workers=1", "train.save_every=1", "train.validate_every=2", "infer.batch_size=3"]
+    sets = [part for setting in cosmetic for part in ("--set", setting)]
+    assert "is finished" in run_script("train.py", "--config", tiny, *sets).stdout
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
@@ -189,6 +205,116 @@ def test_second_process_in_the_same_run_folder(tiny, run_script):
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
         refused(run_script("train.py", "--config", tiny), "is being written by another process")
+
+
+def interrupt(run_script, monkeypatch, path, *arguments):
+    """Train, and stop after the first epoch of two."""
+    save = Trainer._save
+
+    def save_once(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", save_once)
+        outcome = run_script("train.py", "--config", path, "--set", "train.epochs=2", *arguments)
+    assert outcome.code == 130 and len(metrics(run_dir(path))) == 1
+
+
+@pytest.mark.parametrize("scaled_first", [False, True])
+def test_resume_with_and_without_a_loss_scaler(tiny, run_script, monkeypatch, scaled_first):
+    """Begun on a CPU or in bf16, on with fp16 (T4, P100), and the reverse."""
+    make = trainer.make_accelerator
+
+    def make_scaled(train):
+        accelerator = make(train)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    def use_scaler(is_used):
+        monkeypatch.setattr(run, "make_accelerator", make_scaled if is_used else make)
+
+    use_scaler(scaled_first)
+    interrupt(run_script, monkeypatch, tiny)
+    saved = torch.load(run_dir(tiny) / "last.pt", weights_only=True)
+    assert (saved["scaler"] is not None) == scaled_first
+    use_scaler(not scaled_first)
+    outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2")
+    assert outcome.code == 0 and "resuming" in outcome.stdout, outcome.stderr
+    assert len(metrics(run_dir(tiny))) == 2
+
+
+@pytest.mark.parametrize("spoil", ["ema", "optimizer"])
+def test_resume_of_another_version_is_refused(tiny, run_script, monkeypatch, spoil):
+    interrupt(run_script, monkeypatch, tiny, "--set", "train.ema=0.9")
+    path = run_dir(tiny) / "last.pt"
+    content = torch.load(path, weights_only=True)
+    content[spoil] = {"other": 1}
+    torch.save(content, path)
+    outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", "--set", "train.ema=0.9")
+    refused(outcome, "last.pt is of another version", "--restart")
+
+
+def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_script, monkeypatch):
+    """Killed between the two files, the old best weights were gone."""
+    inner = ["--set", "train.inner_holdout=0.3", "--set", "train.select=inner"]
+    interrupt(run_script, monkeypatch, tiny, *inner)
+    save, kept = checkpoint.save, run_dir(tiny) / "selected1.pt"
+    before = kept.read_bytes()
+
+    def stop_before_last(path, content):
+        if path.name == "last.pt":
+            raise KeyboardInterrupt
+        save(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.checkpoint, "save", stop_before_last)
+        patch.setattr(Trainer, "_best", lambda self: len(self.history))
+        outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner)
+    assert outcome.code == 130 and (run_dir(tiny) / "selected2.pt").exists()
+    assert kept.read_bytes() == before
+    assert run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner).code == 0
+    assert len(list(run_dir(tiny).glob("selected*.pt"))) == 1
+
+
+def test_no_epochs_leave_nothing_to_average(tiny, run_script):
+    sets = ["--set", "train.epochs=0", "--set", "train.average=2"]
+    assert run_script("train.py", "--config", tiny, *sets).code == 0
+    assert torch.load(run_dir(tiny) / "best.pt", weights_only=True)["epoch"] == 0
+
+
+def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
+    sets = ["model.name=segmenter", "model.options={decoder: deeplabv3plus}", "train.batch_size=1"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    refused(run_script("train.py", "--config", tiny, *arguments), "train.batch_size=1", "batch normalisation")
+    assert {path.name for path in run_dir(tiny).iterdir()} == {".lock"}
+    assert run_script("train.py", "--config", tiny, *arguments[:4]).code == 0
+
+
+def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config):
+    config = make_config(make_dataset(), "train.batch_size=2")
+    sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
+    assert run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=1)) is not None
+    with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
+        run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
+
+
+def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):
+    """And trying it changes nothing: the weights are those of a run without the attempt."""
+    sets = ["--set", "train.batch_size=1", "--set", "data.image_size=[64, 64]"]
+    weights = []
+    for _ in range(2):
+        assert run_script("train.py", "--config", tiny, *sets, "--restart").code == 0
+        weights.append((run_dir(tiny) / "best.pt").read_bytes())
+        monkeypatch.setattr(run, "_try_step", lambda *_: None)
+    assert weights[0] == weights[1]
+
+
+def test_crops_of_a_size_that_the_network_cannot_take_are_refused(tiny, run_script):
+    sets = ["model.backbone.name=deit_tiny_patch16_224", "infer.tta=false"]
+    sets += ["augment=[{name: RandomCrop, height: 16, width: 16}]"]
+    arguments = [part for value in sets for part in ("--set", value)]
+    refused(run_script("train.py", "--config", tiny, *arguments), "augment gives images of 16x16 pixels")
 
 
 @pytest.mark.parametrize("fold", ["2", "-1", "x", "../fold0"])
@@ -284,12 +410,14 @@ def test_a_classifier_needs_both_classes(make_dataset, config_file, run_script):
         run_script("train.py", "--config", config_file(root, data=data)),
         "no defect images",
         "classifier needs them",
+        "--detector",
     )
 
 
 def test_fewer_defects_than_folds(make_dataset, config_file, run_script):
     path = config_file(make_dataset(defects=3), split={"folds": 5})
-    refused(run_script("train.py", "--config", path), "3 distinct defect images for split.folds=5")
+    outcome = run_script("train.py", "--config", path)
+    refused(outcome, "the defects lie in 3 groups", "for split.folds=5: set split.folds=3")
 
 
 def test_options_are_checked_by_the_detector():

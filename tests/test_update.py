@@ -1,8 +1,11 @@
 """Adding new normal images to a trained memory bank."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
-from conftest import texture, write_png
+import torch
+from conftest import raising, texture, write_png
 
 from defects.config import load_config
 from defects.data.images import read_image
@@ -46,6 +49,59 @@ def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tm
     # The old test scores are those of another model now.
     assert run_script("infer.py", "--config", trained, *FLAGS).code == 0
     assert not pd.read_csv(run / "test.csv")["score"].equals(tests["score"])
+
+
+def run_files(path):
+    folder = path.parent / "output" / "tiny_data_patchcore_reduced" / "fold0"
+    return {name: (folder / name).read_bytes() for name in ("best.pt", "oof.csv", "oof_maps.npz")}
+
+
+@pytest.mark.parametrize("moved", [0, 2])
+def test_an_update_that_is_stopped_between_its_files_is_completed(
+    trained, run_script, fails_with_one_line, tmp_path, monkeypatch, moved
+):
+    """Killed after the scores and before the model, it left new scores with the old model."""
+    write_png(tmp_path / "new" / "0.png", 255 - texture(900, 64))
+    command = ("update.py", tmp_path / "new", "--config", trained, *FLAGS)
+    before = run_files(trained)
+    replace, count = Path.replace, []
+
+    def stop(path, target):
+        if path.parent.name == "update":
+            if len(count) == moved:
+                raise KeyboardInterrupt
+            count.append(path.name)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        assert run_script(*command).code == 130
+    changed = [name for name, content in run_files(trained).items() if content != before[name]]
+    assert sorted(changed) == sorted(count)
+    for reader in ("infer.py", "report.py"):
+        message = fails_with_one_line(reader, "--config", trained, *FLAGS)
+        assert "an update was interrupted; run src/update.py again" in message
+    outcome = run_script(*command)
+    assert outcome.code == 0 and "all of its images are in the bank already" in outcome.stdout
+    after = run_files(trained)
+    assert all(after[name] != before[name] for name in after)
+    assert run_script("infer.py", "--config", trained, *FLAGS).code == 0
+    detector = load_detector(load_config(trained, SETS, "patchcore_reduced"), "0").eval()
+    oof = pd.read_csv(trained.parent / "output" / "tiny_data_patchcore_reduced" / "fold0" / "oof.csv")
+    image = read_image(trained.parent / "data" / "train" / oof["image_id"][0], (64, 64))
+    with torch.inference_mode():
+        score = detector(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0]
+    assert score.item() == pytest.approx(oof["score"][0], rel=1e-4)
+
+
+def test_an_update_that_fails_changes_nothing(trained, run_script, tmp_path, monkeypatch):
+    write_png(tmp_path / "new" / "0.png", 255 - texture(900, 64))
+    before = run_files(trained)
+    monkeypatch.setattr(
+        "defects.training.run.checkpoint.save", raising(OSError(28, "No space left on device"))
+    )
+    assert run_script("update.py", tmp_path / "new", "--config", trained, *FLAGS).code == 2
+    assert run_files(trained) == before
 
 
 @pytest.mark.parametrize("alter", [lambda image: image, lambda image: image[::-1] // 4 * 3])

@@ -24,7 +24,7 @@ from drill.tally import Tally
 
 SECONDS = 10  # for one input
 START = 120  # seconds for the child's imports
-IMAGES = {".jpg", ".png", ".bmp", ".tiff", ".webp"}
+IMAGES = {".jpg", ".png", ".bmp", ".tiff", ".webp", ".avif", ".gif", ".jp2", ".pnm", ".pam", ".ras"}
 MEGABYTES = 2_500  # above what the child held before the input
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux tells the peak of each input
 

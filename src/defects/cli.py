@@ -69,8 +69,9 @@ def probability(text: str) -> float:
 def run(main: Callable[[], None]) -> None:
     """Run a script: wrong input or a full disk ends in one line and exit code 2, Ctrl-C in 130."""
     for stream in (sys.stdout, sys.stderr):
-        # A Windows console may not know every letter; a log file should not lag behind.
-        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+        # A Windows console may not know every letter, and a file name may hold bytes that are no text; a log
+        # file should not lag behind.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
         main()
     except UserError as error:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
+from defects.data.junk import list_folders
 from defects.errors import UserError
-from defects.validation import Section, parse_yaml, validate
+from defects.validation import Section, convert, open_brackets, section_of, setting_type, validate, value_type
+from defects.yaml_text import Written, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 
@@ -16,6 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of 
 class BackboneConfig(Section):
     name: str  # any timm model
     weights: str = "imagenet"  # imagenet (from the hub), none (random), or a checkpoint file
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _in_any_spelling(cls, weights: Any) -> Any:
+        """`None`, `null` and `ImageNet` are understood."""
+        word = str(weights).lower()
+        if word in ("none", "null"):
+            return "none"
+        return "imagenet" if word == "imagenet" else weights
 
 
 class ModelConfig(Section):
@@ -61,6 +71,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.average goes with neither train.ema, train.patience nor train.select=inner"
             )
+        if self.steps is None and 0 < self.epochs < self.warmup_epochs:
+            raise ValueError(
+                f"train.warmup_epochs={self.warmup_epochs:g} is longer than train.epochs={self.epochs}: "
+                "lower it, or train.lr is never reached"
+            )
         if self.epochs == 0 and self.select == "inner":
             raise ValueError("train.select=inner needs an epoch to select: train.epochs above 0")
         return self
@@ -94,7 +109,9 @@ class EnsembleConfig(Section):
     @field_validator("weights")
     @classmethod
     def _some_weight(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
-        if weights is not None and not sum(weights.values()):
+        if not weights:
+            return None
+        if not sum(weights.values()):
             raise ValueError("the weights sum to zero: give one experiment a weight above 0")
         return weights
 
@@ -173,7 +190,7 @@ def load_config(path: Path, overrides: list[str] = (), detector: str | None = No
     if detector is not None:
         values = with_detector(values, detector)
     for override in overrides:
-        _merge(values, _parse_override(override))
+        values = _with_override(values, override)
     return validate(Config, values, str(path))
 
 
@@ -189,8 +206,9 @@ def with_detector(values: dict[str, Any], detector: str) -> dict[str, Any]:
         raise UserError(f"--detector {detector}: configs/detectors holds {', '.join(known)}")
     # A learning rate or an option of another detector would be worse than the default.
     shared = {key: value for key, value in values.items() if key not in ("model", "train", "augment")}
-    name = (values.get("data") or {}).get("name")
-    merged = _merge(shared, _read_with_base(folder / f"{detector}.yaml", ()))
+    data = values.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    merged = _merged(shared, _read_with_base(folder / f"{detector}.yaml", ()), Config)
     return merged | {"experiment": f"{name}_{detector}"}
 
 
@@ -204,7 +222,7 @@ def of_category(config: Config, category: str) -> Config:
 
 def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
-    return sorted(path.parent.name for path in resolve(data.root).glob("*/train") if path.is_dir())
+    return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -222,38 +240,61 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
-    base = values.pop("base", None)
+    own = {key: value for key, value in values.items() if key != "base"}
+    base = convert(values.get("base"), str | None)
     if base is None:
-        return values
+        return own
     if not isinstance(base, str):
         raise UserError(f"{path}: base must name one config file")
     extended = _read_with_base(path.parent / base, (*seen, path))
-    extended.pop("experiment", None)  # or two configs would write into one run folder
-    return _merge(extended, values)
+    # Two configs must not write into one run folder.
+    inherited = {key: value for key, value in extended.items() if key != "experiment"}
+    return _merged(inherited, own, Config)
 
 
-def _parse_override(text: str) -> dict[str, Any]:
-    key, separator, value = text.partition("=")
+def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    """`values` with what `--set key=value` says; the value is text until the type of its setting is known."""
+    key, separator, value = override.partition("=")
+    key = key.strip()
     if not separator or not key:
-        raise UserError(f"--set {text}: write section.key=value")
+        raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
     try:
-        parsed = parse_yaml(value)
-    except ValueError:
-        raise UserError(f"--set {text}: {value!r} is not valid YAML") from None
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed
+        return _with_value(values, key, Written(value.strip()), Config)
+    except ValueError as error:
+        raise UserError(f"--set {override}: not valid YAML ({error})") from None
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """Put `top` over `base` in place, section by section; lists are replaced, not joined."""
+def _with_value(
+    values: dict[str, Any], key: str, value: Written, model: type[BaseModel] | None
+) -> dict[str, Any]:
+    """`values` of a section, or of a free mapping (None), with `value` at the dotted key.
+
+    In a mapping of names to numbers the rest of the key is one name, dots and all.
+    """
+    name, _, rest = key.partition(".")
+    if not rest:
+        return _merged(values, {name: value}, model)
+    annotation = setting_type(model, name)
+    known = open_brackets(values.get(name), annotation)
+    known = known if isinstance(known, dict) else {}
+    section = section_of(annotation)
+    if section is None and value_type(annotation) is not Any:
+        return values | {name: known | {rest: value}}
+    return values | {name: _with_value(known, rest, value, section)}
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+    """`top` over `base`, section by section; lists and free mappings are replaced, so they can be emptied."""
+    result = dict(base)
     for key, value in top.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
-    return base
+        annotation = setting_type(model, key)
+        value = open_brackets(value, annotation)
+        known, section = base.get(key), section_of(annotation)
+        if section and isinstance(value, dict) and isinstance(known, dict):
+            value = _merged(known, value, section)
+        result[key] = value
+    return result
 
 
 def as_yaml(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))

@@ -1,21 +1,56 @@
 """What a config says about the data and the folds: pydantic models, as in config.py, which holds the rest."""
 
+import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from defects.validation import Section
+from defects.validation import CONTROL, Section
+
+LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=32)]  # pixels, of an image that is generated
 Seed = Annotated[int, Field(ge=0)]
-FolderName = Annotated[str, Field(pattern=r"^\w[^/\\:]*$")]  # one folder of output/
-# Joined to image ids by `_` and to each other by `+`; YAML reads [1, 2] as numbers.
-ClassName = Annotated[str, Field(pattern=r"^[^\s_+,]+$", coerce_numbers_to_str=True)]
+
+
+def _check_folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[^/\\:]*", name) or CONTROL.search(name):
+        raise ValueError("write the name of one folder: first a letter, a digit or _, and no / \\ or : in it")
+    if len(name.encode()) > LONGEST_NAME_BYTES:
+        raise ValueError(f"write a shorter name, {LONGEST_NAME_BYTES} bytes at most")
+    return name
+
+
+def _check_kernel_name(name: str) -> str:
+    if not re.fullmatch(r"[\w-]+/[a-z0-9][a-z0-9-]{4,42}", name):
+        raise ValueError("write owner/slug, the slug of 5 to 43 small letters, digits and hyphens")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]  # one folder of output/
+
+
+def _check_class_name(name: str) -> str:
+    name = unicodedata.normalize("NFC", name)  # as tables are read
+    if name in ("", "defect", "normal"):
+        raise ValueError("name a class otherwise: `defect` and `normal` say whether there is any defect")
+    if name != name.strip() or not name.isprintable():
+        raise ValueError(
+            "a class name may hold blanks inside, but none at its ends and no control characters"
+        )
+    if "+" in name:
+        raise ValueError("a class name may hold any letters but +, which joins the classes of one image")
+    return name
+
+
+# YAML reads [1, 2] as numbers.
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_class_name)]
 # owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
-KernelName = Annotated[str, Field(pattern=r"^[\w-]+/[a-z0-9][a-z0-9-]{4,42}$")]
+KernelName = Annotated[str, AfterValidator(_check_kernel_name)]
 
 
 class FoldersConfig(Section):
@@ -78,6 +113,11 @@ class DataConfig(Section):
     pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
     contradictions: Literal["error", "report"] = "error"  # one picture filed as normal and as defective
     bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
+    unlisted_classes: Literal["error", "drop"] = "error"  # rows of other classes than `classes`; images with
+    # no other defects are left out too, since they are not normal
+    # Of the camera behind 16-bit files: 2**bits - 1 is white. None: the largest value of the file's type.
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    inverted_masks: bool | None = None  # masks are white where nothing is; None: told from all masks together
 
     @property
     def targets(self) -> tuple[str, ...]:

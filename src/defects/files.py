@@ -2,11 +2,12 @@
 
 import io
 import json
+import time
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from defects.errors import UserError
-from defects.writing import partial, write_bytes
+from defects.writing import partial, remove, write_bytes
 
 TEXT_COLUMNS = dict.fromkeys(
     [
@@ -36,6 +37,7 @@ TEXT_COLUMNS = dict.fromkeys(
     ],
     "str",
 )
+ABANDONED_AFTER_SECONDS = 24 * 60 * 60  # after which an unfinished file is nobody's any more
 NUMBERS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
 
 
@@ -151,6 +153,19 @@ def locked(folder: Path, wait: bool) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=-1 if wait else 0):
+            _remove_old_parts(folder)
             yield
     except Timeout:
         raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from None
+
+
+def _remove_old_parts(folder: Path) -> None:
+    """Remove what killed processes left of unfinished files (writing.partial).
+
+    By age: other processes may be writing into the folder without its lock, and a file that is being
+    written is touched all the time.
+    """
+    for part in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+                remove(part)

@@ -8,6 +8,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import distributed, nn
 
+from defects.precision import as_double
+
 ROWS = 8192  # added up at a time: a second copy of all of them might not fit into memory
 PATIENCE = timedelta(seconds=5)  # with a launcher that does not answer
 
@@ -41,7 +43,7 @@ def average_buffers(module: nn.Module) -> None:
         return
     for buffer in module.buffers():
         if buffer.is_floating_point():
-            total = buffer.double()
+            total = as_double(buffer)
             distributed.all_reduce(total)
             buffer.copy_(total / distributed.get_world_size())
 

@@ -1,37 +1,30 @@
-"""Whole files or none; without pandas, for prediction where it is not installed."""
+"""Whole files or none; the standard library alone, for prediction where little else is installed."""
 
-import glob
 import hashlib
-import os
-import platform
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 
 @contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A name beside `path` for what is to become it, gone in the end; its folder is made.
+    """A hidden name beside `path`, of this call alone, for what is to become it; its folder is made.
 
-    What processes of this machine left under such names when they were killed goes first.
+    What lies under that name in the end is removed. After a kill it stays: `files.locked` removes it later.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{path.name}.{platform.node()}-"
-    for left in path.parent.glob(f"{glob.escape(stem)}*.part"):
-        process = left.name.removeprefix(stem).removesuffix(".part")
-        if process == str(os.getpid()) or (process.isdigit() and not psutil.pid_exists(int(process))):
-            _remove(left)
-    mine = path.with_name(f"{stem}{os.getpid()}.part")
+    # Not made of the file's own name, which may be as long as the file system allows.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        yield mine
+        yield part
     finally:
-        _remove(mine)
+        remove(part)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; nothing if there is none."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -61,13 +61,15 @@ class ImageDataset(Dataset):
         black_out: BlackOut | None = None,
         painters: Sequence[Paste | Synthetic] = (),
         fit: str = "squash",
+        bits: int | None = None,
     ):
         self.root, self.paths = root, rows["path"].tolist()
         self.labels, self.known = target_labels(rows, labels.targets), labels
         self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.size, self.fit, self.seed, self.compose = size, fit, seed, build_augmentation(steps)
+        self.size, self.fit, self.bits, self.seed = size, fit, bits, seed
+        self.compose = build_augmentation(steps)
         self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
         self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
         self.black_out, self.painters, self.shown = black_out, painters, self._shown()
@@ -103,7 +105,7 @@ class ImageDataset(Dataset):
         """An item covered, pasted into and turned as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
         label, weight = self.labels[row], self.weights[row]
-        targets = {"image": read_image(self.root / self.paths[row], self.size, self.fit)}
+        targets = {"image": read_image(self.root / self.paths[row], self.size, self.fit, self.bits)}
         if self.truth is not None:
             targets["mask"] = self._mask(self.truth[row])
         if self.black_out is not None:
@@ -193,11 +195,13 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     black_out = BlackOut(rows, root, size, train.black_out, seed, fit) if train.black_out else None
     painters: list[Paste | Synthetic] = []
     if train.paste:
-        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit))
+        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit, data.bits))
     if train.synthetic:
         painters.append(Synthetic(rows, train.synthetic, seed))
-    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, painters, fit)
-    weights = torch.from_numpy(gain) if balance.method == "sampler" else None
+    steps = config.augment
+    dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, fit, data.bits)
+    # Where all rows count alike, drawing with replacement would only leave some of them out.
+    weights = torch.from_numpy(gain) if balance.method == "sampler" and np.ptp(gain) > 0 else None
     sampler = EpochSampler(len(rows), train.seed, weights)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
@@ -206,7 +210,8 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
 def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
     data = config.data
-    dataset = ImageDataset(rows, resolve(data.root), data.image_size, [], 0, labels, fit=data.fit)
+    root, size = resolve(data.root), data.image_size
+    dataset = ImageDataset(rows, root, size, [], 0, labels, fit=data.fit, bits=data.bits)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 

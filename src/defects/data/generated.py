@@ -1,12 +1,41 @@
 """Where generated data sets are written: whole or not at all, their hidden key elsewhere."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from defects.config import resolve
+from defects.config_data import DataConfig
 from defects.errors import UserError
+from defects.files import read_json, write_json
+from defects.stamps import differences, in_short, settings_but
 from defects.writing import partial
+
+STAMP = ".generated.json"  # in data.root: what was asked for
+
+
+def generate_if_missing(data: DataConfig, section: str, what: str, generate: Callable[..., None]) -> None:
+    """Generate the images with the settings of data.<section> if data.root is missing.
+
+    Raises UserError without a place for the answers, and for a root that was generated with other settings.
+    """
+    root = resolve(data.root)
+    settings = getattr(data, section)
+    stamp = {"settings": settings_but(settings, set(), f"data.{section}."), "files": {}}
+    if not root.exists():
+        if data.answers is None:
+            raise UserError(f"data.answers is missing: {what} need a file for their hidden answer key")
+        print(f"generating {what} in {root}")
+        generate(root, resolve(data.answers), **settings.model_dump())
+        write_json(root / STAMP, stamp)
+        return
+    if (root / STAMP).exists():
+        found = differences(read_json(root / STAMP), stamp)
+        if found:
+            raise UserError(
+                f"{root} was generated otherwise ({in_short(found)}): delete it, or name another data.root"
+            )
 
 
 @contextmanager

@@ -1,19 +1,24 @@
 """Reading images: the one OpenCV path that training, inference and prediction share."""
 
-import io
-import os
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from defects.errors import UserError
+from defects.data.decoding import check_content, decode_colours, read_content, to_eight_bits
+from defects.data.headers import EIGHT_BITS
+from defects.data.mask_files import read_mask as read_mask  # images and masks from one place
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+# What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi"),
+    *(".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpx"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".ras", ".sr"),
+}
+CAMERA_BITS = (10, 12, 14, 16)  # depths of sensors
 
 
 class Box(NamedTuple):
@@ -25,96 +30,88 @@ class Box(NamedTuple):
     width: int
 
 
-# A broken file is reported by this program, in one line, with its name.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; OpenCV has a limit of its own
+class ImageFacts(NamedTuple):
+    """What prepare's inventory tells of one image file."""
+
+    width: int  # pixels, as read: EXIF rotation applied
+    height: int
+    bits: int  # stored bits of each channel: 1, 8, 16, ...
+    channels: str  # "grey", "RGB", "grey+alpha", "RGBA", "palette", "CMYK", ...
+    largest: int  # largest stored value of the colour channels
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All image files under `folder`, by path. Raises UserError if there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: check data.root, or put the data set there")
-    images = sorted(path for path in folder.rglob("*") if _is_listed(path, folder))
-    if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return images
+def read_image(
+    path: Path,
+    size: tuple[int, int] | None = None,
+    fit: str = "squash",
+    bits: int | None = None,
+    is_strict: bool = False,
+) -> np.ndarray:
+    """RGB uint8 [H, W, 3]: EXIF rotation applied, alpha dropped, palettes resolved, 16 bits scaled to 8.
 
-
-def _is_listed(path: Path, folder: Path) -> bool:
-    """Skips what is hidden: macOS leaves `._name.jpg` beside a copied file, Jupyter `.ipynb_checkpoints/`."""
-    if path.suffix.lower() not in SUFFIXES or path.is_dir():
-        return False
-    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def read_image(path: Path, size: tuple[int, int] | None = None, fit: str = "squash") -> np.ndarray:
-    """RGB uint8 [H, W, 3]: EXIF rotation applied, alpha dropped, 16 bits scaled to 8, palettes resolved.
-
-    With `size` = (height, width), brought into a frame of that size as data.fit says; a JPEG at least twice
-    as large is decoded at a fraction of its size, which is several times faster. Raises UserError naming a
-    file that is missing, empty, truncated or no image.
+    `bits` is data.bits, the depth of the camera behind 16-bit files. With `size` = (height, width), brought
+    into a frame of that size as data.fit says; a JPEG at least twice as large is decoded at a fraction of its
+    size, which is several times faster. Raises UserError naming a file that is missing, empty, truncated or
+    no image, and saying what else rules it out; with `is_strict` also for damage within the data.
     """
-    return read_framed(path, size, fit)[0]
+    return read_framed(path, size, fit, bits, is_strict)[0]
 
 
 def read_framed(
-    path: Path, size: tuple[int, int] | None, fit: str = "squash"
+    path: Path,
+    size: tuple[int, int] | None,
+    fit: str = "squash",
+    bits: int | None = None,
+    is_strict: bool = False,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """As read_image, and the (height, width) in pixels that the image had before it was framed."""
-    content = _content(path)
-    stored = None if size is None else _jpeg_sides(content)
-    reduction = 1 if stored is None else _reduction(stored, size, fit)
-    if reduction == 1:
-        image = _decode(path, content, cv2.IMREAD_COLOR_RGB)
-        shape = image.shape[:2]
-        return image if size is None else into_frame(image, size, fit), shape
-    image = cv2.cvtColor(_decode(path, content, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
-    # The header's own sides: those of the reduced image are rounded, and its mask would lie a pixel beside.
-    height, width = sorted(stored, reverse=image.shape[0] > image.shape[1])
-    return _framed(image, size, content_box((height, width), size, fit)), (height, width)
+    content = read_content(path)
+    header = check_content(path, content, is_strict)
+    reduction = 1
+    if size is not None and header.format == "JPEG" and header.height:
+        reduction = _reduction((header.height, header.width), size, fit)
+    pixels = decode_colours(path, content, header, reduction)
+    image = to_eight_bits(pixels, header, bits)
+    shape = image.shape[:2]
+    if size is None:
+        return image, shape
+    if reduction > 1:
+        # The header's own sides: those of the reduced image are rounded, and its mask would lie beside.
+        shape = tuple(sorted((header.height, header.width), reverse=shape[0] > shape[1]))
+    return _framed(image, size, content_box(shape, size, fit)), shape
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """bool [H, W]: everything that is not black is defect (annotation tools write 1, 128 or 255).
+def examine_image(path: Path) -> ImageFacts:
+    """What prepare's inventory tells of a file, decoded completely and checked for damage.
 
-    Read in full depth: the 1 of a 16-bit mask, or a dark colour, would be rounded to black.
+    Raises UserError saying what is wrong with it.
     """
-    pixels = _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return cv2.inRange(pixels, (0, 0, 0), (0, 0, 0)) == 0
+    content = read_content(path)
+    header = check_content(path, content, is_strict=True)
+    pixels = decode_colours(path, content, header)
+    height, width = pixels.shape[:2]
+    is_grey = not header.channels and np.array_equal(pixels[..., 0], pixels[..., 2])
+    channels = header.channels or ("grey" if is_grey else "RGB")
+    largest = int(pixels.max())
+    if header.bits < 8 and header.is_spread:
+        largest = round(largest * header.white / EIGHT_BITS)  # spread over 0 to 255 by the decoder
+    return ImageFacts(width, height, header.bits, channels, largest)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run src/prepare.py again if files were moved") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _decode(path: Path, content: bytes, mode: int) -> np.ndarray:
-    try:
-        # imdecode, not imread: on Windows the latter cannot open names outside the code page.
-        image = None if _is_broken(content) else cv2.imdecode(np.frombuffer(content, np.uint8), mode)
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
-            limit = f"OPENCV_IO_MAX_IMAGE_PIXELS={os.environ['OPENCV_IO_MAX_IMAGE_PIXELS']}"
-            raise UserError(f"{path} claims to have more pixels than {limit}: cut it into tiles") from None
-        image = None
-    if image is None:
-        raise UserError(f"{path} is empty, truncated or no image: replace or remove it")
-    return image
-
-
-def _jpeg_sides(content: bytes) -> tuple[int, int] | None:
-    """The sides of a JPEG, which EXIF may swap; None for others: they are decoded whole, then subsampled."""
-    if not content.startswith(b"\xff\xd8"):
-        return None
-    try:
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as header:
-            return header.size
-    except (OSError, ValueError, SyntaxError):
-        return None  # the decoder itself will say what is wrong
+def note_unused_depth(facts: Sequence[ImageFacts], bits: int | None) -> str:
+    """For the inventory: a sentence if images of 16 bits use no more than 10, 12 or 14 of them; or ""."""
+    deep = [image.largest for image in facts if image.bits == 16]
+    if bits is not None or not deep:
+        return ""
+    needed = max(max(deep).bit_length(), 9)
+    camera = next(depth for depth in CAMERA_BITS if depth >= needed)
+    if camera == 16:
+        return ""
+    count = f"{len(deep)} images" if len(deep) > 1 else "1 image"
+    return (
+        f"{count} of 16 bits never exceed {2**camera - 1:,} of 65,535 and are read as nearly black: "
+        f"if they are {camera}-bit frames, set data.bits={camera}"
+    )
 
 
 def _reduction(sides: tuple[int, int], size: tuple[int, int], fit: str) -> int:
@@ -124,30 +121,6 @@ def _reduction(sides: tuple[int, int], size: tuple[int, int], fit: str) -> int:
     """
     side = max(sides) if fit == "letterbox" else min(sides)
     return next((factor for factor in (8, 4, 2) if side // factor >= max(size)), 1)
-
-
-def _is_broken(content: bytes) -> bool:
-    """Empty, a JPEG without its end mark, or a PNG with a wrong checksum.
-
-    OpenCV fills the missing rows of a JPEG whose tail is zeros (an interrupted download), and libpng
-    complains about a PNG on stderr, past this program's one line.
-    """
-    if content.startswith(b"\x89PNG"):
-        return not _is_whole_png(memoryview(content))
-    return not content or (content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < 0)
-
-
-def _is_whole_png(content: memoryview) -> bool:
-    """Whether all chunks that an image is made of are there, up to the last, and as they were written."""
-    start, kind = 8, b""
-    while kind != b"IEND" and start < len(content):
-        kind = bytes(content[start + 4 : start + 8])
-        end = start + 12 + int.from_bytes(content[start : start + 4])
-        checksum = int.from_bytes(content[end - 4 : end])
-        if kind[:1].isupper() and zlib.crc32(content[start + 4 : end - 4]) != checksum:
-            return False
-        start = end
-    return kind == b"IEND"
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -52,8 +52,10 @@ class Paste:
         labels: Labels,
         seed: int,
         fit: str = "squash",
+        bits: int | None = None,
     ):
-        self.rows, self.root, self.size, self.fit = rows.to_dict("records"), root, size, fit
+        self.rows, self.root, self.size = rows.to_dict("records"), root, size
+        self.fit, self.bits = fit, bits
         self.probability, self.symmetries, self.labels, self.seed = probability, symmetries, labels, seed
         self.marked = [index for index, row in enumerate(self.rows) if is_marked(row)]
         if not self.marked:
@@ -71,7 +73,7 @@ class Paste:
         piece = self._piece(self.rows[source], random)
         matrix = place(piece.max(axis=2), self.symmetries, random)
         mask = np.stack([_moved(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
-        pixels = read_image(self.root / self.rows[source]["path"], self.size, self.fit)
+        pixels = read_image(self.root / self.rows[source]["path"], self.size, self.fit, self.bits)
         mixed = blended(image, _moved(pixels, matrix), mask.any(axis=2))
         return Pasted(mixed, mask.astype(np.uint8), self._label(mask), source)
 

@@ -1,23 +1,37 @@
 """First stage: index every image once, refuse broken input before anything is trained on it."""
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig
-from defects.data.images import read_image, read_mask
+from defects.data.examination import Examination, examine_files
+from defects.data.inventory import print_inventory, take_inventory
 from defects.data.labels import class_columns
-from defects.data.many import in_threads
 from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.sources import list_data
-from defects.errors import UserError
+from defects.data.sources.listing import Listing
+from defects.data.user_tables import match_ids, read_user_table
+from defects.errors import SHOWN_NAMES, UserError, shorten_names
 from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
-from defects.writing import sha256
+from defects.stamps import Stamp, differences, in_short, settings_but
+from defects.writing import write_bytes
 
+LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
+# Data settings that images.csv does not depend on.
+NOT_THE_INDEX = {
+    "data.name",
+    "data.image_size",
+    "data.fit",
+    "data.symmetries",
+    "data.answers",
+    "data.external_data",
+    "data.pretrained_is_external",
+    "data.kaggle",
+}
 
 
 def prepare(config: Config) -> pd.DataFrame:
@@ -33,21 +47,27 @@ def prepare(config: Config) -> pd.DataFrame:
 def _prepare(config: Config) -> pd.DataFrame:
     data, folder = config.data, config.dataset_dir
     listing = list_data(data)
-    images = _examine(data, listing.images)
-    _check_ids(images)
-    _check_contradictions(data, images)
+    _refuse_output_inside(config, listing)
+    _check_ids(listing.images)
+    examination = examine_files(data, _with_answers(listing))
+    images, answers = _apart(listing, examination.images)
+    _refuse_unusable(config, examination)
+    _check_contradictions(data, images, examination)
     if listing.runs is not None:
         check_runs(listing.runs, image_sizes(images), listing.runs_file)
     if data.sample_submission and (images["split"] == "test").any():
         sample_ids(data, images)
     columns = IMAGE_COLUMNS + class_columns(data.classes)
     images = images.sort_values("image_id", ignore_index=True)[columns]
+    inventory = take_inventory(data, images, listing.folders, listing.notes, examination)
     # Gone first, written last: after an interruption, load_images prepares again instead of mixing tables.
     (folder / "prepare.json").unlink(missing_ok=True)
     write_csv(folder / "images.csv", images)
-    if listing.answers is not None:
-        write_csv(folder / "answers.csv", listing.answers)
-    write_json(folder / "prepare.json", _settings(data))
+    if answers is not None:
+        write_csv(folder / "answers.csv", answers)
+    write_json(folder / "inventory.json", inventory)
+    write_json(folder / "prepare.json", _stamp(data))
+    print_inventory(inventory)
     return images
 
 
@@ -55,8 +75,10 @@ def load_images(config: Config) -> pd.DataFrame:
     """images.csv; prepared first, and said so, when it is missing or made with other data settings."""
     path = config.dataset_dir / "images.csv"
     with locked(config.dataset_dir, wait=True):  # two folds may start at once on a fresh clone
-        if not path.exists() or read_json(config.dataset_dir / "prepare.json") != _settings(config.data):
-            print(f"{path} is missing or was made with other settings: preparing the data first")
+        found = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
+        if found or not path.exists():
+            reason = f"was made otherwise ({in_short(found)})" if path.exists() else "is missing"
+            print(f"{path} {reason}: preparing the data first")
             _prepare(config)
     images = read_csv(path, IMAGE_COLUMNS + class_columns(config.data.classes), "src/prepare.py")
     return images.astype({"label": "Int64"})
@@ -82,25 +104,28 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:
     path = resolve(data.root) / data.sample_submission
     if not path.is_file():
         raise UserError(f"{path} does not exist: put the sample there, or change data.sample_submission")
-    ids = _sample_images(path, data.classes) if data.classes else _sample_answers(path)
-    on_disk = set(images.loc[images["split"] == "test", "image_id"])
+    listed = _sample_images(path, data.classes) if data.classes else _sample_answers(path)
+    test = images.loc[images["split"] == "test", "image_id"]
+    matched = match_ids(listed.index, test, str(path))
+    ids = listed.set_axis([matched.get(name, name) for name in listed.index])
+    on_disk = set(test)
     for missing, text in (
         (set(ids.index) - on_disk, "are not on disk"),
         (on_disk - set(ids.index), "are not listed in it"),
     ):
         if missing:
-            raise UserError(f"{path}: {len(missing)} test images {text}: {', '.join(sorted(missing))}")
+            raise UserError(f"{path}: {len(missing)} test images {text}: {shorten_names(sorted(missing))}")
     return ids
 
 
 def _sample_answers(path: Path) -> pd.Series:
-    sample = read_csv(path, [], "the competition's archive")
+    sample = read_user_table(path, [], is_exact=True)
     if list(sample.columns) != ["ImageId", "answer"]:
-        raise UserError(f"{path} has the columns {', '.join(sample.columns)}; expected ImageId, answer")
+        raise UserError(f"{path} has the columns {shorten_names(sample.columns)}; expected ImageId, answer")
     ids = sample["ImageId"].map(same_text)
     repeated = sorted(set(ids[ids.duplicated()]))
     if repeated:
-        raise UserError(f"{path} lists some ids twice: {', '.join(repeated)}; remove the repeated rows")
+        raise UserError(f"{path} lists some ids twice: {shorten_names(repeated)}; remove the repeated rows")
     return sample["ImageId"].set_axis(ids)
 
 
@@ -115,74 +140,84 @@ def _sample_images(path: Path, classes: list[str]) -> pd.Series:
     return ids.set_axis(ids)
 
 
-def _settings(data: DataConfig) -> dict:
+def _stamp(data: DataConfig) -> Stamp:
     """What images.csv depends on; a change of these means preparing again."""
-    later = {
-        "name",
-        "image_size",
-        "fit",
-        "symmetries",
-        "answers",
-        "external_data",
-        "pretrained_is_external",
-        "kaggle",
-    }
-    return data.model_dump(mode="json", exclude=later)
+    return {"settings": settings_but(data, NOT_THE_INDEX, "data."), "files": {}}
 
 
-def _examine(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
-    """Decode every image and mask: adds width, height (pixels), sha256; collects all broken files."""
-    root = resolve(data.root)
-    examine = partial(_examine_one, data, root)
-    # Decoding and hashing run freely.
-    facts = in_threads(examine, images["path"], images["mask_path"], text="reading images")
-    facts = pd.DataFrame(facts, columns=["width", "height", "sha256", "mask_path", "problem"])
-    problems = [text for text in facts["problem"] if text]
-    if problems:
-        raise UserError(f"{len(problems)} of {len(images)} images cannot be used: {'; '.join(problems)}")
-    return images.assign(**facts.drop(columns="problem"))
+def _refuse_output_inside(config: Config, listing: Listing) -> None:
+    """Raises UserError if pictures of reports would be taken for images of the data set."""
+    for setting, name in (("output", config.output), ("submissions", config.submissions)):
+        written = resolve(name).resolve()
+        for folder in listing.folders:
+            if written.is_relative_to(folder.path.resolve()):
+                raise UserError(
+                    f"{setting}={name} lies inside {folder}: write to a folder outside the images"
+                )
 
 
-def _examine_one(data: DataConfig, root: Path, path: str, mask_path: str) -> tuple[int, int, str, str, str]:
-    try:
-        height, width = read_image(root / path).shape[:2]
-        mask_path = _usable_mask(data, root, mask_path, (height, width))
-        return width, height, sha256(root / path), mask_path, ""
-    except UserError as error:
-        return 0, 0, "", "", str(error)
+def _with_answers(listing: Listing) -> pd.DataFrame:
+    """The listed images, those with an answer key with their labels and masks: these are examined as well."""
+    if listing.answers is None:
+        return listing.images
+    known = listing.answers.set_index("image_id")
+    images = listing.images.set_index("image_id")
+    images.loc[known.index, ["label", "mask_path"]] = known[["label", "mask_path"]]
+    return images.reset_index()
 
 
-def _usable_mask(data: DataConfig, root: Path, mask_path: str, size: tuple[int, int]) -> str:
-    if not mask_path:
-        return ""
-    mask = read_mask(root / mask_path)
-    if mask.shape == size and mask.any():
-        return mask_path
-    if data.bad_masks == "drop":
-        return ""
-    wrong = (
-        "marks no pixel"
-        if mask.shape == size
-        else f"is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}"
+def _apart(listing: Listing, examined: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Rows of images.csv, and those of answers.csv: labels and masks of test images stand there alone."""
+    if listing.answers is None:
+        return examined, None
+    masks = examined.set_index("image_id")["mask_path"]
+    answers = listing.answers.assign(mask_path=listing.answers["image_id"].map(masks))
+    hidden = examined["image_id"].isin(answers["image_id"])
+    images = examined.assign(
+        label=listing.images["label"], mask_path=examined["mask_path"].where(~hidden, "")
     )
-    raise UserError(f"{root / mask_path} {wrong}: correct it, or set data.bad_masks=drop")
+    return images, answers
+
+
+def _refuse_unusable(config: Config, examination: Examination) -> None:
+    """Raises UserError for files that cannot be used, after listing all of them."""
+    problems = examination.problems
+    if not problems:
+        return
+    shown = shorten_names(problems, "; ")
+    if len(problems) > SHOWN_NAMES:
+        for problem in problems[:LISTED_PROBLEMS]:
+            print(problem)
+        path = config.dataset_dir / "unusable.txt"
+        write_bytes(path, "".join(f"{problem}\n" for problem in problems).encode())
+        shown += f"; all are listed in {path}"
+    raise UserError(f"{len(problems)} of {len(examination.images)} images cannot be used: {shown}")
 
 
 def _check_ids(images: pd.DataFrame) -> None:
-    repeated = images.loc[images["image_id"].duplicated(), "image_id"]
+    repeated = images[images["image_id"].duplicated(keep=False)]
     if len(repeated):
-        raise UserError(f"some image ids occur twice: {', '.join(sorted(repeated))}; rename one file of each")
+        count = repeated["image_id"].nunique()
+        first = repeated["image_id"].iloc[0]
+        paths = repeated.loc[repeated["image_id"] == first, "path"]
+        # In ASCII: the letters of two names may differ although they look the same.
+        shown = " and ".join(ascii(path) for path in paths)
+        raise UserError(f"{count} image ids occur twice: {first} is {shown}; rename one file of each")
 
 
-def _check_contradictions(data: DataConfig, images: pd.DataFrame) -> None:
-    """The same file content filed under both classes."""
+def _check_contradictions(data: DataConfig, images: pd.DataFrame, examination: Examination) -> None:
+    """The same file content filed under both classes, and normal images in which a mask marks something."""
     labelled = images[images["label"].notna()]
     both = labelled.groupby("sha256").filter(lambda same: same["label"].nunique() > 1)
-    if both.empty:
+    pairs = [" = ".join(same["path"]) for _, same in both.groupby("sha256")]
+    contradictions = []
+    if pairs:
+        contradictions.append(f"the same picture is in both classes: {shorten_names(pairs, '; ')}")
+    if examination.contradictions:
+        contradictions.append(shorten_names(examination.contradictions, "; "))
+    if not contradictions:
         return
-    pairs = "; ".join(" = ".join(same["path"]) for _, same in both.groupby("sha256"))
+    text = "; ".join(contradictions)
     if data.contradictions == "error":
-        raise UserError(
-            f"the same picture is in both classes: {pairs}; remove one, or set data.contradictions=report"
-        )
-    print(f"note: the same picture is in both classes: {pairs}")
+        raise UserError(f"{text}; remove one, or set data.contradictions=report")
+    print(f"note: {text}")

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 ALLOWED = set("0123456789 -")  # int() would take 1_000 and other alphabets; a minus has its own reason
+UNLIMITED = (2**31, 2**31)  # the size of an image that holds any run
 
 
 def encode(mask: np.ndarray) -> str:
@@ -22,6 +23,17 @@ def decode(runs: str, shape: tuple[int, int]) -> np.ndarray:
     edges = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel(), [height * width]])
     values = np.arange(len(edges) - 1, dtype=np.uint8) & 1  # a gap, a run, a gap, ...
     return cv2.transpose(np.repeat(values, np.diff(edges)).reshape(width, height))
+
+
+def unite(texts: list[str]) -> str:
+    """The runs of several masks of one image, overlapping or not. Raises ValueError like `parse`."""
+    starts, ends = np.concatenate([parse(text, UNLIMITED) for text in texts], axis=1)
+    order = np.argsort(starts, kind="stable")
+    starts, reached = starts[order], np.maximum.accumulate(ends[order])
+    is_first = np.append(True, starts[1:] > reached[:-1])  # runs that touch become one
+    is_last = np.append(is_first[1:], True)
+    starts, ends = starts[is_first], reached[is_last]
+    return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).ravel().tolist()))
 
 
 def parse(runs: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

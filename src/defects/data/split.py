@@ -13,9 +13,10 @@ from defects.data.many import in_threads, room
 from defects.data.prepare import load_images, training_sha256
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, write_csv, write_json
-from defects.writing import sha256
+from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, in_short, settings_but
 
 FULL = "full"  # the training list of everything, for the final fit
+NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size", "data.fit"}  # siblings are searched for on thumbnails
 
 
 def split(config: Config) -> pd.DataFrame:
@@ -33,8 +34,10 @@ def load_folds(config: Config) -> pd.DataFrame:
     images = load_images(config)
     path = config.dataset_dir / "folds.csv"
     with locked(config.dataset_dir, wait=True):
-        if not path.exists() or read_json(config.dataset_dir / "split.json") != _settings(config):
-            print(f"{path} is missing or was made from other images or settings: splitting first")
+        found = differences(read_json(config.dataset_dir / "split.json"), _stamp(config))
+        if found or not path.exists():
+            reason = f"was made otherwise ({in_short(found)})" if path.exists() else "is missing"
+            print(f"{path} {reason}: splitting first")
             _split(config, images[images["split"] == "train"].reset_index(drop=True))
     table = read_csv(path, ["image_id", "group", "fold"], "src/split.py")[["image_id", "group", "fold"]]
     train = images[images["split"] == "train"]
@@ -64,10 +67,8 @@ def _split(config: Config, train: pd.DataFrame) -> pd.DataFrame:
     pairs = find_duplicates(config, train)
     given = folds.given_groups(train, config.split)
     groups = duplicates.group_ids(len(train), pairs) if given is None else given.to_numpy()
-    folds.check_counts(groups, train, config.data.classes, config.split.folds)
-    targets = folds.class_targets(train)
-    fold = folds.assign_folds(groups, targets, config.split.folds, config.split.seed)
-    table = train.assign(group=groups, fold=fold.astype(str))
+    fold = folds.plan_folds(train, groups, config.data.classes, config.split)
+    table = train.assign(group=groups, fold=fold)
     _write(config, table, pairs)
     return table
 
@@ -90,7 +91,7 @@ def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) 
     root = resolve(config.data.root)
 
     def one(path: str) -> np.ndarray:
-        image = read_image(root / path)
+        image = read_image(root / path, bits=config.data.bits)
         if settings.ignore:
             top, left, bottom, right = settings.ignore
             image[top:bottom, left:right] = 0
@@ -115,15 +116,13 @@ def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:
         rows = balance.training_rows(originals, symmetries, plan, config.split.seed)
         write_csv(training_list(config, fold), rows)
     write_csv(folder / "folds.csv", table[["image_id", "group", "fold"]])
-    write_json(folder / "split.json", _settings(config))
+    write_json(folder / "split.json", _stamp(config))
 
 
-def _settings(config: Config) -> dict:
+def _stamp(config: Config) -> Stamp:
     """What the folds depend on; a change of these means splitting again."""
-    groups = config.split.group_file
-    return {
-        "images": training_sha256(config),
-        "groups": sha256(resolve(groups)) if groups and resolve(groups).exists() else None,
-        "symmetries": config.data.symmetries,
-        **config.split.model_dump(mode="json"),
-    }
+    settings = settings_but(config.data, NOT_THE_FOLDS, "data.") | settings_but(config.split, set(), "split.")
+    files = {"images.csv": training_sha256(config)}
+    if config.split.group_file:
+        files["split.group_file"] = content_of(config.split.group_file)
+    return {"settings": settings, "files": files}

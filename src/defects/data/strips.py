@@ -219,19 +219,21 @@ def draw(strip: Strip, size: tuple[int, int]) -> tuple[np.ndarray, dict[str, Mas
     image = np.clip(image, DARKEST, 255).astype(np.uint8)
     image[black] = rng.integers(0, 5, np.count_nonzero(black), np.uint8)
     if strip.stamp is not None:
-        _print_stamp(image, strip.stamp)
+        image = _stamped(image, strip.stamp)
     return image, {} if strip.overlooked else masks
 
 
-def _print_stamp(image: np.ndarray, number: int) -> None:
-    """A box with date and time at the upper edge, burnt into the pixels as the real ones are."""
+def _stamped(image: np.ndarray, number: int) -> np.ndarray:
+    """`image` with a box with date and time at the upper edge, burnt into the pixels as the real ones are."""
     height, width = image.shape
     rows, left, right = max(8, height // 16), int(0.12 * width), int(0.4 * width)
     box = np.zeros((16, 445), np.uint8)  # the size of the real one
     text = pd.Timestamp(2019, 1, 1) + pd.Timedelta(seconds=number)
     font = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA
     cv2.putText(box, f"{text:%Y-%m-%d %H:%M:%S}", (4, 12), *font)
-    image[:rows, left:right] = cv2.resize(box, (right - left, rows), interpolation=cv2.INTER_AREA)
+    stamped = image.copy()
+    stamped[:rows, left:right] = cv2.resize(box, (right - left, rows), interpolation=cv2.INTER_AREA)
+    return stamped
 
 
 # --- data set --------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def build_augmentation(steps: list[dict[str, Any]]) -> albumentations.Compose | 
 
     One of several: {name: OneOf, p: 1.0, transforms: [{name: GaussNoise, p: 0.3}, ...]}.
     """
-    return albumentations.Compose([_step(dict(step)) for step in steps]) if steps else None
+    return albumentations.Compose([_step(step) for step in steps]) if steps else None
 
 
 def has_crop(step: albumentations.Compose | albumentations.BasicTransform) -> bool:
@@ -88,8 +88,9 @@ def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -
     return compose(**targets)
 
 
-def _step(arguments: dict[str, Any]) -> albumentations.BasicTransform | albumentations.OneOf:
-    name = arguments.pop("name", None)
+def _step(step: dict[str, Any]) -> albumentations.BasicTransform | albumentations.OneOf:
+    name = step.get("name")
+    arguments = {key: value for key, value in step.items() if key != "name"}
     kind = getattr(albumentations, str(name), None)
     if not (
         isinstance(kind, type) and issubclass(kind, (albumentations.BasicTransform, albumentations.OneOf))
@@ -99,7 +100,7 @@ def _step(arguments: dict[str, Any]) -> albumentations.BasicTransform | albument
         warnings.simplefilter("error", UserWarning)  # it only warns of unknown arguments
         try:
             if "transforms" in arguments:
-                arguments["transforms"] = [_step(dict(step)) for step in arguments["transforms"]]
+                arguments["transforms"] = [_step(inner) for inner in arguments["transforms"]]
             return kind(**arguments)
         except (UserWarning, TypeError, ValueError) as error:
             raise UserError(f"augment: {name}: {error}") from None

@@ -3,9 +3,11 @@ differently."""
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -16,14 +18,26 @@ from defects.data.images import read_image
 from defects.data.prepare import load_images
 from defects.data.split import FULL, load_folds
 from defects.deploy import graph as graphs
-from defects.deploy.limits import map_limits, thresholds
-from defects.deploy.model import META, VERSION, Arrays, MapMeta, Meta, Output, load_model, parts, read_meta
+from defects.deploy.limits import map_limits, mask_rules, thresholds
+from defects.deploy.model import (
+    META,
+    VERSION,
+    Arrays,
+    MapMeta,
+    MaskRule,
+    Meta,
+    Output,
+    load_model,
+    parts,
+    read_meta,
+)
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare, table
 from defects.deploy.portable import Graph, save_portable
 from defects.deploy.similar import NORMALS, shrink, spread
 from defects.errors import UserError
 from defects.files import array_archive, locked, write_csv, write_json
 from defects.models import Detector
+from defects.scoring.mask_rules import Rule
 from defects.training.run import load_detector, run_folder
 from defects.training.scorer import shown_parts
 from defects.writing import sha256
@@ -36,6 +50,7 @@ FORMATS = {  # for --formats: the file, and whether it has to score as training 
     "openvino_int8": ("openvino_int8.xml", False),
 }
 CALIBRATION = 200  # training images that the ranges of INT8 are taken from
+MAX_COPIES = 64  # of the network in one graph
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "timm")
 
 
@@ -44,18 +59,44 @@ def export(config: Config, fold: str, formats: list[str], images: int) -> tuple[
 
     Raises UserError, and writes nothing, when a file that has to score as training did does not.
     """
-    detector, folder = load_detector(config, fold), run_folder(config, fold) / "export"
-    part = folder.with_name(".export.part")
+    detector = load_detector(config, fold)
+    formats = formats or default_formats(detector)
+    _check_copies(config, detector, formats)
+    folder = run_folder(config, fold) / "export"
+    part, old = folder.with_name(".export.part"), folder.with_name(".export.old")
     with locked(run_folder(config, fold), wait=False):
-        shutil.rmtree(part, ignore_errors=True)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             found = _write(config, detector, fold, formats, images, part)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.replace(old)  # as a whole, so that an interruption never leaves half of it
             part.replace(folder)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
     return folder, found
+
+
+def _check_copies(config: Config, detector: Detector, formats: list[str]) -> None:
+    """Say how often the graph will hold the network. UserError where that is beyond MAX_COPIES.
+
+    ONNX has no loop that all runtimes run fast, so views and windows are written out one after another; each
+    copy takes the exporter seconds.
+    """
+    scorer = Graph(detector, config).scorer
+    copies = scorer.count_passes(config.data.image_size)
+    views = len(scorer.members)
+    if copies == 1 or formats == ["torch"]:
+        return
+    text = f"{copies} copies of the network ({views} views x {copies // views} windows)"
+    if copies > MAX_COPIES:
+        raise UserError(
+            f"the graph would hold {text}, more than {MAX_COPIES}: export --formats torch, which needs no "
+            "copies, or train with a larger infer.window or infer.tta=false"
+        )
+    print(f"note: the graph holds {text}; writing it takes some seconds for each")
 
 
 def default_formats(detector: Detector) -> list[str]:
@@ -67,12 +108,12 @@ def _write(
 ) -> pd.DataFrame:
     rows = checked_rows(config, fold, images)
     graph = Graph(detector, config)
-    _write_models(config, graph, fold, formats or default_formats(detector), folder)
+    _write_models(config, graph, fold, formats, folder)
     names = [FORMATS[name][0] for name in FORMATS if (folder / FORMATS[name][0]).exists()]
     _write_meta(config, graph, fold, names, folder)
     limits = read_meta(folder).threshold
     models = {name: load_model(folder / name) for name in names}
-    found = compare(_expected(config, graph, rows), models, limits)
+    found = compare(_expected(config, graph, rows), models, limits, partial(_probability, detector))
     _refuse([name for name, exact in FORMATS.values() if exact and name in names], found)
     _write_normals(config, fold, folder)
     truth = None if rows["label"].isna().any() else rows["label"].to_numpy(dtype=int)
@@ -134,11 +175,17 @@ def _inputs(config: Config, rows: pd.DataFrame) -> Iterator[Arrays]:
 
 @torch.inference_mode()
 def _expected(config: Config, graph: Graph, rows: pd.DataFrame) -> Iterator[tuple[Arrays, Output]]:
-    """Inputs, and what training-time scoring makes of them; probabilities in double precision, as there."""
+    """Inputs, and what training-time scoring makes of them."""
     for inputs in tqdm(_inputs(config, rows), "comparing", leave=False, disable=None):
         score, maps = graph.scorer(*(torch.from_numpy(array) for array in inputs.values()))
-        probability = graph.scorer.detector.probability(score.double())
-        yield inputs, Output(score.numpy(), probability.numpy(), None if maps is None else maps.numpy())
+        probability = _probability(graph.scorer.detector, score.numpy())
+        yield inputs, Output(score.numpy(), probability, None if maps is None else maps.numpy())
+
+
+@torch.inference_mode()
+def _probability(detector: Detector, scores: np.ndarray) -> np.ndarray:
+    """[N, C], in double precision, as training's."""
+    return detector.probability(torch.from_numpy(scores).double()).numpy()
 
 
 def _refuse(names: list[str], found: dict[str, Parity]) -> None:
@@ -147,7 +194,7 @@ def _refuse(names: list[str], found: dict[str, Parity]) -> None:
             raise UserError(
                 f"{name} fails the parity gate: scores differ by {found[name].score_difference:.1e} "
                 f"(limit {SCORE_LIMIT:.0e}), maps by {found[name].map_difference:.1e} "
-                f"(limit {MAP_LIMIT:.0e}), {found[name].flips} labels; nothing was exported"
+                f"(limit {MAP_LIMIT:.0e}), {found[name].wrong_labels} labels; nothing was exported"
             )
 
 
@@ -157,6 +204,8 @@ def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folde
         blank = torch.zeros(1, *config.data.image_size, 3, dtype=torch.uint8)
         maps = graph(blank).get("map")
     files = [file for name in names for file in parts(name)]
+    rules = mask_rules(config, detector)
+    labels = {} if rules is None else {name: rule.label for name, rule in rules.items()}
     meta = Meta(
         version=VERSION,
         experiment=config.experiment,
@@ -165,19 +214,31 @@ def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folde
         checkpoint_sha256=sha256(run / "best.pt"),
         image_size=config.data.image_size,
         fit=config.data.fit,
+        bits=config.data.bits,
         targets=list(detector.targets),
-        threshold=thresholds(config, detector, fold),
-        map=None if maps is None else _map_meta(config, detector, fold, tuple(maps.shape[1:])),
+        threshold=thresholds(config, detector, fold) | labels,
+        map=None if maps is None else _map_meta(config, detector, fold, tuple(maps.shape[1:]), rules),
         files={name: sha256(folder / name) for name in files},
         packages={name: version(name) for name in PACKAGES},
     )
     write_json(folder / META, meta.model_dump(mode="json"))
 
 
-def _map_meta(config: Config, detector: Detector, fold: str, shape: tuple[int, int, int]) -> MapMeta:
+def _map_meta(
+    config: Config,
+    detector: Detector,
+    fold: str,
+    shape: tuple[int, int, int],
+    rules: dict[str, Rule] | None,
+) -> MapMeta:
+    """`shape` is that of a map, [K, h, w]; `rules` are those of its classes."""
     normal, cut = map_limits(config, detector, fold)
-    classes = config.data.classes if shape[0] > 1 else ["defect"]
-    return MapMeta(size=shape[1:], classes=classes, normal=normal, threshold=cut)
+    if rules is None:
+        classes = config.data.classes if shape[0] > 1 else ["defect"]
+        return MapMeta(size=shape[1:], classes=classes, normal=normal, threshold=cut)
+    masks = [MaskRule(pixel=rule.pixel, component=rule.component, area=rule.area) for rule in rules.values()]
+    cut = [rule.pixel for rule in rules.values()]
+    return MapMeta(size=shape[1:], classes=list(rules), normal=normal, threshold=cut, rules=masks)
 
 
 def _write_normals(config: Config, fold: str, folder: Path) -> None:
@@ -186,7 +247,8 @@ def _write_normals(config: Config, fold: str, folder: Path) -> None:
     rows = _spread(table[(table["fold"] != fold) & (table["label"] == 0)], NORMALS)
     with array_archive(folder / "normals.npz") as add:
         for row in rows.itertuples():
-            add(row.image_id, shrink(read_image(resolve(config.data.root) / row.path)))
+            image = read_image(resolve(config.data.root) / row.path, bits=config.data.bits)
+            add(row.image_id, shrink(image))
 
 
 def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:

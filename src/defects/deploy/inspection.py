@@ -10,7 +10,7 @@ import numpy as np
 from defects.data.images import read_image, resize
 from defects.deploy.model import MapMeta, Meta, Model
 from defects.deploy.predict import Prediction, predict
-from defects.deploy.regions import Region, find_regions, overlay
+from defects.deploy.regions import overlay, scale_region
 from defects.deploy.similar import shrink
 
 SIDE, ICON = 1200, 112  # pixels, longer side: of the picture that is kept, and of that in the list
@@ -34,7 +34,7 @@ def inspect(model: Model, files: list[Path]) -> Iterator[Inspected]:
             error = found.error.replace(str(found.path), found.path.name)
             yield Inspected(replace(found, error=error))
         else:
-            image = read_image(found.path)
+            image = read_image(found.path, bits=model.meta.bits)
             yield Inspected(found, jpeg(shrink(image, SIDE)), jpeg(shrink(image, ICON)))
 
 
@@ -46,17 +46,11 @@ def excess(found: Prediction, meta: Meta) -> float:
     return max(found.probability[target] - meta.threshold[target] for target in meta.targets)
 
 
-def relabel(found: Prediction, cuts: dict[str, float]) -> Prediction:
-    """The same scores with labels by other thresholds, probabilities by target."""
-    labels = [target for target, value in found.probability.items() if value >= cuts[target]]
-    return replace(found, labels=labels)
-
-
-def heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> tuple[bytes, list[Region]]:
-    """A JPEG of the picture under its map, and the regions boxed in it: none where all is normal."""
+def heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> bytes:
+    """A JPEG of the picture under its map, with the regions boxed in it."""
     image = _enlarge(decode(picture))
-    regions = find_regions(found.maps, image.shape[:2], meta) if found.labels else []
-    return jpeg(overlay(image, found.maps, meta, regions)), regions
+    regions = [scale_region(region, found.shape, image.shape[:2]) for region in found.regions]
+    return jpeg(overlay(image, found.maps, meta, regions))
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
+from tqdm import tqdm
 
 from defects.config import Config
 from defects.models import Detector
 from defects.scoring.blending import align_held, move
-from defects.scoring.pixels import Maps
+from defects.scoring.mask_rules import Rule
+from defects.scoring.pixels import CellCounts, Maps
 from defects.scoring.thresholds import choose_threshold, fpr_threshold
-from defects.training.run import OOF_MAPS, load_oof, run_folder, trained_folds
+from defects.submission.masks import choose_rules
+from defects.training.run import OOF_MAPS, load_oof, run_folder
 
 SURE = 0.5  # probability from which a segmenter's pixel is marked
 
@@ -47,21 +51,58 @@ def map_limits(config: Config, detector: Detector, fold: str) -> tuple[list[floa
     """Of each class of the maps: the median over held-out normal images, and from where on a cell is marked.
 
     The latter is reached anywhere in a share `threshold.fpr` of these images; a probability of a pixel is cut
-    at 0.5.
+    at 0.5. Where no fold held out a normal image, both are quantiles of all cells of all held-out images.
     """
-    maps = np.stack(list(_normal_maps(config, fold)))  # [N, K, h, w]
-    medians = [float(np.median(plane)) for plane in np.moveaxis(maps, 1, 0)]
+    images = _map_images(config, fold)
+    has_normal = (images["label"] == 0).all()
+    counts, highest = None, []
+    for maps in _kept_maps(config, images):
+        if counts is None:
+            counts = [CellCounts() for _ in maps]
+        for plane, count in zip(maps, counts, strict=True):
+            count.add(plane)
+        highest.append(maps.max((1, 2)).astype(float))
+    medians = [count.quantile(0.5) for count in counts]
     if detector.segments:
         return medians, len(medians) * [SURE]
-    highest = maps.max((2, 3)).T
-    return medians, [fpr_threshold(values, config.threshold.fpr) for values in highest]
+    if not has_normal:
+        return medians, [count.quantile(1 - config.threshold.fpr) for count in counts]
+    return medians, [fpr_threshold(values, config.threshold.fpr) for values in np.transpose(highest)]
 
 
-def _normal_maps(config: Config, fold: str) -> Iterator[np.ndarray]:
-    """float32 [K, h, w] of each normal image that the fold held out; for the full fit, that any fold did."""
+def _map_images(config: Config, fold: str) -> pd.DataFrame:
+    """Out-of-fold rows of the images whose maps say what is normal: those that the fold held out.
+
+    Of other folds where it held out no normal one, as the full fit; images with defects where none did.
+    """
     oof = load_oof(config)
-    for name in [fold] if fold in trained_folds(config) else trained_folds(config):
-        maps = Maps(run_folder(config, name) / OOF_MAPS)
-        normal = oof[(oof["fold"] == name) & (oof["label"] == 0)]
-        for image_id in normal["image_id"]:
-            yield maps.of_classes(image_id).astype(np.float32)
+    normal = oof[oof["label"] == 0]
+    if normal.empty:
+        print("note: no normal image was held out: the scale of the maps comes from images with defects")
+    for images in (normal[normal["fold"] == fold], normal, oof[oof["fold"] == fold]):
+        if len(images):
+            return images
+    return oof
+
+
+def _kept_maps(config: Config, images: pd.DataFrame) -> Iterator[np.ndarray]:
+    """float16 [K, h, w] of each of these out-of-fold rows."""
+    for fold, rows in images.groupby("fold"):
+        maps = Maps(run_folder(config, fold) / OOF_MAPS)
+        for image_id in tqdm(rows["image_id"], "scale of the maps", leave=False, disable=None):
+            yield maps.of_classes(image_id)
+
+
+def mask_rules(config: Config, detector: Detector) -> dict[str, Rule] | None:
+    """By class, fitted out of fold or the default ones, as src/ensemble.py chooses for this experiment alone.
+
+    None for a detector that makes no masks of classes.
+    """
+    if not (detector.segments and config.data.classes):
+        return None
+    choice = choose_rules(config, {config.experiment: config})
+    untuned, tuned = choice.estimates["untuned"], choice.estimates["tuned_nested"]
+    nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
+    print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")
+    rules = choice.rules[choice.chosen]
+    return {name: rules[name] for name in config.data.classes}

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from defects.config_data import Count
 from defects.errors import UserError
@@ -27,6 +28,14 @@ Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 
 
+class MaskRule(Section):
+    """How the map of one class becomes a mask: a scoring.mask_rules.Rule, whose `label` is Meta.threshold."""
+
+    pixel: float
+    component: float
+    area: float
+
+
 class MapMeta(Section):
     """Of the anomaly map, float32 [batch, K, height, width]."""
 
@@ -34,6 +43,9 @@ class MapMeta(Section):
     classes: list[str]  # [K]: what is marked in each plane
     normal: list[float]  # [K]: median over held-out normal images
     threshold: list[float]  # [K]: a cell is marked from it on
+    # [K], of a segmenter of classes; None for others and for exports from before rules were kept: cells are
+    # marked by `threshold` alone.
+    rules: list[MaskRule] | None = None
 
 
 class Meta(Section):
@@ -46,11 +58,20 @@ class Meta(Section):
     checkpoint_sha256: str
     image_size: tuple[Count, Count]  # height, width in pixels
     fit: Literal["squash", "letterbox"]
+    # data.bits of 16-bit images. Exports from before there was a choice were made without, as None says.
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
     targets: list[str]
     threshold: dict[str, float]
     map: MapMeta | None
     files: dict[str, str]  # name -> sha256
     packages: dict[str, str]  # what wrote it
+
+
+def find_note(meta: Meta) -> str:
+    """What to tell whoever uses the model; empty if there is nothing."""
+    if meta.detector == "segmenter" and meta.map.rules is None and len(meta.targets) > 1:
+        return "note: this export holds no mask rules: its regions are what exceeds 0.5; export it again"
+    return ""
 
 
 class Output(NamedTuple):

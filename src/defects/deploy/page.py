@@ -119,7 +119,7 @@ class Desk:
         """List and detail by other thresholds: the model does not run again."""
         cuts = self._cuts(values)
         detail = view.detail(results[chosen], cuts, self.meta) if results else view.EMPTY
-        return view.listing(results, cuts, chosen), detail
+        return view.listing(results, cuts, chosen, self.meta), detail
 
     def _choice(self, results: list[Inspected], chosen: int, values: tuple) -> tuple[str, str, str]:
         similar = ""

@@ -3,9 +3,9 @@
 from base64 import b64encode
 from html import escape
 
-from defects.deploy.inspection import Inspected, heat_map, jpeg, relabel
+from defects.deploy.inspection import Inspected, heat_map, jpeg
 from defects.deploy.model import Meta, Model
-from defects.deploy.predict import Prediction
+from defects.deploy.predict import Prediction, relabel
 from defects.deploy.regions import Region
 from defects.deploy.similar import Normals
 from defects.deploy.writers import label
@@ -25,11 +25,11 @@ def problems(lines: list[str]) -> str:
     return f'<ul class="problems" role="alert">{items}</ul>' if lines else ""
 
 
-def listing(results: list[Inspected], cuts: dict[str, float], chosen: int) -> str:
+def listing(results: list[Inspected], cuts: dict[str, float], chosen: int, meta: Meta) -> str:
     """The images to choose from: a button each, `data-place` its position."""
     if not results:
         return ""
-    found = [relabel(one.found, cuts) for one in results]
+    found = [relabel(one.found, cuts, meta) for one in results]
     defects = sum(bool(each.labels) for each in found)
     counts = f"{_count(len(found), 'image')}: {_count(defects, 'defect')}, {len(found) - defects} normal"
     rows = "".join(
@@ -41,11 +41,11 @@ def listing(results: list[Inspected], cuts: dict[str, float], chosen: int) -> st
 
 def detail(one: Inspected, cuts: dict[str, float], meta: Meta) -> str:
     """Verdict, probabilities beside their thresholds, the image and its heat map."""
-    found = relabel(one.found, cuts)
+    found = relabel(one.found, cuts, meta)
     pictures = _figure(one.picture, "Image", "")
     if found.maps is not None:
-        heat, regions = heat_map(one.picture, found, meta.map)
-        pictures += _figure(heat, f"Heat map, {_boxes(regions)}", LEGEND)
+        heat = heat_map(one.picture, found, meta.map)
+        pictures += _figure(heat, f"Heat map, {_boxes(found.regions)}", LEGEND)
     return (
         f'<div class="verdict {_kind(found)}" role="status"><b>{escape(_verdict(found))}</b>'
         f"<span>{escape(found.path.name)}</span></div>"

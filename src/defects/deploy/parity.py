@@ -1,6 +1,6 @@
 """The parity gate: one set of images through training-time scoring and through every exported file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,24 +12,29 @@ from defects.scoring.thresholds import macro_f1
 SCORE_LIMIT = 1e-4  # relative
 MAP_LIMIT = 1e-3
 
+Probability = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass
 class Parity:
-    """What a file makes of the images, beside what training made of them; fed batch by batch."""
+    """What a file makes of the images, beside what training made of them; fed batch by batch.
+
+    `probability` makes raw scores [N, C] into probabilities, in double precision as training does.
+    """
 
     thresholds: np.ndarray  # [C] probabilities
-    expected: list[np.ndarray] = field(default_factory=list)
+    probability: Probability
+    expected_scores: list[np.ndarray] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
-    flips: int = 0  # labels that differ
-    map_differences: list[float] = field(default_factory=list)
+    expected_labels: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
+    map_differences: list[float] = field(default_factory=list)
 
     def add(self, expected: Output, found: Output) -> None:
-        self.expected.append(expected.score)
+        self.expected_scores.append(expected.score)
         self.scores.append(found.score)
-        labels = [each.probability >= self.thresholds for each in (expected, found)]
-        self.flips += int((labels[0] != labels[1]).sum())
-        self.labels.append(labels[1][:, -1])
+        self.expected_labels.append(expected.probability >= self.thresholds)
+        self.labels.append(found.probability >= self.thresholds)
         if expected.map is not None:
             scale = max(1.0, _largest(expected.map))
             self.map_differences.append(_largest(found.map - expected.map) / scale)
@@ -37,9 +42,8 @@ class Parity:
     @property
     def score_difference(self) -> float:
         """Largest difference, relative to the score or, where that is small, to the scores' deviation."""
-        expected, scores = np.concatenate(self.expected), np.concatenate(self.scores)
-        scale = np.maximum(np.abs(expected), expected.std(0) + np.finfo(np.float32).tiny)
-        return _largest((scores - expected) / scale)
+        expected, scores = np.concatenate(self.expected_scores), np.concatenate(self.scores)
+        return _largest((scores - expected) / _scale(expected))
 
     @property
     def map_difference(self) -> float:
@@ -47,26 +51,46 @@ class Parity:
         return max(self.map_differences, default=0.0)
 
     @property
+    def changed_labels(self) -> int:
+        return int(self._is_changed().sum())
+
+    @property
+    def wrong_labels(self) -> int:
+        """Changed ones whose scores are not within SCORE_LIMIT of the threshold, where rounding decides."""
+        expected = np.concatenate(self.expected_scores).astype(float)
+        allowed = SCORE_LIMIT * _scale(expected)
+        is_defect_at_least = self.probability(expected - allowed) >= self.thresholds
+        is_defect_at_most = self.probability(expected + allowed) >= self.thresholds
+        return int((self._is_changed() & (is_defect_at_least == is_defect_at_most)).sum())
+
+    @property
     def passes(self) -> bool:
-        return self.score_difference <= SCORE_LIMIT and self.map_difference <= MAP_LIMIT and not self.flips
+        is_close = self.score_difference <= SCORE_LIMIT and self.map_difference <= MAP_LIMIT
+        return is_close and not self.wrong_labels
 
     def row(self, truth: np.ndarray | None) -> dict:
         """For the table; `truth` [N] 0/1, if known, for the macro-F1 at the threshold."""
-        found = np.concatenate(self.labels).astype(int)
+        found = np.concatenate(self.labels)[:, -1].astype(int)
         return {
             "score difference": f"{self.score_difference:.1e}",
             "map difference": f"{self.map_difference:.1e}",
-            "labels changed": self.flips,
+            "labels changed": self.changed_labels,
             "macro-F1": "" if truth is None else f"{macro_f1(truth, found):.4f}",
         }
 
+    def _is_changed(self) -> np.ndarray:
+        return np.concatenate(self.expected_labels) != np.concatenate(self.labels)
+
 
 def compare(
-    batches: Iterator[tuple[Arrays, Output]], models: dict[str, Model], thresholds: dict[str, float]
+    batches: Iterator[tuple[Arrays, Output]],
+    models: dict[str, Model],
+    thresholds: dict[str, float],
+    probability: Probability,
 ) -> dict[str, Parity]:
     """Every model on every batch (inputs, what training-time scoring makes of them)."""
     cuts = np.array(list(thresholds.values()))
-    found = {name: Parity(cuts) for name in ("training", *models)}
+    found = {name: Parity(cuts, probability) for name in ("training", *models)}
     for inputs, expected in batches:
         found["training"].add(expected, expected)
         for name, model in models.items():
@@ -81,3 +105,8 @@ def table(found: dict[str, Parity], truth: np.ndarray | None) -> pd.DataFrame:
 def _largest(values: np.ndarray) -> float:
     """Largest absolute value; infinite if any is no number."""
     return float(np.nan_to_num(np.abs(values), nan=np.inf).max())
+
+
+def _scale(scores: np.ndarray) -> np.ndarray:
+    """What differences of scores [N, C] are relative to."""
+    return np.maximum(np.abs(scores), scores.std(0) + np.finfo(np.float32).tiny)

@@ -1,16 +1,22 @@
 """Scores, labels and regions of any images, by an exported model; nothing of training is imported."""
 
+import glob
+import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from defects.data.images import content_box, list_images, read_framed
+from defects.data.folder_scan import list_files_to_score
+from defects.data.images import content_box, read_framed
 from defects.deploy.model import Meta, Model
+from defects.deploy.paths import locate
 from defects.deploy.regions import Region, find_regions
 from defects.errors import UserError
 
@@ -19,14 +25,19 @@ AHEAD = 2  # batches that are read while one is scored
 
 @dataclass
 class Prediction:
-    """Of one image: `score` and `probability` by target, `labels` the targets that count as present."""
+    """Of one image: `score` and `probability` by target, `labels` the targets that count as present.
+
+    `marked` are the regions of its maps, whatever the probabilities; `regions` those that count.
+    """
 
     path: Path
     score: dict[str, float] = field(default_factory=dict)
     probability: dict[str, float] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
+    marked: list[Region] = field(default_factory=list)
     maps: np.ndarray | None = None  # [K, h, w]
+    shape: tuple[int, int] = (0, 0)  # height, width of the image in pixels
     error: str = ""  # why there is nothing else
 
 
@@ -41,21 +52,48 @@ class Frame(NamedTuple):
 def find_files(patterns: list[str]) -> list[Path]:
     """Files, all images of folders, and what globs match, in this order, each once.
 
-    Raises UserError for a glob without matches; a file that does not exist is reported by `predict`.
+    Raises UserError for a folder and for a glob without images; a file that does not exist is reported by
+    `predict`.
     """
-    found: dict[Path, None] = {}
+    named: list[Path] = []
     for pattern in patterns:
+        if not pattern:
+            raise UserError("one of the paths is empty: leave it out, or set the variable it stands for")
         path = Path(pattern)
-        if path.is_dir():
-            found |= dict.fromkeys(list_images(path))
-        elif path.exists() or not set("*?[") & set(pattern):
-            found[path] = None
+        if _is_folder(pattern):
+            named += list_files_to_score(path)
+        elif os.path.lexists(path) or not set("*?[") & set(pattern):
+            named.append(path)
         else:
-            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            if not matches:
-                raise UserError(f"{pattern} matches no file")
-            found |= dict.fromkeys(path for path in matches if path.is_file())
-    return list(found)
+            named += _match(pattern)
+    found: dict[Path, Path] = {}
+    for place, path in zip(locate(named), named, strict=True):
+        found.setdefault(place, path)
+    return list(found.values())
+
+
+def _is_folder(path: str) -> bool:
+    """False also where permissions, or the length of the name, forbid to look: pathlib's raises then."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _match(pattern: str) -> list[Path]:
+    """What a glob matches, as a shell would: files of any kind, and folders, which stand for their images."""
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's `**` leaves files out)
+    files: list[Path] = []
+    listed: set[Path] = set()  # folders, which are listed with all that is below them
+    for match in matches:
+        path = Path(match)
+        if not _is_folder(match):
+            files.append(path)
+        elif listed.isdisjoint(path.parents):
+            listed.add(path)
+            with suppress(UserError):  # a folder without images; others may have some
+                files += list_files_to_score(path)
+    if not files:
+        reason = "matches nothing but folders without images" if matches else "matches no file"
+        raise UserError(f"{pattern} {reason}: correct it, or name a folder of images")
+    return files
 
 
 def predict(
@@ -77,8 +115,11 @@ def predict(
 
 
 def read_frame(path: Path, meta: Meta) -> Frame:
-    """Raises UserError for what is no image."""
-    image, shape = read_framed(path, meta.image_size, meta.fit)
+    """Raises UserError for what is no image, damaged, or a pipe or device: reading that might never end."""
+    with suppress(OSError):  # reading it says what is wrong
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise UserError(f"{path} is no plain file: name an image")
+    image, shape = read_framed(path, meta.image_size, meta.fit, meta.bits, is_strict=True)
     box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
     return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
 
@@ -116,9 +157,28 @@ def _prediction(
     frame: Frame,
     threshold: float | None,
 ) -> Prediction:
-    probability = dict(zip(meta.targets, probabilities.tolist(), strict=True))
+    found = Prediction(
+        path,
+        score=dict(zip(meta.targets, scores.tolist(), strict=True)),
+        probability=dict(zip(meta.targets, probabilities.tolist(), strict=True)),
+        marked=[] if maps is None else find_regions(maps, frame.shape, meta.map),
+        maps=maps,
+        shape=frame.shape,
+    )
     cuts = meta.threshold if threshold is None else dict.fromkeys(meta.targets, threshold)
-    labels = [target for target in meta.targets if probability[target] >= cuts[target]]
-    regions = find_regions(maps, frame.shape, meta.map) if labels and maps is not None else []
-    score = dict(zip(meta.targets, scores.tolist(), strict=True))
-    return Prediction(path, score, probability, labels, regions, maps)
+    return relabel(found, cuts, meta)
+
+
+def relabel(found: Prediction, cuts: dict[str, float], meta: Meta) -> Prediction:
+    """The same scores with the labels and regions of other thresholds, probabilities by target.
+
+    Where the model has mask rules, a class is present if its probability reaches the threshold and its mask
+    is not empty; the regions are those masks. Else all that is marked counts as soon as anything is present.
+    """
+    reached = [target for target in meta.targets if found.probability[target] >= cuts[target]]
+    if meta.map is None or meta.map.rules is None:
+        return replace(found, labels=reached, regions=found.marked if reached else [])
+    regions = [region for region in found.marked if region.kind in reached]
+    kinds = {region.kind for region in regions}
+    labels = [target for target in reached if target in kinds or target not in meta.map.classes]
+    return replace(found, labels=labels, regions=regions)

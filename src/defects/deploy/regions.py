@@ -7,6 +7,7 @@ import numpy as np
 
 from defects.data.images import resize
 from defects.deploy.model import MapMeta
+from defects.scoring.mask_rules import Rule, mask_if_present
 
 FRAME = (0, 255, 255)  # cyan: none of the heat map's colours
 
@@ -23,14 +24,41 @@ class Region(NamedTuple):
 
 
 def find_regions(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> list[Region]:
-    """Regions of maps [K, h, w] at their thresholds, in an image of `shape` (height, width); highest peak
-    first."""
-    found = [
-        region
-        for plane, kind, cut in zip(maps, meta.classes, meta.threshold, strict=True)
-        for region in _of_plane(plane, kind, cut, shape)
-    ]
+    """Regions of maps [K, h, w] in an image of `shape` (height, width), highest peak first.
+
+    By the mask rules where the model has them, on the grid of the image as in a submission; else cells of the
+    map at their threshold. Whether a class is there at all is not asked.
+    """
+    if meta.rules is None:
+        marks = maps >= np.array(meta.threshold, np.float32)[:, None, None]
+        planes = maps
+    else:
+        marks = mark_pixels(maps, shape, meta)
+        planes = [resize(plane, shape) for plane in maps]
+    found = []
+    for plane, marked, kind in zip(planes, marks, meta.classes, strict=True):
+        if marked.any():
+            found += _of_plane(plane, marked, kind, shape)
     return sorted(found, key=lambda region: -region.peak)
+
+
+def mark_pixels(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> np.ndarray:
+    """bool [K, H, W]: the masks of all classes by the model's rules, each taken to be there.
+
+    Maps are rounded to bytes first, as those that submissions are made from.
+    """
+    kept = (np.round(255 * maps) / np.float32(255)).astype(np.float16)
+    rules = [Rule(pixel=rule.pixel, component=rule.component, area=rule.area) for rule in meta.rules]
+    masks = [mask_if_present(plane, shape, rule) for plane, rule in zip(kept, rules, strict=True)]
+    return np.stack(masks)
+
+
+def scale_region(region: Region, shape: tuple[int, int], size: tuple[int, int]) -> Region:
+    """The region of an image of `shape` in a picture of it that has `size`, both (height, width)."""
+    down, across = size[0] / shape[0], size[1] / shape[1]
+    x, right = (round(across * edge) for edge in (region.x, region.x + region.width))
+    y, bottom = (round(down * edge) for edge in (region.y, region.y + region.height))
+    return region._replace(x=x, y=y, width=max(1, right - x), height=max(1, bottom - y))
 
 
 def overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Region]) -> np.ndarray:
@@ -58,13 +86,12 @@ def _heat(maps: np.ndarray, meta: MapMeta) -> np.ndarray:
     return (0.6 * relative).clip(0, 1).max(0).astype(np.float32)
 
 
-def _of_plane(plane: np.ndarray, kind: str, cut: float, shape: tuple[int, int]) -> list[Region]:
-    _, part, facts, _ = cv2.connectedComponentsWithStats((plane >= cut).astype(np.uint8), connectivity=8)
-    scale = shape[1] / plane.shape[1], shape[0] / plane.shape[0]
+def _of_plane(plane: np.ndarray, marked: np.ndarray, kind: str, shape: tuple[int, int]) -> list[Region]:
+    """Connected parts of `marked` [h, w] and the highest value of `plane` [h, w] in each."""
+    _, part, facts, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8), connectivity=8)
     found = []
     for number, (left, top, width, height, _) in enumerate(facts[1:].tolist(), start=1):
-        x, right = (round(scale[0] * edge) for edge in (left, left + width))
-        y, bottom = (round(scale[1] * edge) for edge in (top, top + height))
-        peak = float(plane[part == number].max())
-        found.append(Region(kind, x, y, max(1, right - x), max(1, bottom - y), peak))
+        inside = (slice(top, top + height), slice(left, left + width))
+        peak = float(plane[inside][part[inside] == number].max())
+        found.append(scale_region(Region(kind, left, top, width, height, peak), marked.shape, shape))
     return found

@@ -11,7 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from defects.data.images import list_images, read_image, resize
+from defects.data.folder_scan import list_images
+from defects.data.images import read_image, resize
+from defects.deploy.paths import path_text
 from defects.errors import UserError
 
 NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
@@ -35,17 +37,19 @@ class Normals:
         return [self.names[place] for place in np.argsort(-likeness.round(5), kind="stable")[:count]]
 
 
-def load_normals(export: Path, folder: Path | None = None) -> Normals | None:
+def load_normals(export: Path, folder: Path | None = None, bits: int | None = None) -> Normals | None:
     """The images of `folder` or, by default, of the export's normals.npz; None if it has no such file.
 
-    Raises UserError for what cannot be read.
+    `bits` is that of the model. Raises UserError for what cannot be read.
     """
     if folder is not None:
         if not folder.is_dir():
             raise UserError(f"--normals {folder} is not a folder: name one of normal images")
         files = list_images(folder)
         files = [files[place] for place in spread(len(files), NORMALS)]
-        return Normals({path.relative_to(folder).as_posix(): shrink(read_image(path)) for path in files})
+        images = (shrink(read_image(path, bits=bits)) for path in files)
+        names = (path_text(path.relative_to(folder).as_posix()) for path in files)
+        return Normals(dict(zip(names, images, strict=True)))
     path = export / "normals.npz"
     try:
         with np.load(path) as archive:

@@ -1,4 +1,7 @@
-"""Predictions as CSV or JSON lines, one written out as soon as it is known."""
+r"""Predictions as CSV or JSON lines, one written out as soon as it is known.
+
+Both are UTF-8; of a file name that is none, `\xNN` stands for a byte (`paths.path_text`).
+"""
 
 import csv
 import json
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from defects.deploy.model import Meta
+from defects.deploy.paths import escape_bytes, path_text
 from defects.deploy.predict import Prediction
 
 Write = Callable[[Prediction], None]
@@ -24,7 +28,7 @@ def csv_writer(stream: TextIO, meta: Meta) -> Write:
     def write(found: Prediction) -> None:
         values = [*found.score.values(), *found.probability.values()] or [""] * len(columns)
         boxes = "" if found.error else json.dumps([region[1:5] for region in found.regions])
-        table.writerow([found.path, label(found), *values, boxes, found.error])
+        table.writerow([path_text(found.path), label(found), *values, boxes, escape_bytes(found.error)])
         stream.flush()
 
     return write
@@ -34,9 +38,9 @@ def json_writer(stream: TextIO, _: Meta) -> Write:
     """One object a line, as the CSV; boxes with their kind and the map's largest value in them."""
 
     def write(found: Prediction) -> None:
-        values = {"path": str(found.path)}
+        values = {"path": path_text(found.path)}
         if found.error:
-            values["error"] = found.error
+            values["error"] = escape_bytes(found.error)
         else:
             boxes = [region._asdict() for region in found.regions]
             values |= {"label": label(found), "score": found.score, "probability": found.probability}

@@ -17,6 +17,8 @@ class AnomalyDetector(Detector):
     """
 
     learns_from = "normal"
+    # Rotated normal images would be learnt as normal, at the expense of the upright ones that are scored.
+    learns_upright = True
     needs_holdout = True
 
     def __init__(self, config: Config):

@@ -41,6 +41,9 @@ class Detector(nn.Module):
 
     targets: tuple[str, ...] = (DEFECT,)  # what its scores answer; data.targets if it tells classes apart
     learns_from: Literal["normal", "both"] = "both"  # classes that prepare and training_loss are given
+    # Whether training_loss is given each image once and as it will be scored, not in the rotations and flips
+    # of the training list. Only for detectors that learn from one class: see training.sides.
+    learns_upright = False
     uses_masks = False
     segments = False  # its maps are probabilities that a pixel is defective
     shares_preparation = False  # each process prepares with its share of the images, and they join that

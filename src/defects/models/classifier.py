@@ -12,7 +12,7 @@ from defects.config import Config, Section, validate
 from defects.config_data import Fraction
 from defects.errors import UserError
 from defects.models.base import Batch, Detector
-from defects.models.parts.backbone import Normalize, create_backbone
+from defects.models.parts.backbone import Normalize, check_seen_sizes, create_backbone
 
 
 class ClassifierOptions(Section):
@@ -42,14 +42,17 @@ class Classifier(Detector):
         options = self.options.model_dump(include={"drop_rate", "drop_path_rate", "global_pool"})
         arguments = {name: value for name, value in options.items() if value}
         self.targets = config.data.targets
-        self.network = create_backbone(config.model.backbone, num_classes=len(self.targets), **arguments)
+        self.network = create_backbone(
+            config.model.backbone, config.seen_size, num_classes=len(self.targets), **arguments
+        )
+        check_seen_sizes(self.network, config)
         self.normalize = Normalize(self.network)
         # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
         for parameter in self.network.get_classifier().parameters():
             nn.init.zeros_(parameter)
         self.uses_masks = self.options.map_loss > 0
         if self.uses_masks:
-            channels = _map_channels(self.network, config.model.backbone.name)
+            channels = _map_channels(self.network, config.model.backbone.name, config.seen_size)
             self.where = nn.Conv2d(channels, max(1, len(config.data.classes)), 1)
 
     def training_loss(self, batch: Batch) -> Batch:
@@ -80,10 +83,10 @@ class Classifier(Detector):
         return self.network.forward_head(features), self.where(features).float()
 
 
-def _map_channels(network: nn.Module, name: str) -> int:
+def _map_channels(network: nn.Module, name: str, size: tuple[int, int]) -> int:
     """Of the last feature map. Raises UserError for networks that end in tokens or put channels last."""
     with torch.no_grad():
-        features = network.eval().forward_features(torch.zeros(1, *network.pretrained_cfg["input_size"]))
+        features = network.eval().forward_features(torch.zeros(1, 3, *size))
     network.train()
     shape = tuple(getattr(features, "shape", ()))[1:]  # some return several
     if len(shape) != 3 or shape[0] != network.num_features:

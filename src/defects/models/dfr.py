@@ -93,8 +93,8 @@ class DFR(AnomalyDetector):
         std = covariance.diagonal().sqrt()
         # A channel that sleeps on these images would shout at the first one that wakes it.
         std = std.clamp(min=0.01 * std.mean().item() + 1e-12)
-        self.mean.copy_(mean.view_as(self.mean))
-        self.std.copy_(std.view_as(self.std))
+        self.mean.copy_(mean.float().view_as(self.mean))
+        self.std.copy_(std.float().view_as(self.std))
         return covariance / std.outer(std)
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from defects.models.parts.losses import focal, ssim
 from defects.models.parts.textures import FolderTextures, TextureSource, drawn_texture
 
 ANOMALOUS = 0.5  # share of the normal images that get a synthetic anomaly
-TURNED = 0.3  # share of the normal images that are turned by up to 90 degrees
+TURNED = 0.3  # share of the normal images that are turned by up to 90 degrees, as in the published code
 GAMMA = 2.0  # of the focal loss
 STRIDE = 32  # pixels; the sides of what the networks see are multiples of it
 
@@ -71,8 +71,9 @@ class Draem(AnomalyDetector):
     to 1. Beyond the border they count as 0, as published. The map holds the anomaly probabilities of single
     pixels, unsmoothed.
 
-    Normal images are turned by any angle only where `data.symmetries` is rotations, by quarter turns where
-    it is dihedral, else not at all. The training list turns them too, but each the same way in every epoch.
+    As published, a share of the normal images is rotated: by any angle up to 90 degrees where
+    `data.symmetries` is rotations, by a quarter turn where it is dihedral, else not at all. The others are
+    learnt upright, as they are scored.
     Under the mask of a real defect nothing is known that the reconstruction could be held to, so it is not;
     defects without a mask are left out. Sides that are no multiples of 32 are filled up by repeating the
     border, and cut back.
@@ -83,7 +84,11 @@ class Draem(AnomalyDetector):
         self.config = config
         self.options = options = validate(DraemOptions, config.model.options, "model.options")
         if options.real_defects:
-            self.learns_from, self.uses_masks = "both", True
+            self.learns_from = "both"
+            # Defects are oversampled in rotations, so normal images must have the same ones, or rotation
+            # would tell the classes apart.
+            self.learns_upright = False
+            self.uses_masks = True
         self.reconstructive = Reconstructive(options.width_reconstructive)
         self.discriminative = Discriminative(options.width_discriminative)
         self.apply(_initialize)

@@ -17,7 +17,8 @@ from defects.config import Config, Section, resolve, validate
 from defects.config_data import Count, Fraction
 from defects.data.datasets import as_input
 from defects.data.external import refuse_external
-from defects.data.images import list_images, read_image
+from defects.data.folder_scan import list_images
+from defects.data.images import read_image
 from defects.errors import UserError
 from defects.models.anomaly import AnomalyDetector, exact_quantile
 from defects.models.base import Batch, Batches

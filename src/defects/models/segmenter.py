@@ -13,7 +13,14 @@ from defects.config import Config, Section, validate
 from defects.config_data import Fraction
 from defects.errors import UserError
 from defects.models.base import Batch, Detector
-from defects.models.parts.backbone import Normalize, create_backbone
+from defects.models.parts.backbone import (
+    REFUSALS,
+    Normalize,
+    create_backbone,
+    in_one_line,
+    seen_sizes,
+    size_arguments,
+)
 
 MULTIPLE = 32  # pixels: sides that five halvings leave whole
 # DPT stands on plain transformers alone, by another kind of encoder.
@@ -102,25 +109,38 @@ class Segmenter(Detector):
 
 def _build(config: Config, options: SegmenterOptions, classes: int) -> nn.Module:
     """Raises UserError for an unknown decoder, and for encoders and image sizes that it cannot stand on."""
-    backbone, decoder, (height, width) = config.model.backbone, options.decoder, config.seen_size
+    backbone, decoder = config.model.backbone, options.decoder
     if decoder.lower() not in DECODERS:
         raise UserError(f"model.options.decoder={decoder}: the decoders are {', '.join(DECODERS)}")
     create_backbone(backbone and backbone.model_copy(update={"weights": "none"}), num_classes=0)
-    try:
-        network = smp.create_model(
-            decoder, f"tu-{backbone.name}", encoder_weights=None, classes=classes, **options.decoder_options
-        )
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, height + -height % MULTIPLE, width + -width % MULTIPLE))
-    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
-        raise UserError(
-            f"model.backbone.name={backbone.name} does not suit the decoder {decoder} for images of "
-            f"{height}x{width}: {error}"
-        ) from None
-    encoder = network.encoder.model
-    stages = encoder.feature_info.out_indices
-    encoder.load_state_dict(create_backbone(backbone, features_only=True, out_indices=stages).state_dict())
-    return network.train()
+    sizes = [(height + -height % MULTIPLE, width + -width % MULTIPLE) for height, width in seen_sizes(config)]
+    reasons = []
+    for argument in size_arguments(backbone.name, sizes[0]):
+        try:
+            network = smp.create_model(
+                decoder,
+                f"tu-{backbone.name}",
+                encoder_weights=None,
+                classes=classes,
+                **options.decoder_options,
+                **argument,
+            )
+            for size in sizes:
+                with torch.no_grad():
+                    network.eval()(torch.zeros(1, 3, *size))
+        except REFUSALS as error:
+            reasons.append(in_one_line(error))
+            continue
+        encoder = network.encoder.model
+        stages = encoder.feature_info.out_indices
+        weights = create_backbone(backbone, features_only=True, out_indices=stages, **argument)
+        encoder.load_state_dict(weights.state_dict())
+        return network.train()
+    height, width = config.seen_size
+    raise UserError(
+        f"model.backbone.name={backbone.name} does not suit the decoder {decoder} for images of "
+        f"{height}x{width}: {reasons[0]}"
+    )
 
 
 DETECTOR = Segmenter

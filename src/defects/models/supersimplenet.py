@@ -17,8 +17,9 @@ from defects.config import Config, Section, validate
 from defects.config_data import Count
 from defects.models.anomaly import AnomalyDetector, Smooth
 from defects.models.base import Batch, Batches
-from defects.models.parts.backbone import Features
+from defects.models.parts.backbone import Features, check_seen_sizes
 from defects.models.parts.perlin import perlin_mask
+from defects.precision import as_double, double_device
 
 MARGIN, GAMMA = 0.5, 4.0  # of the truncated L1 and of the focal loss
 ADAPTOR_LR = 0.5  # of the heads' learning rate
@@ -57,8 +58,14 @@ class SuperSimpleNet(AnomalyDetector):
         super().__init__(config)
         self.options = options = validate(SuperSimpleNetOptions, config.model.options, "model.options")
         if options.supervised:
-            self.learns_from, self.uses_masks, self.needs_holdout = "both", True, False
+            self.learns_from = "both"
+            # Defects are oversampled in rotations, so normal images must have the same ones, or rotation
+            # would tell the classes apart.
+            self.learns_upright = False
+            self.uses_masks = True
+            self.needs_holdout = False
         self.features = Features(config.model.backbone, options.layers, config.seen_size)
+        check_seen_sizes(self.features, config)
         channels = sum(self.features.channels)
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
@@ -78,16 +85,17 @@ class SuperSimpleNet(AnomalyDetector):
     def prepare(self, batches: Batches) -> None:
         if not self.options.standardize:
             return
-        moments = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
+        device = double_device(self.mean.device)
+        moments = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=device)
         for batch in batches:
             features = self._pooled(batch["image"])
             means = [values.mean((0, 2, 3), keepdim=True) for values in (features, features**2)]
-            moments += torch.stack(means).double() * len(features) / batches.images
+            moments += as_double(torch.stack(means)) * len(features) / batches.images
         mean, square = moments
         std = (square - mean**2).clamp(min=0).sqrt()
-        self.mean.copy_(mean)
+        self.mean.copy_(mean.float())
         # A channel that sleeps on these images would shout at the first one that wakes it.
-        self.std.copy_(std.clamp(min=0.01 * std.mean().item() + 1e-12))
+        self.std.copy_(std.clamp(min=0.01 * std.mean().item() + 1e-12).float())
 
     def training_loss(self, batch: Batch) -> Batch:
         features = self._features(batch["image"])

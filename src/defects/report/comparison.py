@@ -17,9 +17,12 @@ from defects.report.masks import held_dice
 from defects.report.results import all_fold_figures, fold_figures
 from defects.scoring.answers import load_answers
 from defects.scoring.blending import experiment_scores
+from defects.scoring.decision import submitted_prior
 from defects.scoring.estimate import estimate
 from defects.scoring.outcome import outcome
 from defects.scoring.pixels import Maps
+from defects.scoring.prior_shift import prior_shift
+from defects.scoring.thresholds import choose_threshold
 from defects.training.experiments import aligned_oof, oof_rows, run_config, without_seeds
 from defects.training.inference import load_test
 from defects.training.run import TEST_MAPS, run_folder, trained_folds
@@ -94,7 +97,10 @@ def _measure_masks(run: Config) -> Iterator[Value]:
 
 
 def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Value]:
-    """`test_…`: of all models averaged, as submitted; `test_model_…`: of each model alone."""
+    """`test_…`: of all models averaged, as submitted; `test_model_…`: of each model alone.
+
+    At the training share of defects, macro-F1 is that of the threshold for this share, whatever is submitted.
+    """
     images, scored = load_images(run), load_test(run)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
     known = scored.rename(columns={"score": "raw"}).merge(load_answers(run), on="image_id", how="left")
@@ -107,9 +113,23 @@ def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Va
         yield from ((fold, f"test_model_{name}", figures[name]) for name in ACCURACY)
     scores = experiment_scores(oof, scored)[1]
     table = known.drop_duplicates("image_id").set_index("image_id")[["label"]].assign(score=scores)
-    table["answer"] = (table["score"] >= expected["score_threshold"]).astype(int)
-    figures = outcome(table, share)
+    table["answer"] = (table["score"] >= submitted_threshold(run, oof, scores)).astype(int)
+    plain = table.assign(answer=(table["score"] >= expected["score_threshold"]).astype(int))
+    at_share = outcome(plain, share)["macro_f1_at_training_share"]
+    figures = outcome(table, share) | {"macro_f1_at_training_share": at_share}
     yield from ((POOLED, f"test_{name}", figures[name]) for name in OUTCOME)
+
+
+def submitted_threshold(run: Config, oof: pd.DataFrame, new_scores: pd.Series) -> float:
+    """The threshold of a submission, as log-odds, for the share of defects by `threshold.prior`."""
+    labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy()
+    rule = run.threshold.rule, run.threshold.fpr
+    share = None
+    if run.threshold.prior == "estimated":
+        prior = prior_shift(labels, scores, new_scores.to_numpy(), *rule)
+        if submitted_prior(run.threshold, prior) == "estimated":
+            share = prior["estimated_share"]
+    return choose_threshold(labels, scores, *rule, share)
 
 
 def setting(run: Config) -> str:

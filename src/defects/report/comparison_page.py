@@ -37,8 +37,9 @@ NOTE = (
     "Mean ± standard deviation over folds, and over seeds where there are several. macro-F1 is that of all "
     "folds together, each decided by the threshold of the others, with its 90 % interval. Dice is that of "
     "out-of-fold masks by the untuned rule, over all pairs of image and class (empty against empty is 1) and "
-    "over those that are not empty. Test figures are "
-    "those of the folds' models averaged; those of one model and of pixels are of each model alone. images/s "
+    "over those that are not empty. Test figures are those of the folds' models averaged; those of one model "
+    "and of pixels are of each model alone. Test macro-F1 is by the threshold that is submitted "
+    "(threshold.prior), at the training share of defects by the threshold for that share. images/s "
     "include reading from the disk and averaging over turned copies."
 )
 NO_AUROC = "No fold holds both normal images and defects: there is no AUROC."

@@ -17,7 +17,12 @@ BLACK, GREY, RED = (0, 0, 0), (200, 200, 200), (200, 0, 0)
 
 
 def draw_groups(
-    paths: Sequence[Path], labels: Sequence, groups: Sequence, output: Path, max_groups: int = 40
+    paths: Sequence[Path],
+    labels: Sequence,
+    groups: Sequence,
+    output: Path,
+    max_groups: int = 40,
+    bits: int | None = None,
 ) -> None:
     """Write a PNG with a row per group of two or more images: label and name under each picture.
 
@@ -28,7 +33,7 @@ def draw_groups(
     contradicting = [group for group in members if _contradict([labels[k] for k in group])]
     others = [group for group in members if not _contradict([labels[k] for k in group])]
     chosen = contradicting[:max_groups] + _choose(others, max(0, max_groups - len(contradicting)))
-    rows = [_row([paths[k] for k in group], [labels[k] for k in group]) for group in chosen]
+    rows = [_row([paths[k] for k in group], [labels[k] for k in group], bits) for group in chosen]
     title = f"{len(members)} groups of {len(paths)} images have two or more members, {len(chosen)} shown"
     width = max([row.shape[1] for row in rows], default=5 * TILE)
     page = [_text(title, width), *(_widen(row, width) for row in rows)]
@@ -50,8 +55,8 @@ def _choose(members: list[np.ndarray], count: int) -> list[np.ndarray]:
     return members[:largest] + [rest[k] for k in even]
 
 
-def _row(paths: list[Path], labels: list) -> np.ndarray:
-    tiles = [_tile(path, label) for path, label in zip(paths[:COLUMNS], labels, strict=False)]
+def _row(paths: list[Path], labels: list, bits: int | None) -> np.ndarray:
+    tiles = [_tile(path, label, bits) for path, label in zip(paths[:COLUMNS], labels, strict=False)]
     row = np.hstack(tiles)
     if len(paths) > COLUMNS:
         more = _text(f"+{len(paths) - COLUMNS}", TILE // 3)
@@ -65,9 +70,9 @@ def _contradict(labels: list) -> bool:
     return len({str(label) for label in labels if pd.notna(label)}) > 1
 
 
-def _tile(path: Path, label: object) -> np.ndarray:
+def _tile(path: Path, label: object, bits: int | None) -> np.ndarray:
     """uint8 [TILE + CAPTION, TILE, 3]: the picture at its aspect ratio, over its name and label."""
-    image = read_image(path)
+    image = read_image(path, bits=bits)
     scale = (TILE - 4) / max(image.shape[:2])
     small = resize(image, tuple(max(1, round(side * scale)) for side in image.shape[:2]))
     tile = np.full((TILE, TILE, 3), 255, np.uint8)

@@ -95,8 +95,9 @@ def verdicts(config: Config, experiments: list[str]) -> tuple[pd.DataFrame, pd.D
     ensemble = Ensemble(experiments, sample, config.ensemble, config.threshold)
     scores[BLEND] = blended(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
     called = called_defective(joined, scores, config.threshold.rule, config.threshold.fpr)
-    if (promised := ensemble.promised()) is not None:
-        called[BLEND] = promised == 1
+    nested = ensemble.predict_nested()
+    if nested is not None:
+        called[BLEND] = nested == 1
     rows = tables[experiments[0]].drop(columns=["target", "raw", "probability", "score"])
     return rows.loc[joined.index], scores, called
 

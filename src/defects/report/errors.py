@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from defects.config import Config, resolve
+from defects.config import Config
 from defects.files import write_csv
 from defects.report import page
 from defects.report.drawing import png, shorten
@@ -78,7 +78,8 @@ def _decisions(config: Config, images: pd.DataFrame, shown: list[Member]) -> str
     text = (
         "There is one trained fold: its thresholds were chosen on the same images, which flatters."
         if single
-        else "The images of each fold are decided by the threshold of the other folds."
+        else "The images of each fold are decided by the threshold of the other folds, for the training "
+        "share of defects."
     )
     figures = pd.DataFrame([_figures(config, images, member) for member in shown])
     table = page.table(figures.set_index(pd.Index([member.name for member in shown])))
@@ -162,6 +163,6 @@ def _pictures(config: Config, ensemble: HeldOut, title: str, text: str, ids: pd.
     if ids.empty:
         return page.section(title, f"{text} There are none.")
     rows = ensemble.images.loc[ids[:SHOWN]].reset_index()
-    sheet = draw_rows(resolve(config.data.root), rows, ensemble.blend, ensemble.members)
+    sheet = draw_rows(config.data, rows, ensemble.blend, ensemble.members)
     title = f"{title} ({len(rows)} of {len(ids):,})"
     return page.section(title, text, page.picture(sheet.png(), title))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import Config, resolve
+from defects.config import Config
 from defects.report import page
 from defects.report.curves import score_charts, training_charts
 from defects.report.drawing import png
@@ -94,11 +94,11 @@ def draw_pictures(config: Config, oof: pd.DataFrame, expected: dict) -> dict[str
     maps = {fold: Maps(folder / OOF_MAPS) for fold, folder in folders.items()}
     scales = map_scales(oof, maps)
     found = {"scores": png(partial(score_charts, oof, expected))} if has_normal(expected) else {}
-    root, threshold = resolve(config.data.root), expected["score_threshold"]
+    threshold = expected["score_threshold"]
     for label, name in ((1, "gallery_defect"), (0, "gallery_normal")):
         rows = oof[oof["label"] == label]
         if len(rows):
-            found[name] = draw_gallery(root, rows, maps, scales, threshold).png()
+            found[name] = draw_gallery(config.data, rows, maps, scales, threshold).png()
     samples = next(iter(folders.values())) / "samples.png"
     if samples.exists():
         found["samples"] = samples.read_bytes()
@@ -121,7 +121,7 @@ def build_page(
         f"{expected['defects']:,} defective; folds {', '.join(expected['folds'])}"
     )
     boxes = page.key_figures(_key_figures(expected, folds, masks))
-    parts = [boxes, page.section("Decision", decision(expected))]
+    parts = [boxes, page.section("Decision", decision(expected) + _share_note(config))]
     if masks is not None:
         parts.append(page.section("Dice of the masks, out of fold", DICE, page.table(dice_text(masks))))
     parts.append(page.section("Folds", "", page.table(_fold_table(folds))))
@@ -133,6 +133,16 @@ def build_page(
     if "training" not in pictures:
         parts.append(page.section("Training", "This detector has no epochs: it was fitted in one pass."))
     return page.page(config.experiment, subtitle, parts)
+
+
+def _share_note(config: Config) -> str:
+    """What another share of defects in a submission means for the threshold; nothing where it is the same."""
+    if config.threshold.prior == "train" or config.threshold.rule != "macro_f1":
+        return ""
+    return (
+        " All of this is at the training share of defects; a submission takes the threshold for the share "
+        "that is estimated from the test scores (threshold.prior), and src/infer.py prints both."
+    )
 
 
 def has_normal(expected: dict) -> bool:

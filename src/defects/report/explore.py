@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from defects.config import Config, resolve
+from defects.config_data import DataConfig
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
 from defects.data.prepare import load_images
@@ -40,9 +41,10 @@ def explore(config: Config) -> list[Path]:
     images, folds = load_images(config), load_folds(config)
     images = images.assign(part=part(images))
     page, sheet = folder / "explore.png", folder / "groups.png"
-    write_bytes(page, png(partial(build_figure, config.data.name, root, images, folds)))
+    write_bytes(page, png(partial(build_figure, config.data, images, folds)))
     classes = folds["label"].map({0: "normal", 1: "defect"})
-    draw_groups([root / path for path in folds["path"]], classes, folds["group"], sheet)
+    paths = [root / path for path in folds["path"]]
+    draw_groups(paths, classes, folds["group"], sheet, bits=config.data.bits)
     return [page, sheet]
 
 
@@ -52,19 +54,19 @@ def part(images: pd.DataFrame) -> pd.Categorical:
     return pd.Categorical(np.where(images["split"] == "test", "test", train), list(COLOURS), ordered=True)
 
 
-def build_figure(name: str, root: Path, images: pd.DataFrame, folds: pd.DataFrame) -> Figure:
+def build_figure(data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame) -> Figure:
     """Six charts, and below them a grid of sample images for each part."""
     rows = sample_rows(images)
     heights = [7.6, *(0.35 + 2.05 * count for count in rows.values())]  # inches
     figure = Figure(figsize=(15, 0.4 + sum(heights)), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     test = int((images["part"] == "test").sum())
-    title = f"{name}: {len(images) - test:,} training images, {f'{test:,}' if test else 'no'} test images"
-    figure.suptitle(title, fontsize=15, weight="bold")
+    counts = f"{len(images) - test:,} training images, {f'{test:,}' if test else 'no'} test images"
+    figure.suptitle(f"{data.name}: {counts}", fontsize=15, weight="bold")
     charts, *grids = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    draw_charts(charts, images, folds, measure(root, images))
+    draw_charts(charts, images, folds, measure(data, images))
     for grid, (key, count) in zip(grids, rows.items(), strict=True):
-        draw_samples(grid, root, images[images["part"] == key], count)
+        draw_samples(grid, data, images[images["part"] == key], count)
     return figure
 
 
@@ -88,18 +90,20 @@ def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
     return table.iloc[np.random.default_rng(0).integers(bounds[:-1], bounds[1:])]
 
 
-def measure(root: Path, images: pd.DataFrame) -> pd.DataFrame:
+def measure(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
     """Of at most MEASURED images of each part: part, mean and deviation (grey levels), area (per cent)."""
     sample = pd.concat([spread(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-        jobs = pool.map(partial(_measure_one, root), sample.to_dict("records"))
+        jobs = pool.map(partial(_measure_one, data), sample.to_dict("records"))
         facts = list(tqdm(jobs, "measuring images", len(sample), leave=False, disable=None))
     facts = pd.DataFrame(facts, columns=["mean", "deviation", "area"])
     return facts.assign(part=sample["part"].array)
 
 
-def _measure_one(root: Path, row: dict[str, Any]) -> tuple[float, float, float]:
-    mean, deviation = cv2.meanStdDev(cv2.cvtColor(read_image(root / row["path"]), cv2.COLOR_RGB2GRAY))
+def _measure_one(data: DataConfig, row: dict[str, Any]) -> tuple[float, float, float]:
+    root = resolve(data.root)
+    image = read_image(root / row["path"], bits=data.bits)
+    mean, deviation = cv2.meanStdDev(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
     mask = read_masks(row, root, [])
     area = np.nan if mask is None else 100 * float(mask.mean())
     return mean.item(), deviation.item(), area
@@ -232,7 +236,7 @@ def draw_area(axes: Axes, area: pd.Series) -> None:
     headline(axes, "Defective area", detail)
 
 
-def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int) -> None:
+def draw_samples(figure: SubFigure, data: DataConfig, images: pd.DataFrame, rows: int) -> None:
     """A grid of images spread evenly over the part, and so over its kinds; masks as outlines."""
     shown = spread(images.sort_values(["kind", "image_id"]), rows * COLUMNS)
     marked = any(is_marked(row) for row in shown.to_dict("records"))
@@ -243,5 +247,5 @@ def draw_samples(figure: SubFigure, root: Path, images: pd.DataFrame, rows: int)
     for axes in panels:
         axes.set_axis_off()
     for axes, row in zip(panels, shown.to_dict("records"), strict=False):
-        axes.imshow(image_tile(root, row))
+        axes.imshow(image_tile(data, row))
         axes.set_title(caption(row["image_id"], row["kind"]), fontsize=8, pad=3)

@@ -5,7 +5,7 @@ their PIXEL_QUANTILE. A scale of each image's own would paint a red spot on ever
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import cv2
 import matplotlib as mpl
@@ -15,9 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.special import expit
 
+from defects.config_data import DataConfig
 from defects.data.images import resize
-from defects.report.drawing import DEFECT, DPI, caption, image_tile, outline, page_style
-from defects.scoring.pixels import Maps
+from defects.report.drawing import DEFECT, DPI, caption, draw_with_fonts, image_tile, outline
+from defects.scoring.pixels import CellCounts, Maps
 
 PIXEL_QUANTILE = 0.99  # of the held-out normal pixels
 HIGHEST = 3.0  # end of the colours: three times as far from the median as the contour
@@ -60,14 +61,17 @@ class Sheet:
     def png(self) -> bytes:
         """Texts are drawn on white and laid over the pictures: matplotlib would resample these."""
         page = np.vstack(self.strips)
-        figure = Figure(figsize=(WIDTH / DPI, len(page) / DPI), dpi=DPI)
-        canvas = FigureCanvasAgg(figure)
-        with page_style():
-            for x, y, text, style in self.texts:
-                figure.text(x / WIDTH, 1 - y / len(page), text, va="top", **style)
-            canvas.draw()
-        page = np.minimum(page, np.asarray(canvas.buffer_rgba())[..., :3])
+        page = np.minimum(page, draw_with_fonts(partial(self._draw_texts, len(page))))
         return cv2.imencode(".png", page[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
+
+    def _draw_texts(self, height: int) -> np.ndarray:
+        """uint8 [height, WIDTH, 3]: black on white."""
+        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
+        for x, y, text, style in self.texts:
+            figure.text(x / WIDTH, 1 - y / height, text, va="top", **style)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def map_scales(oof: pd.DataFrame, maps: dict[str, Maps]) -> Scales:
@@ -77,13 +81,15 @@ def map_scales(oof: pd.DataFrame, maps: dict[str, Maps]) -> Scales:
         shown = rows[rows["image_id"].isin(set(maps[fold]))]
         normal = shown[shown["label"] == 0] if (shown["label"] == 0).any() else shown
         if len(normal):
-            pixels = np.concatenate([maps[fold][image_id].ravel() for image_id in normal["image_id"]])
-            scales[fold] = tuple(np.quantile(pixels.astype(np.float32), [0.5, PIXEL_QUANTILE]).tolist())
+            counts = CellCounts()
+            for image_id in normal["image_id"]:
+                counts.add(maps[fold][image_id])
+            scales[fold] = (counts.quantile(0.5), counts.quantile(PIXEL_QUANTILE))
     return scales
 
 
 def draw_gallery(
-    root: Path, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales, threshold: float
+    data: DataConfig, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales, threshold: float
 ) -> Sheet:
     """The worst images of one class, and its clearest.
 
@@ -101,19 +107,21 @@ def draw_gallery(
             sheet.add(TITLE)
             sheet.write(GAP, 14, f"{title} ({len(part)} of {len(rows):,})", fontsize=11, weight="bold")
         for start in range(0, len(part), columns):
-            _draw_row(sheet, root, part[start : start + columns], maps, scales)
+            _draw_row(sheet, data, part[start : start + columns], maps, scales)
     if scales:
         _draw_scale(sheet)
     return sheet
 
 
-def _draw_row(sheet: Sheet, root: Path, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales) -> None:
+def _draw_row(
+    sheet: Sheet, data: DataConfig, rows: pd.DataFrame, maps: dict[str, Maps], scales: Scales
+) -> None:
     strip = sheet.add(CAPTION + SIDE + GAP)
     step = WIDTH // (COLUMNS // 2 if scales else COLUMNS)
     for place, row in enumerate(rows.to_dict("records")):
-        tiles, fold = [image_tile(root, row, SIDE)], row["fold"]
+        tiles, fold = [image_tile(data, row, SIDE)], row["fold"]
         if row["image_id"] in maps[fold]:
-            plain = image_tile(root, row, SIDE, marked=False)
+            plain = image_tile(data, row, SIDE, marked=False)
             tiles.append(heat_tile(plain, maps[fold][row["image_id"]], scales[fold]))
         for number, tile in enumerate(tiles):
             left = GAP + place * step + number * (tile.shape[1] + GAP)

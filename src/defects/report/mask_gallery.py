@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, resolve
+from defects.config import Config
+from defects.config_data import DataConfig
 from defects.report.drawing import CONTOUR, image_tile, outline_around, shorten
 from defects.report.gallery import COLUMNS, GAP, LINE, MAP_CONTOUR, TITLE, WIDTH, Sheet
 from defects.report.masks import held_masks
@@ -55,19 +56,19 @@ def choose(rows: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:
 
 
 def _draw_tiles(config: Config, oof: pd.DataFrame, chosen: pd.DataFrame, side: int) -> Tiles:
-    wanted, root = set(zip(chosen["image_id"], chosen["target"], strict=True)), resolve(config.data.root)
+    wanted = set(zip(chosen["image_id"], chosen["target"], strict=True))
     rows = oof[oof["image_id"].isin(chosen["image_id"])]
     images = rows.drop_duplicates("image_id").set_index("image_id").to_dict("index")
     return {
-        (each.image_id, each.target): mask_tile(root, images[each.image_id], each.truth, mask, side)
+        (each.image_id, each.target): mask_tile(config.data, images[each.image_id], each.truth, mask, side)
         for each, mask in held_masks(config, rows)
         if (each.image_id, each.target) in wanted
     }
 
 
-def mask_tile(root: Path, row: dict, truth: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
+def mask_tile(data: DataConfig, row: dict, truth: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
     """uint8 [h, w, 3] of a row of images.csv, longer side `side`, with both masks [H, W] outlined."""
-    tile = image_tile(root, row, side, marked=False)
+    tile = image_tile(data, row, side, marked=False)
     outline_around(tile, truth, CONTOUR, gap=4)
     outline_around(tile, mask, MAP_CONTOUR, gap=2)  # where both agree, both lines are seen
     return tile

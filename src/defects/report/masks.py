@@ -8,7 +8,8 @@ import pandas as pd
 from defects.config import Config
 from defects.report import page
 from defects.scoring.dice import pair_dice
-from defects.scoring.masks import Candidate, Rule, to_mask
+from defects.scoring.mask_rules import Rule, to_mask
+from defects.scoring.masks import Candidate
 from defects.scoring.pixels import Maps
 from defects.submission.masks import candidates
 from defects.training.run import OOF_MAPS, run_folder

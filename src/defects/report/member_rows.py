@@ -1,13 +1,13 @@
 """Rows of pictures for an ensemble: an image, then the heat map of each member, with its probability."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from defects.config_data import DataConfig
 from defects.report.drawing import DEFECT, caption, image_tile, shorten
 from defects.report.gallery import CAPTION, COLUMNS, GAP, LINE, WIDTH, Scales, Sheet, heat_tile
 from defects.scoring.pixels import Maps
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
     texts: list[tuple[int, str, str]]
 
 
-def draw_rows(root: Path, rows: pd.DataFrame, blend: Member, members: list[Member]) -> Sheet:
+def draw_rows(data: DataConfig, rows: pd.DataFrame, blend: Member, members: list[Member]) -> Sheet:
     """`rows` of images.csv with label and fold, in the order to be shown.
 
     Members without maps are listed beside the image. As many images stand side by side as there is room for.
@@ -53,22 +53,22 @@ def draw_rows(root: Path, rows: pd.DataFrame, blend: Member, members: list[Membe
     width = 1 + any(not member.has_maps for member in members) + sum(member.has_maps for member in members)
     beside = max(1, COLUMNS // width)
     side = min(LARGEST, WIDTH // (beside * width) - GAP)
-    cells = [cell for row in rows.to_dict("records") for cell in _cells(root, row, blend, members, side)]
+    cells = [cell for row in rows.to_dict("records") for cell in _cells(data, row, blend, members, side)]
     sheet = Sheet()
     for start in range(0, len(cells), beside * width):
         _draw(sheet, cells[start : start + beside * width], side + GAP)
     return sheet
 
 
-def _cells(root: Path, row: Row, blend: Member, members: list[Member], side: int) -> list[Cell]:
+def _cells(data: DataConfig, row: Row, blend: Member, members: list[Member], side: int) -> list[Cell]:
     text = f"{caption(row['image_id'], row['kind'])}\n{blend.probability(row)}, fold {row['fold']}"
-    cells = [Cell(image_tile(root, row, side), [_above(text, blend.colour(row))])]
+    cells = [Cell(image_tile(data, row, side), [_above(text, blend.colour(row))])]
     listed = [member for member in members if not member.has_maps]
     if listed:
         step = 2 * LINE + GAP
         texts = [(CAPTION + k * step, *_says(member, row)) for k, member in enumerate(listed)]
         cells.append(Cell(None, texts))
-    plain = image_tile(root, row, side, marked=False)
+    plain = image_tile(data, row, side, marked=False)
     for member in members:
         if member.has_maps:
             cells.append(Cell(_heat(member, row, plain), [_above(*_says(member, row))]))

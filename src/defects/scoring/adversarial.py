@@ -19,25 +19,29 @@ from defects.config import Config
 from defects.data.split import load_folds
 from defects.files import read_json
 from defects.scoring.appearance import ABOUT, setting_features
-from defects.writing import sha256
+from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, settings_but
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap
+# Images are measured at a size of their own.
+NOT_THE_COMPARISON = ABOUT_THE_INDEX | {"data.image_size", "data.fit", "data.symmetries", "data.classes"}
 FILE = "adversarial.json"  # of the data set's folder
 DEGREES = {0.8: "clearly", 0.6: "partly", 0.0: "hardly"}  # from which AUROC the two sides are told apart so
 NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher nor lower
 
 
 def stored_comparison(config: Config) -> dict[str, Any] | None:
-    """What `src/explore.py` found, unless images.csv or the folds have changed since."""
+    """What `src/explore.py` found, unless the images, the folds or the settings have changed since."""
     found = read_json(config.dataset_dir / FILE) or {}
-    return found if found.get("inputs") == inputs(config) else None
+    return None if differences(found.get("inputs"), inputs(config)) else found
 
 
-def inputs(config: Config) -> dict[str, str]:
-    """sha256 of the tables that a comparison depends on."""
+def inputs(config: Config) -> Stamp:
+    """What a comparison depends on."""
+    siblings = settings_but(config.split.duplicates, set(), "split.duplicates.")
+    settings = settings_but(config.data, NOT_THE_COMPARISON, "data.") | siblings
     paths = [config.dataset_dir / name for name in ("images.csv", "folds.csv")]
-    return {path.name: sha256(path) for path in paths if path.exists()}
+    return {"settings": settings, "files": {path.name: content_of(path) for path in paths}}
 
 
 def in_short(found: dict[str, Any]) -> str:

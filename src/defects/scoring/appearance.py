@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, resolve
-from defects.config_data import DuplicateConfig
+from defects.config_data import DataConfig, DuplicateConfig
 from defects.data.duplicates import find_siblings, group_ids, thumbnail
 from defects.data.images import read_image
 from defects.data.prepare import load_images
@@ -35,7 +35,7 @@ def appearance_table(config: Config) -> pd.DataFrame:
     floats; `format .png` and the like are 0, 1.
     """
     images, settings = _sample(load_images(config)), config.split.duplicates
-    measure = partial(_measure_one, resolve(config.data.root), settings)
+    measure = partial(_measure_one, config.data, settings)
     rows = images.to_dict("records")
     found = thread_map(measure, rows, desc="measuring images", leave=False, disable=None)
     table = pd.DataFrame([features for features, _ in found])
@@ -74,16 +74,17 @@ def _groups(
 
 
 def _measure_one(
-    root: Path, settings: DuplicateConfig, row: dict[str, Any]
+    data: DataConfig, settings: DuplicateConfig, row: dict[str, Any]
 ) -> tuple[dict[str, float], np.ndarray]:
     """Features of a row of images.csv, and its thumbnail for the search for siblings."""
     width, height = row["width"], row["height"]
-    image = read_image(root / row["path"], (SIDE, SIDE))
+    path = resolve(data.root) / row["path"]
+    image = read_image(path, (SIDE, SIDE), bits=data.bits)
     of_file = {
         "width": float(width),
         "height": float(height),
         "width to height": width / height,
-        "bytes per pixel": (root / row["path"]).stat().st_size / (width * height),
+        "bytes per pixel": path.stat().st_size / (width * height),
     }
     features = of_file | picture_features(image)
     if settings.ignore:

@@ -8,6 +8,7 @@ import pandas as pd
 from defects.data import rle
 
 PAIR = ["image_id", "target"]
+NORMAL_QUANTILE_95 = 1.645
 
 
 def pair_dice(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -43,6 +44,24 @@ def mean_dice(table: pd.DataFrame) -> dict:
     """Means of a `dice_table`: dice, dice_non_empty (None if all are empty), pairs, non_empty; the same by
     class under `classes`."""
     return _means(table) | {"classes": {name: _means(rows) for name, rows in table.groupby("target")}}
+
+
+def dice_interval(table: pd.DataFrame, groups: pd.Series, new_images: int) -> tuple[float, float] | None:
+    """90 % interval of the mean Dice on `new_images` images, from a `dice_table` of others.
+
+    `groups` by image_id: siblings count as one. Normal approximation with the standard error of a ratio of
+    group totals (Cochran 1977, "Sampling Techniques", section 2.11), widened by the draw of the new images.
+    None for a single group.
+    """
+    pairs = table.groupby(table["image_id"].map(groups))["dice"].agg(["sum", "count"])
+    if len(pairs) < 2:
+        return None
+    mean = float(table["dice"].mean())
+    residuals = pairs["sum"] - mean * pairs["count"]
+    variance = (residuals**2).sum() * len(pairs) / (len(pairs) - 1) / len(table) ** 2
+    variance *= 1 + table["image_id"].nunique() / new_images
+    half_width = NORMAL_QUANTILE_95 * float(np.sqrt(variance))
+    return max(mean - half_width, 0.0), min(mean + half_width, 1.0)
 
 
 def _means(table: pd.DataFrame) -> dict:

@@ -107,8 +107,11 @@ class Ensemble:
         drawn = bootstrap(sample.labels, pair, sample.groups)
         return found[0] - found[1], float((drawn[:, 0] - drawn[:, 1]).std())
 
-    def promised(self, share: float | None = None) -> np.ndarray | None:
-        """0/1 [N] as `_nested`, the choice of the method included; thresholds for `share`, see thresholds."""
+    def predict_nested(self, share: float | None = None) -> np.ndarray | None:
+        """0/1 [N]: every image by all that is fitted and chosen on the other folds; None for a single fold.
+
+        Thresholds are those for a `share` of defects, see choose_threshold.
+        """
         return self._called(NOTHING_LEFT_OUT, lambda out: self.fit(self.choose(out), out), share)
 
     def _called(

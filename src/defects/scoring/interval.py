@@ -3,30 +3,51 @@
 import numpy as np
 from scipy.stats import beta
 
-from defects.scoring.thresholds import macro_f1, macro_f1_of_counts
+from defects.scoring.thresholds import macro_f1, macro_f1_of_counts, share_weights
 
 PRIOR = 0.5  # of Jeffreys, both ways
 
 
 def interval(
-    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, draws: int = 20_000
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    seed: int = 0,
+    draws: int = 20_000,
+    share: float | None = None,
+    share_error: float = 0.0,
+    new_images: int | None = None,
 ) -> tuple[float, float]:
-    """90 % interval of macro-F1 on new images with the same share of defects.
+    """90 % interval of macro-F1 on new images with a share of defects, by default that of `labels`.
 
-    The shares of defects found and of normal images rejected are drawn from their posteriors: binomial with
+    The rates of defects found and of normal images rejected are drawn from their posteriors: binomial with
     Jeffreys' prior (Brown, Cai & DasGupta 2001, "Interval estimation for a binomial proportion", section
     4.3; as there, it is widened to hold the value at hand), each group of siblings counting as the
     independent images it is worth (Kish 1965). Drawing the groups anew instead (bootstrap) is too sure where
     they are few: without a single defect found it has no width at all (measured: benchmarks/promise.py).
+
+    `share_error` is the standard error of an estimated share. With `new_images` it is the interval of the
+    macro-F1 of that many images, which varies with their draw too; without, that of infinitely many.
     """
-    random, share = np.random.default_rng(seed), float(np.mean(labels))
+    random = np.random.default_rng(seed)
     found, rejected = (
         posterior(predicted[labels == label], groups[labels == label]).rvs(draws, random_state=random)
         for label in (1, 0)
     )
-    tp, fp = share * found, (1 - share) * rejected
-    drawn = macro_f1_of_counts(tp, fp, share - tp, 1 - share - fp)
-    value = macro_f1(labels, predicted)
+    expected_share = float(np.mean(labels)) if share is None else share
+    shares = np.full(draws, expected_share)
+    if share_error > 0:
+        shares = random.normal(expected_share, share_error, draws).clip(0, 1)
+    if new_images is not None:
+        defects = np.rint(new_images * shares).astype(int)
+        normal = new_images - defects
+        shares = defects / new_images
+        found = random.binomial(defects, found) / np.maximum(defects, 1)
+        rejected = random.binomial(normal, rejected) / np.maximum(normal, 1)
+    tp, fp = shares * found, (1 - shares) * rejected
+    drawn = macro_f1_of_counts(tp, fp, shares - tp, 1 - shares - fp)
+    weights = None if share is None else share_weights(labels, share)
+    value = macro_f1(labels, predicted, weights)
     low, high = np.quantile(drawn, [0.05, 0.95])
     return min(float(low), value), max(float(high), value)
 

@@ -1,4 +1,4 @@
-"""From probability maps to masks: thresholds of labels and pixels and smallest areas, fitted out of fold."""
+"""Mask rules fitted out of fold: thresholds of labels and pixels, and smallest areas."""
 
 from collections.abc import Iterable
 from itertools import product
@@ -9,20 +9,12 @@ import numpy as np
 import pandas as pd
 
 from defects.data.images import resize
+from defects.scoring.mask_rules import Rule
 from defects.scoring.thresholds import between
 
 PIXELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # thresholds tried
 COMPONENTS = (0.0, 0.0004, 0.0015)  # shares of the image tried
 CHOICES = list(product(PIXELS, COMPONENTS))
-
-
-class Rule(NamedTuple):
-    """How a map of one class becomes a mask; the defaults are those of somebody who tunes nothing."""
-
-    label: float = 0.5  # probability of the class from which on anything is marked
-    pixel: float = 0.5  # probability from which on a pixel is marked
-    component: float = 0.0  # share of the image: connected parts below it are removed
-    area: float = 0.0  # share of the image: a mask below it in all is emptied
 
 
 class Candidate(NamedTuple):
@@ -34,30 +26,6 @@ class Candidate(NamedTuple):
     label: float
     probabilities: np.ndarray
     truth: np.ndarray
-
-
-def marked(probabilities: np.ndarray, size: tuple[int, int], pixel: float, component: float) -> np.ndarray:
-    """bool [H, W]: pixels of a map, brought bilinearly to `size`, in parts that are large enough."""
-    if probabilities.max() < pixel:
-        return np.zeros(size, bool)
-    mask = resize(probabilities.astype(np.float32), size) >= pixel
-    return remove_small(mask, component * mask.size) if component else mask
-
-
-def remove_small(mask: np.ndarray, pixels: float) -> np.ndarray:
-    """Without its 8-connected parts of fewer than `pixels` pixels."""
-    _, part, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    large = facts[:, cv2.CC_STAT_AREA] >= pixels
-    large[0] = False  # the background
-    return large[part]
-
-
-def to_mask(probabilities: np.ndarray, label: float, size: tuple[int, int], rule: Rule) -> np.ndarray:
-    """bool [H, W] by a rule; `label` is the probability that the class is there at all."""
-    if label < rule.label:
-        return np.zeros(size, bool)
-    mask = marked(probabilities, size, rule.pixel, rule.component)
-    return mask if mask.mean() >= rule.area else np.zeros(size, bool)
 
 
 def measure(candidates: Iterable[Candidate]) -> pd.DataFrame:
@@ -103,6 +71,8 @@ def fit_rules(outcomes: pd.DataFrame) -> dict[str, Rule]:
 
 
 def _fit(outcomes: pd.DataFrame) -> Rule:
+    if (outcomes["empty"] == 1).all():
+        return Rule()  # fitted to images without the class alone, it would never mark anything
     found = []
     for (pixel, component), rows in outcomes.groupby(["pixel", "component"]):
         kept, empty = rows["dice"].to_numpy(), rows["empty"].to_numpy()

@@ -1,10 +1,9 @@
 """What a submission turned out to be worth, once the answers are known."""
 
-import numpy as np
 import pandas as pd
 
 from defects.scoring.estimate import rank_metrics
-from defects.scoring.thresholds import best_threshold, macro_f1
+from defects.scoring.thresholds import best_threshold, macro_f1, share_weights
 
 
 def outcome(table: pd.DataFrame, training_share: float) -> dict[str, float | None]:
@@ -24,11 +23,3 @@ def outcome(table: pd.DataFrame, training_share: float) -> dict[str, float | Non
         "defect_share": float(labels.mean()),
         "training_share": training_share,
     }
-
-
-def share_weights(labels: np.ndarray, share: float) -> np.ndarray:
-    """Weights [N] of mean 1 that give the defective images the stated share of the total."""
-    found = labels.mean()
-    if found in (0.0, 1.0):
-        return np.ones(len(labels))
-    return np.where(labels == 1, share / found, (1 - share) / (1 - found))

@@ -108,6 +108,26 @@ class Maps(Mapping[str, np.ndarray]):
         return len(self.archive)
 
 
+class CellCounts:
+    """How often each half-precision value occurs in maps: exact quantiles without keeping the maps."""
+
+    def __init__(self):
+        self.counts = np.zeros(LEVELS, np.int64)  # by the bits of the value
+
+    def add(self, plane: np.ndarray) -> None:
+        """Take in a map, float16 [h, w]."""
+        bits = np.ascontiguousarray(plane, np.float16).view(np.uint16)
+        self.counts += np.bincount(bits.ravel(), minlength=LEVELS)
+
+    def quantile(self, share: float) -> float:
+        """The smallest value that at least this share of all cells does not exceed."""
+        present = np.flatnonzero(self.counts)
+        values = present.astype(np.uint16).view(np.float16).astype(float)
+        order = np.argsort(values)
+        up_to = self.counts[present][order].cumsum()
+        return float(values[order][np.searchsorted(up_to, share * up_to[-1])])
+
+
 def _levels(scores: np.ndarray) -> np.ndarray:
     """Whole numbers below LEVELS in the order of the scores, equal for scores equal in half precision."""
     bits = (scores.astype(np.float16) + np.float16(0)).view(np.uint16)  # + 0: there are two zeros

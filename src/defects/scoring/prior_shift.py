@@ -1,4 +1,4 @@
-"""Another share of defects among the test images than among the training images, and its threshold."""
+"""Another share of defects among the test images than among the training images."""
 
 from typing import NamedTuple
 
@@ -57,28 +57,27 @@ def counted_share(labels: np.ndarray, called: np.ndarray, new_called: np.ndarray
 def prior_shift(
     labels: np.ndarray, scores: np.ndarray, new: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
 ) -> dict:
-    """Thresholds on `scores` [N] for the training share and for that of the test scores `new` [T].
+    """The share of defects behind the test scores `new` [T], from the out-of-fold `scores` [N].
 
-    Plain values: training_share, estimated_share, counted_share with counted_error, `doubt` (why the estimate
-    is not to be trusted, None if it is), and under `thresholds` for `train` and `estimated` the share, the
-    score_threshold and the number of test images that it calls defective. Without defects, or without normal
-    images, there is no estimated share.
+    Plain values: training_share, estimated_share, counted_share with counted_error, and `doubt` (why the
+    estimate is not to be trusted, None if it is). Without defects, or without normal images, there is no
+    estimated share.
     """
-    plain = choose_threshold(labels, scores, rule, fpr)
     found = {
         "training_share": float(labels.mean()),
-        **dict.fromkeys(["estimated_share", "counted_share", "counted_error"]),
+        "estimated_share": None,
+        "counted_share": None,
+        "counted_error": None,
         "doubt": "one class only among the out-of-fold images",
-        "thresholds": {"train": _threshold(float(labels.mean()), plain, new)},
     }
-    if 0 < labels.mean() < 1:
-        share = estimate_share(fit_calibration(labels, scores)(new), labels.mean())
-        count = counted_share(labels, scores >= plain, new >= plain)
-        cut = choose_threshold(labels, scores, rule, fpr, share)
-        found["thresholds"]["estimated"] = _threshold(share, cut, new)
-        found |= {"estimated_share": share, "doubt": doubt(share, count, len(new))}
-        if count is not None:
-            found |= {"counted_share": count.share, "counted_error": count.error}
+    if labels.all() or not labels.any():
+        return found
+    share = estimate_share(fit_calibration(labels, scores)(new), labels.mean())
+    threshold = choose_threshold(labels, scores, rule, fpr)
+    count = counted_share(labels, scores >= threshold, new >= threshold)
+    found |= {"estimated_share": share, "doubt": doubt(share, count, len(new))}
+    if count is not None:
+        found |= {"counted_share": count.share, "counted_error": count.error}
     return found
 
 
@@ -91,15 +90,6 @@ def doubt(share: float, count: Count | None, images: int) -> str | None:
     if abs(share - count.share) > 2 * count.error:
         return f"counting says {count.share:.1%} ± {count.error:.1%}"
     return None
-
-
-def _threshold(share: float, cut: float, new: np.ndarray) -> dict:
-    return {
-        "share": share,
-        "threshold": float(expit(cut)),
-        "score_threshold": cut,
-        "called_defective": int((new >= cut).sum()),
-    }
 
 
 def _smoothed(value: float, count: int) -> float:

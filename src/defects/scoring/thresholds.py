@@ -33,6 +33,14 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | No
     )
 
 
+def share_weights(labels: np.ndarray, share: float) -> np.ndarray:
+    """Weights [N] of mean 1 that give the defective images the stated share of the total."""
+    found = labels.mean()
+    if found in (0.0, 1.0):
+        return np.ones(len(labels))
+    return np.where(labels == 1, share / found, (1 - share) / (1 - found))
+
+
 def choose_threshold(
     labels: np.ndarray,
     scores: np.ndarray,

@@ -5,26 +5,27 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
-from defects.config import Config
+from defects.config import Config, ThresholdConfig
 from defects.errors import UserError
 from defects.scoring.blending import check_scores, experiment_scores, join, join_images
+from defects.scoring.decision import Decision, decide, submitted_prior
 from defects.scoring.ensemble import Blend, Ensemble, Sample, methods_table
 from defects.scoring.estimate import estimate
-from defects.scoring.outcome import share_weights
 from defects.scoring.prior_shift import prior_shift
 from defects.scoring.scales import fit_calibration
-from defects.scoring.thresholds import macro_f1
 from defects.training.experiments import aligned_oof, check_data, seeds_of
 from defects.training.inference import load_test
 from defects.training.run import load_oof
 
 
 def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict, pd.Series]:
-    """What is found out about the blend, as plain values, and its test scores as log-odds, by image_id.
+    """What is found out about the blend, and its test scores as log-odds, by image_id.
 
     `ensemble`: scale, method, a row for each method; `estimate`: scoring.estimate's, at the training share of
-    defects; `prior`: scoring.prior_shift's, and which threshold is `used`; `seeds`: see seed_spread. Raises
-    UserError for members that do not match, and for scores that nothing can be made of.
+    defects; `prior`: scoring.prior_shift's; `decisions`: the Decision for the training share (`train`) and,
+    where there is one, for the estimated share (`estimated`); `decision`: the one that is submitted; `seeds`:
+    see seed_spread. All but decisions are plain values. Raises UserError for members that do not match, and
+    for scores that nothing can be made of.
     """
     images, held, new = load_members(config, members)
     labels = images["label"].to_numpy(dtype=int)
@@ -33,6 +34,8 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
     method = ensemble.choose()
     held_scores, new_scores = blended(ensemble.fit(method), sample, new.to_numpy())
     rule = config.threshold.rule, config.threshold.fpr
+    prior = prior_shift(labels, held_scores, new_scores, *rule)
+    decisions = decide_for_shares(config.threshold, ensemble, held_scores, new_scores, prior)
     found = {
         "ensemble": {
             "scale": ensemble.scale,
@@ -40,14 +43,42 @@ def blend_experiments(config: Config, members: dict[str, Config]) -> tuple[dict,
             "chosen": ensemble.is_chosen,
             "methods": methods_table(ensemble, list(members)),
         },
-        "estimate": estimate(images.assign(score=held_scores), *rule, ensemble.promised()),
-        "prior": prior_shift(labels, held_scores, new_scores, *rule) | {"used": "train"},
+        "estimate": estimate(images.assign(score=held_scores), *rule, ensemble.predict_nested()),
+        "prior": prior,
+        "decision": decisions[submitted_prior(config.threshold, prior)],
+        "decisions": decisions,
         "seeds": seed_spread(config, list(members)),
     }
-    _promise_at_shares(found["prior"], ensemble)
-    if config.threshold.prior == "estimated" and found["prior"]["doubt"] is None:
-        found["prior"]["used"] = "estimated"
     return found, pd.Series(new_scores, new.index)
+
+
+def decide_for_shares(
+    settings: ThresholdConfig,
+    ensemble: Ensemble,
+    held_scores: np.ndarray,
+    new_scores: np.ndarray,
+    prior: dict,
+) -> dict[str, Decision]:
+    """The decision for the training share of defects, and for the estimated one if `prior` has it."""
+    sample = ensemble.sample
+    decisions = {
+        "train": decide(
+            sample.labels, held_scores, ensemble.predict_nested(), sample.groups, new_scores, settings
+        )
+    }
+    share = prior["estimated_share"]
+    if share is not None:
+        decisions["estimated"] = decide(
+            sample.labels,
+            held_scores,
+            ensemble.predict_nested(share),
+            sample.groups,
+            new_scores,
+            settings,
+            estimated_share=share,
+            share_error=prior["counted_error"] or 0.0,
+        )
+    return decisions
 
 
 def load_members(
@@ -100,12 +131,3 @@ def _nested_macro_f1(run: Config) -> float | None:
     with suppress(UserError):
         return estimate(aligned_oof(run), run.threshold.rule, run.threshold.fpr)["nested_macro_f1"]
     return None
-
-
-def _promise_at_shares(prior: dict, ensemble: Ensemble) -> None:
-    """Nested macro-F1 by each threshold's rule, at the share of defects that it is best for."""
-    labels = ensemble.sample.labels
-    for name, cut in prior["thresholds"].items():
-        nested = ensemble.promised(None if name == "train" else cut["share"]) if labels.any() else None
-        weights = share_weights(labels, cut["share"])
-        cut["nested_macro_f1"] = None if nested is None else macro_f1(labels, nested, weights)

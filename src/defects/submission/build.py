@@ -7,9 +7,10 @@ from scipy.special import expit
 
 from defects.config import Config, resolve
 from defects.data.prepare import load_images, sample_ids
-from defects.errors import UserError
+from defects.errors import UserError, shorten_names
 from defects.files import write_csv, write_json
 from defects.scoring.adversarial import stored_comparison
+from defects.scoring.decision import Decision
 from defects.submission.blend import blend_experiments
 from defects.writing import sha256
 
@@ -19,32 +20,33 @@ SCORES = ("fold*/oof.csv", "test.csv")  # of an experiment's folder
 def build_submission(config: Config, experiments: list[str], path: Path) -> dict:
     """Blend the experiments, choose the threshold on out-of-fold scores, write `path`.
 
-    Beside it: <name>.json (weights, threshold, estimate, sha256 of the file and of every input; see
+    Beside it: <name>.json (weights, decision, estimate, sha256 of the file and of every input; see
     submission.blend; adversarial: whether training and test images differ, None if nobody looked) and
     <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
     UserError for members that do not match.
     """
     members, ids = members_of(config, experiments), submission_ids(config)
     found, scores = blend_experiments(config, members)
+    decision: Decision = found["decision"]
     scores = scores.reindex(ids.index)
-    cut = found["prior"]["thresholds"][found["prior"]["used"]]
-    answers = (scores >= cut["score_threshold"]).where(scores.notna())
+    answers = (scores >= decision.score_threshold).where(scores.notna())
     table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
     validate(table, ids.tolist(), path)
     summary = {
         "data": config.data.name,
         "weights": found["ensemble"]["methods"][found["ensemble"]["method"]]["weights"],
-        "threshold": cut["threshold"],
-        "called_defective": int(table["answer"].sum()),
         "images": len(table),
         **found,
+        "decision": decision.to_json(),
+        "decisions": {prior: each.to_json() for prior, each in found["decisions"].items()},
         "adversarial": stored_comparison(config),
         "inputs": input_hashes(members),
     }
     shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
-    write_csv(path.with_suffix(".scores.csv"), shown.reset_index())
+    scores_file = path.with_suffix(".scores.csv")
+    write_csv(scores_file, shown.reset_index())
     write_csv(path, table.astype({"answer": int}))
-    summary["sha256"] = sha256(path)
+    summary["sha256"], summary["scores_sha256"] = sha256(path), sha256(scores_file)
     write_json(path.with_suffix(".json"), summary)
     return summary
 
@@ -65,7 +67,7 @@ def submission_ids(config: Config) -> pd.Series:
 def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
     """UserError unless `table` is ImageId, answer with exactly `ids` in order and answers 0 or 1."""
     if list(table.columns) != ["ImageId", "answer"]:
-        raise UserError(f"{path}: its columns are {', '.join(table.columns)}; expected ImageId, answer")
+        raise UserError(f"{path}: its columns are {shorten_names(table.columns)}; expected ImageId, answer")
     if table["ImageId"].tolist() != list(ids):
         found = set(table["ImageId"])
         missing, extra = sorted(set(ids) - found)[:3], sorted(found - set(ids))[:3]

@@ -24,15 +24,15 @@ def run_notebook(bundle: Bundle) -> list[str]:
     """
     state = _state(bundle)
     if "dataset" not in state:
-        _note(bundle, state, dataset=_upload(bundle))
+        state = _note(bundle, state | {"dataset": _upload(bundle)})
     _wait_for_dataset(bundle, state["dataset"])
     if "kernel" not in state:
-        _note(bundle, state, kernel=_push(bundle))
+        state = _note(bundle, state | {"kernel": _push(bundle)})
     try:
         _wait_for_run(bundle.kernel)
     except RunFailed:
-        state.pop("kernel")  # the next call pushes it again
-        _note(bundle, state)
+        # The next call pushes it again.
+        _note(bundle, {name: value for name, value in state.items() if name != "kernel"})
         raise
     return options(bundle, str(state["kernel"]))
 
@@ -76,9 +76,10 @@ def _state(bundle: Bundle) -> dict:
     return state if state and state["sha256"] == bundle.sha256 else {"sha256": bundle.sha256}
 
 
-def _note(bundle: Bundle, state: dict, **done: int) -> None:
-    state.update(done)
+def _note(bundle: Bundle, state: dict) -> dict:
+    """Keep what is done; returns it."""
     write_json(bundle.folder / "state.json", state)
+    return state
 
 
 def _upload(bundle: Bundle) -> int:

@@ -1,4 +1,4 @@
-"""submissions/ledger.csv: every submission that was sent, with what was promised and what came of it."""
+"""submissions/ledger.csv: every submission that was sent, with its expected score and the score obtained."""
 
 from pathlib import Path
 
@@ -15,11 +15,14 @@ COLUMNS = [
     "sha256",
     "options",  # of `kaggle competitions submit`
     "experiments",
-    "nested_macro_f1",
-    "interval_low",
+    "metric",  # macro-F1, or Dice for masks; this and the next seven as in scoring.decision
+    "expected_score",
+    "interval_low",  # of 90 %
     "interval_high",
+    "share",  # of defects that the expected score is for
+    "prior",  # train: the out-of-fold images have this share; estimated: the test images, by their scores
+    "rule",
     "threshold",
-    "nested_dice",  # of masks, which have no macro-F1; if untuned, nothing is fitted and it is the plain one
     "ref",  # Kaggle's number
     "status",  # sending: Kaggle was called, and whether it took the file was not learnt yet
     "public_score",

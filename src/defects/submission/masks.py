@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,10 @@ from defects.data.rle_table import Form, check_runs, read_rle_table, table_form,
 from defects.errors import UserError
 from defects.files import write_json
 from defects.scoring.adversarial import stored_comparison
-from defects.scoring.dice import PAIR, mean_dice
-from defects.scoring.masks import Candidate, Rule, dice_under, fit_rules, measure, nested_dice, to_mask
+from defects.scoring.decision import Decision
+from defects.scoring.dice import PAIR, dice_interval, mean_dice
+from defects.scoring.mask_rules import Rule, to_mask
+from defects.scoring.masks import Candidate, dice_under, fit_rules, measure, nested_dice
 from defects.scoring.pixels import Maps
 from defects.submission.build import input_hashes, members_of
 from defects.training.inference import load_test
@@ -32,33 +35,28 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     Members that do not segment have their say in whether a class is there, those that do also in
     where. The rules are those fitted, if their nested Dice is above that of the default rule, else the
     latter: tuned thresholds overfit. Beside it both (<name>.tuned.csv, <name>.untuned.csv), and <name>.json:
-    weights, rules, estimates, sha256 of every file and input; its content is returned. Raises
-    UserError if no member has maps.
+    weights, rules, estimates, the decision of each file, sha256 of every file and input; its content is
+    returned. Raises UserError if no member has maps.
     """
-    members, classes = members_of(config, experiments), config.data.classes
+    members = members_of(config, experiments)
     order, form = expected_rows(config)
-    held = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
-    outcomes = measure(candidates(config, members, held))
-    rules, plain = fit_rules(outcomes), dict.fromkeys(classes, Rule())
-    nested = nested_dice(outcomes)
-    estimates = {
-        "untuned": mean_dice(dice_under(outcomes, plain)),
-        "tuned_nested": None if nested is None else mean_dice(nested),
-        "tuned_optimistic": mean_dice(dice_under(outcomes, rules)),
-    }
-    better = nested is not None and estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    choice = choose_rules(config, members)
+    images = order["image_id"].nunique()
+    decisions = {rule: decide_masks(choice, rule, images) for rule in choice.rules}
     summary = {
         "data": config.data.name,
         "weights": {name: 1 / len(experiments) for name in experiments},
-        "images": order["image_id"].nunique(),
-        "rules": {name: rule._asdict() for name, rule in rules.items()},
-        "chosen": "tuned" if better else "untuned",
-        "estimate": estimates,
+        "images": images,
+        "rules": {name: rule._asdict() for name, rule in choice.rules["tuned"].items()},
+        "chosen": choice.chosen,
+        "decision": decisions[choice.chosen].to_json(),
+        "decisions": {rule: decision.to_json() for rule, decision in decisions.items()},
+        "estimate": choice.estimates,
         "adversarial": stored_comparison(config),
         "inputs": input_hashes(members, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
-    choices = {"tuned": rules, "untuned": plain}
-    tables = dict(zip(choices, _test_runs(config, members, order, list(choices.values())), strict=True))
+    runs = _test_runs(config, members, order, list(choice.rules.values()))
+    tables = dict(zip(choice.rules, runs, strict=True))
     for name, table in tables.items():
         write_rle_table(path.with_suffix(f".{name}.csv"), table, form)
     write_rle_table(path, tables[summary["chosen"]], form)
@@ -68,8 +66,70 @@ def build_mask_submission(config: Config, experiments: list[str], path: Path) ->
     return summary
 
 
+class RuleChoice(NamedTuple):
+    """What the out-of-fold maps say of the mask rules `tuned` and `untuned`, and which of them is `chosen`.
+
+    `rules` by class. `scored`: the Dice of every image and class, of the tuned rules with those fitted on the
+    other folds, None for a single fold. `estimates` are means of it. `groups` of siblings and `has_defect`
+    are by image_id.
+    """
+
+    rules: dict[str, dict[str, Rule]]
+    chosen: str
+    scored: dict[str, pd.DataFrame | None]
+    estimates: dict[str, dict | None]
+    groups: pd.Series
+    has_defect: pd.Series
+
+
+def choose_rules(config: Config, members: dict[str, Config]) -> RuleChoice:
+    """Fit the mask rules of a blend on its out-of-fold maps; chosen if their nested Dice beats the untuned.
+
+    Raises UserError if no member has maps.
+    """
+    classes = config.data.classes
+    oof = {name: load_oof(member, tuple(classes)) for name, member in members.items()}
+    outcomes = measure(candidates(config, members, oof))
+    rules = {"tuned": fit_rules(outcomes), "untuned": dict.fromkeys(classes, Rule())}
+    scored = {"tuned": nested_dice(outcomes), "untuned": dice_under(outcomes, rules["untuned"])}
+    estimates = {
+        "untuned": mean_dice(scored["untuned"]),
+        "tuned_nested": None if scored["tuned"] is None else mean_dice(scored["tuned"]),
+        "tuned_optimistic": mean_dice(dice_under(outcomes, rules["tuned"])),
+    }
+    is_better = scored["tuned"] is not None and (
+        estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
+    )
+    groups = next(iter(oof.values())).drop_duplicates("image_id").set_index("image_id")["group"]
+    has_defect = outcomes.groupby("image_id")["empty"].min() == 0
+    return RuleChoice(rules, "tuned" if is_better else "untuned", scored, estimates, groups, has_defect)
+
+
+def decide_masks(choice: RuleChoice, rule: str, new_images: int) -> Decision:
+    """The decision to submit the masks of a rule (tuned, untuned), for the training share of defects."""
+    scored = choice.scored[rule]
+    expected_score = None
+    interval_90 = None
+    if scored is not None:
+        expected_score = float(scored["dice"].mean())
+        interval_90 = dice_interval(scored, choice.groups, new_images)
+    return Decision(
+        metric="Dice",
+        rule=rule,
+        prior="train",
+        share=float(choice.has_defect.mean()),
+        threshold=None,
+        score_threshold=None,
+        called_defective=None,
+        expected_score=expected_score,
+        interval_90=interval_90,
+    )
+
+
 def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
-    """image_id, target of every row to be submitted, as the sample lists them, and its form.
+    """image_id, target, written_id of every row to be submitted, as the sample lists them, and its form.
+
+    `written_id` is the image's id in the sample, which may lack the suffix.
 
     Without a sample every test image with every class, by id. Raises UserError if the sample is of other
     images than the test images.
@@ -77,23 +137,28 @@ def expected_rows(config: Config) -> tuple[pd.DataFrame, Form]:
     images, classes = load_images(config), config.data.classes
     if config.data.sample_submission is None:
         ids = images.loc[images["split"] == "test", "image_id"]
-        return pd.DataFrame(product(ids, classes), columns=PAIR), "joined"
-    sample_ids(config.data, images)
+        pairs = pd.DataFrame(product(ids, classes), columns=PAIR)
+        return pairs.assign(written_id=pairs["image_id"]), "joined"
+    image_of = {written: image for image, written in sample_ids(config.data, images).items()}
     sample = resolve(config.data.root) / config.data.sample_submission
-    return read_rle_table(sample, classes)[PAIR], table_form(sample)
+    pairs = read_rle_table(sample, classes)[PAIR]
+    images = pairs["image_id"].map(image_of).astype("str")
+    return pairs.assign(image_id=images, written_id=pairs["image_id"]), table_form(sample)
 
 
 def check_masks(config: Config, path: Path) -> None:
     """UserError unless `path` has the rows to be submitted, in order, each with a mask of its image."""
-    (expected, form), table = expected_rows(config), read_rle_table(path, config.data.classes)
-    if table_form(path) != form or not table[PAIR].equals(expected):
+    rows, form = expected_rows(config)
+    table = read_rle_table(path, config.data.classes)
+    expected = rows[PAIR].assign(image_id=rows["written_id"])
+    if table_form(path) != form or not table[PAIR].reset_index(drop=True).equals(expected):
         found, wanted = (set(each.itertuples(index=False, name=None)) for each in (table[PAIR], expected))
         missing, extra = (sorted(map("_".join, rows))[:3] for rows in (wanted - found, found - wanted))
         raise UserError(
             f"{path}: its rows differ from the sample's (missing {missing}, unknown {extra}, or order, or "
             "columns): run src/ensemble.py again"
         )
-    check_runs(table, image_sizes(load_images(config)), path)
+    check_runs(table.assign(image_id=rows["image_id"]), image_sizes(load_images(config)), path)
 
 
 def candidates(
@@ -128,7 +193,7 @@ def _test_runs(
             label = blend.labels[image_id, name]
             for runs, rules in zip(found, choices, strict=True):
                 runs[image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
-    keys = list(order.itertuples(index=False, name=None))
+    keys = list(order[PAIR].itertuples(index=False, name=None))
     return [order.assign(runs=[runs[key] for key in keys]) for runs in found]
 
 

@@ -3,7 +3,7 @@
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from defects.config import Config
 from defects.errors import UserError
 from defects.files import read_csv, read_json
+from defects.scoring.decision import Decision
 from defects.submission.build import submission_ids, validate
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
@@ -19,12 +20,12 @@ from defects.writing import sha256
 
 TAG_LENGTH = 12  # hexadecimal digits
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
-RULES = {"tuned": "tuned_nested", "untuned": "untuned"}  # of masks -> the estimate that promises their Dice
+RULES = ("tuned", "untuned")  # of masks
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A file that passed validation and what its JSON promises."""
+    """A file that passed validation, and its JSON."""
 
     path: Path
     sha256: str
@@ -40,7 +41,7 @@ class Submission:
             "file": self.path.name,
             "sha256": self.sha256,
             "experiments": " ".join(self.summary["weights"]),
-            **_promised(self.summary),
+            **_decision_columns(Decision.from_json(self.summary["decision"])),
             "status": "sending",
         }
 
@@ -62,45 +63,53 @@ def load_submission(config: Config, path: Path, message: str | None) -> Submissi
         found = summary.get("data")
         raise UserError(f"{path} was made for {found}, not {config.data.name}: name its --config")
     try:
-        return Submission(path, digest, summary, message or _promise(summary))
+        decision = Decision.from_json(summary["decision"])
+        described = f"{_join_names(summary['weights'])}: {decision.text()}"
+        return Submission(path, digest, summary, message or described)
     except (LookupError, TypeError, ValueError):
-        raise UserError(f"the JSON beside {path} is not whole: run src/ensemble.py again") from None
+        raise UserError(
+            f"the JSON beside {path} is not whole, or of an older version: run src/ensemble.py again"
+        ) from None
 
 
 def _summary(path: Path, digest: str) -> dict:
     """The JSON of a file: <name>.tuned.csv and <name>.untuned.csv share that of <name>.csv.
 
-    What it says was `chosen` is then the rules of the file itself.
+    What it says was `chosen`, and the decision, are then those of the file itself.
     """
     beside, (name, _, rules) = path.with_suffix(".json"), path.stem.rpartition(".")
     shared = rules in RULES and not beside.exists()
     beside = path.with_name(f"{name}.json") if shared else beside
     summary = read_json(beside) or {}
     if shared:
-        summary |= {"chosen": rules, "sha256": summary.get("files", {}).get(rules)}
+        summary["chosen"] = rules
+        summary["sha256"] = summary.get("files", {}).get(rules)
+        summary["decision"] = summary.get("decisions", {}).get(rules)
     if summary.get("sha256") != digest:
         raise UserError(f"{beside} does not belong to {path.name}: run src/ensemble.py or src/infer.py again")
     return summary
 
 
-def _promise(summary: dict) -> str:
-    promised, names = _promised(summary), " + ".join(summary["weights"])
-    nested = promised.get("nested_macro_f1", promised.get("nested_dice"))
-    return names if nested is None else f"{names}, out of fold {nested:.4f}"
+def _join_names(experiments: Iterable[str]) -> str:
+    """Their names; of many the first three and how many more."""
+    names = list(experiments)
+    if len(names) > 3:
+        return f"{' + '.join(names[:3])} and {len(names) - 3} more"
+    return " + ".join(names)
 
 
-def _promised(summary: dict) -> dict:
-    """The ledger's columns of what the JSON promises: macro-F1 of answers, Dice of masks by their rules."""
-    estimate = summary["estimate"]
-    if "chosen" in summary:
-        found = estimate[RULES[summary["chosen"]]]
-        return {"nested_dice": found and found["dice"]}
-    low, high = estimate["interval_90"] or ("", "")
+def _decision_columns(decision: Decision) -> dict:
+    """The ledger's columns of what was decided; empty where something is not known."""
+    low, high = decision.interval_90 or ("", "")
     return {
-        "nested_macro_f1": estimate["nested_macro_f1"],
+        "metric": decision.metric,
+        "expected_score": decision.expected_score,
         "interval_low": low,
         "interval_high": high,
-        "threshold": summary["threshold"],
+        "share": decision.share,
+        "prior": decision.prior,
+        "rule": decision.rule,
+        "threshold": decision.threshold,
     }
 
 

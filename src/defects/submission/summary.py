@@ -1,4 +1,4 @@
-"""A submission of whatever kind the data set asks for, and what it promises, in words."""
+"""A submission of whatever kind the data set asks for, and the score expected of it, in words."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 
 from defects.config import Config
 from defects.scoring.adversarial import in_short, stored_comparison
+from defects.scoring.decision import Decision
 from defects.submission.build import build_submission
 from defects.submission.masks import build_mask_submission
 
@@ -26,37 +27,54 @@ def build_and_print(config: Config, experiments: list[str], path: Path) -> None:
 
 
 def mask_lines(summary: dict) -> list[str]:
-    """Estimates of Dice, and the rule of each class."""
-    lines = [f"{'out-of-fold Dice':26}{'all pairs':>11}{'not empty':>11}"]
+    """The decision, the estimates of Dice, and the rule of each class."""
+    lines = [
+        f"submitted                 {Decision.from_json(summary['decision']).text()}",
+        f"{'out-of-fold Dice':26}{'all pairs':>11}{'not empty':>11}",
+    ]
     for name, found in summary["estimate"].items():
         if found is not None:
             figures = "".join(f"{found[name] or 0:11.4f}" for name in ("dice", "dice_non_empty"))
             lines.append(f"  {name.replace('_', ', '):24}{figures}")
-    lines.append(f"{'masks':26}{summary['chosen']:>11}")
     for name, rule in summary["rules"].items():
         lines.append(f"class {name:20}" + ", ".join(f"{key} {value:.4g}" for key, value in rule.items()))
     return lines
 
 
 def answer_lines(summary: dict) -> list[str]:
-    """The methods, the promised macro-F1, the thresholds, and what they do to the images."""
-    found, prior = summary["estimate"], summary["prior"]
+    """The methods, the decision and the one for the other share of defects, and what is known out of fold."""
+    found = summary["estimate"]
     (tn, fp), (fn, tp) = found["confusion_matrix"]
-    called = f"{summary['called_defective']} of {summary['images']} test images"
     folds = f"({found['defects']} defective), folds {', '.join(found['folds'])}"
     lines = [
         *_method_lines(summary["ensemble"]),
+        *_decision_lines(summary),
+        *_share_lines(summary["prior"]),
         f"out-of-fold images        {found['images']} {folds}",
-        *_promise(found),
+        *_training_share_lines(found),
         *_seed_lines(summary["seeds"]),
-        f"threshold                 {found['threshold']:.4f}, by {found['rule']}",
-        f"confusion                 {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected",
-        *_prior_lines(prior, summary["images"]),
+        f"  confusion               {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected",
     ]
     if found["auroc"] is not None:
         ranked = f"{found['auroc']:.4f}, {found['average_precision']:.4f}"
         lines.append(f"AUROC, average precision  {ranked}")
-    return [*lines, f"called defective          {called}"]
+    return lines
+
+
+def _decision_lines(summary: dict) -> list[str]:
+    """What is submitted, then the decision for the other share of defects."""
+    submitted = Decision.from_json(summary["decision"])
+    lines = [
+        f"submitted                 {submitted.text()}",
+        f"  called defective        {submitted.called_defective} of {summary['images']} test images",
+    ]
+    for prior, values in summary["decisions"].items():
+        if prior != submitted.prior:
+            other = Decision.from_json(values)
+            lines.append(f"not submitted             {other.text()}")
+            called = f"{other.called_defective} of {summary['images']} test images"
+            lines.append(f"  called defective        {called}")
+    return lines
 
 
 def _method_lines(ensemble: dict) -> list[str]:
@@ -79,24 +97,19 @@ def _method_lines(ensemble: dict) -> list[str]:
     return lines
 
 
-def _promise(found: dict) -> list[str]:
+def _training_share_lines(found: dict) -> list[str]:
+    """Macro-F1 of the out-of-fold images, at their own share of defects, in several ways."""
     if not found["defects"]:
-        lines = ["macro-F1                  cannot be promised: no defects among the out-of-fold images"]
+        lines = ["  macro-F1                unknown: no defects among the out-of-fold images"]
         if found["nested_false_rejection"] is not None:
-            lines.append(f"normal images rejected    {found['nested_false_rejection']:.2%} (nested)")
+            lines.append(f"  normal images rejected  {found['nested_false_rejection']:.2%} (nested)")
         return lines
-    naive, half = f"macro-F1, optimistic      {found['macro_f1']:.4f}", found["macro_f1_at_half"]
-    at_half = f"macro-F1 at 0.5           {half:.4f}"
+    naive = f"  macro-F1, optimistic    {found['macro_f1']:.4f}"
+    at_half = f"  macro-F1 at 0.5         {found['macro_f1_at_half']:.4f}"
     if found["nested_macro_f1"] is None:
-        return [
-            "nested macro-F1           needs two trained folds or more (src/train.py --fold all)",
-            naive,
-            at_half,
-        ]
-    low, high = found["interval_90"]
+        return ["  macro-F1, nested        needs two trained folds (src/train.py --fold all)", naive, at_half]
     return [
-        f"nested macro-F1           {found['nested_macro_f1']:.4f}",
-        f"90 % interval             {low:.4f} - {high:.4f}",
+        f"  macro-F1, nested        {found['nested_macro_f1']:.4f}",
         _listed("of each fold", found["fold_macro_f1"].values()),
         f"{naive}, by {found['optimism']:.4f}",
         at_half,
@@ -115,18 +128,13 @@ def _listed(title: str, values: Iterable[float]) -> str:
     return f"  {title:24}{', '.join(f'{value:.4f}' for value in values)}: ± {np.std(values, ddof=1):.4f}"
 
 
-def _prior_lines(prior: dict, images: int) -> list[str]:
-    """Both thresholds, and whether the estimated share of defects is to be believed."""
+def _share_lines(prior: dict) -> list[str]:
+    """Both shares of defects, and whether the estimated one is to be believed."""
     lines = [f"share of defects          {prior['training_share']:.1%} of the out-of-fold images"]
     if prior["estimated_share"] is None:
         return [*lines, f"  of the test images      not estimated: {prior['doubt']}"]
     believed = "by EM" if prior["doubt"] is None else f"by EM, not to be trusted: {prior['doubt']}"
-    lines.append(f"  of the test images      {prior['estimated_share']:.1%} {believed}")
-    for name, cut in prior["thresholds"].items():
-        used = " (used)" if name == prior["used"] else ""
-        called = f"calls {cut['called_defective']} of {images} test images defective{used}"
-        lines.append(f"  best for {cut['share']:<14.1%} threshold {cut['threshold']:.4f} {called}")
-    return lines
+    return [*lines, f"  of the test images      {prior['estimated_share']:.1%} {believed}"]
 
 
 def _figure(value: float | None, width: int) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, loaded without running code."""
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,42 @@ import torch
 
 from defects.config import Config, resolve
 from defects.data.prepare import training_sha256
-from defects.data.split import training_list
+from defects.data.split import FULL, training_list
 from defects.errors import UserError
 from defects.models import Detector
+from defects.stamps import (
+    ABOUT_THE_INDEX,
+    Stamp,
+    content_of,
+    differences,
+    file_contents,
+    in_short,
+    settings_but,
+)
 from defects.tensors import load_tensors
 from defects.writing import sha256, write_bytes
 
-# Settings that change neither the weights nor what they mean.
-RUNTIME = {"workers", "save_every", "validate_every"}
+# Settings that change neither weights nor out-of-fold scores, and those whose effect is in the files that a
+# fingerprint holds: images.csv, folds.csv and the training list.
+NOT_THE_RUN = ABOUT_THE_INDEX | {
+    "experiment",
+    "output",
+    "submissions",
+    "ensemble",
+    "tracking",
+    "split.folds",
+    "split.group_file",
+    "split.group_pattern",
+    "split.duplicates",
+    "train.workers",
+    "train.save_every",
+    "infer.batch_size",
+    "infer.budget_minutes",
+    "infer.shard",
+    "threshold.rule",
+    "threshold.prior",
+}
+MAPS_ONLY = {"infer.map_size"}  # changes the maps that are kept, neither weights nor scores
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -54,26 +83,29 @@ def mean(paths: list[Path]) -> dict[str, torch.Tensor]:
     }
 
 
-def fingerprint(config: Config, fold: str, epochs: int | None) -> dict[str, Any]:
-    """What a run's weights depend on, to be compared before it is resumed or used."""
-    values = config.model_dump(mode="json", include={"model", "augment"})
-    values["train"] = config.train.model_dump(mode="json", exclude=RUNTIME | {"pseudo"})
-    values["train"]["pseudo"] = _content(config.train.pseudo)
-    values["balance"] = config.split.balance.model_dump(mode="json")
-    values["image_size"] = list(config.data.image_size)
-    # Checkpoints from before there was a choice hold none.
-    values["fit"] = None if config.data.fit == "squash" else config.data.fit
-    values["threshold_fpr"] = config.threshold.fpr  # detectors are calibrated to it
-    values["tta"] = config.infer.tta  # out-of-fold scores were averaged so
-    values["window"] = config.infer.window and list(config.infer.window)
-    values["fold"], values["epochs"] = fold, epochs
-    values["symmetries"] = config.data.symmetries
-    values["images.csv"] = training_sha256(config)
+def fingerprint(config: Config, fold: str, epochs: int | None) -> Stamp:
+    """What a run's weights and out-of-fold scores depend on, to be compared before it is resumed or used."""
+    train = config.train
+    excluded = NOT_THE_RUN
+    if train.select == "last" and not train.patience:
+        excluded = excluded | {"train.validate_every"}  # nothing is chosen by what is seen then
+    settings = settings_but(config, excluded) | {"fold": fold, "epochs": epochs}
     lists = [config.dataset_dir / "folds.csv", training_list(config, fold)]
-    return values | {path.name: sha256(path) for path in lists}
+    files = {path.name: sha256(path) for path in lists}
+    files["images.csv"] = training_sha256(config)
+    files["train.pseudo"] = _pseudo_content(train.pseudo)
+    if train.init:
+        started_from = resolve(config.output) / train.init / run_name(fold) / "best.pt"
+        files["train.init"] = content_of(started_from)
+    return {"settings": settings, "files": files | file_contents(settings)}
 
 
-def _content(path: Path | None) -> str | None:
+def run_name(fold: str) -> str:
+    """Of the folder of a run in that of its experiment."""
+    return FULL if fold == FULL else f"fold{fold}"
+
+
+def _pseudo_content(path: Path | None) -> str | None:
     if path is None:
         return None
     if not resolve(path).exists():
@@ -81,24 +113,16 @@ def _content(path: Path | None) -> str | None:
     return sha256(resolve(path))
 
 
-def check_fingerprint(path: Path, content: dict[str, Any], current: dict[str, Any]) -> None:
-    """UserError naming what differs between the run that wrote the checkpoint and the present config."""
+def check_fingerprint(path: Path, content: dict[str, Any], current: Stamp, but: Collection[str] = ()) -> None:
+    """UserError naming what differs between the run that wrote the checkpoint and the present config.
+
+    `but` are names of settings that may differ.
+    """
     if "fingerprint" not in content:
         raise UserError(f"{path} is no checkpoint of this program: train again with src/train.py --restart")
-    differing = sorted(_differences(content["fingerprint"], current, ""))
-    if differing:
+    found = differences(content["fingerprint"], current, but)
+    if found:
         raise UserError(
-            f"{path} belongs to another config or other data ({', '.join(differing)} differ): restore these, "
-            "train a new run (--set experiment=NAME), or replace this one (src/train.py --restart)"
+            f"{path} belongs to another config or other data ({in_short(found)}): restore these, train a new "
+            "run (--set experiment=NAME), or replace this one (src/train.py --restart)"
         )
-
-
-def _differences(saved: Any, current: Any, key: str) -> list[str]:
-    if isinstance(saved, dict) and isinstance(current, dict):
-        keys = saved.keys() | current.keys()
-        return [
-            text
-            for name in keys
-            for text in _differences(saved.get(name), current.get(name), f"{key}.{name}")
-        ]
-    return [] if saved == current else [key.removeprefix(".")]

@@ -23,18 +23,67 @@ from tqdm import tqdm
 from defects.config import Config, resolve, validate
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.external import refuse_external
-from defects.data.images import list_images
+from defects.data.folder_scan import list_images
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import locked
 from defects.models.efficientad import EfficientADOptions
 from defects.models.parts.backbone import Features
 from defects.models.parts.pdn import SHAPE, ChannelMoments, PatchDescription, read_tensors
+from defects.stamps import ABOUT_THE_INDEX, Stamp, differences, file_contents, in_short, settings_but
 from defects.training import checkpoint
 from defects.training.tracking import write_metrics
 from defects.training.trainer import make_accelerator
 
 POOLED = 1024  # numbers per layer, as in PatchCore
+# Settings that the teacher does not depend on; the options are taken with their defaults.
+NOT_THE_TEACHER = ABOUT_THE_INDEX | {
+    "experiment",
+    "output",
+    "submissions",
+    "data.image_size",
+    "data.symmetries",
+    "data.classes",
+    "split",
+    "model.name",
+    "model.options.teacher",
+    "model.options.autoencoder_width",
+    "model.options.latent",
+    "model.options.hard_quantile",
+    "model.options.penalty",
+    "model.options.penalty_gray",
+    "model.options.distillation.save_every",
+    "augment",
+    "train.epochs",
+    "train.batch_size",
+    "train.accumulate",
+    "train.steps",
+    "train.optimizer",
+    "train.lr",
+    "train.milestones",
+    "train.lr_factor",
+    "train.weight_decay",
+    "train.warmup_epochs",
+    "train.clip_norm",
+    "train.ema",
+    "train.black_out",
+    "train.paste",
+    "train.synthetic",
+    "train.channels_last",
+    "train.workers",
+    "train.inner_holdout",
+    "train.select",
+    "train.patience",
+    "train.validate_every",
+    "train.save_every",
+    "train.average",
+    "train.init",
+    "train.pseudo",
+    "infer",
+    "threshold",
+    "ensemble",
+    "tracking",
+}
 
 
 def distill(config: Config, images: Path | None, restart: bool = False) -> Path:
@@ -145,12 +194,11 @@ class Distillation:
 
     def check(self, path: Path, content: dict[str, Any]) -> None:
         """UserError if `content` was made with other settings or images."""
-        saved = content.get("fingerprint", {})
-        differing = [name for name, value in self.fingerprint.items() if saved.get(name) != value]
-        if differing:
+        found = differences(content.get("fingerprint"), self.fingerprint)
+        if found:
             raise UserError(
-                f"{path} was distilled otherwise ({', '.join(differing)} differ): restore these, name "
-                "another file (--set model.options.teacher=FILE), or replace it (src/distill.py --restart)"
+                f"{path} was distilled otherwise ({in_short(found)}): restore that, name another file "
+                "(--set model.options.teacher=FILE), or replace it (src/distill.py --restart)"
             )
 
     def fit(self) -> None:
@@ -175,6 +223,7 @@ class Distillation:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history, self.step = saved["history"], saved["step"]
             self.mean, self.std = (saved[name].to(self.accelerator.device) for name in ("mean", "std"))
+            write_metrics(self.last.with_name("metrics.jsonl"), self.history)
             print(f"resuming {self.last} after step {self.step}")
             return
         settings, moments = self.options.distillation, ChannelMoments(self.options.channels)
@@ -264,18 +313,14 @@ def _sources(config: Config, images: Path | None) -> tuple[list[Path], Path]:
 
 def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config: Config) -> ImageDataset:
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": float("nan")})
-    return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, fit=config.data.fit)
+    data, size = config.data, (side, side)
+    return ImageDataset(rows, Path(), size, augment, config.train.seed, fit=data.fit, bits=data.bits)
 
 
-def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path]) -> dict[str, Any]:
+def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path]) -> Stamp:
     """What the teacher depends on."""
-    names = "\n".join(path.name for path in paths)
-    settings = options.model_dump(mode="json", include={*SHAPE, "distillation"})
-    settings |= settings.pop("distillation")
-    del settings["save_every"]
-    return settings | {
-        "backbone": config.model.backbone and config.model.backbone.model_dump(mode="json"),
-        "seed": config.train.seed,
-        "fit": None if config.data.fit == "squash" else config.data.fit,  # teachers from before hold none
-        "images": hashlib.sha256(names.encode()).hexdigest(),
-    }
+    settings = settings_but(config, NOT_THE_TEACHER | {"model.options"})
+    settings |= settings_but(options, NOT_THE_TEACHER, "model.options.")
+    names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
+    images = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+    return {"settings": settings, "files": file_contents(settings) | {"images": images}}

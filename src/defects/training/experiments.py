@@ -9,13 +9,31 @@ import pandas as pd
 from defects.config import Config, resolve
 from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
-from defects.errors import UserError
+from defects.errors import UserError, shorten_names
 from defects.files import read_csv
 from defects.scoring.blending import align_held
+from defects.stamps import settings_but
 from defects.training.run import OOF_COLUMNS, run_folder, trained_folds
-from defects.validation import parse_yaml, validate
+from defects.validation import validate
+from defects.yaml_text import parse_yaml
 
-NOT_THE_MODEL = {"experiment", "output", "submissions", "tracking", "ensemble"}
+# Names and places, seeds, and what changes no result: experiments that differ in these alone are siblings.
+NOT_THE_MODEL = {
+    "experiment",
+    "output",
+    "submissions",
+    "data.root",
+    "data.answers",
+    "split.seed",
+    "train.seed",
+    "train.workers",
+    "train.save_every",
+    "infer.batch_size",
+    "infer.budget_minutes",
+    "infer.shard",
+    "ensemble",
+    "tracking",
+}
 
 
 def trained_experiments(config: Config) -> list[str]:
@@ -28,7 +46,7 @@ def trained_experiments(config: Config) -> list[str]:
 def run_config(config: Config, name: str) -> Config:
     """What an experiment was trained with. UserError if it is not trained, or on another data set."""
     if not any((resolve(config.output) / name).glob("fold*/best.pt")):
-        known = ", ".join(trained_experiments(config)) or "nothing"
+        known = shorten_names(trained_experiments(config), most=12) or "nothing"
         raise UserError(
             f"{resolve(config.output) / name} holds no trained fold: run src/train.py first (trained on "
             f"{config.data.name} so far: {known})"
@@ -66,12 +84,7 @@ def seeds_of(config: Config, name: str) -> list[Config]:
 
 def without_seeds(config: Config) -> str:
     """Equal for configurations that differ in their seeds, names and folders alone."""
-    values = config.model_dump(mode="json", exclude=NOT_THE_MODEL)
-    for section in ("train", "split"):
-        del values[section]["seed"]
-    for place in ("root", "answers"):
-        del values["data"][place]
-    return json.dumps(values, sort_keys=True)
+    return json.dumps(settings_but(config, NOT_THE_MODEL), sort_keys=True)
 
 
 def aligned_oof(run: Config) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """One experiment x one fold: the run folder, what goes into it, and when it counts as finished."""
 
+import copy
 import shutil
 import time
 from contextlib import ExitStack, nullcontext
@@ -12,30 +13,32 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from defects.config import Config, as_yaml
-from defects.data.datasets import DeviceBatches, plain_loader, training_loader
+from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
 from defects.data.labels import DEFECT, target_labels
 from defects.data.split import FULL, fold_names, load_folds, load_training_rows, training_list
 from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_csv
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
+from defects.stamps import Stamp, differences, in_short, is_stamp, only_files
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.scorer import Scorer, score_batches, shown_parts
 from defects.training.sides import Sides, make_sides, with_pseudo
 from defects.training.tracking import Tracker
-from defects.training.trainer import Trainer, make_accelerator
+from defects.training.trainer import Trainer, make_accelerator, planned_steps
 from defects.writing import write_bytes
 
 OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a run folder
+UPDATE = "update"  # folder in a run folder: files of src/update.py on their way into it
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
 
 def run_folder(config: Config, fold: str) -> Path:
-    return config.experiment_dir / (FULL if fold == FULL else f"fold{fold}")
+    return config.experiment_dir / checkpoint.run_name(fold)
 
 
 def finished(config: Config, fold: str) -> bool:
@@ -69,26 +72,55 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
                 _clear(folder)
         accelerator.wait_for_everyone()
         if finished(config, fold):
-            checkpoint.check_fingerprint(folder / "best.pt", load_best(config, fold), fingerprint)
-            accelerator.print(f"{folder} is finished; --restart trains it again")
+            _confirm(planned, fold, sides, fingerprint, accelerator)
             return
         _train(planned, fold, epochs, sides, fingerprint, accelerator)
     accelerator.print(f"wrote {folder}")
 
 
+def _confirm(config: Config, fold: str, sides: Sides, fingerprint: Stamp, accelerator: Accelerator) -> None:
+    """Of a finished run: scored again if other maps are asked for; UserError if it is another run."""
+    path, best = run_folder(config, fold) / "best.pt", load_best(config, fold)
+    checkpoint.check_fingerprint(path, best, fingerprint, but=checkpoint.MAPS_ONLY)
+    other_maps = differences(best["fingerprint"], fingerprint)
+    if not other_maps:
+        accelerator.print(f"{path.parent} is finished; --restart trains it again")
+        return
+    accelerator.print(f"{path.parent} is trained and only scored again ({in_short(other_maps)})")
+    detector = load_detector(config, fold, other_maps=True)
+    if accelerator.is_main_process:
+        write_bytes(path.with_name("config.yaml"), as_yaml(config).encode())
+    write_result(detector, config, fold, sides.held, accelerator, best | {"fingerprint": fingerprint})
+    accelerator.wait_for_everyone()
+
+
 def load_best(config: Config, fold: str) -> dict[str, Any]:
     """best.pt of a fold: detector (state), fingerprint, epoch (whose weights these are)."""
+    _refuse_half_updated(config, fold)
     return checkpoint.load(run_folder(config, fold) / "best.pt")
 
 
-def load_detector(config: Config, fold: str) -> Detector:
-    """The trained detector of a fold. Raises UserError if its checkpoint belongs to another config."""
+def _refuse_half_updated(config: Config, fold: str) -> None:
+    """UserError if src/update.py was stopped while it put its files into place: they belong together."""
+    folder = run_folder(config, fold)
+    if (folder / UPDATE).exists():
+        raise UserError(f"{folder}: an update was interrupted; run src/update.py again, which completes it")
+
+
+def load_detector(config: Config, fold: str, other_maps: bool = False) -> Detector:
+    """The trained detector of a fold. Raises UserError if its checkpoint belongs to another config.
+
+    With `other_maps` its out-of-fold maps may have been kept at another size than `config` says.
+    """
     detector = build_detector(config, pretrained=False)
     content = load_best(config, fold)
     # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
     planned = _without_selection(config, detector) if fold == FULL else config
-    current = checkpoint.fingerprint(planned, fold, content.get("fingerprint", {}).get("epochs"))
-    checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current)
+    saved = content.get("fingerprint")
+    epochs = saved["settings"].get("epochs") if is_stamp(saved) else None
+    current = checkpoint.fingerprint(planned, fold, epochs)
+    but = checkpoint.MAPS_ONLY if other_maps else ()
+    checkpoint.check_fingerprint(run_folder(config, fold) / "best.pt", content, current, but)
     checkpoint.fill(detector, run_folder(config, fold) / "best.pt", content)
     return detector
 
@@ -104,6 +136,8 @@ def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFra
         raise UserError(
             f"{config.experiment_dir} holds no oof.csv of a finished fold: run src/train.py first"
         )
+    for fold in names:
+        _refuse_half_updated(config, fold)
     files = [run_folder(config, fold) / "oof.csv" for fold in names]
     oof = pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
     oof = oof[oof["target"].isin(targets)]
@@ -155,13 +189,18 @@ def write_result(
     held: pd.DataFrame,
     accelerator: Accelerator,
     best: dict[str, Any],
+    folder: Path | None = None,
 ) -> None:
-    """Score the held-out images, if there are any: oof.csv and its maps; then best.pt, which ends a run."""
-    folder, start = run_folder(config, fold), time.perf_counter()
+    """Score the held-out images, if there are any: oof.csv and its maps; then best.pt, which ends a run.
+
+    They go into `folder`, by default that of the run.
+    """
+    run, start = run_folder(config, fold), time.perf_counter()
+    folder = folder or run
     if len(held):
         oof = score_table(detector, config, held, fold, accelerator, folder / OOF_MAPS)
         rate = len(held) / (time.perf_counter() - start)
-        Stopwatch(folder / "costs.json", accelerator.is_main_process).note(
+        Stopwatch(run / "costs.json", accelerator.is_main_process).note(
             score_images_per_second=round(rate, 2)
         )
     if not accelerator.is_main_process:
@@ -197,21 +236,24 @@ def _train(
     fold: str,
     epochs: int | None,
     sides: Sides,
-    fingerprint: dict[str, Any],
+    fingerprint: Stamp,
     accelerator: Accelerator,
 ) -> None:
     folder, main = run_folder(config, fold), accelerator.is_main_process
     set_seed(config.train.seed)
     detector = build_detector(config)
     sides = sides.learnt_by(detector, config)
+    if config.train.select == "inner" and sides.inner["label"].nunique() < 2:
+        accelerator.print("note: the inner hold-out has one class only: the epoch is chosen by the loss")
     if config.train.init:
         _start_from(detector, config, fold)
+    training = _training(detector, config, sides, accelerator)  # before anything is written
     if main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
     tracker = Tracker(config, fold, folder, active=main)
     stopwatch = Stopwatch(folder / "costs.json", active=main)
     trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker, stopwatch)
-    _fit(trainer, config, sides)
+    _fit(trainer, config, sides, training)
     stopwatch.lap()
     costs = {"peak_memory_mb": round(peak_memory_mb()), "device": device_name(accelerator.device)}
     stopwatch.note(**model_size(detector), **costs)
@@ -225,22 +267,20 @@ def _start_from(detector: Detector, config: Config, fold: str) -> None:
     """Weights of another experiment, which must have left out the same images."""
     path = run_folder(config.model_copy(update={"experiment": config.train.init}), fold) / "best.pt"
     content = checkpoint.load(path)
-    lists = {"folds.csv", training_list(config, fold).name}
     now = checkpoint.fingerprint(config, fold, None)
-    saved = content.get("fingerprint", {})
-    checkpoint.check_fingerprint(
-        path, {"fingerprint": {name: saved.get(name) for name in lists}}, {name: now[name] for name in lists}
-    )
+    lists = {"folds.csv", training_list(config, fold).name}
+    if is_stamp(content.get("fingerprint")):
+        content = content | {"fingerprint": only_files(content["fingerprint"], lists)}
+    checkpoint.check_fingerprint(path, content, only_files(now, lists))
     try:
         detector.load_state_dict(content["detector"])
     except RuntimeError:
         raise UserError(f"train.init={config.train.init}: its network is another one") from None
 
 
-def _fit(trainer: Trainer, config: Config, sides: Sides) -> None:
+def _fit(trainer: Trainer, config: Config, sides: Sides, training: DataLoader | None) -> None:
     """Everything that a detector learns: preparation, epochs if it has weights to train, calibration."""
     detector, accelerator, device = trainer.detector, trainer.accelerator, trainer.accelerator.device
-    training = _training(detector, config, sides, accelerator)  # before anything is written
     process = accelerator.process_index, accelerator.num_processes
     share = process if detector.shares_preparation else (0, 1)
     originals = DeviceBatches(config, sides.originals, device, detector.labels, in_windows=True, share=share)
@@ -267,13 +307,15 @@ def _training(
     detector: Detector, config: Config, sides: Sides, accelerator: Accelerator
 ) -> DataLoader | None:
     """Of a detector that has weights to train. Raises UserError if it would learn from other than it scores,
-    and if its batches cannot be shared out evenly.
+    if its batches cannot be shared out evenly or learnt from, and for a warm-up that does not fit into the
+    training.
 
     Detectors that are calibrated may depend on the size of what they see; others are told by their labels.
     """
     if not any(weights.requires_grad for weights in detector.parameters()):
         return None
     loader, (height, width) = training_loader(config, sides.fitted, detector.labels), config.seen_size
+    planned_steps(config.train, len(loader))
     size, processes = config.train.batch_size, accelerator.num_processes
     if processes > 1 and (size % processes or len(sides.fitted) < size):
         raise UserError(
@@ -285,7 +327,44 @@ def _training(
             f"infer.window={list(config.infer.window)}: {config.model.name} must learn from such parts too: "
             f"add {{name: RandomCrop, height: {height}, width: {width}}} to augment"
         )
+    smallest = min(size, len(sides.fitted)) // processes
+    is_cropped = loader.dataset.shown != (height, width)
+    if smallest == 1 or is_cropped:
+        _try_step(detector, loader, min(smallest, 2), is_cropped)
     return loader
+
+
+def _try_step(detector: Detector, loader: DataLoader, images: int, is_cropped: bool) -> None:
+    """UserError unless the detector can learn from so few `images` at a time, of the size that augment gives.
+
+    Batch normalisation after pooling has one value for each channel of a single image, and no deviation; and
+    a network may have been built for images of another size. A copy takes the step: nothing is changed.
+    """
+    batch = to_device(
+        default_collate([loader.dataset[(0, row)] for row in range(images)]), torch.device("cpu")
+    )
+    learner = copy.deepcopy(detector).train()
+    numpy_state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            learner.training_loss(batch)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if "more than 1 value per channel" in reason:
+            raise UserError(
+                f"train.batch_size={loader.batch_size}, {len(loader.dataset)} images to learn from: a "
+                "process is given one at a time, which a batch normalisation of this network cannot learn "
+                "from: raise it, use fewer processes, larger images, or another network or decoder"
+            ) from None
+        if not is_cropped:
+            raise
+        height, width = loader.dataset.shown
+        raise UserError(
+            f"augment gives images of {height}x{width} pixels, which do not suit this network ({reason}): "
+            "change the crop, or set infer.window to its size"
+        ) from None
+    finally:
+        np.random.set_state(numpy_state)
 
 
 def _keep_samples(trainer: Trainer, batches: DeviceBatches) -> None:

@@ -34,6 +34,11 @@ class Scorer(nn.Module):
         self.detector, self.infer = detector, infer
         self.members = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
 
+    def count_passes(self, size: tuple[int, int]) -> int:
+        """How often the detector runs on an image of `size` (height, width): for each window of each view."""
+        sizes = [size[::-1] if turns % 2 else size for turns, _ in self.members]
+        return sum(len(windows(each, self.infer.window)) for each in sizes)
+
     def forward(
         self, images: torch.Tensor, boxes: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

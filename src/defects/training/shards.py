@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from defects.config import Config
 from defects.files import join_archives, read_csv, read_json, write_csv, write_json
 from defects.models import Detector
+from defects.stamps import Stamp
 from defects.training.run import TEST_MAPS, run_folder, score_table
 
 SHARDS = "test_shards"  # of a run folder, while it is being scored
@@ -23,14 +24,13 @@ class Shards:
     `made_from` is what scores depend on: finished shards made from anything else are not used.
     """
 
-    def __init__(self, config: Config, fold: str, made_from: dict):
+    def __init__(self, config: Config, fold: str, made_from: Stamp):
         self.config, self.fold = config, fold
         self.run = run_folder(config, fold)
         self.folder = self.run / SHARDS
         batch = config.infer.batch_size
         self.rows = -(-config.infer.shard // batch) * batch  # in whole batches, as they would be in one go
-        infer = config.infer.model_dump(mode="json", exclude={"budget_minutes", "shard"})
-        self.made_from = made_from | {"rows": self.rows, "infer": infer}
+        self.made_from = made_from | {"rows": self.rows}
 
     def finished(self) -> int:
         """Images whose scores are safe: those of the first so many shards."""

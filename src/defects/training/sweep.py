@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, field_validator
 
 from defects.config import ROOT, Config, load_config, resolve
@@ -26,7 +25,8 @@ from defects.errors import UserError
 from defects.files import locked
 from defects.training.inference import load_test
 from defects.training.run import finished, load_detector
-from defects.validation import Section, parse_yaml, validate
+from defects.validation import Section, validate
+from defects.yaml_text import dump_yaml, parse_yaml
 
 # What launchers tell their processes, which a job must not take for its own.
 LAUNCHER = re.compile(
@@ -89,8 +89,6 @@ def load_sweep(path: Path) -> SweepConfig:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines")
-    if isinstance(values.get("folds"), list):
-        values["folds"] = [str(fold) for fold in values["folds"]]
     return validate(SweepConfig, {"name": path.stem} | values, str(path))
 
 
@@ -160,7 +158,7 @@ def _is_scored(experiment: Experiment) -> bool:
 
 
 def _experiment(sweep: SweepConfig, detector: str | None, settings: dict[str, Any]) -> Experiment:
-    sets = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
+    sets = [f"{key}={dump_yaml(value, in_one_line=True)}" for key, value in settings.items()]
     path = resolve(sweep.config)
     base = load_config(path, sets, detector)
     known = fold_names(base)
@@ -184,13 +182,8 @@ def _short(key: str, keys: list[str]) -> str:
 
 
 def _label(value: Any) -> str:
-    text = _as_yaml(value)
+    text = value if isinstance(value, str) else dump_yaml(value, in_one_line=True)
     return text if PLAIN.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _as_yaml(value: Any) -> str:
-    """On one line, as --set reads it."""
-    return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
 
 
 def _check_shared_folds(found: list[Experiment]) -> None:

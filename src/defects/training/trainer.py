@@ -21,6 +21,7 @@ from defects.errors import UserError
 from defects.models import Batch, Detector
 from defects.processes import average_buffers, follow_main
 from defects.seeds import derive
+from defects.stamps import Stamp
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch
 from defects.training.meter import Meter
@@ -55,6 +56,50 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     )
 
 
+def optimizer_steps(train: TrainConfig, batches: int) -> int:
+    """Of an epoch of so many batches."""
+    return -(-batches // train.accumulate)
+
+
+def planned_steps(train: TrainConfig, batches: int) -> tuple[int, int]:
+    """Optimiser steps of the whole training, and of its warm-up, for epochs of so many batches.
+
+    Raises UserError for a warm-up that outlasts the training or reaches a milestone.
+    """
+    epoch = optimizer_steps(train, batches)
+    steps = train.steps or train.epochs * epoch
+    warmup = round(train.warmup_epochs * epoch)
+    length = f"train.warmup_epochs={train.warmup_epochs:g} ({warmup} optimiser steps)"
+    if 0 < steps < warmup:
+        setting = f"train.steps={steps}" if train.steps else f"train.epochs={train.epochs} ({steps})"
+        raise UserError(f"{length} is longer than {setting}: lower it, or train.lr is never reached")
+    early = [share for share in train.milestones or [] if warmup and round(share * steps) <= warmup]
+    if early and steps:
+        raise UserError(
+            f"train.milestones: {min(early):g} of {steps} steps is not after {length}: lower the warm-up, or "
+            "leave that milestone out"
+        )
+    return steps, warmup
+
+
+def make_scheduler(train: TrainConfig, optimizer: torch.optim.Optimizer, batches: int) -> Scheduler:
+    """The rate of every optimiser step: from a hundredth of train.lr up to it, and from there down.
+
+    Down along a cosine, to 0 after the last step, or by train.lr_factor at each of train.milestones, which
+    are shares of all steps.
+    """
+    steps, warmup = planned_steps(train, batches)
+    shared = {"warmup_t": warmup, "warmup_lr_init": train.lr / 100, "t_in_epochs": False}
+    if train.milestones is None:
+        # timm warns of a cosine of one step; one of two begins with the same rate.
+        falling = max(steps - warmup, 2)
+        return CosineLRScheduler(optimizer, t_initial=falling, warmup_prefix=True, **shared)
+    milestones = sorted(round(share * steps) for share in train.milestones)
+    return MultiStepLRScheduler(
+        optimizer, decay_t=milestones, decay_rate=train.lr_factor, warmup_prefix=False, **shared
+    )
+
+
 @dataclass
 class Trainer:
     """Trains `detector` and keeps last.pt; `history` has one dict of plain values per epoch.
@@ -71,7 +116,7 @@ class Trainer:
     train: TrainConfig
     epochs: int | None
     folder: Path
-    fingerprint: dict[str, Any]
+    fingerprint: Stamp
     accelerator: Accelerator
     tracker: Tracker
     stopwatch: Stopwatch
@@ -83,7 +128,7 @@ class Trainer:
         if not path.exists():
             return False
         self.saved = checkpoint.load(path)
-        checkpoint.check_fingerprint(path, self.saved, self.fingerprint)
+        checkpoint.check_fingerprint(path, self.saved, self.fingerprint, but=checkpoint.MAPS_ONLY)
         checkpoint.fill(self.detector, path, self.saved)
         self.history = self.saved["history"]
         if self.accelerator.is_main_process:
@@ -127,22 +172,13 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             self.step.forward_sync_buffers = False  # once an epoch is enough
         self.loader = prepare_data_loader(training, split_batches=True)  # each process has a part of each
-        self.updates = -(-len(self.loader) // train.accumulate)  # optimiser steps in an epoch
+        self.updates = optimizer_steps(train, len(self.loader))
         if self.epochs is None:
             self.epochs = -(-train.steps // self.updates) if train.steps else train.epochs
-        self.scheduler = self._schedule(optimizer)
+        self.scheduler = make_scheduler(train, optimizer, len(self.loader))
         self.ema = ModelEmaV3(self.detector, decay=train.ema, use_warmup=True) if train.ema else None
         if self.history:
             self._restore()
-
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
-        train, steps = self.train, self.train.steps or self.train.epochs * self.updates
-        warmup = round(train.warmup_epochs * self.updates)
-        shared = {"warmup_t": warmup, "warmup_lr_init": train.lr / 100, "t_in_epochs": False}
-        if train.milestones is None:
-            return CosineLRScheduler(optimizer, t_initial=max(steps, warmup + 1), **shared)
-        milestones = [round(share * steps) for share in train.milestones]
-        return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=train.lr_factor, **shared)
 
     def _epoch(self, epoch: int, validation: DataLoader | None) -> dict[str, Any]:
         # Everything random depends on (seed, epoch), so a resumed run needs no generator states.
@@ -231,7 +267,7 @@ class Trainer:
             return
         epoch = len(self.history)
         if self.train.select == "inner" and self._best() == epoch:
-            checkpoint.save(self.folder / "selected.pt", self._state())
+            checkpoint.save(self._selected_file(epoch), self._state())
         kept = self.train.average and epoch > self.epochs - self.train.average
         if kept or (self.train.save_every and epoch % self.train.save_every == 0):
             checkpoint.save(self.folder / f"epoch{epoch}.pt", self._state())
@@ -246,21 +282,39 @@ class Trainer:
         }
         checkpoint.save(self.folder / "last.pt", content)
         write_metrics(self.folder / "metrics.jsonl", self.history)
+        for path in self.folder.glob(self._selected_file("*").name):
+            if path != self._selected_file(self._best()):
+                path.unlink()
+
+    def _selected_file(self, epoch: int | str) -> Path:
+        """Of the best epoch so far. That of the one before stays until last.pt knows of the new one."""
+        return self.folder / f"selected{epoch}.pt"
 
     def _restore(self) -> None:
-        self.optimizer.load_state_dict(self.saved["optimizer"])
-        if self.ema:
-            self.ema.module.load_state_dict(self.saved["ema"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.saved["scaler"])
+        """Optimiser, weight average and loss scaler as they were. UserError for a last.pt that lacks them.
+
+        A scaler starts anew where the run had none so far: on a CPU or in bf16, while this device takes fp16.
+        """
+        try:
+            self.optimizer.load_state_dict(self.saved["optimizer"])
+            if self.ema:
+                self.ema.module.load_state_dict(self.saved["ema"])
+            if self.accelerator.scaler is not None and self.saved.get("scaler"):
+                self.accelerator.scaler.load_state_dict(self.saved["scaler"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.folder / 'last.pt'} is of another version of this program or of PyTorch "
+                f"({type(error).__name__}: {reason}): begin again with src/train.py --restart"
+            ) from None
 
     def _load_chosen(self) -> None:
         if self.train.select == "inner":
             self.accelerator.wait_for_everyone()
-            self.detector.load_state_dict(checkpoint.load(self.folder / "selected.pt"))
+            self.detector.load_state_dict(checkpoint.load(self._selected_file(self._best())))
         elif self.ema:
             self.detector.load_state_dict(self.ema.module.state_dict())
-        elif self.train.average:
+        elif self.train.average and self.history:
             self.accelerator.wait_for_everyone()
             epochs = range(max(1, self.epochs - self.train.average + 1), self.epochs + 1)
             self.detector.load_state_dict(checkpoint.mean([self.folder / f"epoch{n}.pt" for n in epochs]))

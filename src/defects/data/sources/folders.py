@@ -1,27 +1,42 @@
 """Plain folders: one of normal images; optionally abnormal ones, their masks, unlabelled test images."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.data.images import list_images
-from defects.data.sources.listing import Listing, attach_masks, rows
+from defects.data.mask_assignment import MaskNotes, attach_by_role
+from defects.data.role_folders import RoleFolder, open_folders
+from defects.data.sources.listing import Listing, id_prefixes, rows
+
+ROLES = {"normal": ("train", 0), "abnormal": ("train", 1), "test": ("test", None)}  # split, label
 
 
 def list_data(data: DataConfig) -> Listing:
-    """Ids are `<folder's name>/<path below it>`; masks carry their image's name, with or without `_mask`."""
+    """Ids are paths below data.root, or start with the folder's name where it lies outside.
+
+    Masks carry their image's name, as `match_masks` says.
+    """
     root, names = resolve(data.root), data.folders
-    parts = [_folder(data, names.normal, "train", 0)]
-    if names.abnormal:
-        abnormal = _folder(data, names.abnormal, "train", 1)
-        if names.masks:
-            abnormal = attach_masks(data, abnormal, root / names.abnormal, root / names.masks, "_mask")
-        parts.append(abnormal)
-    if names.test:
-        parts.append(_folder(data, names.test, "test", None))
-    return Listing(pd.concat(parts, ignore_index=True))
-
-
-def _folder(data: DataConfig, name: str, split: str, label: int | None) -> pd.DataFrame:
-    folder = resolve(data.root) / name
-    return rows(data, list_images(folder), folder.parent, split, label)
+    given = {"normal": names.normal, "abnormal": names.abnormal, "masks": names.masks, "test": names.test}
+    without_images = []
+    if names.masks is not None and names.abnormal is None:
+        given["masks"] = None
+        without_images = ["data.folders.masks is not used, since data.folders.abnormal names no images"]
+    folders = []
+    for role, name in given.items():
+        if name is not None:
+            folders.append(RoleFolder(role, root / Path(name).expanduser(), f"data.folders.{role}"))
+    opened = open_folders(folders)
+    prefixes = id_prefixes(root, [folder.path for folder in opened])
+    notes = MaskNotes(root)
+    tables = {}
+    for folder, prefix in zip(opened, prefixes, strict=True):
+        if folder.role in ROLES:
+            split, label = ROLES[folder.role]
+            tables[folder.role] = rows(data, folder.images, folder.path, split, label, prefix=prefix)
+    by_role = {folder.role: folder for folder in opened}
+    tables = attach_by_role(data, tables, by_role, notes)
+    images = pd.concat(tables.values(), ignore_index=True)
+    return Listing(images, folders=opened, notes=without_images + notes.lines())

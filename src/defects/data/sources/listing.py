@@ -1,19 +1,18 @@
 """The table that every source fills, and what the sources need to fill it."""
 
-import re
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.data.images import list_images
-from defects.errors import UserError
+from defects.data.paths import below, check_names
+from defects.data.role_folders import RoleFolder
 from defects.files import same_text
 
-# Surrogates stand for bytes that are no UTF-8: archives packed on old Windows systems unpack to such names.
-UNWRITABLE = re.compile(r"[\ud800-\udfff\r\n]")
 COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
 
 
@@ -25,59 +24,59 @@ class Listing:
     one; label is then 1 if there is any. `runs` is the same as a long table (read_rle_table), as it was
     found in `runs_file`.
     `answers`: image_id, label, kind, mask_path of labelled test images, kept away from training.
+    `folders`: what was listed. `notes`: what the inventory is to say besides.
     """
 
     images: pd.DataFrame
     answers: pd.DataFrame | None = None
     runs: pd.DataFrame | None = None
     runs_file: Path | None = None
+    folders: list[RoleFolder] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def rows(
-    data: DataConfig, paths: list[Path], base: Path, split: str, label: int | None, kind: str = ""
+    data: DataConfig,
+    paths: Sequence[Path],
+    base: Path,
+    split: str,
+    label: int | None,
+    kind: str = "",
+    prefix: str = "",
 ) -> pd.DataFrame:
-    """Rows of images whose id is their path below `base`. UserError for names that no table can hold."""
+    """Rows of images whose id is `prefix` and their path below `base`.
+
+    Raises UserError for names that no table can hold.
+    """
     root = resolve(data.root)
-    _check_names(paths)
+    check_names(paths)
     table = pd.DataFrame(
         {
-            "image_id": [same_text(path.relative_to(base).as_posix()) for path in paths],
-            "path": [_below(path, root) for path in paths],
+            "image_id": [same_text(prefix + path.relative_to(base).as_posix()) for path in paths],
+            "path": [below(path, root) for path in paths],
         }
     )
     table["split"], table["label"], table["mask_path"], table["kind"] = split, label, "", kind
     return table.astype({"label": "Int64"})[COLUMNS]
 
 
-def attach_masks(
-    data: DataConfig, table: pd.DataFrame, images: Path, folder: Path, suffix: str = ""
-) -> pd.DataFrame:
-    """Fill mask_path: `<images>/a/name.jpg` has `<folder>/a/name<suffix>.png`, or one without the suffix.
+def id_prefixes(root: Path, folders: Sequence[Path]) -> list[str]:
+    """What ids of images in each folder start with: its path below `root`, or its name if it lies outside.
 
-    Raises UserError naming the images without a mask.
+    As many of the folders above are added as it takes for all to differ.
     """
-    root = resolve(data.root)
-    known = {_stem(path, folder, suffix): _below(path, root) for path in list_images(folder)}
-    masks = [known.get(_stem(root / path, images), "") for path in table["path"]]
-    missing = [path for path, mask in zip(table["path"], masks, strict=True) if not mask]
-    if missing and data.bad_masks == "error":
-        raise UserError(
-            f"{folder} has no mask for {', '.join(missing)}: add it, or set data.bad_masks=drop to do without"
-        )
-    return table.assign(mask_path=masks)
+    root_parts = _parts(root)
+    parts = [_parts(folder) for folder in folders]
+    count = len(root_parts)
+    is_inside = [path[:count] == root_parts for path in parts]
+    kept = [len(path) - count if inside else 1 for path, inside in zip(parts, is_inside, strict=True)]
+    for _ in range(max(map(len, parts))):
+        prefixes = ["/".join(path[len(path) - number :]) for path, number in zip(parts, kept, strict=True)]
+        for place, prefix in enumerate(prefixes):
+            if prefixes.count(prefix) > 1 and not is_inside[place] and kept[place] < len(parts[place]):
+                kept[place] += 1
+    return [f"{prefix}/" if prefix else "" for prefix in prefixes]
 
 
-def _check_names(paths: list[Path]) -> None:
-    broken = [path for path in paths if UNWRITABLE.search(path.as_posix())]
-    if broken:
-        shown = ", ".join(ascii(path.as_posix()) for path in broken)
-        raise UserError(f"unreadable letters in the file names {shown}: rename these files")
-
-
-def _stem(path: Path, base: Path, suffix: str = "") -> str:
-    """Path below `base` without file extension and suffix."""
-    return same_text(path.relative_to(base).with_suffix("").as_posix().removesuffix(suffix))
-
-
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+def _parts(path: Path) -> tuple[str, ...]:
+    return Path(os.path.normcase(os.path.normpath(path))).parts

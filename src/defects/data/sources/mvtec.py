@@ -1,18 +1,20 @@
 """MVTec AD layout: train/good, test/<kind>, ground_truth/<kind>/<name>_mask.png."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from defects.config import categories, resolve
 from defects.config_data import DataConfig
-from defects.data.images import list_images
-from defects.data.sources.listing import Listing, attach_masks, rows
-from defects.errors import UserError
+from defects.data.junk import list_folders
+from defects.data.mask_assignment import MaskNotes, attach_empty_masks, attach_masks
+from defects.data.role_folders import RoleFolder, open_folders
+from defects.data.sources.listing import Listing, rows
+from defects.errors import UserError, shorten_names
+
+GOOD = "good"  # the kind of test images without a defect
 
 
 def list_data(data: DataConfig) -> Listing:
-    """Ids are paths below the category's folder.
+    """Ids are paths below the category's folder. Masks are called as `match_masks` says.
 
     The labelled test images are test images with an answer key, as the papers use them, or join the
     training side with `data.use_test_as: train` (then a classifier has defects to learn from).
@@ -20,27 +22,46 @@ def list_data(data: DataConfig) -> Listing:
     root = resolve(data.root)
     inside = categories(data)
     if inside and not (root / "train").is_dir():
-        raise UserError(f"{root} holds several categories: name one with --category ({', '.join(inside)})")
-    good = rows(data, list_images(root / "train" / "good"), root, "train", 0)
-    test = pd.concat([_kind(data, folder.name) for folder in _kinds(root / "test")], ignore_index=True)
+        raise UserError(
+            f"{root} holds several categories: name one with --category ({shorten_names(inside)})"
+        )
+    opened = open_folders(_role_folders(data))
+    masks = {folder.kind: folder for folder in opened if folder.role == "masks"}
+    notes = MaskNotes(root)
+    good, test = [], []
+    for folder in opened:
+        if folder.role == "masks":
+            continue
+        is_test, label = folder.kind != "", int(folder.role == "abnormal")
+        table = rows(data, folder.images, root, "test" if is_test else "train", label, folder.kind)
+        if label:
+            table = attach_masks(data, table, folder, masks.get(folder.kind), notes)
+        else:
+            table = attach_empty_masks(table, folder, None, notes)
+        (test if is_test else good).append(table)
+    good, test = pd.concat(good), pd.concat(test, ignore_index=True)
     if data.use_test_as == "train":
-        return Listing(pd.concat([good, test.assign(split="train")], ignore_index=True))
+        images = pd.concat([good, test.assign(split="train")], ignore_index=True)
+        return Listing(images, folders=opened, notes=notes.lines())
     answers = test[["image_id", "label", "kind", "mask_path"]]
     hidden = test.assign(label=pd.array([None] * len(test), "Int64"), mask_path="", kind="")
-    return Listing(pd.concat([good, hidden], ignore_index=True), answers)
+    images = pd.concat([good, hidden], ignore_index=True)
+    return Listing(images, answers, folders=opened, notes=notes.lines())
 
 
-def _kinds(folder: Path) -> list[Path]:
-    kinds = sorted(path for path in folder.glob("*") if path.is_dir() and path.name[0] != ".")
-    if not kinds:
-        raise UserError(f"{folder} holds no folders of test images (test/good, test/<kind>): check data.root")
-    return kinds
-
-
-def _kind(data: DataConfig, kind: str) -> pd.DataFrame:
+def _role_folders(data: DataConfig) -> list[RoleFolder]:
     root = resolve(data.root)
-    folder, masks = root / "test" / kind, root / "ground_truth" / kind
-    if kind == "good":
-        return rows(data, list_images(folder), root, "test", 0, "good")
-    table = rows(data, list_images(folder), root, "test", 1, kind)
-    return attach_masks(data, table, folder, masks, "_mask") if masks.is_dir() else table
+    kinds = list_folders(root / "test")
+    if not kinds and (root / "train" / GOOD).is_dir():
+        raise UserError(
+            f"{root / 'test'} holds no folders of test images (test/good, test/<kind>): check data.root"
+        )
+    folders = [RoleFolder("normal", root / "train" / GOOD, f"train/{GOOD}")]
+    for path in kinds:
+        role = "normal" if path.name == GOOD else "abnormal"
+        folders.append(RoleFolder(role, path, f"test/{path.name}", path.name))
+    for path in kinds:
+        masks = root / "ground_truth" / path.name
+        if path.name != GOOD and masks.is_dir():
+            folders.append(RoleFolder("masks", masks, f"ground_truth/{path.name}", path.name))
+    return folders

@@ -8,20 +8,30 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from defects.config import BackboneConfig, resolve
+from defects.config import BackboneConfig, Config, resolve
+from defects.data.transforms import DIHEDRAL
+from defects.data.windows import windows
 from defects.errors import UserError
+
+# What networks raise for images of a size that they cannot take.
+REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, LookupError)
 
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # parts of a file that are not needed
 
 
-def create_backbone(backbone: BackboneConfig | None, **arguments) -> nn.Module:
+def create_backbone(
+    backbone: BackboneConfig | None, size: tuple[int, int] | None = None, **arguments
+) -> nn.Module:
     """A timm model with the configured weights; `arguments` go to timm.create_model.
 
-    Raises UserError for an unknown name and for weights that cannot be had: never random ones instead.
+    A network made for one size of images, such as a vision transformer, is built for `size` (height, width),
+    and its weights are brought to that. Raises UserError for an unknown name, for a size that the network
+    cannot take, and for weights that cannot be had: never random ones instead.
     """
     if backbone is None:
         raise UserError("model.backbone is missing: name a timm model, {name: ..., weights: imagenet}")
@@ -30,15 +40,89 @@ def create_backbone(backbone: BackboneConfig | None, **arguments) -> nn.Module:
         raise UserError(
             f"model.backbone.name={backbone.name}: timm has no such model; near: {', '.join(near)}"
         )
-    try:
-        network = timm.create_model(backbone.name, pretrained=False, **arguments)
-    except (TypeError, RuntimeError) as error:
-        raise UserError(f"model.backbone.name={backbone.name} cannot be built so: {error}") from None
+    network, arguments = _build(backbone.name, size, arguments)
     if backbone.weights == "none":
         return network
     if backbone.weights == "imagenet":
         return _from_hub(backbone, arguments)
     return _from_file(backbone, resolve(backbone.weights), arguments)
+
+
+def size_arguments(name: str, size: tuple[int, int] | None) -> list[dict]:
+    """What to tell timm of the images' size (height, width): to be tried in this order.
+
+    Some networks of one size, such as crossvit, take others if they are told nothing.
+    """
+    known = timm.get_pretrained_cfg(name)
+    is_fixed = known is not None and known.fixed_input_size
+    return [{"img_size": size}, {}] if size and is_fixed else [{}]
+
+
+def _build(name: str, size: tuple[int, int] | None, arguments: dict) -> tuple[nn.Module, dict]:
+    """The network without weights, and the arguments it was built with. Raises UserError if it cannot be."""
+    choices = size_arguments(name, size)
+    if len(choices) == 1:
+        try:
+            return timm.create_model(name, pretrained=False, **arguments), arguments
+        except (TypeError, RuntimeError) as error:
+            raise UserError(f"model.backbone.name={name} cannot be built so: {in_one_line(error)}") from None
+    reasons = []
+    for choice in choices:
+        try:
+            network = timm.create_model(name, pretrained=False, **arguments, **choice)
+            take_images(network, size)
+            return network, arguments | choice
+        except REFUSALS as error:
+            reasons.append(in_one_line(error))
+    height, width = timm.get_pretrained_cfg(name).input_size[1:]
+    raise UserError(
+        f"model.backbone.name={name} takes no images of {size[0]}x{size[1]} pixels ({reasons[0]}): set "
+        f"data.image_size to [{height}, {width}], for which it was made, or name another network"
+    )
+
+
+def take_images(network: nn.Module, size: tuple[int, int]) -> None:
+    """Run the network on one black image of `size` (height, width); raises one of REFUSALS if it cannot.
+
+    Also where it would leave a border out: patches that do not fill the image are left away by timm.
+    """
+    whole = getattr(network, "model", network)  # a feature extractor holds its network
+    patch = getattr(getattr(whole, "patch_embed", None), "patch_size", None)
+    if patch is not None and any(side % step for side, step in zip(size, to_2tuple(patch), strict=True)):
+        raise ValueError(f"its patches fill multiples of {to_2tuple(patch)[0]} pixels only")
+    was_training = network.training
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, *size))
+    network.train(was_training)
+
+
+def seen_sizes(config: Config) -> list[tuple[int, int]]:
+    """(height, width) of all that a detector is given to score: windows of images, of quarter turns too."""
+    views = DIHEDRAL[config.data.symmetries] if config.infer.tta else [(0, False)]
+    sizes = []
+    for turns, _ in views:
+        image = config.data.image_size[::-1] if turns % 2 else config.data.image_size
+        rows, columns = windows(image, config.infer.window)[0]
+        sizes.append((rows.stop - rows.start, columns.stop - columns.start))
+    return list(dict.fromkeys(sizes))
+
+
+def check_seen_sizes(network: nn.Module, config: Config) -> None:
+    """UserError unless the network takes all that it will be given (`seen_sizes`)."""
+    for height, width in seen_sizes(config):
+        try:
+            take_images(network, (height, width))
+        except REFUSALS as error:
+            turned = "" if (height, width) == config.seen_size else ", as infer.tta turns them"
+            raise UserError(
+                f"model.backbone.name={config.model.backbone.name} takes no images of {height}x{width} pixels"
+                f"{turned} ({in_one_line(error)}): change data.image_size, infer.tta or the network"
+            ) from None
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says, shortened."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _from_hub(backbone: BackboneConfig, arguments: dict) -> nn.Module:
@@ -53,22 +137,56 @@ def _from_hub(backbone: BackboneConfig, arguments: dict) -> nn.Module:
 
 
 def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Module:
+    """Also of files whose names have a prefix, that lack counters of batches, or have another head."""
     where = f"model.backbone.weights={path}"
     if not path.is_file():
         raise UserError(f"{where}: no such file; imagenet and none are the other choices")
     try:
         with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused next
-            state = load_state_dict(str(path), weights_only=True)
+            content = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each have their own
         raise UserError(f"{where} is no readable checkpoint ({type(error).__name__})") from None
     wanted = timm.create_model(backbone.name, num_classes=0).state_dict()
-    missing = [name for name in wanted if name not in state or state[name].shape != wanted[name].shape]
+    state = _without_prefix(content, wanted)
+    missing = [name for name in wanted if not _fits(state.get(name), wanted[name], name)]
     # timm loads what fits and leaves the rest random when the number of classes differs.
     if missing:
         raise UserError(f"{where} does not fit {backbone.name}: {len(missing)} tensors, {missing[0]} first")
-    return timm.create_model(
-        backbone.name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **arguments
-    )
+    try:
+        network = timm.create_model(
+            backbone.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments
+        )
+    except RuntimeError as error:
+        raise UserError(f"{where} does not fit {backbone.name}: {in_one_line(error)}") from None
+    for module in network.modules():  # or a copy of all weights would stay in memory
+        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    return network
+
+
+def _without_prefix(content: dict, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint under the names of the bare network.
+
+    They may lie one level deeper, and wrappers put `model.`, `backbone.` and the like before all names: where
+    most of the wanted names are is the right place.
+    """
+    first = next(iter(wanted))
+    best: dict[str, torch.Tensor] = {}
+    for part in [content, *(value for value in content.values() if isinstance(value, dict))]:
+        tensors = {str(name): value for name, value in part.items() if isinstance(value, torch.Tensor)}
+        for prefix in sorted({name.removesuffix(first) for name in tensors if name.endswith(first)}):
+            found = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
+            best = max(best, found, key=len)
+    return best
+
+
+def _fits(found: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
+    """Batch normalisation counts its batches in `num_batches_tracked`, which nothing here uses.
+
+    Embeddings of positions depend on the size of images: timm interpolates them.
+    """
+    if found is None:
+        return name.endswith("num_batches_tracked")
+    return found.shape == wanted.shape or "pos_embed" in name or "relative_position" in name
 
 
 class Normalize(nn.Module):
@@ -95,14 +213,16 @@ class Features(nn.Module):
 
     def __init__(self, backbone: BackboneConfig | None, layers: list[str] | None, size: tuple[int, int]):
         super().__init__()
-        network = create_backbone(backbone, num_classes=0)
+        network = create_backbone(backbone, size, num_classes=0)
         self.layers = layers or _default_layers(network)
         self.normalize = Normalize(network)
-        self.network = _cut(backbone, network, self.layers).eval().requires_grad_(False)
+        self.network = _cut(backbone, network, self.layers, size).eval().requires_grad_(False)
         try:
             maps = self(torch.zeros(1, 3, *size))
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"data.image_size={list(size)} does not suit {backbone.name}: {error}") from None
+        except REFUSALS as error:
+            raise UserError(
+                f"data.image_size={list(size)} does not suit {backbone.name}: {in_one_line(error)}"
+            ) from None
         self.channels = [grid.shape[1] for grid in maps]
         self.grids = [tuple(grid.shape[2:]) for grid in maps]
         if min(map(min, self.grids)) < 2:
@@ -121,7 +241,7 @@ def _default_layers(network: nn.Module) -> list[str]:
     return [layers[stride] for stride in (8, 16) if stride in layers]
 
 
-def _cut(backbone: BackboneConfig, network: nn.Module, layers: list[str]) -> nn.Module:
+def _cut(backbone: BackboneConfig, network: nn.Module, layers: list[str], size: tuple[int, int]) -> nn.Module:
     """The network up to the last of `layers`, returning the list of their outputs."""
     unknown = sorted(set(layers) - {name for name, _ in network.named_modules()})
     if unknown:
@@ -134,7 +254,7 @@ def _cut(backbone: BackboneConfig, network: nn.Module, layers: list[str]) -> nn.
     if layers != [stage for stage in stages if stage in layers]:
         raise UserError(f"{backbone.name}: choose layers among {', '.join(stages)}, in this order")
     return create_backbone(
-        backbone, features_only=True, out_indices=[stages.index(layer) for layer in layers]
+        backbone, size, features_only=True, out_indices=[stages.index(layer) for layer in layers]
     )
 
 

@@ -2,11 +2,13 @@
 
 import torch
 
+from defects.precision import as_double, double_device
+
 ROWS = 4096  # converted to float64 at a time
 
 
 class StreamingCovariance:
-    """Mean [C] and covariance [C, C] of vectors that pass by once, in float64; memory C * C.
+    """Mean [C] and covariance [C, C] of vectors that pass by once, in float64 (see precision); memory C * C.
 
     Blocks are centred on their own mean and merged by the pairwise formulas of Chan, Golub and LeVeque
     (1979), so that a mean far from zero costs no digits, as it does where squares are summed.
@@ -14,13 +16,14 @@ class StreamingCovariance:
 
     def __init__(self, channels: int, device: torch.device):
         self.count = 0
+        device = double_device(device)
         self.mean = torch.zeros(channels, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     def update(self, vectors: torch.Tensor) -> None:
         """Take in `vectors` [N, C]."""
         for block in vectors.split(ROWS):
-            block = block.double()
+            block = as_double(block)
             mean, total = block.mean(0), self.count + len(block)
             centred, step = block - mean, mean - self.mean
             self.scatter.addmm_(centred.T, centred)

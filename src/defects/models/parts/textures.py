@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
-from defects.data.images import list_images, read_image
+from defects.data.folder_scan import list_images
+from defects.data.images import read_image
+from defects.data.junk import list_folders
 from defects.data.transforms import rotate_flip
 from defects.errors import UserError
 from defects.models.parts.perlin import perlin_noise
@@ -24,7 +26,7 @@ class FolderTextures:
     def __init__(self, folder: Path, classes: list[str]):
         if not folder.is_dir():
             raise UserError(f"model.options.textures={folder}: no such folder; leave it out to draw textures")
-        known = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        known = [path.name for path in list_folders(folder)]
         unknown = sorted(set(classes) - set(known))
         if unknown:
             raise UserError(

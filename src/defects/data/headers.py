@@ -1,0 +1,426 @@
+"""What the header of an image file says: format, bits, channels, pictures in it, and what rules it out."""
+
+import io
+import re
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from PIL import Image
+
+EIGHT_BITS = 255  # the largest value
+CONVERT = "convert to 8 or 16 bits"
+
+# Starts of files that people have and OpenCV cannot read, or only as floating-point values.
+FOREIGN = {
+    b"\x76\x2f\x31\x01": f"OpenEXR, a floating-point format: {CONVERT}",
+    b"#?RADIANCE": f"32-bit float: {CONVERT}",
+    b"#?RGBE": f"32-bit float: {CONVERT}",
+    b"PF": f"32-bit float: {CONVERT}",
+    b"Pf": f"32-bit float: {CONVERT}",
+    b"\xff\x0a": "JPEG XL: convert to PNG",
+    b"\0\0\0\x0cJXL ": "JPEG XL: convert to PNG",
+    b"8BPS": "a Photoshop document: convert to PNG",
+    b"%PDF": "a PDF: convert to PNG",
+}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """`bits`, `white` and `channels` are of the values as they are stored."""
+
+    format: str = ""  # "" of formats about which only the decoder knows something
+    height: int = 0  # pixels before EXIF rotation; 0: not known
+    width: int = 0
+    bits: int = 8  # of each channel
+    white: int = EIGHT_BITS  # largest value that the format allows
+    channels: str = ""  # "grey", "RGB", "palette", ...; "": as the decoder says
+    pictures: int = 1
+    is_spread: bool = True  # the decoder makes 0 to 255 of fewer than 8 bits
+    pages: str = "frames"  # what the format calls several pictures
+    is_inverted: bool = False  # TIFF: 0 is white, which the decoder leaves to others
+    straight_alpha: int = 0  # TIFF: place of the tag that makes the decoder multiply colours by alpha
+    is_compressed: bool = False  # TIFF
+    is_tiled: bool = False  # TIFF
+    fault: str = ""  # why the file cannot be used, and what to do
+
+    @property
+    def refusal(self) -> str:
+        """Why the file cannot be used, or ""."""
+        if self.fault:
+            return self.fault
+        if self.pictures > 1:
+            return f"{self.pictures} {self.pages}: one picture per file"
+        return ""
+
+
+def read_header(content: bytes) -> Header:
+    """Of a file's content. A broken header gives what is known: the decoder will fail on it."""
+    for start, fault in FOREIGN.items():
+        if content.startswith(start):
+            return Header(fault=fault)
+    try:
+        if content.startswith(b"\xff\xd8"):
+            return _jpeg(content)
+        if content.startswith(b"\x89PNG"):
+            return _png(content)
+        if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return _tiff(content)
+        if content.startswith(b"BM"):
+            return _bmp(content)
+        if re.match(rb"P[1-7]\s", content):
+            return _pnm(content)
+        if content[4:8] == b"ftyp":
+            return _heif(content)
+        if content[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or content[:4] == b"\xff\x4f\xff\x51":
+            return _jpeg2000(content)
+        if content.startswith(b"GIF8"):
+            return _gif(content)
+        if content.startswith(b"RIFF"):
+            return Header("WebP", pictures=_count_webp_frames(content))
+    except (struct.error, ValueError, IndexError, KeyError):
+        pass
+    return Header()
+
+
+def channel_name(count: int) -> str:
+    """Of an array of `count` channels."""
+    return {1: "grey", 2: "grey+alpha", 3: "RGB", 4: "RGBA"}.get(count, f"{count} channels")
+
+
+def _gif(content: bytes) -> Header:
+    width, height = struct.unpack_from("<HH", content, 6)
+    return Header("GIF", height, width, channels="palette", pictures=_count_frames(content))
+
+
+def _count_webp_frames(content: bytes) -> int:
+    """Pillow would allocate the whole picture to say it."""
+    frames = 0
+    place = 12
+    while place + 8 <= len(content):
+        frames += content[place : place + 4] == b"ANMF"
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return max(1, frames)
+
+
+def _count_frames(content: bytes) -> int:
+    """Of GIF and AVIF; 1 where Pillow cannot open it."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["GIF", "AVIF"]) as picture:
+            return picture.n_frames
+    except Exception:  # of a dozen kinds, for broken files
+        return 1
+
+
+class JpegFrame(NamedTuple):
+    """Of the first picture of a JPEG file."""
+
+    marker: int  # 0xC0 to 0xCF: the kind of coding
+    precision: int  # bits
+    height: int
+    width: int
+    components: int
+    data: int  # where the entropy-coded data of the first scan begin
+    zero_codes: dict[int, int]  # Huffman table (class << 4 | number) -> symbol of the code of all zeros
+
+
+def read_jpeg_frame(content: bytes) -> JpegFrame:
+    """Raises ValueError where the segments before the first scan are not whole."""
+    place = 2
+    size = None
+    marker = 0
+    zero_codes: dict[int, int] = {}
+    while place + 4 <= len(content):
+        if content[place] != 0xFF:
+            raise ValueError("no marker")
+        kind = content[place + 1]
+        if kind == 0xFF:  # a fill byte
+            place += 1
+            continue
+        length = int.from_bytes(content[place + 2 : place + 4])
+        segment = content[place + 4 : place + 2 + length]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            marker = kind
+            size = struct.unpack_from(">BHHB", segment)
+        elif kind == 0xC4:
+            zero_codes |= _zero_codes(segment)
+        elif kind == 0xDA:
+            if size is None:
+                raise ValueError("no frame before the first scan")
+            return JpegFrame(marker, *size, place + 2 + length, zero_codes)
+        place += 2 + length
+    raise ValueError("no scan")
+
+
+def _zero_codes(segment: bytes) -> dict[int, int]:
+    """Of a segment of Huffman tables: which symbol has the shortest code, which is all zeros."""
+    symbols = {}
+    place = 0
+    while place < len(segment):
+        total = sum(segment[place + 1 : place + 17])
+        symbols[segment[place]] = segment[place + 17]
+        place += 17 + total
+    return symbols
+
+
+def _jpeg(content: bytes) -> Header:
+    try:
+        frame = read_jpeg_frame(content)
+    except ValueError:
+        return Header("JPEG")
+    fault = ""
+    if frame.marker in (0xC3, 0xC7, 0xCB, 0xCF):
+        fault = "a lossless JPEG: convert to PNG"
+    elif frame.precision != 8:
+        fault = f"a {frame.precision}-bit JPEG: convert to PNG"
+    channels = {1: "grey", 3: "RGB", 4: "CMYK"}.get(frame.components, f"{frame.components} channels")
+    return Header("JPEG", frame.height, frame.width, channels=channels, fault=fault)
+
+
+def _png(content: bytes) -> Header:
+    width, height, bits, colour = struct.unpack_from(">IIBB", content, 16)
+    channels = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA"}[colour]
+    return Header(
+        "PNG",
+        height,
+        width,
+        bits,
+        2**bits - 1,
+        channels,
+        pictures=_count_png_frames(content),
+    )
+
+
+def _count_png_frames(content: bytes) -> int:
+    """The chunk that makes an animation stands before the pixels."""
+    start = content.find(b"acTL", 0, content.find(b"IDAT"))
+    if start < 0 or int.from_bytes(content[start - 4 : start]) != 8:
+        return 1
+    return max(1, int.from_bytes(content[start + 4 : start + 8]))
+
+
+def _bmp(content: bytes) -> Header:
+    size, width, height, _, depth = struct.unpack_from("<IiiHH", content, 14)
+    if size == 12:  # the oldest kind of header
+        return Header("BMP")
+    bits = min(depth, 8)
+    if depth > 8:
+        channels = "RGB" if depth < 32 else "RGBA"
+    else:
+        entries = content[14 + size : struct.unpack_from("<I", content, 10)[0]]
+        is_grey = entries[0::4] == entries[1::4] == entries[2::4]
+        channels = "grey" if is_grey else "palette"
+    return Header("BMP", abs(height), abs(width), bits, 2**bits - 1, channels)
+
+
+def _pnm(content: bytes) -> Header:
+    kind = content[1] - ord("0")
+    if kind == 7:
+        return _pam(content)
+    text = rb"(?:\s|#[^\n]*\n)+"
+    count = 2 if kind in (1, 4) else 3
+    head = re.match(rb"P\d" + (text + rb"(\d+)") * count, content[:4096])
+    if not head:
+        return Header("PNM")
+    width, height, *white = map(int, head.groups())
+    white = white[0] if white else 1
+    channels = "RGB" if kind in (3, 6) else "grey"
+    return Header("PNM", height, width, white.bit_length(), white, channels, is_spread=kind in (1, 4))
+
+
+def _pam(content: bytes) -> Header:
+    head = content[: content.index(b"ENDHDR")]
+    values = dict(line.split(None, 1) for line in head.splitlines()[1:] if line and not line.startswith(b"#"))
+    width, height, depth, white = (int(values[name]) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL"))
+    bits = white.bit_length()
+    # OpenCV 5.0 takes blue for red where there is alpha, and reads one bit wrongly.
+    fault = "a PAM with alpha or of one bit: convert to PNG" if depth in (2, 4) or bits == 1 else ""
+    return Header("PAM", height, width, bits, white, channel_name(depth), is_spread=False, fault=fault)
+
+
+def _heif(content: bytes) -> Header:
+    brand = content[8:12]
+    if brand in HEIC_BRANDS:
+        return Header(fault="HEIC: convert to JPEG or PNG")
+    if brand not in (b"avif", b"avis"):
+        return Header()
+    start = content.find(b"pixi")  # version and flags, number of channels, bits of each
+    bits = content[start + 9] if start >= 0 else 8
+    frames = _count_frames(content) if brand == b"avis" else 1
+    return Header("AVIF", bits=bits, white=2**bits - 1, pictures=frames)
+
+
+def _jpeg2000(content: bytes) -> Header:
+    start = content.index(b"\xff\x4f\xff\x51")
+    right, bottom, left, top = struct.unpack_from(">4I", content, start + 8)
+    height, width = bottom - top, right - left
+    box = content.find(b"ihdr", 0, start)
+    if box >= 0:  # Pillow believes this one
+        height, width = map(max, struct.unpack_from(">II", content, box + 4), (height, width))
+    components, depth = struct.unpack_from(">HB", content, start + 40)
+    bits = (depth & 0x7F) + 1
+    fault = "signed JPEG 2000: convert to unsigned values" if depth & 0x80 else ""
+    if bits > 16:
+        fault = f"{bits}-bit JPEG 2000: {CONVERT}"
+    return Header(
+        "JPEG 2000",
+        height,
+        width,
+        bits,
+        2**bits - 1,
+        channel_name(components),
+        fault=fault,
+    )
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------
+
+TAGS = {
+    254: "subfile",
+    255: "old_subfile",
+    256: "width",
+    257: "height",
+    258: "bits",
+    259: "compression",
+    262: "photometric",
+    277: "samples",
+    284: "planar",
+    322: "tile_width",
+    338: "extra",
+    339: "sample_format",
+}
+TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the values of these tags
+MOST_PAGES, MOST_TAGS = 1000, 4096  # that are looked at
+REDUCED, TRANSPARENCY = 1, 4  # bits of `subfile`
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> channels of colour
+NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}
+# None, CCITT, LZW, JPEG, Deflate (old number), PackBits: with others OpenCV gives nothing, or black.
+COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32946, 32773}
+
+
+def _tiff(content: bytes) -> Header:
+    pages = _tiff_pages(content)
+    if not pages:
+        return Header("TIFF")
+    pictures = [page for page in pages if not _is_auxiliary(page)]
+    first = pages[0]
+    count = max(1, len(pictures))
+    fault = _tiff_fault(first)
+    if count == 1 and _is_auxiliary(first) and pictures:
+        fault = "a thumbnail before the picture: save the picture alone"
+    bits = first["bits"][0]
+    photometric = first["photometric"][0]
+    extra = first["samples"][0] - COLOURS.get(photometric, 1)
+    channels = NAMES.get(photometric, f"{first['samples'][0]} bands")
+    if extra == 1:
+        channels = {"grey": "grey+alpha", "RGB": "RGBA"}.get(channels, channels)
+    return Header(
+        "TIFF",
+        first["height"][0],
+        first["width"][0],
+        bits,
+        2**bits - 1 if bits <= 16 else 0,
+        channels,
+        count,
+        pages="pages",
+        # The decoder inverts 8 bits by itself.
+        is_inverted=photometric == 0 and bits > 8,
+        straight_alpha=first["extra_place"][0] if extra == 1 and first["extra"][0] == 2 else 0,
+        is_compressed=first["compression"][0] != 1,
+        is_tiled="tile_width" in first,
+        fault=fault,
+    )
+
+
+def _is_auxiliary(page: dict[str, tuple]) -> bool:
+    """A smaller copy or the transparency of another page."""
+    return bool(page["subfile"][0] & (REDUCED | TRANSPARENCY)) or page["old_subfile"][0] == 2
+
+
+def _tiff_fault(page: dict[str, tuple]) -> str:
+    """Why a page cannot be used, and what to do; "" if OpenCV reads it rightly (tried for all of these)."""
+    bits = page["bits"][0]
+    kind = page["sample_format"][0]
+    photometric = page["photometric"][0]
+    samples = page["samples"][0]
+    extra = samples - COLOURS.get(photometric, samples)
+    if kind == 3:
+        return f"{bits}-bit float: {CONVERT}"
+    if kind == 2:
+        return f"{bits}-bit signed integers: convert to unsigned ones of 8 or 16 bits"
+    if kind in (5, 6):
+        return f"complex numbers: {CONVERT}"
+    if bits > 16 or len(set(page["bits"])) > 1:
+        return f"{'+'.join(map(str, dict.fromkeys(page['bits'])))}-bit integers: {CONVERT}"
+    if photometric == 8:
+        return "Lab colours: convert to RGB"
+    if photometric not in COLOURS:
+        return f"a TIFF of colour model {photometric}: convert to grey or RGB"
+    if extra > 1 or extra < 0 or (extra == 1 and COLOURS[photometric] == 1 and page["extra"][0] == 0):
+        return f"{samples} bands: convert to grey or RGB"
+    if page["compression"][0] not in COMPRESSIONS:
+        return f"a TIFF of compression {page['compression'][0]}: save it with LZW, Deflate or none"
+    if bits not in (1, 8, 10, 12, 14, 16) or (bits == 1 and samples > 1):
+        return f"{bits}-bit values: {CONVERT}"
+    if bits > 8 and photometric == 5:
+        return f"CMYK with {bits} bits: convert to RGB"
+    if bits > 8 and extra and COLOURS[photometric] == 1:
+        return f"{bits}-bit grey with alpha: remove the alpha channel"
+    if bits > 8 and samples > 1 and page["planar"][0] == 2:
+        return f"{bits}-bit planes stored one by one: save the channels of a pixel together"
+    return ""
+
+
+def _tiff_pages(content: bytes) -> list[dict[str, tuple]]:
+    """The tags of every page, with TIFF's defaults for those that are missing."""
+    order = "<" if content.startswith(b"II") else ">"
+    is_big = content[2:4] in (b"+\0", b"\0+")
+    place = struct.unpack_from(order + ("Q" if is_big else "I"), content, 8 if is_big else 4)[0]
+    pages = []
+    seen = set()
+    while place and place not in seen and len(pages) < MOST_PAGES:
+        seen.add(place)
+        try:
+            page, place = _tiff_page(content, place, order, is_big)
+        except (struct.error, KeyError):
+            break  # a broken list of pages: the decoder fails if it is the first
+        pages.append(page)
+    return pages
+
+
+def _tiff_page(content: bytes, place: int, order: str, is_big: bool) -> tuple[dict[str, tuple], int]:
+    count_format, entry_size, next_format = ("Q", 20, "Q") if is_big else ("H", 12, "I")
+    count = struct.unpack_from(order + count_format, content, place)[0]
+    if count > MOST_TAGS:
+        raise KeyError("no directory of tags")
+    place += struct.calcsize(order + count_format)
+    page: dict[str, tuple] = {
+        "subfile": (0,),
+        "old_subfile": (1,),
+        "bits": (1,),
+        "compression": (1,),
+        "photometric": (1,),
+        "samples": (1,),
+        "planar": (1,),
+        "extra": (0,),
+        "extra_place": (0,),  # in the file
+        "sample_format": (1,),
+    }
+    for start in range(place, place + count * entry_size, entry_size):
+        tag, kind, length = struct.unpack_from(order + ("HHQ" if is_big else "HHI"), content, start)
+        if tag not in TAGS or kind not in TYPES or not 0 < length < 1000:
+            continue
+        values_format = f"{order}{length}{TYPES[kind]}"
+        inline = 8 if is_big else 4
+        start += entry_size - inline
+        if struct.calcsize(values_format) > inline:
+            start = struct.unpack_from(order + next_format, content, start)[0]
+        page[TAGS[tag]] = struct.unpack_from(values_format, content, start)
+        if TAGS[tag] == "extra":
+            page["extra_place"] = (start if order == "<" else start + 1,)
+    following = struct.unpack_from(order + next_format, content, place + count * entry_size)[0]
+    if "width" not in page or "height" not in page:
+        raise KeyError("a page without a size")
+    return page, following

@@ -1,0 +1,266 @@
+"""What prepare saw in the folders of a data set: a summary that people read, and inventory.json."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from defects.config import resolve
+from defects.config_data import DataConfig
+from defects.data import rle
+from defects.data.examination import Examination, Examined
+from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
+from defects.data.images import note_unused_depth
+from defects.data.junk import list_folders
+from defects.data.labels import COLUMN, class_columns, class_names
+from defects.data.paths import below
+from defects.data.role_folders import RoleFolder
+from defects.errors import printable, shorten_names
+
+SHOWN_SIZES = 3
+MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
+
+
+def take_inventory(
+    data: DataConfig,
+    images: pd.DataFrame,
+    folders: list[RoleFolder],
+    notes: list[str],
+    examination: Examination,
+) -> dict[str, Any]:
+    """What was seen, taken and not taken, as JSON; paths are relative to data.root.
+
+    `images` are the rows of images.csv; those of `examination` also hold what is known of test images.
+    """
+    root = resolve(data.root)
+    inventory = {
+        "root": data.root.as_posix(),
+        "images": _count_images(images),
+        "folders": [_describe_folder(folder, root) for folder in folders],
+        "not_taken": _sum_counts(folder.scan.other_files for folder in folders),
+        "special_files": [below(path, root) for folder in folders for path in folder.scan.special_files],
+        "left_by_systems": _sum_counts(folder.scan.junk for folder in folders),
+        "not_used": _list_unused(root, folders),
+        "sizes": _count_sizes(images),
+        "pixels": _count_pixels(examination),
+        "masks": _describe_masks(examination) or _describe_runs(images),
+        "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
+        "notes": _notes(data, root, folders, notes, examination),
+    }
+    return _with_printable_texts(inventory)
+
+
+def print_inventory(inventory: dict[str, Any]) -> None:
+    for line in inventory_lines(inventory):
+        print(line)
+
+
+def inventory_lines(inventory: dict[str, Any]) -> list[str]:
+    """A line for each part of the inventory that has something to say."""
+    seen = sum(folder["files"] for folder in inventory["folders"])
+    lines = [f"inventory of {inventory['root']}: {seen:,} image files"]
+    for part, count in inventory["images"].items():
+        split, label = part.split()
+        lines.append(f"{split:6}{label:12}{count:7}")
+    folders = [_folder_text(folder) for folder in inventory["folders"]]
+    lines.append(f"folders     {shorten_names(folders, most=MOST_FOLDERS)}")
+    linked = [link for folder in inventory["folders"] for link in folder["links"]]
+    if linked:
+        count = sum(folder["files_behind_links"] for folder in inventory["folders"])
+        lines.append(
+            f"links       {count} files lie in {len(linked)} linked folders: {shorten_names(linked)}"
+        )
+    not_taken = count_by_suffix(Counter(inventory["not_taken"]))
+    if inventory["special_files"]:
+        not_taken.append(f"{len(inventory['special_files'])} pipes or devices")
+    if not_taken:
+        lines.append(f"not taken   no images: {shorten_names(not_taken, most=MOST_SUFFIXES)}")
+    if inventory["left_by_systems"]:
+        left = [f"{count} {name}" for name, count in inventory["left_by_systems"].items()]
+        lines.append(f"skipped     left by systems: {shorten_names(left)}")
+    if inventory["not_used"]:
+        lines.append(f"not used    {shorten_names(inventory['not_used'])}")
+    lines.append(f"sizes       {_sizes_text(inventory['sizes'])}")
+    pixels = [f"{count} of {kind}" for kind, count in inventory["pixels"]["kinds"].items()]
+    lines.append(f"pixels      {', '.join(pixels)}")
+    if inventory["masks"]:
+        lines += _mask_lines(inventory["masks"])
+    if inventory["classes"]:
+        classes = [f"{name} {count}" for name, count in inventory["classes"].items()]
+        lines.append(f"classes     {shorten_names(classes, most=MOST_CLASSES)} images")
+    return lines + [f"note: {note}" for note in inventory["notes"]]
+
+
+def _count_images(images: pd.DataFrame) -> dict[str, int]:
+    classes = images["label"].map({0: "normal", 1: "defect"}).fillna("unlabelled")
+    counts = images.groupby(["split", classes]).size()
+    return {f"{split} {label}": int(count) for (split, label), count in counts.items()}
+
+
+def _describe_folder(folder: RoleFolder, root: Path) -> dict[str, Any]:
+    scan = folder.scan
+    return {
+        "setting": folder.setting,
+        "role": folder.role,
+        "path": below(folder.path, root),
+        "files": len(scan.images),
+        "images": len(folder.images),
+        "files_behind_links": scan.images_behind_links(),
+        "links": [below(path, root) for path in scan.linked_folders],
+    }
+
+
+def _folder_text(folder: dict[str, Any]) -> str:
+    path = "" if folder["setting"] == folder["path"] else f" ({folder['path']})"
+    return f"{folder['setting']}{path} {folder['files']}"
+
+
+def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
+    total = sum(counts, Counter())
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _list_unused(root: Path, folders: list[RoleFolder]) -> list[str]:
+    """Folders and image files below the root, beside the folders of the data set, that are not taken."""
+    used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
+    taken = {folder.path for folder in folders}
+    unused = []
+    for parent in sorted({root, *(folder.path.parent for folder in folders)} - taken):
+        if parent == root or root in parent.parents:
+            unused += [below(path, root) for path in list_folders(parent) if path not in used]
+            files = count_image_files(parent)
+            if files:
+                unused.append(f"{files} image files in {below(parent, root)}")
+    return unused
+
+
+def _count_sizes(images: pd.DataFrame) -> dict[str, int]:
+    """Images of each size, width by height in pixels, the most frequent first."""
+    sizes = Counter(zip(images["width"], images["height"], strict=True))
+    ordered = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+    return {f"{width}x{height}": count for (width, height), count in ordered}
+
+
+def _sizes_text(sizes: dict[str, int]) -> str:
+    names = list(sizes)
+    if len(names) == 1:
+        return f"all {names[0]}"
+    widths, heights = zip(*(map(int, name.split("x")) for name in names), strict=True)
+    frequent = [f"{name} ({sizes[name]})" for name in names[:SHOWN_SIZES]]
+    return (
+        f"{len(names)} sizes, {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high, "
+        f"most often {', '.join(frequent)}"
+    )
+
+
+def _count_pixels(examination: Examination) -> dict[str, Any]:
+    facts = [row.facts for row in examination.examined if row.facts]
+    kinds = Counter(f"{fact.bits} bits {fact.channels}" for fact in facts)
+    largest: dict[str, int] = {}
+    for fact in facts:
+        name = f"{fact.bits} bits"
+        largest[name] = max(largest.get(name, 0), fact.largest)
+    return {"kinds": _sum_counts([kinds]), "largest": largest}
+
+
+def _describe_masks(examination: Examination) -> dict[str, Any] | None:
+    """Of mask files; None if there are none."""
+    shares: dict[str, float] = {}
+    kinds: Counter[str] = Counter()
+    for row, path, mask_path in _rows(examination):
+        if mask_path:
+            shares[path] = row.masks.share
+            kinds.update(facts.kind for facts in row.masks.facts)
+    if not shares:
+        return None
+    return _mask_figures(shares, examination.images) | {"files": kinds.total(), "kinds": _sum_counts([kinds])}
+
+
+def _describe_runs(images: pd.DataFrame) -> dict[str, Any] | None:
+    """Of run-length masks, all classes of an image together; None if there are none."""
+    columns = class_columns(class_names(images))
+    shares: dict[str, float] = {}
+    for row in images.to_dict("records"):
+        texts = [row[name] for name in columns if row[name]]
+        if texts:
+            starts, ends = rle.parse(rle.unite(texts), (row["height"], row["width"]))
+            shares[row["path"]] = float((ends - starts).sum()) / (row["height"] * row["width"])
+    return _mask_figures(shares, images) | {"kinds": {"run-length": len(shares)}} if shares else None
+
+
+def _mask_figures(shares: dict[str, float], images: pd.DataFrame) -> dict[str, Any]:
+    """`shares` of the images that are marked, by path."""
+    largest = max(shares, key=lambda path: (shares[path], path))
+    return {
+        "images": len(shares),
+        "defects": int((images["label"] == 1).sum()),
+        "median_share": float(np.median(list(shares.values()))),
+        "largest_share": shares[largest],
+        "largest": largest,
+    }
+
+
+def _mask_lines(masks: dict[str, Any]) -> list[str]:
+    kinds = ", ".join(masks["kinds"])
+    median, largest = masks["median_share"], masks["largest_share"]
+    return [
+        f"masks       {masks['images']} of {masks['defects']} defects have one ({kinds})",
+        f"marked      {median:.2%} of an image (median), at most {largest:.2%} ({masks['largest']})",
+    ]
+
+
+def _notes(
+    data: DataConfig, root: Path, folders: list[RoleFolder], notes: list[str], examination: Examination
+) -> list[str]:
+    """What a person should know or may want to correct, one sentence each."""
+    lines = []
+    for folder in folders:
+        for inner in folder.nested:
+            lines.append(
+                f"{inner.setting} lies inside {folder.setting}: its files are taken as {inner.role} only"
+            )
+        if folder.scan.repeated_folders:
+            lines.append(repeated_text(folder.scan.repeated_folders))
+    lines += notes
+    if examination.dropped:
+        shown = shorten_names(examination.dropped)
+        lines.append(
+            f"{len(examination.dropped)} masks are left out by data.bad_masks=drop: those of {shown}"
+        )
+    lines += _doubts(examination)
+    if examination.inverted:
+        lines.append("the masks mark what is no defect: they are read the other way round")
+    unused_depth = note_unused_depth([row.facts for row in examination.examined if row.facts], data.bits)
+    if unused_depth:
+        lines.append(unused_depth)
+    return lines
+
+
+def _doubts(examination: Examination) -> list[str]:
+    """What is implausible about masks, with how many images it concerns."""
+    doubtful: dict[str, list[str]] = {}
+    for row, path, mask_path in _rows(examination):
+        if mask_path:
+            for reason in sorted({facts.doubt for facts in row.masks.facts} - {""}):
+                doubtful.setdefault(reason, []).append(path)
+    return [
+        f"{len(paths)} masks: {text}: those of {shorten_names(paths)}" for text, paths in doubtful.items()
+    ]
+
+
+def _rows(examination: Examination) -> Iterator[tuple[Examined, str, str]]:
+    """What was seen in each image, its path and mask_path."""
+    images = examination.images
+    return zip(examination.examined, images["path"], images["mask_path"], strict=True)
+
+
+def _with_printable_texts(value: Any) -> Any:
+    """The same value with all texts in it as any file takes them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _with_printable_texts(inner) for key, inner in value.items()}
+    return [_with_printable_texts(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,138 @@
+"""What an output was made from: settings by their dotted names, and contents of files.
+
+A stamp is {"settings": {name: value}, "files": {name: sha256 or None}}: plain values, for JSON and for
+checkpoints. Settings count unless they are excluded by name, so one that is added later makes outputs stale
+until somebody decides that it does not change them.
+"""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from defects.config import Config, resolve
+from defects.errors import shorten_names
+from defects.validation import section_of, shown
+from defects.writing import sha256
+
+# Data settings whose effect images.csv holds, or which change no image.
+ABOUT_THE_INDEX = {
+    "data.name",
+    "data.source",
+    "data.root",
+    "data.sample_submission",
+    "data.answers",
+    "data.use_test_as",
+    "data.folders",
+    "data.demo",
+    "data.strips",
+    "data.kaggle",
+    "data.external_data",
+    "data.pretrained_is_external",
+    "data.contradictions",
+    "data.bad_masks",
+    "data.unlisted_classes",
+    "data.inverted_masks",
+}
+# Settings that name files: what counts is what these hold, wherever they lie.
+FILES = ("model.backbone.weights", "model.options.teacher", "model.options.textures", "model.options.penalty")
+
+Stamp = dict[str, dict[str, Any]]
+
+
+def settings_but(section: BaseModel, excluded: set[str], prefix: str = "") -> dict[str, Any]:
+    """Plain values by dotted name, less the names in `excluded` and what is below them.
+
+    `prefix` is the name of a section with its dot, and empty for the whole config.
+    """
+    return _flat(section.model_dump(mode="json"), excluded, prefix)
+
+
+def file_contents(settings: dict[str, Any]) -> dict[str, str | None]:
+    """Of the files and folders that these settings name; None where there is none, or none any more."""
+    return {name: content_of(settings[name]) for name in FILES if settings.get(name) is not None}
+
+
+def content_of(path: Path | str) -> str | None:
+    """sha256 of a file, or of the names and sizes in a folder; None if there is neither."""
+    path = resolve(path)
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        return None
+    lines = [f"{each.relative_to(path).as_posix()} {each.stat().st_size}" for each in path.rglob("*")]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
+    """How a stored stamp differs from the present one, in words: `infer.map_size=64 then, 32 now`.
+
+    Settings and files named in `but` may differ. A setting that the stored one lacks had the effect of its
+    default. Of a setting that names a file the content counts, or its text where that file is gone.
+    """
+    if not is_stamp(then):
+        return ["it was written by an earlier version of this program"]
+    settings = then["settings"].keys() | now["settings"].keys()
+    files = then["files"].keys() | now["files"].keys()
+    same_files = {name for name in files if then["files"].get(name) == now["files"].get(name) is not None}
+    defaults = _defaults(Config, "")
+    found = []
+    for name in sorted(files - same_files - set(but)):
+        before, after = then["files"].get(name), now["files"].get(name)
+        if (before and after) or (before != after and name not in settings):
+            found.append(f"{name} has changed")
+    for name in sorted(settings - same_files - set(but)):
+        before = then["settings"].get(name, defaults.get(name, PydanticUndefined))
+        after = now["settings"].get(name, PydanticUndefined)
+        if before != after:
+            found.append(f"{name}={_value(before)} then, {_value(after)} now")
+    return found
+
+
+def is_stamp(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("settings", "files"))
+
+
+def only_files(stamp: Stamp, names: Collection[str]) -> Stamp:
+    """The part of a stamp that is about these files."""
+    return {"settings": {}, "files": {name: stamp["files"].get(name) for name in names}}
+
+
+def in_short(found: list[str]) -> str:
+    """Differences for a message."""
+    return shorten_names(found, "; ")
+
+
+def _flat(values: dict[str, Any], excluded: set[str], prefix: str) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in excluded:
+            continue
+        if isinstance(value, dict):
+            found |= _flat(value, excluded, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+def _defaults(model: type[BaseModel], prefix: str) -> dict[str, Any]:
+    found = {}
+    for key, field in model.model_fields.items():
+        name = f"{prefix}{key}"
+        section = section_of(field.annotation)
+        if field.default is None or section is None:
+            default = field.get_default(call_default_factory=True)
+            found[name] = list(default) if isinstance(default, tuple) else default
+        else:
+            found |= _defaults(section, f"{name}.")
+    return found
+
+
+def _value(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "(not set)"
+    return value if isinstance(value, str) else shown(value)

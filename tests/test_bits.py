@@ -1,0 +1,214 @@
+"""The white level of 16-bit images: data.bits, the same wherever an image is read."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_dataset
+from image_files import DEEP, DEEP_RGB, GREY, encoded, encoded_by_opencv, pnm, tiff
+
+from defects.config import load_config
+from defects.data.datasets import plain_loader
+from defects.data.images import ImageFacts, examine_image, note_unused_depth, read_image
+from defects.data.prepare import load_images
+from defects.data.split import load_folds
+from defects.deploy.model import Meta
+from defects.deploy.predict import read_frame
+from defects.deploy.similar import load_normals
+from defects.errors import UserError
+from defects.report.contact_sheet import draw_groups
+from defects.report.drawing import image_tile
+from defects.scoring.appearance import appearance_table
+from defects.stamps import differences
+from defects.training.checkpoint import fingerprint
+
+TWELVE = DEEP >> 4  # as a 12-bit camera gives it
+PACKED = cv2.imencode(".png", TWELVE)[1].tobytes()
+
+
+def three(grey):
+    return np.dstack([grey] * 3)
+
+
+def pack_12_bits(values):
+    """uint8, two values in three bytes, as TIFF stores them."""
+    pairs = values.reshape(-1, 2).astype(int)
+    high, low = pairs.T
+    return np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=1).astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
+def test_the_white_level_becomes_255_and_what_is_above_it_too(tmp_path, bits):
+    path = tmp_path / "x.png"
+    path.write_bytes(encoded(DEEP, "PNG"))
+    expected = np.minimum(DEEP / (2**bits - 1), 1) * 255
+    assert np.abs(read_image(path, bits=bits) - three(expected)).max() <= 0.51
+
+
+def test_12_bit_frames_keep_their_grey_levels(tmp_path):
+    ramp = np.tile(np.arange(0, 4096, 16, dtype=np.uint16), (8, 1))
+    (tmp_path / "x.png").write_bytes(encoded(ramp, "PNG"))
+    assert len(np.unique(read_image(tmp_path / "x.png"))) < 20
+    assert len(np.unique(read_image(tmp_path / "x.png", bits=12))) > 250
+
+
+FILES = {  # name -> (content of more than 8 bits, its values from 0 to 1)
+    "grey.png": (encoded(DEEP, "PNG"), three(DEEP / 65535)),
+    "rgb.png": (encoded_by_opencv(DEEP_RGB, ".png"), DEEP_RGB / 65535),
+    "rgba.png": (encoded_by_opencv(np.dstack([DEEP_RGB, DEEP]), ".png"), DEEP_RGB / 65535),
+    "rgb.tif": (tiff(DEEP_RGB), DEEP_RGB / 65535),
+    "rgba.tif": (tiff(np.dstack([DEEP_RGB, DEEP]), t338=2), DEEP_RGB / 65535),
+    "big-endian.tif": (tiff(DEEP_RGB, order=">"), DEEP_RGB / 65535),
+    "white-is-zero.tif": (tiff(DEEP, t262=0), three(1 - DEEP / 65535)),
+    "twelve.tif": (tiff(pack_12_bits(TWELVE), t258=12, t277=1), three(TWELVE / 4095)),
+    "twelve.pgm": (pnm(5, TWELVE, 4095), three(TWELVE / 4095)),
+    "twelve-text.pgm": (pnm(2, TWELVE, 4095), three(TWELVE / 4095)),
+    "sixteen.pgm": (pnm(5, DEEP, 65535), three(DEEP / 65535)),
+    "ten.ppm": (pnm(6, DEEP_RGB >> 6, 1023), (DEEP_RGB >> 6) / 1023),
+    "grey.jp2": (encoded(DEEP, "JPEG2000"), three(DEEP / 65535)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_without_a_setting_white_is_what_the_file_allows(tmp_path, name):
+    content, values = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    image = read_image(tmp_path / name)
+    assert image.dtype == np.uint8
+    assert np.abs(image - 255 * values).max() <= 0.51
+
+
+@pytest.mark.parametrize("name", ["twelve.tif", "twelve.pgm"])
+def test_files_that_tell_their_depth_agree_with_the_setting(tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name][0])
+    np.testing.assert_array_equal(read_image(tmp_path / name), read_image(tmp_path / name, bits=12))
+
+
+@pytest.mark.parametrize("white", [1, 15, 100, 254, 255])
+def test_small_maxima_of_a_pgm_are_white(tmp_path, white):
+    values = (GREY.astype(int) % (white + 1)).astype(np.uint8)
+    (tmp_path / "x.pgm").write_bytes(pnm(5, values, white))
+    assert np.abs(read_image(tmp_path / "x.pgm", bits=12) - three(values / white * 255)).max() <= 0.51
+
+
+def test_8_bit_images_are_read_as_ever_under_a_setting(tmp_path):
+    (tmp_path / "x.png").write_bytes(encoded(GREY, "PNG"))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png", bits=12), three(GREY))
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits", "named"),
+    [
+        ([1023, 700], None, 10),
+        ([300, 200], None, 10),
+        ([1024], None, 12),
+        ([4095, 100], None, 12),
+        ([16383], None, 14),
+        ([16384, 100], None, None),
+        ([4095], 12, None),
+    ],
+)
+def test_unused_depth_is_noted(largest, bits, named):
+    facts = [ImageFacts(4, 4, 16, "grey", value) for value in largest] + [ImageFacts(4, 4, 8, "grey", 255)]
+    note = note_unused_depth(facts, bits)
+    assert (f"set data.bits={named}" in note) if named else note == ""
+
+
+def test_8_bit_images_have_no_unused_depth():
+    assert note_unused_depth([ImageFacts(4, 4, 8, "grey", 90)], None) == ""
+
+
+@pytest.fixture
+def deep_data(tmp_path, make_config):
+    """A data set of 12-bit frames, and a function that makes its configuration for some bits."""
+    root = write_dataset(tmp_path / "data", defects=4, normals=8, tests=2)
+    for path in [*root.glob("train/*_images/*.png"), *root.glob("test/images/*.png")]:
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        path.write_bytes(cv2.imencode(".png", grey.astype(np.uint16) * 16)[1].tobytes())
+
+    def configured(bits):
+        return make_config(root, f"data.bits={'null' if bits is None else bits}")
+
+    return root, configured
+
+
+@pytest.mark.parametrize("reader", ["loader", "tile", "sheet", "appearance", "frame", "normals"])
+def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
+    root, configured = deep_data
+    bright = []
+    for bits in (None, 12):
+        config = configured(bits)
+        rows = load_images(config)
+        path = root / rows["path"][0]
+        if reader == "loader":
+            seen = next(iter(plain_loader(config, rows)))["image"].numpy()
+        elif reader == "tile":
+            seen = image_tile(config.data, rows.to_dict("records")[0], marked=False)
+        elif reader == "sheet":
+            draw_groups([path, path], [0, 0], [0, 0], tmp_path / "sheet.png", bits=bits)
+            seen = read_image(tmp_path / "sheet.png")[30:140, 10:130]
+        elif reader == "appearance":
+            load_folds(config)
+            seen = 255 * appearance_table(config)["brightness"].to_numpy()
+        elif reader == "frame":
+            seen = read_frame(path, meta(bits)).image
+        else:
+            seen = np.stack(list(load_normals(tmp_path, path.parent, bits).images.values()))
+        bright.append(float(seen.mean()))
+    assert bright[0] < 0.7 * bright[1]
+
+
+def meta(bits):
+    values = {"bits": bits} if bits else {}  # an export from before there was a choice has no such key
+    return Meta(
+        version=1,
+        experiment="a",
+        fold="0",
+        detector="a",
+        checkpoint_sha256="",
+        image_size=(32, 32),
+        fit="squash",
+        targets=["defect"],
+        threshold={"defect": 0.5},
+        map=None,
+        files={},
+        packages={},
+        **values,
+    )
+
+
+def test_prediction_sees_what_training_saw(deep_data):
+    root, configured = deep_data
+    config = configured(12)
+    rows = load_images(config)
+    trained_on = next(iter(plain_loader(config, rows)))["image"].numpy()
+    np.testing.assert_array_equal(read_frame(root / rows["path"][0], meta(12)).image, trained_on[0])
+
+
+def test_another_setting_makes_tables_and_checkpoints_stale(deep_data, capsys):
+    _, configured = deep_data
+    before = configured(None)
+    load_folds(before)
+    saved = fingerprint(before, "0", None)
+    capsys.readouterr()
+    after = configured(12)
+    load_folds(after)
+    said = capsys.readouterr().out
+    assert "preparing the data first" in said and "splitting first" in said
+    assert differences(saved, fingerprint(after, "0", None))[0] == "data.bits=null then, 12 now"
+    stamp = json.loads((after.dataset_dir / "split.json").read_text())
+    assert stamp["settings"]["data.bits"] == 12
+
+
+@pytest.mark.parametrize("bits", [8, 17, "twelve"])
+def test_impossible_depths_are_refused(tmp_path, config_file, bits):
+    with pytest.raises(UserError, match=r"data\.bits"):
+        load_config(config_file(tmp_path, data={"bits": bits}))
+
+
+def test_the_largest_value_is_that_of_the_file(tmp_path):
+    (tmp_path / "x.png").write_bytes(PACKED)
+    facts = examine_image(tmp_path / "x.png")
+    assert (facts.bits, facts.largest) == (16, TWELVE.max())
+    assert "set data.bits=12" in note_unused_depth([facts], None)

@@ -1,0 +1,87 @@
+"""From which value on an exported model marks a cell: measured on what the folds held out, map by map."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import write_runs
+
+from defects.config import load_config
+from defects.deploy.limits import map_limits
+from defects.files import array_archive
+from defects.scoring.pixels import CellCounts, Maps
+from defects.training.run import OOF_MAPS, run_folder
+
+SEGMENTER, OTHER = SimpleNamespace(segments=True), SimpleNamespace(segments=False)
+
+
+@pytest.fixture
+def config(make_dataset, config_file, run_script):
+    """Of two folds that left scores and maps."""
+    path = config_file(make_dataset())
+    assert run_script("split.py", "--config", path).code == 0
+    config = load_config(path)
+    write_runs(config)
+    return config
+
+
+def change_labels(config, label, fold):
+    path = run_folder(config, fold) / "oof.csv"
+    pd.read_csv(path).assign(label=label).to_csv(path, index=False)
+
+
+def held_maps(config, fold, label=None):
+    """All values of the maps that a fold held out, of images with `label` or of any."""
+    oof = pd.read_csv(run_folder(config, fold) / "oof.csv")
+    maps = Maps(run_folder(config, fold) / OOF_MAPS)
+    rows = oof if label is None else oof[oof["label"] == label]
+    return np.stack([maps[image_id] for image_id in rows["image_id"]]).astype(float)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.95, 1.0])
+def test_cell_counts_give_exact_quantiles(share):
+    rng = np.random.default_rng(0)
+    planes = rng.normal(size=(5, 7, 9)).astype(np.float16)
+    counts = CellCounts()
+    for plane in planes:
+        counts.add(plane)
+    wanted = np.quantile(planes.astype(float), share, method="inverted_cdf")
+    assert counts.quantile(share) == wanted
+
+
+def test_map_limits_come_from_the_normal_images_that_the_fold_held_out(config):
+    (normal,), (cut,) = map_limits(config, OTHER, "1")
+    maps = held_maps(config, "1", label=0)
+    assert normal == pytest.approx(np.median(maps), rel=1e-3)
+    assert (maps.max((1, 2)) >= cut).mean() <= config.threshold.fpr
+    assert map_limits(config, SEGMENTER, "1") == ([normal], [0.5])
+
+
+def test_map_limits_of_a_fold_without_normal_images_come_from_other_folds(config):
+    change_labels(config, 1, "0")
+    assert map_limits(config, OTHER, "0") == map_limits(config, OTHER, "1")
+
+
+def test_map_limits_without_normal_images_come_from_images_with_defects(config, capsys):
+    """neu.yaml: all images show defects; the export ended in a traceback."""
+    for fold in "01":
+        change_labels(config, 1, fold)
+    (normal,), (cut,) = map_limits(config, OTHER, "0")
+    maps = held_maps(config, "0")
+    assert normal == pytest.approx(np.median(maps), rel=1e-3)
+    assert (maps > cut).mean() <= config.threshold.fpr < (maps >= cut).mean() + 0.01
+    assert "no normal image was held out" in capsys.readouterr().out
+
+
+def test_map_limits_read_one_map_at_a_time(config):
+    oof = pd.read_csv(run_folder(config, "0") / "oof.csv")
+    with array_archive(run_folder(config, "0") / OOF_MAPS) as add:
+        for number, image_id in enumerate(oof["image_id"]):
+            add(image_id, np.full((512, 512), number, np.float16))
+    tracemalloc.start()
+    map_limits(config, OTHER, "0")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 512 * 512 * 2  # bytes: all of them would be more, in single precision twice that

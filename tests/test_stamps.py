@@ -1,0 +1,265 @@
+"""Which settings make which outputs stale: every setting of a config is in the table below."""
+
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from defects.config import Config
+from defects.data import prepare, split
+from defects.data.split import load_folds
+from defects.models.efficientad import EfficientADOptions
+from defects.scoring import adversarial
+from defects.stamps import content_of, differences, in_short, settings_but
+from defects.training import checkpoint, distill, inference
+from defects.validation import accepted_kinds, section_of, validate
+
+# run: weights and out-of-fold scores; test: test scores and maps; index: images.csv; folds: folds.csv and the
+# training lists; comparison: of training with test images; teacher: of src/distill.py. What an output is made
+# from through another one's file (a run through folds.csv, say) is not listed.
+STALE = {
+    "experiment": "",
+    "output": "",
+    "submissions": "",
+    "data.name": "",
+    "data.source": "index",
+    "data.root": "index",
+    "data.image_size": "run",
+    "data.fit": "run teacher",
+    "data.symmetries": "run folds",
+    "data.sample_submission": "index",
+    "data.answers": "",
+    "data.classes": "run index folds",
+    "data.use_test_as": "index",
+    "data.folders.normal": "index",
+    "data.folders.abnormal": "index",
+    "data.folders.masks": "index",
+    "data.folders.test": "index",
+    "data.demo.normal": "index",
+    "data.demo.defect": "index",
+    "data.demo.test": "index",
+    "data.demo.strength": "index",
+    "data.demo.seed": "index",
+    "data.strips.images": "index",
+    "data.strips.test": "index",
+    "data.strips.size": "index",
+    "data.strips.seed": "index",
+    "data.kaggle": "",
+    "data.external_data": "",
+    "data.pretrained_is_external": "",
+    "data.contradictions": "index",
+    "data.bad_masks": "index",
+    "data.unlisted_classes": "index",
+    "data.bits": "run index folds comparison teacher",
+    "data.inverted_masks": "index",
+    "split.folds": "folds",
+    "split.seed": "run folds",
+    "split.group_file": "folds",
+    "split.group_pattern": "folds",
+    "split.duplicates.enabled": "folds comparison",
+    "split.duplicates.thumbnail_size": "folds comparison",
+    "split.duplicates.neighbours": "folds comparison",
+    "split.duplicates.ignore": "folds comparison",
+    "split.duplicates.max_shift": "folds comparison",
+    "split.duplicates.min_correlation": "folds comparison",
+    "split.duplicates.min_texture": "folds comparison",
+    "split.balance.method": "run folds",
+    "split.balance.ratio": "run folds",
+    "split.balance.angle_step": "run folds",
+    "model.name": "run",
+    "model.backbone": "run teacher",
+    "model.options": "run",  # and of those that distillation has each one makes the teacher stale
+    "augment": "run",
+    "train.seed": "run teacher",
+    "train.epochs": "run",
+    "train.batch_size": "run",
+    "train.accumulate": "run",
+    "train.steps": "run",
+    "train.optimizer": "run",
+    "train.lr": "run",
+    "train.milestones": "run",
+    "train.lr_factor": "run",
+    "train.weight_decay": "run",
+    "train.warmup_epochs": "run",
+    "train.clip_norm": "run",
+    "train.ema": "run",
+    "train.black_out": "run",
+    "train.paste": "run",
+    "train.synthetic": "run",
+    "train.precision": "run teacher",
+    "train.channels_last": "run",
+    "train.workers": "",
+    "train.inner_holdout": "run",
+    "train.select": "run",
+    "train.patience": "run",
+    "train.validate_every": "",  # unless an epoch is chosen by it, see below
+    "train.save_every": "",
+    "train.average": "run",
+    "train.init": "run",
+    "train.pseudo": "run",
+    "infer.batch_size": "",
+    "infer.tta": "run test",
+    "infer.map_size": "run test",
+    "infer.window": "run test",
+    "infer.budget_minutes": "",
+    "infer.shard": "",
+    "threshold.rule": "",
+    "threshold.fpr": "run",
+    "threshold.prior": "",
+    "ensemble.scale": "",
+    "ensemble.method": "",
+    "ensemble.weights": "",
+    "ensemble.compare": "",
+    "tracking.wandb": "",
+    "tracking.project": "",
+}
+
+
+def setting_types(model: type, prefix: str = "") -> dict[str, Any]:
+    """Type by dotted name of all settings; sections that may be None count as one."""
+    found = {}
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section and NoneType not in accepted_kinds(field.annotation):
+            found |= setting_types(section, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.annotation
+    return found
+
+
+@pytest.fixture
+def config(make_dataset, make_config, tmp_path, monkeypatch):
+    """Of a data set whose folder stays where it is whatever data.name and output say."""
+    (tmp_path / "pseudo.csv").write_text("x")
+    made = make_config(make_dataset(defects=4, normals=8, tests=2))
+    load_folds(made)
+    folder = made.dataset_dir
+    monkeypatch.setattr(Config, "dataset_dir", property(lambda self: folder))
+    return made
+
+
+def stamps(config: Config) -> dict[str, dict]:
+    """Of every output that has one."""
+    options = validate(EfficientADOptions, {}, "options")
+    return {
+        "run": checkpoint.fingerprint(config, "0", None),
+        "test": inference._stamp(config, "0"),
+        "index": prepare._stamp(config.data),
+        "folds": split._stamp(config),
+        "comparison": adversarial.inputs(config),
+        "teacher": distill._fingerprint(config, options, []),
+    }
+
+
+def changed(config: Config, name: str, value: Any) -> Config:
+    """`config` with another value at a dotted name."""
+    first, _, rest = name.partition(".")
+    if rest:
+        value = changed(getattr(config, first), rest, value)
+    return config.model_copy(update={first: value})
+
+
+def another_value(value: Any, annotation: Any, folder: Path) -> Any:
+    """A value that the setting may have in place of `value`."""
+    (kind,) = {kind for kind in accepted_kinds(annotation) if kind is not NoneType}
+    if get_origin(kind) is Literal:
+        return next(word for word in get_args(kind) if word != value)
+    if get_origin(kind) is tuple:
+        return tuple(7 for _ in get_args(kind))
+    if get_origin(kind) is list:
+        return [{"name": "Blur"}] if get_args(kind)[0] not in (str, float) else ["other"]
+    if get_origin(kind) is dict:
+        return {"other": 1}
+    if kind is Path:
+        return folder / "pseudo.csv"
+    if kind is bool:
+        return not value
+    if section_of(kind):
+        return None if value else section_of(kind).model_construct(competition="other")
+    return {str: "other", int: 3 if value != 3 else 4, float: 0.123}[kind]
+
+
+def test_every_setting_is_in_the_table():
+    assert sorted(setting_types(Config)) == sorted(STALE)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_settings_make_stale_what_the_table_says(config, tmp_path):
+    before = stamps(config)
+    types = setting_types(Config)
+    for name, outputs in STALE.items():
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        after = stamps(changed(config, name, another_value(value, types[name], tmp_path)))
+        stale = {output for output in before if differences(before[output], after[output])}
+        assert stale == set(outputs.split()), name
+
+
+def test_how_often_is_validated_counts_where_it_chooses_the_epoch(config):
+    for select in ({"select": "inner"}, {"patience": 2}):
+        chosen = changed(config, "train", config.train.model_copy(update=select))
+        other = changed(chosen, "train.validate_every", 3)
+        found = differences(stamps(chosen)["run"], stamps(other)["run"])
+        assert found == ["train.validate_every=1 then, 3 now"]
+
+
+def test_a_difference_names_the_setting_and_both_values():
+    then = {
+        "settings": {"infer.map_size": 64, "train.lr": 0.1, "train.ema": None},
+        "files": {"folds.csv": "a"},
+    }
+    now = {"settings": {"infer.map_size": 32, "train.lr": 0.1, "train.ema": 0.9}, "files": {"folds.csv": "b"}}
+    found = differences(then, now)
+    assert found == [
+        "folds.csv has changed",
+        "infer.map_size=64 then, 32 now",
+        "train.ema=null then, 0.9 now",
+    ]
+    assert in_short([*found, "x", "y"]).endswith("train.ema=null then, 0.9 now and 2 more")
+    assert differences(then, now, but=["folds.csv", "infer.map_size", "train.ema"]) == []
+
+
+def test_a_setting_that_did_not_exist_had_the_effect_of_its_default():
+    now = {"settings": {"infer.map_size": 64, "train.lr": 1e-3, "model.options.new": 1}, "files": {}}
+    assert differences({"settings": {}, "files": {}}, now) == ["model.options.new=(not set) then, 1 now"]
+
+
+@pytest.mark.parametrize("then", [None, {}, {"train": {"lr": 1}}, {"settings": 1, "files": {}}, "text"])
+def test_what_an_earlier_version_wrote_is_stale(then):
+    assert differences(then, {"settings": {}, "files": {}}) == [
+        "it was written by an earlier version of this program"
+    ]
+
+
+def test_of_a_file_that_a_setting_names_the_content_counts(tmp_path):
+    def stamp(path, content):
+        return {"settings": {"model.backbone.weights": path}, "files": {"model.backbone.weights": content}}
+
+    assert differences(stamp("a.pt", "1"), stamp("b.pt", "1")) == []
+    assert differences(stamp("a.pt", "1"), stamp("a.pt", "2")) == ["model.backbone.weights has changed"]
+    assert differences(stamp("a.pt", "1"), stamp("a.pt", None)) == []  # gone, or on another computer
+    assert differences(stamp("a.pt", "1"), stamp("none", None)) == [
+        "model.backbone.weights=a.pt then, none now"
+    ]
+
+
+def test_a_model_that_is_gone_differs(tmp_path):
+    then, now = ({"settings": {}, "files": {"best.pt": content}} for content in ("1", None))
+    assert differences(then, now) == ["best.pt has changed"]
+
+
+def test_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):
+    assert content_of(tmp_path / "none") is None
+    (tmp_path / "a").write_text("1")
+    before = content_of(tmp_path)
+    assert content_of(tmp_path) == before
+    (tmp_path / "a").write_text("12")
+    assert content_of(tmp_path) != before
+
+
+def test_excluded_are_a_name_and_what_is_below_it(config):
+    found = settings_but(config, {"data", "train.lr"})
+    assert "train.epochs" in found and "train.lr" not in found and "data.name" not in found
+    assert "data.fit" in settings_but(config.data, {"data.name"}, "data.")
