@@ -3,8 +3,8 @@
 Agreements are Fisher transforms of correlations (registration.py). A sample of pairs that are no close
 neighbours is compared at any angle. Where they share a texture only, the tail of their agreements gives the
 threshold for a wanted rate of errors. Where they share a design, close neighbours agree more than such a
-sample, having the same pose and light: there the third best agreement of each image is looked at as well, since
-few objects of such a set were photographed more than three times.
+sample, having the same pose and light: there the third best agreement of each image is looked at as well,
+since few objects of such a set were photographed more than three times.
 """
 
 from itertools import chain
@@ -21,7 +21,8 @@ RANK = 3  # of the neighbour that is taken to show another object
 ALIKE = 0.7  # agreement (correlation 0.6) of one pair in a hundred that tells a common design
 SPREADS = 4  # times the upper spread of third neighbours that the closest of all pairs may lie above them
 MOST_ABOVE = 0.45  # at most so far above: such a pair differs 2.5 times less
-SPARSE, SPARSE_ABOVE = 100, 0.35  # images; so few at any angle may hold one close pair, which differs half as much
+SPARSE = 100  # images; fewer, at any angle, may hold a single close pair,
+SPARSE_ABOVE = 0.35  # which must lie so far above: differ half as much
 MOST_TAIL = 1.0  # so far, at most, the fitted tail is followed
 FEW, FEW_ALIKE = np.arctanh(0.9), np.arctanh(0.995)  # thresholds where the sample is too small
 
@@ -37,8 +38,8 @@ class Threshold(NamedTuple):
 def sample_pairs(nearest: np.ndarray, contents: np.ndarray, neighbours: int) -> np.ndarray:
     """Positions i < j, int [P, 2], of pairs that hardly show one object.
 
-    `nearest` [N, K] are the neighbours of each image, nearest first; as many as one object's photographs may be
-    are left out. Half of the partners of an image are the next ones, half any. `contents` [N] are texts that
+    `nearest` [N, K] are the neighbours of each image, nearest first; as many as may show the same object are
+    left out. Half of the partners of an image are the next ones, half any. `contents` [N] are texts that
     settle what is sampled whatever the order of the images; images of equal content are no pair.
     """
     images = len(nearest)

@@ -53,7 +53,7 @@ class SiblingSearch:
     threshold: float  # correlation from which on a pair is taken for one object
     reach: float  # correlation that different objects of the set hardly exceed
     kind: str  # of the threshold: apart, alike, few
-    compared: np.ndarray  # correlations of the pairs that were looked at
+    compared: pd.DataFrame  # i, j, correlation of the pairs that were looked at
     different: np.ndarray  # correlations of a sample of pairs of different objects
 
 
@@ -91,24 +91,23 @@ def search_siblings(
     compared = pictures.measure(pictures.rough_starts(proposed, pictures.reach))
     threshold, alike = _decide(others, compared, proposed, len(usable), settings.min_correlation)
     alike = _without_chains(alike, compared, threshold.reach, contents[usable], pictures)
-    siblings = pd.DataFrame(
-        {
-            "i": usable[alike["i"]],
-            "j": usable[alike["j"]],
-            "correlation": np.tanh(alike["agreement"]),
-            "flip": np.array(FLIPS)[alike["code"]],
-        }
-    )
-    best = pd.concat([_identical(thumbnails, contents), siblings])
+    alike = _in_images(alike, usable).assign(flip=np.array(FLIPS)[alike["code"]])
+    best = pd.concat([_identical(thumbnails, contents), alike])
     best = best.sort_values(["i", "j", "correlation"], ascending=[True, True, False], kind="stable")
     return SiblingSearch(
         pairs=best.drop_duplicates(["i", "j"], ignore_index=True),
         threshold=float(np.tanh(threshold.agreement)),
         reach=float(np.tanh(threshold.reach)),
         kind=threshold.kind,
-        compared=np.tanh(compared["agreement"].to_numpy()),
+        compared=_in_images(compared, usable),
         different=np.tanh(others),
     )
+
+
+def _in_images(table: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
+    """i, j, correlation of rows whose positions count the usable pictures alone."""
+    columns = {"i": usable[table["i"]], "j": usable[table["j"]], "correlation": np.tanh(table["agreement"])}
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
 def group_ids(n: int, pairs: pd.DataFrame) -> np.ndarray:
@@ -181,8 +180,8 @@ def _nearest_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each image the `count` nearest others under any flip, nearest first, and the codes of these flips.
 
-    The spectra are compared with those of `queries`, by default themselves. int32 and int8 [N, count]; fewer columns where there are fewer images. One image may be near under several
-    flips.
+    The spectra are compared with those of `queries`, by default themselves. int32 and int8 [N, count]; fewer
+    columns where there are fewer images. One image may be near under several flips.
     """
     queries = spectra if queries is None else queries
     images = len(spectra)
@@ -197,7 +196,7 @@ def _nearest_images(
 def _nearest(
     spectra: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images most like any flip of the queries in `rows` [B, 1], and the codes of these flips: int [B, count].
+    """The images most like any flip of the queries in `rows` [B, 1], and codes of the flips: int [B, count].
 
     Others are looked at TILE by TILE, so that memory does not grow with their number.
     """
@@ -247,7 +246,7 @@ class Pictures:
         aspects: np.ndarray,
         reach: int,
     ) -> None:
-        """`details` [K, S, S] are those of thumbnails[usable]; `reach` is the largest shift, in their pixels."""
+        """`details` [K, S, S] are of thumbnails[usable]; `reach` is the largest shift, in their pixels."""
         self.thumbnails, self.details, self.usable = thumbnails, details, usable
         self.aspects, self.reach = aspects, reach
         self.enlargement = thumbnails.shape[1] / details.shape[1]
@@ -279,7 +278,7 @@ class Pictures:
         return np.array(list(in_threads(self._agreement_at_any_angle, *columns, text="comparing objects")))
 
     def rough_starts(self, proposed: np.ndarray, reach: int) -> pd.DataFrame:
-        """Of the pairs (i, j, code), int [P, 3], or the same half a turn on, those that correlate when shifted.
+        """Those of the pairs (i, j, code), int [P, 3], or half a turn on, that correlate when shifted.
 
         Columns i, j, code, dy, dx (pixels). A pair comes several times where several flips do equally well.
         """
@@ -361,7 +360,7 @@ def _decide(
     others: np.ndarray, compared: pd.DataFrame, proposed: np.ndarray, images: int, min_correlation: float
 ) -> tuple[Threshold, pd.DataFrame]:
     """The threshold, and the rows of `compared` above it."""
-    least = np.arctanh(min_correlation)
+    least = np.arctanh(min(min_correlation, registration.LARGEST_CORRELATION))
     ranked = _ranked_agreements(compared, images, different.RANK)
     tests = len(np.unique(proposed[:, :2], axis=0))
     for has_one_design in (different.is_alike(others), True):
@@ -395,8 +394,8 @@ def _without_chains(
 ) -> pd.DataFrame:
     """The pairs within groups; groups are joined only where most of their members agree with each other.
 
-    To agree is to exceed the `reach` of different objects. The pairs that agree best are joined first; of large
-    groups MOST_LINKS pairs of members are looked at.
+    To agree is to exceed the `reach` of different objects. The pairs that agree best are joined first; of
+    large groups MOST_LINKS pairs of members are looked at.
     """
     agreements = dict(zip(zip(compared["i"], compared["j"], strict=True), compared["agreement"], strict=True))
     group_of = {image: image for image in np.unique(alike[["i", "j"]])}

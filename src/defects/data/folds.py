@@ -53,8 +53,10 @@ def plan_folds(
 
     Raises UserError when there are fewer groups of a class than folds.
     """
-    is_training_only = find_only_groups(groups, images, classes, split)
+    is_training_only, notes = find_only_groups(groups, images, classes, split)
     check_counts(groups, images, classes, split.folds, split, is_training_only)
+    for note in notes:
+        print(note)
     fold = np.full(len(images), TRAINING_ONLY, dtype=object)
     rest = ~is_training_only
     found = assign_folds(groups[rest], class_targets(images)[rest], split.folds, split.seed)
@@ -64,13 +66,14 @@ def plan_folds(
 
 def find_only_groups(
     groups: np.ndarray, images: pd.DataFrame, classes: list[str], split: SplitConfig
-) -> np.ndarray:
-    """bool [N]: images of groups that are the only one of their class, which cannot be held out.
+) -> tuple[np.ndarray, list[str]]:
+    """bool [N]: images of groups that are the only one of their class, which cannot be held out; and notes.
 
-    A note is printed about each. Several pictures that the search for siblings joined into one group do not
-    count: there it is more likely wrong. Without classes normal images are not looked at either.
+    Several pictures that the search for siblings joined into one group do not count: there it is more likely
+    wrong. Without classes normal images are not looked at either.
     """
     is_training_only = np.zeros(len(images), dtype=bool)
+    notes = []
     is_stated = split.group_file is not None or split.group_pattern is not None
     for name, member in _members(images, classes).items():
         found = np.unique(groups[member])
@@ -79,9 +82,11 @@ def find_only_groups(
             continue
         is_training_only |= groups == found[0]
         names = shorten_names(images.loc[member, "image_id"])
-        print(f"note: {name} lie in 1 group ({names}): it is learnt from in every fold and never held")
-        print("      out, so no out-of-fold figure tells how such images are judged")
-    return is_training_only
+        notes.append(
+            f"note: {name} lie in 1 group ({names}): it is learnt from in every fold and never held\n"
+            "      out, so no out-of-fold figure tells how such images are judged"
+        )
+    return is_training_only, notes
 
 
 def check_counts(

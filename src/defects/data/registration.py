@@ -85,7 +85,7 @@ def at_shifts(spectrum: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
 def best_shifts(products: torch.Tensor, shifts: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Highest circular cross-correlation and where: float32 [B], positions (row, column) in `shifts` [B, 2].
 
-    `products` [B, S, S // 2 + 1] are the conjugate transforms of the first pictures times those of the second.
+    `products` [B, S, S // 2 + 1] are conjugate transforms of the first pictures times those of the second.
     """
     correlations = at_shifts(products, shifts).flatten(1)
     best, place = correlations.max(1)
