@@ -1,4 +1,4 @@
-"""Draw what a data set looks like: output/<data.name>/explore.png, and its duplicates, groups.png.
+"""Draw what a data set looks like: output/<data.name>/explore.png; its duplicates: groups.png, siblings.png.
 
 Also whether training images can be told from test images (adversarial validation): adversarial.json and .png.
 """

@@ -22,15 +22,15 @@ from defects.config_data import DuplicateConfig
 from defects.data import different, registration
 from defects.data.different import Threshold
 from defects.data.many import in_threads, room
-from defects.data.registration import FLIPS, blur, turn
+from defects.data.registration import FLIPS, blur, flip_pictures
 
 SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
 SPECTRAL_CODES = [0, 1, 4, 5]  # half a turn leaves a power spectrum as it is: four of the eight suffice
 FREQUENCIES = 11  # cycles per side kept of the power spectrum, in each direction
 ZOOMS = [(y, x) for y in (1.0, 1.05, 1.1) for x in (1.0, 1.05, 1.1) if y * x > 1]
-ROUGH_NOISE, NOISE = 1.0, 2.0  # grey levels that count as flat, at SIDE and at the size compared
-LEAST_ROUGH = 0.25  # correlation at the best shift; with less a pair is not registered
-ROUGH_MARGIN = 0.1  # other flips of a pair are registered too if they correlate within this of the best
+COARSE_NOISE, NOISE = 1.0, 2.0  # grey levels that count as flat, at SIDE and at the size compared
+LEAST_COARSE = 0.25  # correlation at the best shift; with less a pair is not registered
+COARSE_MARGIN = 0.1  # other flips of a pair are registered too if they correlate within this of the best
 SAME_PICTURE = np.arctanh(0.9995)  # agreement of copies of one picture
 BLOCK, TILE = 512, 2**13  # images compared with so many others at once: 16 MB of scores
 PAIR_BLOCK = 1024  # pairs correlated at once: their transforms should stay near the processor
@@ -51,9 +51,9 @@ class SiblingSearch:
 
     pairs: pd.DataFrame  # i, j, correlation, flip: positions i < j of images that show one object
     threshold: float  # correlation from which on a pair is taken for one object
-    reach: float  # correlation that different objects of the set hardly exceed
+    chance_level: float  # correlation that different objects of the set hardly exceed
     kind: str  # of the threshold: apart, alike, few
-    compared: pd.DataFrame  # i, j, correlation of the pairs that were looked at
+    compared: pd.DataFrame  # i, j, correlation, flip of the pairs that were looked at
     different: np.ndarray  # correlations of a sample of pairs of different objects
 
 
@@ -79,25 +79,26 @@ def search_siblings(
     details, spectra, usable = _features(thumbnails, settings.min_texture, folder)
     contents = np.array([hashlib.sha256(picture).hexdigest() for picture in thumbnails], dtype=object)
     aspects = np.ones(len(thumbnails)) if aspects is None else aspects
-    pictures = Pictures(thumbnails, details, usable, aspects, round(settings.max_shift * SIDE))
+    comparison = PairComparison(thumbnails, details, usable, aspects, round(settings.max_shift * SIDE))
     nearest, codes = _nearest_images(spectra, settings.neighbours + different.PARTNERS // 2)
     sample = different.sample_pairs(nearest, contents[usable], settings.neighbours)
-    others = pictures.measure_at_any_angle(sample)
+    others = comparison.measure_at_any_angle(sample)
     proposed = _proposals(nearest[:, : settings.neighbours], codes[:, : settings.neighbours])
     if different.is_alike(others):
         # Among pictures of one design the spectrum of a cropped one is nearer to others than to its original.
-        zoomed = [_proposals(*_nearest_images(spectra, 1, pictures.zoomed_spectra(zoom))) for zoom in ZOOMS]
+        zoomed = [_proposals(*_nearest_images(spectra, 1, comparison.zoomed_spectra(zoom))) for zoom in ZOOMS]
         proposed = np.unique(np.concatenate([proposed, *zoomed]), axis=0)
-    compared = pictures.measure(pictures.rough_starts(proposed, pictures.reach))
+    compared = comparison.measure(comparison.coarse_starts(proposed, comparison.max_shift))
     threshold, alike = _decide(others, compared, proposed, len(usable), settings.min_correlation)
-    alike = _without_chains(alike, compared, threshold.reach, contents[usable], pictures)
-    alike = _in_images(alike, usable).assign(flip=np.array(FLIPS)[alike["code"]])
+    least_link = min(threshold.chance_level, SAME_PICTURE)
+    alike = _without_chains(alike, compared, least_link, contents[usable], comparison)
+    alike = _in_images(alike, usable)
     best = pd.concat([_identical(thumbnails, contents), alike])
     best = best.sort_values(["i", "j", "correlation"], ascending=[True, True, False], kind="stable")
     return SiblingSearch(
         pairs=best.drop_duplicates(["i", "j"], ignore_index=True),
         threshold=float(np.tanh(threshold.agreement)),
-        reach=float(np.tanh(threshold.reach)),
+        chance_level=float(np.tanh(threshold.chance_level)),
         kind=threshold.kind,
         compared=_in_images(compared, usable),
         different=np.tanh(others),
@@ -105,8 +106,13 @@ def search_siblings(
 
 
 def _in_images(table: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
-    """i, j, correlation of rows whose positions count the usable pictures alone."""
-    columns = {"i": usable[table["i"]], "j": usable[table["j"]], "correlation": np.tanh(table["agreement"])}
+    """i, j, correlation, flip of rows whose positions count the usable pictures alone."""
+    columns = {
+        "i": usable[table["i"]],
+        "j": usable[table["j"]],
+        "correlation": np.tanh(table["agreement"]),
+        "flip": np.array(FLIPS)[table["code"]],
+    }
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
@@ -142,7 +148,7 @@ def _features(
 def _detail(picture: np.ndarray) -> np.ndarray:
     """The texture of uint8 [S, S] without what runs along whole rows or columns, fading towards the edges."""
     side = len(picture)
-    texture = registration.texture(picture, ROUGH_NOISE)
+    texture = registration.texture(picture, COARSE_NOISE)
     # Grinding marks, part edges and lamps give different objects of one line the same straight streaks.
     texture -= texture.mean(axis=0, keepdims=True)
     texture -= texture.mean(axis=1, keepdims=True)
@@ -201,7 +207,7 @@ def _nearest(
     Others are looked at TILE by TILE, so that memory does not grow with their number.
     """
     block = _whole(queries[rows[:, 0]])
-    flipped = torch.stack([turn(block, code)[:, : FREQUENCIES + 1] for code in SPECTRAL_CODES])
+    flipped = torch.stack([flip_pictures(block, code)[:, : FREQUENCIES + 1] for code in SPECTRAL_CODES])
     best, places = torch.empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64)
     for start in range(0, len(spectra), TILE):
         columns = spectra[start : start + TILE].flatten(1).T
@@ -235,7 +241,7 @@ def _proposals(nearest: np.ndarray, codes: np.ndarray) -> np.ndarray:
 # --- how well they agree ---------------------------------------------------------------------------------
 
 
-class Pictures:
+class PairComparison:
     """The pictures with texture, and how well pairs of them agree. Positions count these pictures alone."""
 
     def __init__(
@@ -244,11 +250,11 @@ class Pictures:
         details: torch.Tensor,
         usable: np.ndarray,
         aspects: np.ndarray,
-        reach: int,
+        max_shift: int,
     ) -> None:
-        """`details` [K, S, S] are of thumbnails[usable]; `reach` is the largest shift, in their pixels."""
+        """`details` [K, S, S] are of thumbnails[usable]; `max_shift` is in their pixels."""
         self.thumbnails, self.details, self.usable = thumbnails, details, usable
-        self.aspects, self.reach = aspects, reach
+        self.aspects, self.max_shift = aspects, max_shift
         self.enlargement = thumbnails.shape[1] / details.shape[1]
         self.texture = lru_cache(CACHED)(self._texture)
         self.polar_spectrum = lru_cache(CACHED)(self._polar_spectrum)
@@ -277,7 +283,7 @@ class Pictures:
         columns = pairs[:, 0].tolist(), pairs[:, 1].tolist()
         return np.array(list(in_threads(self._agreement_at_any_angle, *columns, text="comparing objects")))
 
-    def rough_starts(self, proposed: np.ndarray, reach: int) -> pd.DataFrame:
+    def coarse_starts(self, proposed: np.ndarray, max_shift: int) -> pd.DataFrame:
         """Those of the pairs (i, j, code), int [P, 3], or half a turn on, that correlate when shifted.
 
         Columns i, j, code, dy, dx (pixels). A pair comes several times where several flips do equally well.
@@ -286,21 +292,21 @@ class Pictures:
         for start in tqdm(range(0, len(proposed), PAIR_BLOCK), "shifting pairs", leave=False, disable=None):
             block = proposed[start : start + PAIR_BLOCK]
             for code in np.unique(block[:, 2]):
-                blocks += self._shifted(block[block[:, 2] == code, :2], int(code), reach)
+                blocks += self._shifted(block[block[:, 2] == code, :2], int(code), max_shift)
         table = pd.DataFrame(np.concatenate(blocks), columns=["i", "j", "code", "dy", "dx", "correlation"])
-        table = table[table["correlation"] >= LEAST_ROUGH]
+        table = table[table["correlation"] >= LEAST_COARSE]
         best = table.groupby(["i", "j"])["correlation"].transform("max")
-        table = table[table["correlation"] >= best - ROUGH_MARGIN]
+        table = table[table["correlation"] >= best - COARSE_MARGIN]
         whole = dict.fromkeys(["i", "j", "code", "dy", "dx"], int)
         return table.astype(whole).drop_duplicates(["i", "j", "code"], ignore_index=True)
 
     def measure_thoroughly(self, one: int, other: int) -> float:
         """The agreement of a pair under every flip and twice the usual shift."""
         proposed = np.array([[one, other, code] for code in SPECTRAL_CODES])
-        starts = self.rough_starts(proposed, 2 * self.reach)
+        starts = self.coarse_starts(proposed, 2 * self.max_shift)
         return self.measure(starts)["agreement"].max() if len(starts) else 0.0
 
-    def _shifted(self, pairs: np.ndarray, code: int, reach: int) -> list[np.ndarray]:
+    def _shifted(self, pairs: np.ndarray, code: int, max_shift: int) -> list[np.ndarray]:
         """i, j, code, dy, dx, correlation at the best shift, [P, 6]: of this code, and of half a turn more.
 
         By the convolution theorem, circular. Half a turn conjugates a transform and moves it by a pixel. What
@@ -308,17 +314,17 @@ class Pictures:
         """
         several, again = np.unique(pairs[:, 0], return_inverse=True)
         still = torch.fft.rfft2(self.details[several].float())[again]
-        moved = torch.fft.rfft2(turn(self.details[pairs[:, 1]].float(), code))
-        shifts = torch.arange(-reach, reach + 1)
+        moved = torch.fft.rfft2(flip_pictures(self.details[pairs[:, 1]].float(), code))
+        shifts = torch.arange(-max_shift, max_shift + 1)
         tables = []
         for half_turn, products in enumerate([still.conj() * moved, (still * moved).conj()]):
             correlation, places = registration.best_shifts(products, shifts + half_turn)
             codes = np.full(len(pairs), code ^ 3 * half_turn)
-            tables.append(np.column_stack([pairs, codes, places - reach, correlation]))
+            tables.append(np.column_stack([pairs, codes, places - max_shift, correlation]))
         return tables
 
     def _agreement(self, one: int, other: int, code: int, dy: int, dx: int) -> float:
-        start = registration.turn_matrix(code, self.details.shape[1]) @ registration.shift_matrix(dy, dx)
+        start = registration.flip_matrix(code, self.details.shape[1]) @ registration.shift_matrix(dy, dx)
         return self._refined_agreement(one, other, start)
 
     def _agreement_at_any_angle(self, one: int, other: int) -> float:
@@ -327,7 +333,7 @@ class Pictures:
             self._detail(other),
             registration.likely_rotations(self.polar_spectrum(one), self.polar_spectrum(other)),
             (self.aspects[self.usable[one]], self.aspects[self.usable[other]]),
-            self.reach,
+            self.max_shift,
         )
         return self._refined_agreement(one, other, start)
 
@@ -359,30 +365,22 @@ class Pictures:
 def _decide(
     others: np.ndarray, compared: pd.DataFrame, proposed: np.ndarray, images: int, min_correlation: float
 ) -> tuple[Threshold, pd.DataFrame]:
-    """The threshold, and the rows of `compared` above it."""
+    """The threshold, and the rows of `compared` that show one object."""
     least = np.arctanh(min(min_correlation, registration.LARGEST_CORRELATION))
-    ranked = _ranked_agreements(compared, images, different.RANK)
+    same_picture = max(SAME_PICTURE, least)
+    best = different.best_agreements(compared, images)
     tests = len(np.unique(proposed[:, :2], axis=0))
     for has_one_design in (different.is_alike(others), True):
-        threshold = different.choose_threshold(others, ranked, images, tests, has_one_design)
+        threshold = different.choose_threshold(others, best, images, tests, has_one_design)
         threshold = threshold._replace(agreement=max(threshold.agreement, least))
-        alike = compared[compared["agreement"] >= threshold.agreement]
-        if threshold.kind != "apart" or _largest_group(images, alike) <= LARGEST_GROUP * images:
+        is_alike = different.is_one_object(compared, best, threshold) & (compared["agreement"] >= least)
+        if threshold.kind != "apart" or _largest_group(images, compared[is_alike]) <= LARGEST_GROUP * images:
             break
-    copies = compared[compared["agreement"] >= max(SAME_PICTURE, least)]
-    if len(copies) > len(alike) and _largest_group(images, copies) <= images / 2:
-        return threshold._replace(agreement=max(SAME_PICTURE, least)), copies
-    return threshold, alike
-
-
-def _ranked_agreements(compared: pd.DataFrame, images: int, rank: int) -> np.ndarray:
-    """The `rank`-th best agreement of each image; 0 where fewer pairs of it were compared."""
-    both = pd.concat(
-        [compared[["i", "agreement"]], compared[["j", "agreement"]].set_axis(["i", "agreement"], axis=1)]
-    )
-    both = both.sort_values("agreement", ascending=False, kind="stable")
-    ranked = both[both.groupby("i").cumcount() == rank - 1].set_index("i")["agreement"]
-    return ranked.reindex(range(images), fill_value=0.0).to_numpy()
+    is_copy = compared["agreement"] >= same_picture
+    if _largest_group(images, compared[is_copy]) <= images / 2:
+        threshold = threshold._replace(agreement=min(threshold.agreement, same_picture))
+        is_alike |= is_copy
+    return threshold, compared[is_alike]
 
 
 def _largest_group(images: int, pairs: pd.DataFrame) -> int:
@@ -390,12 +388,16 @@ def _largest_group(images: int, pairs: pd.DataFrame) -> int:
 
 
 def _without_chains(
-    alike: pd.DataFrame, compared: pd.DataFrame, reach: float, contents: np.ndarray, pictures: Pictures
+    alike: pd.DataFrame,
+    compared: pd.DataFrame,
+    least: float,
+    contents: np.ndarray,
+    comparison: PairComparison,
 ) -> pd.DataFrame:
     """The pairs within groups; groups are joined only where most of their members agree with each other.
 
-    To agree is to exceed the `reach` of different objects. The pairs that agree best are joined first; of
-    large groups MOST_LINKS pairs of members are looked at.
+    To agree is to exceed `least`. The pairs that agree best are joined first; of large groups MOST_LINKS
+    pairs of members are looked at.
     """
     agreements = dict(zip(zip(compared["i"], compared["j"], strict=True), compared["agreement"], strict=True))
     group_of = {image: image for image in np.unique(alike[["i", "j"]])}
@@ -412,9 +414,9 @@ def _without_chains(
             for second in members[other][:count]
         ]
         for link in links:
-            if agreements.get(link, 0.0) < reach:
-                agreements[link] = pictures.measure_thoroughly(*link)
-        if 2 * sum(agreements[link] >= reach for link in links) > len(links):
+            if agreements.get(link, 0.0) < least:
+                agreements[link] = comparison.measure_thoroughly(*link)
+        if 2 * sum(agreements[link] >= least for link in links) > len(links):
             members[one] = sorted(members[one] + members.pop(other), key=lambda image: contents[image])
             group_of.update(dict.fromkeys(members[one], one))
     is_within = [group_of[i] == group_of[j] for i, j in zip(alike["i"], alike["j"], strict=True)]

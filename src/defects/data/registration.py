@@ -1,4 +1,4 @@
-"""How well two thumbnails agree once one is laid on the other: a start, its refinement, a measure.
+"""How well two thumbnails agree once one is warped on the other: a start, its refinement, a measure.
 
 A start is a flip or quarter turn with a shift, or any rotation. OpenCV's findTransformECC refines it to an
 affine map (Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient
@@ -24,7 +24,7 @@ RINGS = np.arange(3, 12)  # cycles per side, of the power spectrum that rotation
 ANGLES = 180  # directions of half a turn; the other half of a real picture's spectrum is the same
 PEAKS, PEAK_WIDTH = 3, 6  # rotations tried, and how many directions apart they lie
 STEPS = 15  # of the refinement
-MARGIN = 0.05  # of the side, at each edge: not compared, since filters reach beyond the picture there
+MARGIN = 0.05  # of the side, at each edge: not compared, since filters max_shift beyond the picture there
 LEAST_OVERLAP = 0.3  # of the picture; with less in common there is nothing to compare
 PARTS = 4  # the picture is compared as a whole, and in PARTS x PARTS parts
 FLAT_ENERGY = 0.005  # mean square of a part's texture that counts as nothing to be seen
@@ -46,13 +46,20 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(picture, (0, 0), sigma)
 
 
-def turn(pictures: torch.Tensor, code: int) -> torch.Tensor:
+def flip_pictures(pictures: torch.Tensor, code: int) -> torch.Tensor:
     """[N, S, S] turned by a code, the position of its name in FLIPS."""
     transposed, mirror = divmod(code, len(MIRRORS))
     return (pictures.mT if transposed else pictures).flip(list(MIRRORS.values())[mirror])
 
 
-def turn_matrix(code: int, side: int) -> np.ndarray:
+def flip_image(image: np.ndarray, name: str) -> np.ndarray:
+    """[H, W, ...] turned by a name of FLIPS."""
+    transposed, mirror = divmod(FLIPS.index(name), len(MIRRORS))
+    image = image.swapaxes(0, 1) if transposed else image
+    return np.flip(image, [axis - 1 for axis in list(MIRRORS.values())[mirror]])
+
+
+def flip_matrix(code: int, side: int) -> np.ndarray:
     """float64 [3, 3]: from (x, y, 1) in a picture turned by `code` to the same place before the turn."""
     transposed, mirror = divmod(code, len(MIRRORS))
     matrix = np.eye(3)
@@ -141,21 +148,21 @@ def start_at_any_angle(
     moved: np.ndarray,
     rotations: list[tuple[bool, float]],
     aspects: tuple[float, float],
-    reach: int,
+    max_shift: int,
 ) -> np.ndarray:
-    """The best of these rotations, or of half a turn more, with a shift of up to `reach` pixels: [3, 3]."""
+    """The best of these rotations, or of half a turn more, with a shift of up to `max_shift` pixels."""
     side = len(still)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     starts = []
     for is_mirrored, degrees in rotations:
         starts.append(rotation_matrix(degrees, is_mirrored, aspects, side))
         starts.append(rotation_matrix(degrees + 180, is_mirrored, aspects, side))
-    laid = np.stack([cv2.warpAffine(moved, start[:2], (side, side), flags=flags) for start in starts])
-    products = np.fft.rfft2(still).conj() * np.fft.rfft2(laid)
-    shifts = torch.arange(-reach, reach + 1)
+    warped = np.stack([cv2.warpAffine(moved, start[:2], (side, side), flags=flags) for start in starts])
+    products = np.fft.rfft2(still).conj() * np.fft.rfft2(warped)
+    shifts = torch.arange(-max_shift, max_shift + 1)
     correlations, places = best_shifts(torch.from_numpy(products.astype(np.complex64)), shifts)
     best = correlations.argmax()
-    dy, dx = places[best] - reach
+    dy, dx = places[best] - max_shift
     return starts[best] @ shift_matrix(dy, dx)
 
 
@@ -186,13 +193,13 @@ def agreement(still: np.ndarray, moved: np.ndarray, matrix: np.ndarray) -> float
     """
     side = len(still)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    laid = cv2.warpAffine(moved, matrix[:2], (side, side), flags=flags)
+    warped = cv2.warpAffine(moved, matrix[:2], (side, side), flags=flags)
     inside = _inner(side)
     weight = (cv2.warpAffine(inside, matrix[:2], (side, side), flags=flags) > 0.99) * inside
     if weight.mean() < LEAST_OVERLAP:
         return 0.0
-    x, y = still * weight, laid * weight
-    layers = cv2.merge([weight, x, y, x * still, y * laid, x * laid])
+    x, y = still * weight, warped * weight
+    layers = cv2.merge([weight, x, y, x * still, y * warped, x * warped])
     sums = cv2.resize(layers, (PARTS, PARTS), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
     whole = np.arctanh(_correlation(sums.mean(axis=(1, 2)), 0.0))
     parts = np.arctanh(_correlation(sums, FLAT_ENERGY))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from defects.config import Config
 from defects.data.duplicates import SiblingSearch
@@ -10,7 +11,7 @@ from defects.files import read_json, write_json
 
 NAME = "siblings.json"
 EDGES = np.linspace(0, 5, 101)  # of the histograms, in Fisher transforms of correlations
-CLOSEST_APART = 12  # pairs below the threshold that are kept, to be looked at
+CLOSEST_APART = 12  # pairs not joined that are kept, to be looked at
 ADVICE = "name photographs that belong together in split.group_file or split.group_pattern"
 
 
@@ -19,26 +20,30 @@ def write_search(
 ) -> None:
     """siblings.json in the data set's folder; none where the search is switched off.
 
+    `ids` [N] are those of the images searched.
+
     `stricter` is the correlation that pairs needed where all would have left too few groups for the folds.
     """
     path = config.dataset_dir / NAME
     if search is None:
         path.unlink(missing_ok=True)
         return
-    apart = search.compared[search.compared["correlation"] < search.threshold]
+    joined = pd.MultiIndex.from_frame(search.pairs[["i", "j"]])
+    is_joined = pd.MultiIndex.from_frame(search.compared[["i", "j"]]).isin(joined)
+    apart = search.compared[~is_joined]
     closest = apart.sort_values("correlation", ascending=False, kind="stable")[:CLOSEST_APART]
     write_json(
         path,
         {
             "kind": search.kind,
             "threshold": search.threshold,
-            "reach": search.reach,
+            "chance_level": search.chance_level,
             "stricter": stricter,
             "compared": _histogram(search.compared["correlation"].to_numpy()),
             "different": _histogram(search.different),
             "closest_apart": [
-                [str(ids[i]), str(ids[j]), correlation]
-                for i, j, correlation in zip(closest["i"], closest["j"], closest["correlation"], strict=True)
+                [str(ids[i]), str(ids[j]), correlation, flip]
+                for i, j, correlation, flip in closest[["i", "j", "correlation", "flip"]].to_numpy()
             ],
         },
     )
@@ -54,20 +59,23 @@ def describe_search(config: Config) -> list[str]:
     search = load_search(config)
     if search is None:
         return ["split.duplicates.enabled=false: only exact copies are kept together"]
-    threshold, reach = show_correlation(search["threshold"]), show_correlation(search["reach"])
+    threshold = show_correlation(search["threshold"])
     if search["kind"] == "few":
         lines = [
             "note: too few images to tell what different objects have in common: only pairs above",
             f"      {threshold} are taken for one object; {ADVICE}",
         ]
+    elif search["kind"] == "alike":
+        lines = [
+            "note: the images look alike (different objects correlate up to "
+            f"{show_correlation(search['chance_level'])}): only pairs that",
+            f"      stand out from all others, as above {threshold}, are taken for one object;",
+            f"      {ADVICE}",
+        ]
     else:
         lines = [
-            f"pairs above {threshold} are taken for one object; different objects of this set reach {reach}"
-        ]
-    if search["kind"] == "alike":
-        lines += [
-            "note: the images look alike, so photographs of one object that agree less are not found:",
-            f"      {ADVICE}",
+            f"pairs above {threshold} are taken for one object; different objects of this set correlate",
+            f"up to {show_correlation(search['chance_level'])}",
         ]
     if search["stricter"] is not None:
         lines += [

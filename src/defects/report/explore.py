@@ -26,6 +26,7 @@ from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.report.contact_sheet import draw_groups
 from defects.report.drawing import DEFECT, NORMAL, caption, headline, image_tile, png, shorten
+from defects.report.sibling_page import draw_siblings
 from defects.writing import write_bytes
 
 COLOURS = {"train defect": DEFECT, "train normal": NORMAL, "test": "#8a8a8a"}  # of the parts
@@ -36,7 +37,7 @@ KINDS = 8  # kinds of defect listed one by one
 
 
 def explore(config: Config) -> list[Path]:
-    """Write explore.png and groups.png into the data set's folder; returns their paths."""
+    """Write explore.png, groups.png and siblings.png into the data set's folder; returns their paths."""
     root, folder = resolve(config.data.root), config.dataset_dir
     images, folds = load_images(config), load_folds(config)
     images = images.assign(part=part(images))
@@ -45,7 +46,7 @@ def explore(config: Config) -> list[Path]:
     classes = folds["label"].map({0: "normal", 1: "defect"})
     paths = [root / path for path in folds["path"]]
     draw_groups(paths, classes, folds["group"], sheet, bits=config.data.bits)
-    return [page, sheet]
+    return [page, sheet, *draw_siblings(config, folds)]
 
 
 def part(images: pd.DataFrame) -> pd.Categorical:
