@@ -28,10 +28,8 @@ SPARSE_ABOVE = 0.35  # which must lie so far above: differ half as much
 MOST_TAIL = 0.7  # so far, at most, the fitted tail is followed
 LEAST_LEAD = 0.3  # of a pair over other objects where a design is shared: it differs 1.8 times less
 LEAD_SCALES = 7  # a lead of so many exponential scales is no chance (e^-7)
-STEP, MOST_PHOTOGRAPHS = 1.0, 8  # a fall of ranked agreements that ends the photographs of one object; its last rank
-    1.0,
-    8,
-)  # a fall of the ranked agreements that ends an object's photographs, and its place
+STEP = 1.0  # a fall of ranked agreements that ends the photographs of one object,
+MOST_PHOTOGRAPHS = 8  # looked for among so many of them
 FEW, FEW_ALIKE = np.arctanh(0.9), np.arctanh(0.995)  # thresholds where the sample is too small
 
 
