@@ -83,7 +83,7 @@ def textures_with_structure(design: np.random.Generator) -> Photograph:
 
 def plates(design: np.random.Generator, is_turned: bool) -> Photograph:
     """Stamped plates with holes and a printed number, all of one design."""
-    part = np.full((SIDE, SIDE), 205, np.float32)
+    part = np.full((SIDE, SIDE), 205, np.uint8)
     half = design.integers(85, 115, 2)
     top, bottom = (SIDE // 2 - half).tolist(), (SIDE // 2 + half).tolist()
     cv2.rectangle(part, top, bottom, float(design.uniform(90, 150)), -1)
@@ -95,7 +95,7 @@ def plates(design: np.random.Generator, is_turned: bool) -> Photograph:
     def photograph(rng: np.random.Generator) -> np.ndarray:
         degrees = rng.uniform(0, 360) if is_turned else rng.normal(0, 0.3)
         reach = 8 if is_turned else 2
-        return moved(part + marks(rng), degrees, rng.uniform(-reach, reach, 2))
+        return moved(part.astype(np.float32) + marks(rng), degrees, rng.uniform(-reach, reach, 2))
 
     return photograph
 
