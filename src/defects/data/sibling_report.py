@@ -60,6 +60,7 @@ def describe_search(config: Config) -> list[str]:
     if search is None:
         return ["split.duplicates.enabled=false: only exact copies are kept together"]
     threshold = show_correlation(search["threshold"])
+    chance_level = show_correlation(search["chance_level"])
     if search["kind"] == "few":
         lines = [
             "note: too few images to tell what different objects have in common: only pairs above",
@@ -67,15 +68,14 @@ def describe_search(config: Config) -> list[str]:
         ]
     elif search["kind"] == "alike":
         lines = [
-            "note: the images look alike (different objects correlate up to "
-            f"{show_correlation(search['chance_level'])}): only pairs that",
-            f"      stand out from all others, as above {threshold}, are taken for one object;",
+            f"note: the images look alike (different objects correlate up to {chance_level}): only pairs that",
+            f"      stand out from all others, most of them above {threshold}, are taken for one object;",
             f"      {ADVICE}",
         ]
     else:
         lines = [
-            f"pairs above {threshold} are taken for one object; different objects of this set correlate",
-            f"up to {show_correlation(search['chance_level'])}",
+            f"pairs above {threshold} are taken for one object; "
+            f"different objects of this set correlate up to {chance_level}"
         ]
     if search["stricter"] is not None:
         lines += [
