@@ -69,7 +69,7 @@ def describe_search(config: Config) -> list[str]:
     elif search["kind"] == "alike":
         lines = [
             f"note: the images look alike (different objects correlate up to {chance_level}): only pairs",
-            f"      that stand out from all others, most of them above {threshold}, are taken for one object;",
+            f"      that stand out from all others, most above {threshold}, are taken for one object;",
             f"      {ADVICE}",
         ]
     else:
