@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 
 from defects.config import load_config
 from defects.data.images import read_image
+from defects.data.sibling_report import load_search
 from defects.data.split import load_folds
 from defects.report import explore as page
+from defects.report import sibling_page
 from defects.report.drawing import CONTOUR, TILE, caption, image_tile
 from defects.report.explore import COLUMNS
 
@@ -40,9 +42,10 @@ def _yellow(picture: np.ndarray) -> int:
 def test_script_writes_both_files_and_the_earlier_stages(make_dataset, config_file, run_script, tmp_path):
     outcome = run_script("explore.py", "--config", config_file(make_dataset()))
     assert outcome.code == 0, outcome.stderr
-    for name in ("images.csv", "folds.csv", "explore.png", "groups.png", "adversarial.json"):
+    names = ("images.csv", "folds.csv", "explore.png", "groups.png", "siblings.png", "adversarial.json")
+    for name in names:
         assert (tmp_path / "output" / "tiny_data" / name).stat().st_size > 0
-    assert outcome.stdout.count("wrote ") == 3
+    assert outcome.stdout.count("wrote ") == 4
     assert _yellow(read_image(tmp_path / "output" / "tiny_data" / "explore.png")) > 12 * 50
 
 
@@ -146,3 +149,27 @@ def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
 
 def test_long_captions_are_cut_in_the_middle():
     assert caption("bent/a_rather_long_name_0042.png", "bent") == "bent\na_rather_…_name_0042"
+
+
+def test_page_of_siblings_shows_joined_pairs_and_the_threshold(make_dataset, make_config):
+    root = make_dataset(defects=4, normals=30, size=96)
+    folder = root / "train" / "normal_images"
+    write_png(folder / "mirrored.png", np.uint8(texture(1003, 96)[:, ::-1] * 0.8))
+    config = make_config(root)
+    images = load_folds(config).set_index("image_id", drop=False)
+    search = load_search(config)
+    pairs = pd.read_csv(config.dataset_dir / "pairs.csv", keep_default_na=False)
+    joined = sibling_page.least_certain(pairs, images.reset_index(drop=True))
+    assert joined[["i", "flip"]].to_numpy().tolist() == [["normal_images/mirrored.png", "horizontal"]]
+    figure = sibling_page.build_figure(config.data, images, search, joined, joined.iloc[:0])
+    chart, *pictures = [
+        panel for part in figure.subfigs for panel in part.axes if panel.axison or panel.images
+    ]
+    assert search["threshold"] == pytest.approx(np.tanh(chart.lines[0].get_xdata()[0]))
+    first, second = np.array_split(pictures[0].images[0].get_array(), 2, axis=1)
+    assert np.corrcoef(first[:, :90].ravel(), second[:, :90].ravel())[0, 1] > 0.95
+
+
+def test_page_of_siblings_is_absent_without_a_search(make_dataset, make_config):
+    config = make_config(make_dataset(), "split.duplicates.enabled=false")
+    assert sibling_page.draw_siblings(config, load_folds(config)) == []

@@ -17,7 +17,9 @@ from defects.files import read_csv
 from defects.report.drawing import headline, image_tile, png, shorten
 from defects.writing import write_bytes
 
+WIDTH = 15  # inches
 COLUMNS = 4  # pairs per row
+LINE = 4  # pixels between the photographs of a pair
 JOINED, APART = 24, 12  # pairs shown at most
 TICKS = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999]  # correlations
 COMPARED_COLOUR, DIFFERENT_COLOUR = "#4c78a8", "#e45756"
@@ -53,18 +55,24 @@ def build_figure(
     data: DataConfig, images: pd.DataFrame, search: dict[str, Any], joined: pd.DataFrame, apart: pd.DataFrame
 ) -> Figure:
     """The histogram, the pairs joined and the pairs kept apart; `images` are indexed by image_id."""
-    parts = [
+    sections = []
+    for title, pairs in (
         ("kept together, the least certain first", joined),
         ("kept apart, the closest first", apart),
-    ]
-    parts = [(title, pairs) for title, pairs in parts if len(pairs)]
-    heights = [4.2, *(0.5 + 2.2 * -(-len(pairs) // COLUMNS) for _, pairs in parts)]  # inches
-    figure = Figure(figsize=(15, sum(heights)), layout="constrained")
+    ):
+        rows = -(-len(pairs) // COLUMNS)
+        tiles = [pair_tile(data, images, pair) for pair in pairs.to_dict("records")]
+        if tiles:
+            tallest = max(tile.shape[0] / tile.shape[1] for tile in tiles)
+            height = 0.5 + rows * (0.45 + tallest * WIDTH / COLUMNS)  # inches
+            sections.append((f"{data.name}: pairs {title}", pairs, tiles, height))
+    heights = [4.2, *(height for _, _, _, height in sections)]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     chart, *grids = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     draw_histogram(chart.subplots(), search)
-    for grid, (title, pairs) in zip(grids, parts, strict=True):
-        grid.suptitle(f"{data.name}: pairs {title}", x=0.008, ha="left", weight="bold")
-        draw_pairs(grid, data, images, pairs)
+    for grid, (title, pairs, tiles, _) in zip(grids, sections, strict=True):
+        grid.suptitle(title, x=0.008, ha="left", weight="bold")
+        draw_pairs(grid, pairs, tiles)
     return figure
 
 
@@ -84,29 +92,36 @@ def draw_histogram(axes: Axes, search: dict[str, Any]) -> None:
     axes.set_xticks(np.arctanh(TICKS), [f"{tick:g}" for tick in TICKS])
     axes.set(xlabel="correlation of the registered pictures", ylabel="pairs", xlim=(EDGES[0], EDGES[-1]))
     axes.legend()
-    detail = f"above {show_correlation(threshold)} two photographs are taken to show one object"
+    shown = show_correlation(threshold)
+    detail = f"pairs above {shown} are taken to show one object"
+    if search["kind"] == "alike":
+        detail = f"pairs that stand out from all others, most above {shown}, are taken to show one object"
     headline(axes, "How alike photographs are", detail)
 
 
-def draw_pairs(figure: SubFigure, data: DataConfig, images: pd.DataFrame, pairs: pd.DataFrame) -> None:
-    """Each pair as one picture, the second photograph flipped as it lies on the first."""
+def draw_pairs(figure: SubFigure, pairs: pd.DataFrame, tiles: list[np.ndarray]) -> None:
+    """A grid of the pairs' pictures with names and correlations."""
     rows = -(-len(pairs) // COLUMNS)
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, pair in zip(panels, pairs.to_dict("records"), strict=False):
-        first = image_tile(data, images.loc[pair["i"]].to_dict())
-        second = flip_image(image_tile(data, images.loc[pair["j"]].to_dict()), pair["flip"])
-        axes.imshow(beside(first, second))
+    for axes, pair, tile in zip(panels, pairs.to_dict("records"), tiles, strict=False):
+        axes.imshow(tile)
         names = " | ".join(shorten(Path(pair[side]).stem) for side in ("i", "j"))
         axes.set_title(f"{names}\n{show_correlation(pair['correlation'])}", fontsize=8, pad=3)
 
 
-def beside(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: two pictures with a white line between them, filled up with white below."""
-    height = max(len(first), len(second))
-    tiles = [
-        np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=255)
-        for tile in (first, second)
-    ]
-    return np.hstack([tiles[0], np.full((height, 4, 3), 255, np.uint8), tiles[1]])
+def pair_tile(data: DataConfig, images: pd.DataFrame, pair: dict[str, Any]) -> np.ndarray:
+    """uint8 [H, W, 3]: two photographs, the second flipped as it lies on the first, a white line between.
+
+    Beside each other, or one above the other where they are wide.
+    """
+    first = image_tile(data, images.loc[pair["i"]].to_dict())
+    second = flip_image(image_tile(data, images.loc[pair["j"]].to_dict()), pair["flip"])
+    axis = 0 if first.shape[1] > 2 * first.shape[0] else 1
+    height, width = np.maximum(first.shape[:2], second.shape[:2])
+    size = (height, width + LINE) if axis else (height + LINE, width)
+    both = np.full((2, *size, 3), 255, np.uint8)
+    for place, tile in enumerate((first, second)):
+        both[place, : tile.shape[0], : tile.shape[1]] = tile
+    return np.concatenate(list(both), axis=axis)
