@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defects.config_data import DuplicateConfig
-from defects.data.duplicates import FLIPS, find_siblings, group_ids, search_siblings, thumbnail
+from defects.data.duplicates import FLIPS, group_ids, search_siblings, thumbnail
 from defects.report.contact_sheet import draw_groups
 
 HEIGHT, WIDTH, MARGIN = 180, 240, 10  # pixels; the margin is 4 % of the width
@@ -35,7 +35,9 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def siblings(images: list[np.ndarray], config: DuplicateConfig = CONFIG) -> pd.DataFrame:
-    return find_siblings(np.stack([thumbnail(image, config.thumbnail_size) for image in images]), config)
+    return search_siblings(
+        np.stack([thumbnail(image, config.thumbnail_size) for image in images]), config
+    ).pairs
 
 
 def found(images: list[np.ndarray]) -> list[tuple[int, int]]:
@@ -99,7 +101,7 @@ def test_flat_images_match_only_as_identical_files_and_never_when_one_coloured()
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images(count):
     stack = np.stack([thumbnail(FIRST, 64)] * 2)[:count]
-    pairs = find_siblings(stack, CONFIG)
+    pairs = search_siblings(stack, CONFIG).pairs
     assert list(pairs.columns) == ["i", "j", "correlation", "flip"]
     assert len(pairs) == (count == 2)
 
@@ -200,7 +202,7 @@ POOL = [
 @given(st.permutations(range(len(POOL))))
 def test_order_of_images_does_not_matter(order):
     def correlations(order):
-        pairs = find_siblings(np.stack([POOL[k] for k in order]), CONFIG)
+        pairs = search_siblings(np.stack([POOL[k] for k in order]), CONFIG).pairs
         ends = zip(pairs["i"], pairs["j"], strict=True)
         return dict(
             zip((frozenset((order[i], order[j])) for i, j in ends), pairs["correlation"], strict=True)

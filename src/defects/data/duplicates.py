@@ -57,13 +57,6 @@ class SiblingSearch:
     different: np.ndarray  # correlations of a sample of pairs of different objects
 
 
-def find_siblings(
-    thumbnails: np.ndarray, settings: DuplicateConfig, folder: Path | None = None
-) -> pd.DataFrame:
-    """The pairs of search_siblings: i, j, correlation, flip."""
-    return search_siblings(thumbnails, settings, folder).pairs
-
-
 def search_siblings(
     thumbnails: np.ndarray,
     settings: DuplicateConfig,

@@ -20,7 +20,7 @@ from defects.writing import write_bytes
 WIDTH = 15  # inches
 COLUMNS = 4  # pairs per row
 LINE = 4  # pixels between the photographs of a pair
-JOINED, APART = 24, 12  # pairs shown at most
+JOINED, APART = 16, 12  # pairs shown at most
 TICKS = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999]  # correlations
 COMPARED_COLOUR, DIFFERENT_COLOUR = "#4c78a8", "#e45756"
 
