@@ -9,12 +9,15 @@ from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.reports.adversarial_report import write_adversarial
 from defects.reports.data_report import write_data_report
+from defects.reports.sibling_pairs import draw_siblings
 
 
 def main() -> None:
     for config in cli.configs_from(cli.parser(__doc__).parse_args()):
         path = config.dataset_dir / "explore.html"
-        write_data_report(path, config.data, load_images(config), load_folds(config))
+        images = load_images(config)
+        folds = load_folds(config)
+        write_data_report(path, config.data, images, folds, draw_siblings(config, folds))
         lines, compared = write_adversarial(config)
         print("\n".join(lines))
         for written in (path, *compared):

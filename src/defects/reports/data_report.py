@@ -65,12 +65,19 @@ GROUPS = (
 NO_GROUPS = "No two images are taken to show the same thing."
 
 
-def write_data_report(path: Path, data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame) -> None:
-    """Write the page about `images` (of images.csv) and `folds` (of folds.csv, joined with images.csv)."""
-    write_bytes(path, build_data_report(data, images, folds).encode())
+def write_data_report(
+    path: Path, data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[Block]
+) -> None:
+    """Write the page about `images` (of images.csv) and `folds` (of folds.csv, joined with images.csv).
+
+    `siblings` are those of sibling_pairs.draw_siblings.
+    """
+    write_bytes(path, build_data_report(data, images, folds, siblings).encode())
 
 
-def build_data_report(data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame) -> str:
+def build_data_report(
+    data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[Block]
+) -> str:
     """The page as HTML."""
     images = images.assign(part=name_parts(images))
     test = int((images["part"] == "test").sum())
@@ -79,6 +86,7 @@ def build_data_report(data: DataConfig, images: pd.DataFrame, folds: pd.DataFram
     sections = [
         Section("Charts", [Text(CHARTS), Charts([draw_panel(panel) for panel in panels])]),
         Section("Images", draw_samples(data, images)),
+        Section("How alike photographs are", siblings),
         Section("Photographs of the same thing", draw_groups(data, folds)),
     ]
     return build_page(data.name, subtitle, sections)
