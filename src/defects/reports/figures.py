@@ -115,7 +115,7 @@ def draw_side_by_side(data: DataConfig, rows: list[Row], captions: list[str], ti
 def build_side_by_side(
     title: str, names: list[str], tiles: list[np.ndarray], captions: list[str], facts: tuple[Fact, ...] = ()
 ) -> Card:
-    """Images uint8 [h, w, 3] beside each other, each over its name and caption; `facts` are about them all."""
+    """Images uint8 [h, w, 3] beside each other, each over its name and caption; `facts` are about all."""
     pictures = []
     for name, tile, caption in zip(names, tiles, captions, strict=True):
         pictures.append(embed_jpeg(tile, name, f"{name}: {caption}" if caption else name))
