@@ -81,7 +81,7 @@ def textures_with_structure(design: np.random.Generator) -> Photograph:
     return photograph
 
 
-def plates(design: np.random.Generator, is_turned: bool) -> Photograph:
+def plates(design: np.random.Generator, is_rotated: bool) -> Photograph:
     """Stamped plates with holes and a printed number, all of one design."""
     part = np.full((SIDE, SIDE), 205, np.uint8)
     half = design.integers(85, 115, 2)
@@ -93,19 +93,19 @@ def plates(design: np.random.Generator, is_turned: bool) -> Photograph:
     cv2.putText(part, f"A{design.integers(1000)}", (SIDE // 2 - 50, SIDE // 2), 0, 1, 40.0, 2)
 
     def photograph(rng: np.random.Generator) -> np.ndarray:
-        degrees = rng.uniform(0, 360) if is_turned else rng.normal(0, 0.3)
-        reach = 8 if is_turned else 2
+        degrees = rng.uniform(0, 360) if is_rotated else rng.normal(0, 0.3)
+        reach = 8 if is_rotated else 2
         return moved(part.astype(np.float32) + marks(rng), degrees, rng.uniform(-reach, reach, 2))
 
     return photograph
 
 
 def aligned_plates(design: np.random.Generator) -> Photograph:
-    return plates(design, is_turned=False)
+    return plates(design, is_rotated=False)
 
 
-def turned_plates(design: np.random.Generator) -> Photograph:
-    return plates(design, is_turned=True)
+def rotated_plates(design: np.random.Generator) -> Photograph:
+    return plates(design, is_rotated=True)
 
 
 def bottles(design: np.random.Generator) -> Photograph:
@@ -177,7 +177,7 @@ KINDS = [
     textures,
     textures_with_structure,
     aligned_plates,
-    turned_plates,
+    rotated_plates,
     bottles,
     screws,
     circuit_boards,

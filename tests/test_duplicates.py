@@ -137,9 +137,9 @@ def part_photo(picture: np.ndarray, seed: int, gain: float = 1.0) -> np.ndarray:
     return np.clip(gain * picture + noise, 0, 255).astype(np.uint8)
 
 
-def parts(count: int, is_turned: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def parts(count: int, is_rotated: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Photographs of `count` parts, aligned or at any angle, and siblings of the first five."""
-    angles = np.random.default_rng(0).uniform(0, 360, count) if is_turned else np.zeros(count)
+    angles = np.random.default_rng(0).uniform(0, 360, count) if is_rotated else np.zeros(count)
     images = [part_photo(part(seed, angles[seed], seed % 3), seed) for seed in range(count)]
     changed = [
         part_photo(part(0, angles[0]), 500, gain=0.7),
@@ -151,20 +151,20 @@ def parts(count: int, is_turned: bool) -> tuple[list[np.ndarray], list[np.ndarra
     return images, changed
 
 
-@pytest.mark.parametrize("is_turned", [False, True])
-def test_siblings_of_parts_of_one_design_are_paired_and_other_parts_are_not(is_turned):
-    images, changed = parts(30, is_turned)
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_siblings_of_parts_of_one_design_are_paired_and_other_parts_are_not(is_rotated):
+    images, changed = parts(30, is_rotated)
     assert found([*images, *changed]) == [(k, 30 + k) for k in range(5)]
 
 
 def test_few_parts_of_one_design_are_not_paired_but_copies_are():
-    images, _ = parts(7, is_turned=False)
+    images, _ = parts(7, is_rotated=False)
     darker = (images[2] * 0.8).astype(np.uint8)
     assert found([*images, darker]) == [(2, 7)]
 
 
 def test_a_few_parts_among_textures_are_not_paired():
-    images, _ = parts(10, is_turned=False)
+    images, _ = parts(10, is_rotated=False)
     textures = [thumbnail(photo(scene(seed)), PART_SIDE) for seed in range(100, 130)]
     assert found([*textures, *images, textures[4][:, ::-1]]) == [(4, 40)]
 
@@ -183,7 +183,7 @@ def test_chain_of_halves_does_not_join_its_ends():
 
 
 def test_search_tells_what_different_objects_have_in_common():
-    images, changed = parts(30, is_turned=False)
+    images, changed = parts(30, is_rotated=False)
     search = search_siblings(np.stack([thumbnail(image, 128) for image in [*images, *changed]]), CONFIG)
     assert search.kind == "alike"
     assert CONFIG.min_correlation < search.chance_level < search.threshold < 1

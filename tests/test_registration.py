@@ -46,9 +46,9 @@ def test_any_angle_is_recovered_from_the_spectra():
     rng = np.random.default_rng(0)
     scene = cv2.GaussianBlur(rng.standard_normal((181, 181)).astype(np.float32), (0, 0), 2)
     matrix = cv2.getRotationMatrix2D((90, 90), 37, 1)
-    turned = cv2.warpAffine(scene, matrix, (181, 181))
+    rotated = cv2.warpAffine(scene, matrix, (181, 181))
     window = np.outer(np.hanning(64), np.hanning(64)).astype(np.float32)
-    still, moved = (picture[58:122, 58:122] * window for picture in (scene, turned))
+    still, moved = (picture[58:122, 58:122] * window for picture in (scene, rotated))
     spectra = [registration.polar_spectrum(picture, 1.0) for picture in (still, moved)]
     rotations = registration.likely_rotations(*spectra)
     angles = [degrees for is_mirrored, degrees in rotations if not is_mirrored]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-# How the second picture of a pair must be turned to lie on the first: transposed or not, then mirrored
+# How the second picture of a pair must be flipped to lie on the first: transposed or not, then mirrored
 # along these axes of [N, S, S]. Half a turn more makes code ^ 3 of a code and leaves the power spectrum as
 # it is. (The two quarter turns, 5 and 6, are also each other's inverse.)
 MIRRORS = {"none": (), "horizontal": (2,), "vertical": (1,), "both": (1, 2)}
@@ -47,20 +47,20 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def flip_pictures(pictures: torch.Tensor, code: int) -> torch.Tensor:
-    """[N, S, S] turned by a code, the position of its name in FLIPS."""
+    """[N, S, S] flipped by a code, the position of its name in FLIPS."""
     transposed, mirror = divmod(code, len(MIRRORS))
     return (pictures.mT if transposed else pictures).flip(list(MIRRORS.values())[mirror])
 
 
 def flip_image(image: np.ndarray, name: str) -> np.ndarray:
-    """[H, W, ...] turned by a name of FLIPS."""
+    """[H, W, ...] flipped by a name of FLIPS."""
     transposed, mirror = divmod(FLIPS.index(name), len(MIRRORS))
     image = image.swapaxes(0, 1) if transposed else image
     return np.flip(image, [axis - 1 for axis in list(MIRRORS.values())[mirror]])
 
 
 def flip_matrix(code: int, side: int) -> np.ndarray:
-    """float64 [3, 3]: from (x, y, 1) in a picture turned by `code` to the same place before the turn."""
+    """float64 [3, 3]: from (x, y, 1) in a picture flipped by `code` to the same place before the flip."""
     transposed, mirror = divmod(code, len(MIRRORS))
     matrix = np.eye(3)
     if transposed:
