@@ -279,7 +279,7 @@ def test_a_large_image_is_kept_small(make_desk, drop):
 
 
 def test_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):
-    assert "src/export.py writes it" in fails_with_one_line("page.py", tmp_path / "missing")
+    assert "which src/export.py writes" in fails_with_one_line("page.py", tmp_path / "missing")
     export = write_export(tmp_path / "export")
     message = fails_with_one_line("page.py", export, "--normals", tmp_path / "none")
     assert message.endswith("none is not a folder: name one of normal images")
