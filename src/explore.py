@@ -7,13 +7,15 @@ Also whether training images can be told from test images (adversarial validatio
 from defects import cli, stages
 from defects.reports.adversarial_report import write_adversarial
 from defects.reports.data_report import write_data_report
+from defects.reports.sibling_pairs import draw_siblings
 
 
 def main() -> None:
     for config in cli.configs_from(cli.experiment_parser(__doc__).parse_args()):
         tables = stages.ensure_tables(config)
         path = config.dataset_dir / "explore.html"
-        write_data_report(path, config.data, tables.images, tables.folds)
+        siblings = draw_siblings(config, tables.folds)
+        write_data_report(path, config.data, tables.images, tables.folds, siblings)
         lines, compared = write_adversarial(config, tables)
         print("\n".join(lines))
         for written in (path, *compared):

@@ -26,7 +26,7 @@ from defects.reports.run_tables import out_of_fold
 from defects.scoring.estimate import estimate
 from defects.training.sweep import Experiment, experiments, load_sweep, run_job, score_if_complete
 
-FIGURES = {"macro-F1, nested": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
+FIGURES = {"macro-F1 (nested CV)": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
 PATIENCE = timedelta(days=30)  # between processes: the first to finish waits for the last
 
 

@@ -12,8 +12,8 @@ def main() -> None:
     parser.add_argument("--fold", default="0", help="the fold to update, or full")
     arguments = parser.parse_args()
     run = cli.run_from(arguments)
-    folds = stages.ensure_tables(run.config).folds
-    entered, size = update_bank(run, arguments.fold, arguments.images, folds)
+    tables = stages.ensure_tables(run.config)
+    entered, size = update_bank(run, arguments.fold, arguments.images, tables)
     print(f"{entered:,} patches entered the bank, which holds {size:,}")
     print(f"wrote {run.fold_folder(arguments.fold)}")
 

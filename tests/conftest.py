@@ -142,6 +142,15 @@ def submitted_at(config: Path) -> list[str | Path]:
     return ["--submission", config.parent / "submissions" / "sample_submission.csv"]
 
 
+def options_for(script: str, config: Path) -> list[str | Path]:
+    """How a script is told what it is about: an experiment, its run, or its submission."""
+    if script in ("evaluate.py", "submit.py"):
+        return submitted_at(config)
+    if script in ("prepare.py", "split.py", "explore.py", "train.py", "distill.py"):
+        return ["--config", config]
+    return [run_at(config)]
+
+
 def data_in(root: Path, **settings: object) -> DataConfig:
     """The configuration of a data set in `root`."""
     values = {"name": "tiny_data", "source": "folders", "root": root, "image_size": (32, 32)}

@@ -69,8 +69,9 @@ def export_tiny_model(folder: Path) -> Path:
     config = folder / "plates.yaml"
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
     script(Path(sys.executable), "train.py", "--config", config, "--fold", "0")
-    script(Path(sys.executable), "export.py", "--config", config, "--formats", "onnx", "openvino")
-    return folder / "output" / "plates_classifier" / "fold0" / "export"
+    run = folder / "output" / "plates_classifier"
+    script(Path(sys.executable), "export.py", run, "--formats", "onnx", "openvino")
+    return run / "fold0" / "export"
 
 
 def create_environment(folder: Path, packages: list[str]) -> Path:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import (
     copy_runs,
+    options_for,
     raising,
     run_at,
     run_once,
@@ -36,7 +37,7 @@ def trained_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("competition")
     path = write_config(folder, write_dataset(folder / "data"), data={"kaggle": NOTEBOOK})
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["ensemble.py"]):
-        run_once(command[0], "--config", path, *command[1:])
+        run_once(command[0], *options_for(command[0], path), *command[1:])
     return folder
 
 
@@ -118,7 +119,7 @@ def test_the_notebook_writes_a_valid_submission_without_network(trained, kaggle,
         ["infer.py", *other, "--use", "both"],
         ["ensemble.py", "--experiments", "tiny", "other"],
     ):
-        assert run_script(script, "--config", trained, *options).code == 0
+        assert run_script(script, *options_for(script, trained), *options).code == 0
     place = kaggle("competitions/steel", "datasets/tester/steel-defects-bundle")
     data = place / "input" / "competitions" / "steel"
     hidden = [f"hidden_{i}.png" for i in range(8)]
@@ -191,6 +192,7 @@ def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, ru
     with zipfile.ZipFile(folder / "dataset" / "project.zip") as archive:
         names = set(archive.namelist())
     assert {"src/infer.py", "configs/tiny.yaml", "output/tiny/fold1/best.pt"} <= names
+    assert "src/defects/reports/templates/page.html" in names
     assert not any(name.endswith(("last.pt", ".pyc", "images.csv")) for name in names)
 
 
@@ -208,7 +210,7 @@ def test_from_upload_to_submission_through_every_failure(
     """A user who repeats the command: each call gets one step further, one submission comes of it."""
     monkeypatch.setattr(kernel, "POLL_SECONDS", 0)
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
-    server, command = kaggle_server, ("submit.py", "--config", trained, "--wheels", wheels)
+    server, command = kaggle_server, ("submit.py", *submitted_at(trained), "--wheels", wheels)
 
     def refused(*expected):
         message = fails_with_one_line(*command)

@@ -20,7 +20,7 @@ from defects.deploy.predict import predict
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.runs import Run
-from defects.stages import ensure_tables
+from defects.stages import ensure_images, ensure_tables
 from defects.training.checkpoint import load_detector
 from defects.training.distill import distill
 from defects.training.fold import train_fold
@@ -96,7 +96,7 @@ def trained(request, folder):
         sets += [f"model.options.distillation.{key}" for key in ("steps=20", "image_size=64", "batch_size=4")]
     config = load_config(folder / "textures.yaml", sets, model=request.param)
     if "efficientad" in request.param:
-        distill(config, folder / "others")
+        distill(config, ensure_images(config), folder / "others")
     train_fold(config, "0", ensure_tables(config).folds)
     return config, config.experiment_dir / "fold0"
 
@@ -128,7 +128,8 @@ def test_exported_it_scores_as_in_training(trained):
     config, folder = trained
     if config.experiment == "textures_supersimplenet_supervised_reduced":
         pytest.skip("its graph is that of the unsupervised one")
-    exported, table = export(config, "0", ["torch", "onnx", "openvino"], 15)
+    tables = ensure_tables(config)
+    exported, table = export(Run(config), tables, "0", ["torch", "onnx", "openvino"], 15)
     assert list(table.index) == ["training", "model.pt", "model.onnx", "openvino_fp32.xml"]
     oof = pd.read_csv(folder / "oof.csv")
     files = [config.data.root / name for name in oof["image_id"]]

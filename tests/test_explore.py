@@ -1,6 +1,7 @@
 """The page about a data set: its charts, sample images and groups."""
 
 import re
+from base64 import b64decode
 from html import unescape
 
 import cv2
@@ -12,7 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from defects.config import load_config
-from defects.reports import data_report
+from defects.data.sibling_report import load_search
+from defects.reports import data_report, sibling_pairs
+from defects.reports.charts import shorten_name
 from defects.reports.figures import MASK_COLOUR, MOST_BESIDE, draw_side_by_side, mark_defects, read_tile
 from defects.reports.html import Cards
 from defects.stages import ensure_images, ensure_tables
@@ -26,7 +29,8 @@ def _images(**columns) -> pd.DataFrame:
 
 
 def _draw(config) -> str:
-    return data_report.build_data_report(config.data, ensure_images(config), ensure_tables(config).folds)
+    tables = ensure_tables(config)
+    return data_report.build_data_report(config.data, tables.images, tables.folds, [])
 
 
 def _headings(html: str) -> list[str]:
@@ -42,6 +46,7 @@ def test_script_writes_the_pages_and_the_earlier_stages(make_dataset, config_fil
     html = (tmp_path / "output" / "tiny_data" / "explore.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|<script src|<link|@import", html)
     assert html.count("data:image/jpeg") >= 42
+    assert "<h2>How alike photographs are</h2>" in html
 
 
 def test_charts_and_samples_show_the_counts_of_the_data(make_dataset, make_config):
@@ -137,6 +142,35 @@ def test_groups_shown_are_the_largest_and_a_sample_of_the_others():
     assert data_report.choose_groups(pd.Index([]), 40) == []
 
 
+def test_siblings_show_joined_pairs_and_the_threshold(make_dataset, make_config):
+    root = make_dataset(defects=4, normals=30, size=96)
+    folder = root / "train" / "normal_images"
+    write_png(folder / "mirrored.png", np.uint8(texture(1003, 96)[:, ::-1] * 0.8))
+    config = make_config(root)
+    folds = ensure_tables(config).folds
+    pairs = pd.read_csv(config.dataset_dir / "pairs.csv", keep_default_na=False)
+    joined = sibling_pairs.choose_least_certain(pairs, folds)
+    assert joined[["i", "flip"]].to_numpy().tolist() == [["normal_images/mirrored.png", "horizontal"]]
+    axes = Figure().subplots()
+    search = load_search(config)
+    sibling_pairs.draw_histogram(axes, search)
+    assert search["threshold"] == pytest.approx(np.tanh(axes.lines[0].get_xdata()[0]))
+    cards = next(block for block in sibling_pairs.draw_siblings(config, folds) if isinstance(block, Cards))
+    first, second = (_decode(picture) for picture in cards.cards[0].pictures)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.95
+
+
+def test_siblings_are_absent_without_a_search(make_dataset, make_config):
+    config = make_config(make_dataset(), "split.duplicates.enabled=false")
+    assert sibling_pairs.draw_siblings(config, ensure_tables(config).folds) == []
+
+
+def _decode(picture) -> np.ndarray:
+    """The grey levels of a picture of a page."""
+    content = b64decode(picture.source.partition(",")[2])
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
 def test_side_by_side_says_how_many_are_left_out(tmp_path):
     write_png(tmp_path / "a.png", texture(0))
     card = draw_side_by_side(data_in(tmp_path), 20 * [{"path": "a.png"}], 20 * ["0.91"], "pair")
@@ -187,5 +221,5 @@ def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
 
 
 def test_long_names_of_kinds_lose_their_middle():
-    assert data_report.shorten_name("a_rather_long_name_of_a_kind_0042") == "a_rather_lo…_a_kind_0042"
-    assert data_report.shorten_name("bent") == "bent"
+    assert shorten_name("a_rather_long_name_of_a_kind_0042") == "a_rather_lo…_a_kind_0042"
+    assert shorten_name("bent") == "bent"

@@ -13,6 +13,7 @@ from defects.deploy.limits import map_limits
 from defects.files import array_archive
 from defects.runs import OOF_MAPS, Run
 from defects.scoring.pixels import CellCounts, Maps
+from defects.stages import ensure_tables
 
 SEGMENTER, OTHER = SimpleNamespace(segments=True), SimpleNamespace(segments=False)
 
@@ -27,9 +28,11 @@ def config(make_dataset, config_file, run_script):
     return config
 
 
-def change_labels(config, label, fold):
-    path = Run(config).fold_folder(fold) / "oof.csv"
-    pd.read_csv(path).assign(label=label).to_csv(path, index=False)
+def without_normal_images(config, monkeypatch, folds):
+    """Let every image that these folds held out be taken for a defect."""
+    oof = Run(config).load_oof(ensure_tables(config).folds)
+    oof.loc[oof["fold"].isin(list(folds)), "label"] = 1
+    monkeypatch.setattr(Run, "load_oof", lambda *_: oof)
 
 
 def held_maps(config, fold, label=None):
@@ -52,23 +55,24 @@ def test_cell_counts_give_exact_quantiles(share):
 
 
 def test_map_limits_come_from_the_normal_images_that_the_fold_held_out(config):
-    (normal,), (cut,) = map_limits(config, OTHER, "1")
+    (normal,), (cut,) = map_limits(Run(config), ensure_tables(config), OTHER, "1")
     maps = held_maps(config, "1", label=0)
     assert normal == pytest.approx(np.median(maps), rel=1e-3)
     assert (maps.max((1, 2)) >= cut).mean() <= config.threshold.fpr
-    assert map_limits(config, SEGMENTER, "1") == ([normal], [0.5])
+    assert map_limits(Run(config), ensure_tables(config), SEGMENTER, "1") == ([normal], [0.5])
 
 
-def test_map_limits_of_a_fold_without_normal_images_come_from_other_folds(config):
-    change_labels(config, 1, "0")
-    assert map_limits(config, OTHER, "0") == map_limits(config, OTHER, "1")
+def test_map_limits_of_a_fold_without_normal_images_come_from_other_folds(config, monkeypatch):
+    without_normal_images(config, monkeypatch, "0")
+    assert map_limits(Run(config), ensure_tables(config), OTHER, "0") == map_limits(
+        Run(config), ensure_tables(config), OTHER, "1"
+    )
 
 
-def test_map_limits_without_normal_images_come_from_images_with_defects(config, capsys):
+def test_map_limits_without_normal_images_come_from_images_with_defects(config, monkeypatch, capsys):
     """neu.yaml: all images show defects; the export ended in a traceback."""
-    for fold in "01":
-        change_labels(config, 1, fold)
-    (normal,), (cut,) = map_limits(config, OTHER, "0")
+    without_normal_images(config, monkeypatch, "01")
+    (normal,), (cut,) = map_limits(Run(config), ensure_tables(config), OTHER, "0")
     maps = held_maps(config, "0")
     assert normal == pytest.approx(np.median(maps), rel=1e-3)
     assert (maps > cut).mean() <= config.threshold.fpr < (maps >= cut).mean() + 0.01
@@ -81,7 +85,7 @@ def test_map_limits_read_one_map_at_a_time(config):
         for number, image_id in enumerate(oof["image_id"]):
             add(image_id, np.full((512, 512), number, np.float16))
     tracemalloc.start()
-    map_limits(config, OTHER, "0")
+    map_limits(Run(config), ensure_tables(config), OTHER, "0")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 * 512 * 512 * 2  # bytes: all of them would be more, in single precision twice that

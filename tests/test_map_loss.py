@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import options_for
 
 from defects.config import load_config
 from defects.errors import UserError
@@ -128,7 +129,7 @@ def test_from_training_to_the_report(make_dataset, config_file, run_script):
     sections = {"model": model, "train": {"epochs": 2, "paste": 0.2}, "data": {"image_size": [SIDE, SIDE]}}
     path = config_file(root, **sections)
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["report.py"]):
-        outcome = run_script(command[0], "--config", path, *command[1:])
+        outcome = run_script(command[0], *options_for(command[0], path), *command[1:])
         assert outcome.code == 0, outcome.stderr
     folder = path.parent / "output" / "tiny" / "fold0"
     maps, oof = np.load(folder / "oof_maps.npz"), pd.read_csv(folder / "oof.csv")

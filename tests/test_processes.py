@@ -158,7 +158,7 @@ def test_an_error_in_one_process_ends_all_of_them(settings, run_script):
     assert run_script("train.py", "--config", path).code == 0
     (path.parent / "data" / "test" / "images" / "test_5.png").write_bytes(b"no image")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(ROOT / "src" / "infer.py"), "--config", str(path)]
+    command = [*launcher, str(ROOT / "src" / "infer.py"), str(run_at(path))]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     (line,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]

@@ -1,6 +1,7 @@
 """The report of a run: what it shows, what it can do without, and how it refuses bad input."""
 
 import re
+import shutil
 from html import unescape
 
 import numpy as np
@@ -12,7 +13,18 @@ from runs import write_runs
 
 from defects.reports import curves
 from defects.reports.figures import draw_heat_tile, fit_limits
-from defects.reports.html import Card, Cards, Fact, KeyFigure, Picture, Section, Table, Text, build_page
+from defects.reports.html import (
+    Card,
+    Cards,
+    Fact,
+    KeyFigure,
+    Picture,
+    Section,
+    Table,
+    Text,
+    build_page,
+    embed_jpeg,
+)
 from defects.reports.run_report import build_run_report, draw_gallery
 from defects.reports.run_tables import load_run_tables, out_of_fold
 from defects.runs import Run
@@ -20,6 +32,9 @@ from defects.scoring.defect_score import AT_THRESHOLD, compute_defect_scores, fo
 from defects.scoring.estimate import estimate
 from defects.scoring.heat_map import LIMIT_COLOUR
 from defects.stages import ensure_tables
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @pytest.fixture
@@ -221,6 +236,36 @@ def test_page_escapes_all_texts():
     body = html[html.index("<body>") : html.index("<dialog")]
     assert "<em>&" not in body
     assert body.count("&lt;em&gt;&amp;") == 17
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is on the path")
+def test_page_enlarges_images_and_fetches_nothing(tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    picture = embed_jpeg(np.full((40, 60, 3), 90, np.uint8), "grey")
+    cards = [Card(f"{number}.png", (picture,), hint=f"folder/{number}.png") for number in range(3)]
+    path = tmp_path / "page.html"
+    path.write_text(build_page("page", "", [Section("images", [Cards("", cards)])]), encoding="utf-8")
+    requests, complaints = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 390, "height": 700})
+        page.on("request", lambda request: requests.append(request.url.partition(":")[0]))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text))
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        name, dialog = page.locator(".stage b"), page.locator("dialog")
+        page.click("main .card >> nth=1 >> img")
+        expect(name).to_have_text("1.png")
+        page.keyboard.press("ArrowRight")
+        page.click("dialog [data-step='1']")
+        expect(name).to_have_text("0.png")
+        page.keyboard.press("Escape")
+        expect(dialog).to_be_hidden()
+        browser.close()
+    assert set(requests) <= {"file", "data"}
+    assert complaints == []
 
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):

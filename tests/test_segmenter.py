@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from conftest import options_for
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
@@ -227,7 +228,7 @@ def test_mask_files_train_it_and_the_image_score_is_that_of_the_masks(make_datas
     sections = {"model": {"name": "segmenter", "backbone": {"name": "test_efficientnet", "weights": "none"}}}
     path = config_file(make_dataset(), **sections, train={"epochs": 8, "lr": 0.01}, infer={"tta": False})
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["report.py"]):
-        outcome = run_script(command[0], "--config", path, *command[1:])
+        outcome = run_script(command[0], *options_for(command[0], path), *command[1:])
         assert outcome.code == 0, outcome.stderr
     folder = path.parent / "output" / "tiny" / "fold0"
     maps, oof = np.load(folder / "oof_maps.npz"), pd.read_csv(folder / "oof.csv")

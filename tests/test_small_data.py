@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import write_config, write_dataset
+from conftest import options_for, write_config, write_dataset
 
 STAGES = [
     ("train.py", "--fold", "all"),
@@ -25,7 +25,7 @@ def test_one_defect_goes_the_whole_way(tmp_path, run_script):
     path = write_config(tmp_path, root, split=BANK["split"])
     said = ""
     for script, *options in STAGES:
-        outcome = run_script(script, "--config", path, *options)
+        outcome = run_script(script, *options_for(script, path), *options)
         assert outcome.code == 0, outcome.stderr
         said += outcome.stdout
     assert "note: the defects lie in 1 group" in said

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import copy_runs, run_at, run_once, runs_at, submitted_at
+from conftest import copy_runs, options_for, run_at, run_once, runs_at, submitted_at
 from test_code_competition import run_cells
 
 from defects.config import load_config
@@ -185,7 +185,7 @@ def test_folds_are_shown_by_class(trained, run_script):
 def test_reports_and_comparison(trained, run_script):
     for command in (["report.py"], ["report.py", "--set", "experiment=seer"], ["compare.py", "--test"]):
         config = trained.with_name("seer.yaml") if "experiment=seer" in command else trained
-        outcome = run_script(command[0], "--config", config, *command[1:])
+        outcome = run_script(command[0], *options_for(command[0], config), *command[1:])
         assert outcome.code == 0, outcome.stderr
     assert "| marker" in outcome.stdout and "| seer" in outcome.stdout
 
@@ -194,7 +194,7 @@ def test_an_unsupervised_detector_learns_from_the_clean_strips(trained, run_scri
     model = {"name": "patchcore", "backbone": NETWORK | {"name": "test_resnet"}, "options": {"ratio": 0.05}}
     path = write_config(trained.parent, "bank", model, train={"inner_holdout": 0.3}, infer={"tta": False})
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["report.py"]):
-        outcome = run_script(command[0], "--config", path, *command[1:])
+        outcome = run_script(command[0], *options_for(command[0], path), *command[1:])
         assert outcome.code == 0, outcome.stderr
         if command[0] == "infer.py":
             assert "patchcore tells no classes apart" in outcome.stdout
@@ -232,7 +232,7 @@ def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch)
     monkeypatch.setattr(masks, "fit_rules", lambda outcomes: dict(sorted(rules.items(), reverse=True)))
     monkeypatch.setattr(masks, "nested_dice", lambda outcomes: perfect)
     for command in (["ensemble.py"], ["export.py", *options]):
-        outcome = run_script(command[0], "--config", own, *command[1:])
+        outcome = run_script(command[0], *options_for(command[0], own), *command[1:])
         assert outcome.code == 0, outcome.stderr
     model = load_model(run / "fold0" / "export")
     assert [model.meta.threshold[name] for name in CLASSES] == [rules[name].label for name in CLASSES]
@@ -277,7 +277,7 @@ def test_masks_are_sent_once_and_noted_with_their_expected_dice(
 ):
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
     summary, file = json.loads(submission(own, ".json").read_text()), submission(own, suffix)
-    command = ("submit.py", "--config", own, "--set", "data.kaggle.competition=steel")
+    command = ("submit.py", *submitted_at(own), "--set", "data.kaggle.competition=steel")
     for _ in range(2):
         outcome = run_script(*command, *(["--submission", file] if suffix != ".csv" else []))
         assert outcome.code == 0, outcome.stderr

@@ -18,6 +18,7 @@ SETS = [
     "data.image_size=[64, 64]",
     "train.inner_holdout=0.3",
 ]
+RUN = "tiny_data_patchcore_reduced"
 FLAGS = ["--model", "patchcore_reduced", *(part for value in SETS for part in ("--set", value))]
 
 
@@ -37,10 +38,10 @@ def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tm
     for i in range(4):
         write_png(tmp_path / "new" / f"{i}.png", 255 - texture(900 + i, 64))
     run = tmp_path / "output" / "tiny_data_patchcore_reduced"
-    assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
+    assert run_script("infer.py", run_at(trained, RUN)).code == 0
     before, oof = bank(trained), pd.read_csv(run / "fold0" / "oof.csv")
     tests = pd.read_csv(run / "test.csv")
-    outcome = run_script("update.py", run_at(trained), tmp_path / "new", *FLAGS)
+    outcome = run_script("update.py", run_at(trained, RUN), tmp_path / "new")
     assert outcome.code == 0 and "patches entered the bank" in outcome.stdout
     after = bank(trained)
     assert len(after) > len(before) and (after[: len(before)] == before).all()
@@ -48,7 +49,7 @@ def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tm
     assert again["image_id"].tolist() == oof["image_id"].tolist()
     assert (again["score"] <= oof["score"] + 1e-5).all()
     # The old test scores are those of another model now.
-    assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
+    assert run_script("infer.py", run_at(trained, RUN)).code == 0
     assert not pd.read_csv(run / "test.csv")["score"].equals(tests["score"])
 
 
@@ -63,7 +64,7 @@ def test_an_update_that_is_stopped_between_its_files_is_completed(
 ):
     """Killed after the scores and before the model, it left new scores with the old model."""
     write_png(tmp_path / "new" / "0.png", 255 - texture(900, 64))
-    command = ("update.py", tmp_path / "new", "--config", trained, *FLAGS)
+    command = ("update.py", run_at(trained, RUN), tmp_path / "new")
     before = run_files(trained)
     replace, count = Path.replace, []
 
@@ -80,13 +81,13 @@ def test_an_update_that_is_stopped_between_its_files_is_completed(
     changed = [name for name, content in run_files(trained).items() if content != before[name]]
     assert sorted(changed) == sorted(count)
     for reader in ("infer.py", "report.py"):
-        message = fails_with_one_line(reader, "--config", trained, *FLAGS)
+        message = fails_with_one_line(reader, run_at(trained, RUN))
         assert "an update was interrupted; run src/update.py again" in message
     outcome = run_script(*command)
     assert outcome.code == 0 and "all of its images are in the bank already" in outcome.stdout
     after = run_files(trained)
     assert all(after[name] != before[name] for name in after)
-    assert run_script("infer.py", run_at(trained), *FLAGS).code == 0
+    assert run_script("infer.py", run_at(trained, RUN)).code == 0
     detector = load_detector(Run(load_config(trained, SETS, model="patchcore_reduced")), "0").eval()
     oof = pd.read_csv(trained.parent / "output" / "tiny_data_patchcore_reduced" / "fold0" / "oof.csv")
     image = read_image(trained.parent / "data" / "train" / oof["image_id"][0], (64, 64))
@@ -101,7 +102,7 @@ def test_an_update_that_fails_changes_nothing(trained, run_script, tmp_path, mon
     monkeypatch.setattr(
         "defects.training.run.checkpoint.save", raising(OSError(28, "No space left on device"))
     )
-    assert run_script("update.py", run_at(trained), tmp_path / "new", *FLAGS).code == 2
+    assert run_script("update.py", run_at(trained, RUN), tmp_path / "new").code == 2
     assert run_files(trained) == before
 
 
@@ -111,8 +112,16 @@ def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_o
     held = pd.read_csv(oof).query("label == 0")["image_id"].iloc[0]
     image = read_image(trained.parent / "data" / "train" / held)
     write_png(tmp_path / "new" / "again.png", alter(image))
-    message = fails_with_one_line("update.py", run_at(trained), tmp_path / "new", *FLAGS)
+    message = fails_with_one_line("update.py", run_at(trained, RUN), tmp_path / "new")
     assert "again.png shows what" in message and held in message
+    assert (bank(trained) == before).all()
+
+
+def test_test_images_do_not_enter_the_bank(trained, fails_with_one_line):
+    before = bank(trained)
+    folder = trained.parent / "data" / "test" / "images"
+    message = fails_with_one_line("update.py", run_at(trained, RUN), folder)
+    assert "is the test image test_0.png of tiny_data (6 such images)" in message
     assert (bank(trained) == before).all()
 
 

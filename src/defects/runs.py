@@ -108,8 +108,8 @@ class Run:
     def load_oof(self, folds: pd.DataFrame, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFrame:
         """Out-of-fold rows of all finished folds for `targets`, with the group of each image.
 
-        `folds` is the table of folds.csv. Raises UserError if there are none, or if they are not those of
-        this table.
+        `folds` is the table of folds.csv. Raises UserError if there are none, or if images or labels are
+        not those of this table.
         """
         oof = self.read_oof()
         oof = oof[oof["target"].isin(targets)]
@@ -124,6 +124,14 @@ class Run:
                 f"{self.folder}: its out-of-fold images are not those of "
                 f"{self.config.dataset_dir / 'folds.csv'} ({len(differing)} differ, {differing.iloc[0]} "
                 "first): train again with --restart"
+            )
+        labels = joined["image_id"].map(folds.set_index("image_id")["label"]).astype(float)
+        has_other_label = (joined["target"] == DEFECT) & (joined["label"].astype(float) != labels)
+        if has_other_label.any():
+            first = joined.loc[has_other_label, "image_id"].iloc[0]
+            raise UserError(
+                f"{self.folder}: {has_other_label.sum()} out-of-fold labels are not those of "
+                f"{self.config.dataset_dir / 'images.csv'} ({first} first): train again with --restart"
             )
         return joined.drop(columns="_merge")
 

@@ -27,9 +27,9 @@ from defects.writing import write_bytes
 NAMED_FEATURES = 5  # in words
 DRAWN_FEATURES = 6
 CHARTS = (
-    "Left: how much AUROC is lost when the values of a feature are shuffled; alone: AUROC of this feature, "
-    "above 0.5 where test images have higher values. The others: how the features are distributed; the "
-    "outermost hundredths are put into the last bins."
+    "The first chart: how much AUROC is lost when the values of a feature are shuffled; alone: AUROC of this "
+    "feature, above 0.5 where test images have higher values. The others: how the features are distributed; "
+    "the outermost hundredths are put into the last bins."
 )
 
 

@@ -22,6 +22,7 @@ Drawn = TypeVar("Drawn")
 
 SVG_METADATA = ("Creator", "Date", "Format", "Type")  # left out
 DPI = 100  # pixels per inch of a PNG, and of what is drawn as pixels within an SVG
+LONGEST_NAME = 24  # letters
 CHART_INCHES = (6.2, 3.9)  # of a chart that stands beside others
 DEFECT_COLOUR, NORMAL_COLOUR, TEST_COLOUR = "#e45756", "#4c78a8", "#8a8a8a"  # on every page
 
@@ -99,7 +100,8 @@ def _page_style() -> Iterator[None]:
         "font.size": 9,
         "text.parse_math": False,  # `$` in a name is a `$`
         "axes.edgecolor": GREY,
-        "legend.frameon": False,
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.85,
     }
     with mpl.rc_context(settings):
         yield
@@ -130,7 +132,8 @@ def draw_svg(build: Callable[[], Figure]) -> str:
     def draw() -> str:
         buffer = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}):
-            build().savefig(buffer, format="svg", dpi=DPI, metadata=dict.fromkeys(SVG_METADATA))
+            metadata = dict.fromkeys(SVG_METADATA)
+            build().savefig(buffer, format="svg", dpi=DPI, transparent=True, metadata=metadata)
         return buffer.getvalue()
 
     text, _ = draw_with_fonts(draw)
@@ -138,6 +141,12 @@ def draw_svg(build: Callable[[], Figure]) -> str:
     element = re.sub(r' xmlns(:xlink)?="[^"]*"', "", element)  # HTML knows them
     # Ids of groups are the same in every chart, and nothing refers to them.
     return re.sub(r'<g id="[^"]*"', "<g", element)
+
+
+def shorten_name(text: str) -> str:
+    """Long names lose their middle: files of one folder often differ at the end only."""
+    half = LONGEST_NAME // 2
+    return text if len(text) <= LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def draw_panel(panel: Callable[[Axes], None]) -> str:

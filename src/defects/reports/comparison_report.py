@@ -24,7 +24,7 @@ from defects.writing import write_bytes
 FORMATS = {
     "auroc": ("AUROC", ".3f"),
     "average_precision": ("AP", ".3f"),
-    "macro_f1": ("macro-F1, nested", ".3f"),
+    "macro_f1": ("macro-F1 (nested CV)", ".3f"),
     "dice": ("Dice", ".3f"),
     "dice_non_empty": ("Dice, not empty", ".3f"),
     "pixel_auroc": ("pixel AUROC", ".3f"),

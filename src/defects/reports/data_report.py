@@ -23,9 +23,27 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
-from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
+from defects.reports.charts import (
+    DEFECT_COLOUR,
+    NORMAL_COLOUR,
+    TEST_COLOUR,
+    add_headline,
+    draw_panel,
+    shorten_name,
+)
 from defects.reports.figures import draw_side_by_side, mark_defects, read_tile
-from defects.reports.html import Block, Card, Cards, Charts, Fact, Section, Text, build_page, embed_jpeg
+from defects.reports.html import (
+    SMALL_DISPLAY_PIXELS,
+    Block,
+    Card,
+    Cards,
+    Charts,
+    Fact,
+    Section,
+    Text,
+    build_page,
+    embed_jpeg,
+)
 from defects.writing import write_bytes
 
 COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}  # of the parts
@@ -34,7 +52,6 @@ SAMPLES = {"train defect": 24, "train normal": 24, "test": 12}  # images of each
 MEASURED = 650  # images of each part whose pixels are read: below 2,000 in all
 KINDS = 8  # kinds of defect listed one by one
 MOST_GROUPS = 40  # shown
-LONGEST_NAME = 24  # letters of a kind of defect in a chart
 CLASSES = {0: "normal", 1: "defect"}
 CHARTS = (
     "What differs between the classes, or between training and test, is learnt in place of the defects. A "
@@ -48,12 +65,19 @@ GROUPS = (
 NO_GROUPS = "No two images are taken to show the same thing."
 
 
-def write_data_report(path: Path, data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame) -> None:
-    """Write the page about `images` (of images.csv) and `folds` (of folds.csv, joined with images.csv)."""
-    write_bytes(path, build_data_report(data, images, folds).encode())
+def write_data_report(
+    path: Path, data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[Block]
+) -> None:
+    """Write the page about `images` (of images.csv) and `folds` (of folds.csv, joined with images.csv).
+
+    `siblings` are those of sibling_pairs.draw_siblings.
+    """
+    write_bytes(path, build_data_report(data, images, folds, siblings).encode())
 
 
-def build_data_report(data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame) -> str:
+def build_data_report(
+    data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[Block]
+) -> str:
     """The page as HTML."""
     images = images.assign(part=name_parts(images))
     test = int((images["part"] == "test").sum())
@@ -62,6 +86,7 @@ def build_data_report(data: DataConfig, images: pd.DataFrame, folds: pd.DataFram
     sections = [
         Section("Charts", [Text(CHARTS), Charts([draw_panel(panel) for panel in panels])]),
         Section("Images", draw_samples(data, images)),
+        Section("How alike photographs are", siblings),
         Section("Photographs of the same thing", draw_groups(data, folds)),
     ]
     return build_page(data.name, subtitle, sections)
@@ -133,7 +158,8 @@ def draw_groups(data: DataConfig, folds: pd.DataFrame) -> list[Block]:
     ):
         if len(groups):
             cards = [draw_group(data, members[members["group"] == group]) for group in groups]
-            blocks.append(Cards(f"{title} ({len(groups)} of {total:,})", cards, is_alert))
+            title = f"{title} ({len(groups)} of {total:,})"
+            blocks.append(Cards(title, cards, is_alert, SMALL_DISPLAY_PIXELS, most_across=4))
     return blocks
 
 
@@ -187,12 +213,6 @@ def count_classes(images: pd.DataFrame) -> pd.Series:
         kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rest)} other kinds": rest.sum()})])
     kinds.index = "defect: " + kinds.index.astype(str).map(shorten_name)
     return pd.concat([parts[["train defect"]], kinds, parts[["train normal", "test"]]])
-
-
-def shorten_name(text: str) -> str:
-    """Long names lose their middle: files of one folder often differ at the end only."""
-    half = LONGEST_NAME // 2
-    return text if len(text) <= LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def count_group_sizes(folds: pd.DataFrame) -> pd.Series:

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from defects.config import Config
 from defects.config_data import DataConfig
-from defects.reports.charts import draw_svg
+from defects.reports.charts import draw_svg, shorten_name
 from defects.reports.ensemble_tables import EnsembleTables, Member
 from defects.reports.figures import Row, draw_heat_tile, draw_legend, mark_defects, read_tile
 from defects.reports.html import (
@@ -103,7 +103,7 @@ def draw_decisions(config: Config, images: pd.DataFrame, members: list[Member]) 
     return [
         Text(ONE_FOLD if images["fold"].nunique() == 1 else OTHER_FOLDS),
         Table(pd.DataFrame.from_dict(figures, orient="index")),
-        Charts(matrices, width=210),
+        Charts(matrices, width=150),
     ]
 
 
@@ -140,7 +140,7 @@ def draw_matrix(labels: np.ndarray, member: Member) -> Figure:
     axes.tick_params(length=0)
     axes.set(xlabel="predicted", ylabel="labelled")
     axes.spines[:].set_visible(False)
-    axes.set_title(member.name, weight="bold")
+    axes.set_title(shorten_name(member.name), weight="bold")
     return figure
 
 

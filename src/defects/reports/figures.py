@@ -102,16 +102,21 @@ def draw_legend() -> Legend:
     )
 
 
-def draw_side_by_side(
-    data: DataConfig, rows: list[Row], captions: list[str], title: str, facts: tuple[Fact, ...] = ()
+def draw_side_by_side(data: DataConfig, rows: list[Row], captions: list[str], title: str) -> Card:
+    """Images of a data set that are to be compared; of many the first MOST_BESIDE."""
+    shown = rows[:MOST_BESIDE]
+    names = [Path(row["path"]).name for row in shown]
+    tiles = [read_tile(data, row, THUMBNAIL_PIXELS) for row in shown]
+    left_out = len(rows) - len(shown)
+    facts = (Fact(f"and {left_out:,} more"),) if left_out else ()
+    return build_side_by_side(title, names, tiles, captions[: len(shown)], facts)
+
+
+def build_side_by_side(
+    title: str, names: list[str], tiles: list[np.ndarray], captions: list[str], facts: tuple[Fact, ...] = ()
 ) -> Card:
-    """Images that are to be compared, each with its name and a caption of its own; MOST_BESIDE are shown."""
+    """Images uint8 [h, w, 3] beside each other, each over its name and caption; `facts` are about all."""
     pictures = []
-    for row, caption in zip(rows[:MOST_BESIDE], captions, strict=False):
-        name = Path(row["path"]).name
-        tile = read_tile(data, row, THUMBNAIL_PIXELS)
+    for name, tile, caption in zip(names, tiles, captions, strict=True):
         pictures.append(embed_jpeg(tile, name, f"{name}: {caption}" if caption else name))
-    left_out = len(rows) - len(pictures)
-    if left_out:
-        facts = (*facts, Fact(f"and {left_out:,} more"))
     return Card(title, tuple(pictures), facts)

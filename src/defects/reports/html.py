@@ -20,8 +20,9 @@ from markupsafe import Markup
 TEMPLATES = Path(__file__).with_name("templates")
 JPEG_QUALITY = 80
 WIDE_ASPECT = 2.0  # width to height from which the pictures of a card lie below each other
-DISPLAY_PIXELS = 176  # side of a square with the area that a picture takes up in a grid
-MOST_ACROSS = 4  # pictures beside each other in a card
+DISPLAY_PIXELS = 168  # side of a square with the area that a picture takes up in a grid
+SMALL_DISPLAY_PIXELS = 112  # of pictures of which there are many in a card
+MOST_ACROSS = 6  # pictures beside each other in a card
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Cards:
     title: str
     cards: list[Card]
     is_alert: bool = False
+    side: int = DISPLAY_PIXELS
+    most_across: int = MOST_ACROSS
 
     @property
     def aspect(self) -> float:
@@ -104,14 +107,16 @@ class Cards:
     @property
     def picture_width(self) -> int:
         """CSS pixels: pictures of all shapes take up about the same area."""
-        return round(DISPLAY_PIXELS * self.aspect**0.5)
+        return round(self.side * self.aspect**0.5)
 
     @property
     def across(self) -> int:
         """Pictures beside each other in a card."""
         if self.aspect >= WIDE_ASPECT:
             return 1
-        return min(MOST_ACROSS, max(len(card.pictures) for card in self.cards))
+        most = max(len(card.pictures) for card in self.cards)
+        rows = -(-most // self.most_across)
+        return -(-most // rows)
 
 
 @dataclass(frozen=True)

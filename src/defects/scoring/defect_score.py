@@ -15,6 +15,7 @@ import numpy as np
 
 AT_THRESHOLD = 50.0  # defect score
 LIMIT = 40.0  # log-odds: beyond those of any float64 probability below 1
+SMALLEST_DISTANCE = 1e-8  # of a written probability from 0 and from 1
 
 
 def compute_defect_scores(log_odds: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
@@ -45,12 +46,13 @@ def format_defect_score(score: float, threshold: float = AT_THRESHOLD) -> str:
 
 
 def format_probability(probability: float) -> str:
-    """Three decimals, or how far it is from 0 or 1 where these would not show it."""
-    if probability < 0.0005:
-        return f"{probability:.1e}" if probability else "0"
-    if probability > 0.9995:
-        return f"1 - {1 - probability:.1e}" if probability < 1 else "1"
-    return f"{probability:.3f}"
+    """Three decimals, or as many as tell it from 0 and 1."""
+    distance = min(probability, 1 - probability)
+    if distance == 0:
+        return f"{probability:.0f}"
+    if distance < SMALLEST_DISTANCE:
+        return f"below {SMALLEST_DISTANCE:.8f}" if probability < 0.5 else f"above {1 - SMALLEST_DISTANCE:.8f}"
+    return f"{probability:.{max(3, -int(np.floor(np.log10(distance))))}f}"
 
 
 def _bring_into_range(decades: np.ndarray) -> np.ndarray:

@@ -141,9 +141,10 @@ def _use(run: Run) -> str:
 def _project(runs: list[Run]) -> dict[str, Path | bytes]:
     """Name in the archive -> file or content."""
     config = runs[0].config
-    files: dict[str, Path | bytes] = {
-        path.relative_to(ROOT).as_posix(): path for path in (ROOT / "src").rglob("*.py")
-    }
+    files: dict[str, Path | bytes] = {}
+    for path in sorted((ROOT / "src").rglob("*")):  # with the templates of pages
+        if path.is_file() and "__pycache__" not in path.parts:
+            files[path.relative_to(ROOT).as_posix()] = path
     tables = [config.dataset_dir / "folds.csv", config.dataset_dir / "split.json"]
     tables += config.dataset_dir.glob("train_*.csv")
     files |= {f"output/{config.data.name}/{path.name}": path for path in tables}

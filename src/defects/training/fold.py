@@ -19,17 +19,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 
-from defects.config import Config, TrainConfig, as_yaml
+from defects.config import Config, TrainConfig, as_yaml, resolve
 from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
 from defects.data.folds import inner_holdout
 from defects.data.labels import target_labels
-from defects.data.split import load_training_rows
+from defects.data.split import load_training_rows, training_list
 from defects.errors import UserError
 from defects.files import locked, write_csv
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
 from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run
-from defects.stamps import Stamp, differences, in_short
+from defects.stamps import Stamp, differences, in_short, is_stamp
+from defects.tensors import load_tensors
 from defects.training import checkpoint
 from defects.training.checkpoint import load_checkpoint, load_detector, without_selection
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
@@ -208,6 +209,7 @@ def _train(
     folder = run.fold_folder(fold)
     is_main = accelerator.is_main_process
     set_seed(config.train.seed)
+    _refuse_leaking_weights(config, fold)
     detector = build_detector(config)
     data = data.suited_to(detector, config)
     if config.train.select == "inner" and data.inner["label"].nunique() < 2:
@@ -248,6 +250,31 @@ def _train(
     write_result(detector, run, fold, data.validation, accelerator, best)
     tracker.close()
     accelerator.wait_for_everyone()
+
+
+def _refuse_leaking_weights(config: Config, fold: str) -> None:
+    """UserError if the backbone starts from a run that has learnt from images which `fold` is scored on.
+
+    A run on other images may be started from.
+    """
+    weights = config.model.backbone.weights if config.model.backbone else "none"
+    path = resolve(weights)
+    if fold == FULL or weights in ("none", "imagenet") or not path.is_file():
+        return
+    try:
+        made_from = load_tensors(path).get("fingerprint")
+    except ValueError:
+        return  # no checkpoint of this program
+    if not is_stamp(made_from):
+        return
+    lists = {"images.csv", "folds.csv", training_list(config, fold).name}
+    now = checkpoint.fingerprint(config, fold, None)["files"]
+    same = {name for name in lists if made_from["files"].get(name) == now[name]}
+    if "images.csv" in same and same != lists:
+        raise UserError(
+            f"model.backbone.weights={path}: that run has learnt from images that fold {fold} is scored on: "
+            "name other weights"
+        )
 
 
 def _make_training_loader(

@@ -13,7 +13,7 @@ from defects.config import Config
 from defects.data.datasets import DeviceBatches
 from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
-from defects.data.split import find_duplicates, load_training_rows
+from defects.data.split import DataTables, find_duplicates, load_training_rows
 from defects.errors import UserError
 from defects.files import locked
 from defects.models.patchcore import PatchCore
@@ -24,13 +24,13 @@ from defects.training.loop import make_accelerator
 from defects.writing import sha256
 
 
-def update_bank(run: Run, fold: str, images: Path, folds: pd.DataFrame) -> tuple[int, int]:
+def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[int, int]:
     """Put the normal images under `images` into the bank of a fold, or of `full`; calibrate and score anew.
 
-    `folds` is the table of folds.csv. Returns how many patches entered and how many the bank holds. Images
+    Returns how many patches entered and how many the bank holds. Images
     that are in it already are left out, and an interrupted update is completed first. Raises UserError for a
-    detector without a bank, and for images of what the fold is calibrated on or scored by: that would no
-    longer be unseen.
+    detector without a bank, and for test images and images of what the fold is calibrated on or scored by:
+    these would no longer be unseen.
     """
     config = run.config
     folder = run.fold_folder(fold)
@@ -47,7 +47,8 @@ def update_bank(run: Run, fold: str, images: Path, folds: pd.DataFrame) -> tuple
         if rows.empty:
             print(f"{images}: all of its images are in the bank already")
             return 0, len(detector.memory_bank)
-        data = divide_images(config, fold, folds, load_training_rows(config, fold))
+        _refuse_test_images(config, tables.images, rows)
+        data = divide_images(config, fold, tables.folds, load_training_rows(config, fold))
         data = data.suited_to(detector, config)
         _refuse_seen(config, fold, rows, pd.concat([data.inner, data.validation]))
         accelerator = make_accelerator(config.train)
@@ -95,6 +96,20 @@ def _new_rows(config: Config, images: Path, best: dict[str, Any]) -> pd.DataFram
     contents = [sha256(path) for path in paths]
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": 0.0, "sha256": contents})
     return rows[~rows["sha256"].isin(best.get("added_sha256", []))].reset_index(drop=True)
+
+
+def _refuse_test_images(config: Config, images: pd.DataFrame, new: pd.DataFrame) -> None:
+    """UserError if an image of `new` is a test image, which would then be scored by its copy."""
+    test = images[images["split"] == "test"]
+    copies = new[new["sha256"].isin(test["sha256"])]
+    if copies.empty:
+        return
+    first = copies.iloc[0]
+    image_id = test.loc[test["sha256"] == first["sha256"], "image_id"].iloc[0]
+    raise UserError(
+        f"{first['path']} is the test image {image_id} of {config.data.name} ({len(copies)} such images): "
+        "take them out, or they would be scored by their own copies"
+    )
 
 
 def _refuse_seen(config: Config, fold: str, new: pd.DataFrame, unseen: pd.DataFrame) -> None:
