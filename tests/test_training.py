@@ -396,6 +396,7 @@ def test_backbone_weights_that_have_learnt_from_the_fold_are_refused(tiny, run_s
 
 
 def test_training_lists_of_another_experiment_do_not_outdate_a_run(tiny, run_script):
+    assert run_script("train.py", "--config", tiny).code == 0
     assert run_script("infer.py", run_at(tiny)).code == 0
     other = ["--set", "experiment=other", "--set", "data.symmetries=none"]
     assert run_script("train.py", "--config", tiny, *other).code == 0
