@@ -13,7 +13,7 @@ def main() -> None:
         "--download", action="store_true", help="fetch the competition's files from Kaggle first"
     )
     arguments = parser.parse_args()
-    for config in cli.configs_from(arguments):
+    for config in cli.configs_from(arguments, ask_detector=False):
         if arguments.download:
             download(config)
         prepare(config)

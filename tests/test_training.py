@@ -10,11 +10,11 @@ import torch
 from filelock import FileLock
 from forked import Script
 
-from defects.config import ROOT, validate
+from defects.config import ROOT
 from defects.data.folds import inner_holdout
 from defects.data.split import load_folds, load_training_rows
 from defects.errors import UserError
-from defects.models.classifier import Classifier, ClassifierOptions
+from defects.models.classifier import Classifier
 from defects.training import checkpoint, run, trainer
 from defects.training.run import make_sides
 from defects.training.trainer import Trainer
@@ -418,8 +418,3 @@ def test_fewer_defects_than_folds(make_dataset, config_file, run_script):
     path = config_file(make_dataset(defects=3), split={"folds": 5})
     outcome = run_script("train.py", "--config", path)
     refused(outcome, "the defects lie in 3 groups", "for split.folds=5: set split.folds=3")
-
-
-def test_options_are_checked_by_the_detector():
-    with pytest.raises(UserError, match="did you mean focal_gamma"):
-        validate(ClassifierOptions, {"focal_gama": 1}, "model.options")

@@ -11,7 +11,7 @@ from defects.data.split import load_folds, load_training_rows
 from defects.data.windows import windows
 from defects.errors import UserError
 from defects.models import build_detector
-from defects.models.anomaly import exact_quantile
+from defects.models.statistics import exact_quantile
 from defects.training.run import load_detector, run_folder, score_table, train_fold
 from defects.training.sides import make_sides
 

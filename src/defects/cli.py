@@ -30,9 +30,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def configs_from(arguments: argparse.Namespace) -> list[Config]:
-    """The experiment, once for each category asked for."""
-    config = load_config(arguments.config, arguments.set, arguments.detector)
+def configs_from(arguments: argparse.Namespace, ask_detector: bool = True) -> list[Config]:
+    """The experiment, once for each category asked for; see load_config for `ask_detector`."""
+    config = load_config(arguments.config, arguments.set, arguments.detector, ask_detector)
     if arguments.category is None:
         return [config]
     known = categories(config.data)

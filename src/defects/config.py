@@ -83,7 +83,9 @@ class TrainConfig(Section):
 
 class InferConfig(Section):
     batch_size: Count = 32
-    tta: bool = True  # average over the label-preserving members of the dihedral group
+    # average over the label-preserving members of the dihedral group; where it is not set, load_config takes
+    # what the detector wants (Detector.uses_tta)
+    tta: bool = True
     map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
     window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
     budget_minutes: Annotated[float, Field(gt=0)] | None = None  # for all test images; more is refused
@@ -179,19 +181,29 @@ def resolve(path: Path | str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
-def load_config(path: Path, overrides: list[str] = (), detector: str | None = None) -> Config:
+def load_config(
+    path: Path, overrides: list[str] = (), detector: str | None = None, ask_detector: bool = True
+) -> Config:
     """Read `path` with the configs it extends, apply `key.sub=value` overrides, validate.
 
     `detector` names a file of configs/detectors/, whose model, train and augment replace those of `path`;
-    the experiment is then `<data.name>_<detector>`. Raises UserError for unreadable files, unknown keys
-    (naming the nearest known one) and bad values.
+    the experiment is then `<data.name>_<detector>`. What is not set and depends on the detector is as its
+    class says; without `ask_detector` it keeps the general default, for programs that use no detector and
+    should not wait for its libraries. Raises UserError for unreadable files, unknown keys (naming the nearest
+    known one) and bad values.
     """
     values = {"experiment": path.stem} | _read_with_base(path, ())
     if detector is not None:
         values = with_detector(values, detector)
     for override in overrides:
         values = _with_override(values, override)
-    return validate(Config, values, str(path))
+    config = validate(Config, values, str(path))
+    if not ask_detector or "tta" in config.infer.model_fields_set:
+        return config
+    from defects.models import find_detector  # not on top: it takes seconds, and needs this module
+
+    infer = config.infer.model_copy(update={"tta": find_detector(config.model.name).uses_tta})
+    return config.model_copy(update={"infer": infer})
 
 
 def known_detectors() -> list[str]:
