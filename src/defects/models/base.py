@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from timm.optim import param_groups_weight_decay
 from torch import nn
+from torch.nn import functional
 
 from defects.data.labels import DEFECT, Labels
 from defects.data.windows import windows
@@ -132,9 +133,9 @@ class Detector(nn.Module):
 class AnomalyDetector(Detector):
     """Learns from normal images; its score is calibrated on held-out normal ones.
 
-    `cut` is the score that a share `expected_fpr` of the held-out normal images reaches, `spread` the
-    distance from their median to it. Both are exact empirical quantiles. Images larger than `window` (height,
-    width) are scored in windows of that size.
+    The threshold, named `cut` as in checkpoints, is the score that a share `expected_fpr` of the held-out
+    normal images reaches, `spread` the distance from their median to it. Both are exact empirical quantiles.
+    Images larger than `window` (height, width) are scored in windows of that size.
     """
 
     learns_from = "normal"
@@ -170,5 +171,11 @@ class AnomalyDetector(Detector):
         self.spread.copy_((cut - median).clamp(min=cut.abs() * 1e-3 + 1e-12))
 
     def probability(self, score: torch.Tensor) -> torch.Tensor:
-        """0.5 at the cut. Linear near it and logarithmic far away, so that no two defects saturate at 1."""
+        """0.5 at the threshold, linear near it, logarithmic far away: no two defects saturate at 1."""
         return torch.sigmoid(torch.asinh((score - self.cut) / self.spread))
+
+
+def pad_to_multiple(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Images [B, 3, H, W] with their border repeated below and on the right up to multiples of `pixels`."""
+    height, width = images.shape[2:]
+    return functional.pad(images, (0, -width % pixels, 0, -height % pixels), mode="replicate")

@@ -4,14 +4,13 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from defects.config_data import Count
-from defects.models.base import AnomalyDetector, Batch, Positive
+from defects.models.base import AnomalyDetector, Batch, Positive, pad_to_multiple
 from defects.models.losses import check_window, ssim
 from defects.models.statistics import GaussianSmoothing
 
-STRIDE_PIXELS = 8  # of the three poolings together
+POOLING_PIXELS = 8  # of the three poolings together
 
 
 class ConvAE(AnomalyDetector):
@@ -64,9 +63,8 @@ class ConvAE(AnomalyDetector):
     def restore(self, images: torch.Tensor) -> torch.Tensor:
         """What the autoencoder makes of `images`, [B, 3, H, W] both, in [0, 1]."""
         height, width = images.shape[2:]
-        padding = (0, -width % STRIDE_PIXELS, 0, -height % STRIDE_PIXELS)
-        padded = functional.pad(images, padding, mode="replicate")
-        return self.decoder(self.encoder(padded))[..., :height, :width].float()
+        restored = self.decoder(self.encoder(pad_to_multiple(images, POOLING_PIXELS)))
+        return restored[..., :height, :width].float()
 
     def training_loss(self, batch: Batch) -> Batch:
         loss = self._errors(batch["image"]).mean()

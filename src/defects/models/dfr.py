@@ -56,7 +56,7 @@ class DFR(AnomalyDetector):
         self.register_buffer("image_cut", torch.zeros(()))
         self.register_buffer("pixel_cut", torch.zeros(()))
         self.register_buffer("std", torch.ones(1, self.channels, 1, 1))
-        self._build(latent=1)
+        self._build_autoencoder(latent=1)
 
     def prepare(self, batches: Batches) -> None:
         stream = StreamingCovariance(self.channels, self.mean.device)
@@ -69,7 +69,7 @@ class DFR(AnomalyDetector):
             covariance = covariance / std.outer(std)
             self.mean.copy_(stream.mean.float().view_as(self.mean))
             self.std.copy_(std.float().view_as(self.std))
-        self._build(explained_components(covariance, self.variance))
+        self._build_autoencoder(explained_components(covariance, self.variance))
 
     def training_loss(self, batch: Batch) -> Batch:
         loss = self._errors(batch["image"]).mean()
@@ -92,18 +92,18 @@ class DFR(AnomalyDetector):
             self.cut.copy_(self.pixel_cut)
 
     def take_sizes(self, state: dict[str, torch.Tensor]) -> None:
-        self._build(state["decoder.0.weight"].shape[1])
+        self._build_autoencoder(state["decoder.0.weight"].shape[1])
         super().take_sizes(state)
 
-    def _build(self, latent: int) -> None:
+    def _build_autoencoder(self, latent: int) -> None:
         """The autoencoder C, (C + 2d) / 2, 2d, d and back, for a latent width of d."""
         middle = 2 * latent
         wide = (self.channels + 2 * latent) // 2
         self.encoder = nn.Sequential(
-            *_block(self.channels, wide), *_block(wide, middle), nn.Conv2d(middle, latent, 1)
+            *_pixel_block(self.channels, wide), *_pixel_block(wide, middle), nn.Conv2d(middle, latent, 1)
         )
         self.decoder = nn.Sequential(
-            *_block(latent, middle), *_block(middle, wide), nn.Conv2d(wide, self.channels, 1)
+            *_pixel_block(latent, middle), *_pixel_block(middle, wide), nn.Conv2d(wide, self.channels, 1)
         )
         # The rest may have been moved, and put into evaluation mode, before this is built anew.
         self.to(self.mean.device).train(self.training)
@@ -134,7 +134,7 @@ class DFR(AnomalyDetector):
         return (restored.float() - features).square().mean(1, keepdim=True)
 
 
-def _block(inputs: int, outputs: int) -> list[nn.Module]:
+def _pixel_block(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 

@@ -14,14 +14,14 @@ from defects.config_data import Count
 from defects.data.datasets import as_input
 from defects.data.transforms import rotate_flip
 from defects.errors import UserError
-from defects.models.base import AnomalyDetector, Batch, Batches
+from defects.models.base import AnomalyDetector, Batch, Batches, pad_to_multiple
 from defects.models.losses import focal, ssim
 from defects.models.synthetic_anomalies import FolderTextures, TextureSource, draw_texture, paste_anomaly
 
 ANOMALOUS = 0.5  # share of the normal images that get a synthetic anomaly
 ROTATED = 0.3  # share of the normal images that are rotated by up to 90 degrees, as in the published code
 GAMMA = 2.0  # of the focal loss
-STRIDE_PIXELS = 32  # the sides of what the networks see are multiples of it
+UNET_STRIDE_PIXELS = 32  # the sides of what the networks see are multiples of it
 
 
 def _check_odd(value: int) -> int:
@@ -86,7 +86,7 @@ class Draem(AnomalyDetector):
             self.uses_masks = True
         self.reconstructive = Reconstructive(width_reconstructive)
         self.discriminative = Discriminative(width_discriminative)
-        self.apply(_initialize)
+        self.apply(_initialize_normal)
 
     def outside_images(self) -> dict[str, Path]:
         return {} if self.textures is None else {"model.options.textures": self.textures}
@@ -151,8 +151,7 @@ class Draem(AnomalyDetector):
     def _run_networks(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, 3, H, W] -> reconstruction [B, 3, H, W], logits [B, 2, H, W]."""
         height, width = images.shape[2:]
-        padding = (0, -width % STRIDE_PIXELS, 0, -height % STRIDE_PIXELS)
-        images = functional.pad(images, padding, mode="replicate")
+        images = pad_to_multiple(images, UNET_STRIDE_PIXELS)
         reconstruction = self.reconstructive(images)
         logits = self.discriminative(torch.cat([reconstruction, images], dim=1))
         return reconstruction[..., :height, :width], logits[..., :height, :width]
@@ -201,12 +200,12 @@ class Reconstructive(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         widths = [width * factor for factor in (1, 2, 4, 8, 8)]
-        layers = [_block(3, width, width)]
+        layers = [_double_convolution(3, width, width)]
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.MaxPool2d(2), _block(before, after, after)]
+            layers += [nn.MaxPool2d(2), _double_convolution(before, after, after)]
         for before, after in ((8, 4), (4, 2), (2, 1), (1, 1)):
             before, after = before * width, after * width
-            layers += [_grow(before, before), _block(before, before, after)]
+            layers += [_upsample(before, before), _double_convolution(before, before, after)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -223,14 +222,15 @@ class Discriminative(nn.Module):
         super().__init__()
         widths = [width * factor for factor in (1, 2, 4, 8, 8, 8)]
         self.down = nn.ModuleList(
-            _block(before, after, after) for before, after in zip([6, *widths], widths, strict=False)
+            _double_convolution(before, after, after)
+            for before, after in zip([6, *widths], widths, strict=False)
         )
         # What comes up is thinned to the width of the next finer level, but to no less than the first's.
         outputs = [widths[4], *widths[2::-1], widths[0]]
         inputs = [widths[5], *outputs]
-        self.grow = nn.ModuleList(_grow(a, b) for a, b in zip(inputs, outputs, strict=False))
+        self.grow = nn.ModuleList(_upsample(a, b) for a, b in zip(inputs, outputs, strict=False))
         skips = zip(outputs, widths[4::-1], strict=True)
-        self.up = nn.ModuleList(_block(coming + skip, coming, coming) for coming, skip in skips)
+        self.up = nn.ModuleList(_double_convolution(coming + skip, coming, coming) for coming, skip in skips)
         self.head = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -243,21 +243,21 @@ class Discriminative(nn.Module):
         return self.head(maps)
 
 
-def _layer(before: int, after: int) -> list[nn.Module]:
+def _convolution_layer(before: int, after: int) -> list[nn.Module]:
     # Batch normalisation takes away any bias.
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
 
 
-def _block(before: int, between: int, after: int) -> nn.Sequential:
-    return nn.Sequential(*_layer(before, between), *_layer(between, after))
+def _double_convolution(before: int, between: int, after: int) -> nn.Sequential:
+    return nn.Sequential(*_convolution_layer(before, between), *_convolution_layer(between, after))
 
 
-def _grow(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.UpsamplingBilinear2d(scale_factor=2), *_layer(before, after))
+def _upsample(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.UpsamplingBilinear2d(scale_factor=2), *_convolution_layer(before, after))
 
 
-def _initialize(module: nn.Module) -> None:
+def _initialize_normal(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

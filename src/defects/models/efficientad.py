@@ -25,8 +25,8 @@ from defects.models.statistics import ChannelMoments, exact_quantile
 from defects.tensors import load_tensors
 
 LOW, HIGH, AT_HIGH = 0.9, 0.995, 0.1  # quantiles of normal maps that become 0 and 0.1 (section 3.4)
-STRIDE_PIXELS = 4  # between neighbouring descriptions
-FIELD_PIXELS = 33  # a side of the patch that one description sees
+PATCH_STRIDE_PIXELS = 4  # between neighbouring descriptions
+PATCH_PIXELS = 33  # a side of the patch that one description sees
 WIDTHS = {"small": (128, 256), "medium": (256, 512)}  # channels of the first and of the deeper layers
 TEACHER_SHAPE = ("size", "width", "channels")  # what a teacher's file must agree on with the configuration
 DISTILL = "make it with src/distill.py --images FOLDER and the same --config, --detector and --set"
@@ -41,7 +41,7 @@ class DistillationOptions(Section):
     batch_size: Count = 16
     lr: Positive = 1e-4
     weight_decay: NotNegative = 1e-5
-    image_size: Annotated[int, Field(ge=FIELD_PIXELS)] = 256  # pixels a side; the backbone sees twice as many
+    image_size: Annotated[int, Field(ge=PATCH_PIXELS)] = 256  # pixels a side; the backbone sees twice as many
     layers: list[str] | None = None  # of the backbone; None: those of strides 8 and 16
     augment: list[dict[str, Any]] = [{"name": "ToGray", "p": 0.1}]  # albumentations, as in the config
     statistics_images: Count = 10_000  # at most, for the mean and deviation of the features
@@ -78,10 +78,10 @@ class EfficientAD(AnomalyDetector):
         penalty_gray: Fraction = 0.3,
     ):
         super().__init__(expected_fpr, window)
-        if min(image_size) < FIELD_PIXELS:
+        if min(image_size) < PATCH_PIXELS:
             raise UserError(
                 f"data.image_size and infer.window give images of {' x '.join(map(str, image_size))} pixels: "
-                f"efficientad needs {FIELD_PIXELS} pixels a side or more"
+                f"efficientad needs {PATCH_PIXELS} pixels a side or more"
             )
         self.image_size = image_size
         self.channels = channels
@@ -201,7 +201,7 @@ class PatchDescription(nn.Module):
         layers += [nn.Conv2d(deep, deep, 3, padding=pad), nn.ReLU(inplace=True), nn.Conv2d(deep, channels, 4)]
         if is_medium:
             layers += [nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)]
-        self.layers = nn.Sequential(*layers).apply(initialize)
+        self.layers = nn.Sequential(*layers).apply(initialize_he)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(standardize(images))
@@ -232,13 +232,13 @@ class Autoencoder(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(wide, channels, 3, padding=1),
         )
-        self.apply(initialize)
+        self.apply(initialize_he)
 
     def forward(self, images: torch.Tensor, grid: torch.Size) -> torch.Tensor:
         values = self.encoder(standardize(images))
         for layer, size in zip(self.decoder, _decoder_sizes(images.shape[2:]), strict=True):
-            values = layer(_resize(values, size))
-        return self.head(_resize(values, grid))
+            values = layer(_interpolate(values, size))
+        return self.head(_interpolate(values, grid))
 
 
 class OtherImages:
@@ -285,12 +285,12 @@ def over_image(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
     Beyond the outer centres the nearest value is repeated.
     """
     # Of the first output, less half a step, in pixels.
-    centre = (FIELD_PIXELS - 1) / 2 + 0.5 - STRIDE_PIXELS / 2
+    centre = (PATCH_PIXELS - 1) / 2 + 0.5 - PATCH_STRIDE_PIXELS / 2
     theta = maps.new_zeros(maps.shape[0], 2, 3)
     for axis, (pixels, cells) in enumerate(zip(reversed(size), reversed(maps.shape[2:]), strict=True)):
-        theta[:, axis, axis] = pixels / (STRIDE_PIXELS * cells)
-        theta[:, axis, 2] = (pixels - 2 * centre) / (STRIDE_PIXELS * cells) - 1
-    shape = [maps.shape[0], 1, *(side // STRIDE_PIXELS for side in size)]
+        theta[:, axis, axis] = pixels / (PATCH_STRIDE_PIXELS * cells)
+        theta[:, axis, 2] = (pixels - 2 * centre) / (PATCH_STRIDE_PIXELS * cells) - 1
+    shape = [maps.shape[0], 1, *(side // PATCH_STRIDE_PIXELS for side in size)]
     grid = functional.affine_grid(theta, shape, False)
     return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
@@ -301,7 +301,7 @@ def _decoder_sizes(size: torch.Size) -> list[list[int]]:
     return [[max(1, side // step - less) for side in size] for step, less in steps]
 
 
-def _resize(values: torch.Tensor, size: list[int]) -> torch.Tensor:
+def _interpolate(values: torch.Tensor, size: list[int]) -> torch.Tensor:
     return functional.interpolate(values, size=tuple(size), mode="bilinear")
 
 
@@ -309,7 +309,7 @@ def scale_channels(published: int, width: float) -> int:
     return max(1, round(published * width))
 
 
-def initialize(layer: nn.Module) -> None:
+def initialize_he(layer: nn.Module) -> None:
     """He's initialisation: with torch's own, signals fade on their way and the first epochs are lost."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

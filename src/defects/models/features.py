@@ -38,7 +38,7 @@ def create_backbone(
         raise UserError(
             f"model.backbone.name={backbone.name}: timm has no such model; near: {', '.join(near)}"
         )
-    network, arguments = _build(backbone.name, size, arguments)
+    network, arguments = _create_untrained(backbone.name, size, arguments)
     if backbone.weights == "none":
         return network
     if backbone.weights == "imagenet":
@@ -56,7 +56,7 @@ def size_arguments(name: str, size: tuple[int, int] | None) -> list[dict]:
     return [{"img_size": size}, {}] if size and is_fixed else [{}]
 
 
-def _build(name: str, size: tuple[int, int] | None, arguments: dict) -> tuple[nn.Module, dict]:
+def _create_untrained(name: str, size: tuple[int, int] | None, arguments: dict) -> tuple[nn.Module, dict]:
     """The network without weights, and the arguments it was built with. Raises UserError if it cannot be."""
     choices = size_arguments(name, size)
     if len(choices) == 1:

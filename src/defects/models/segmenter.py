@@ -11,10 +11,10 @@ from torch.nn import functional
 from defects.config import BackboneConfig
 from defects.config_data import Fraction
 from defects.errors import UserError
-from defects.models.base import Batch, Detector, Share
+from defects.models.base import Batch, Detector, Share, pad_to_multiple
 from defects.models.features import REFUSALS, Normalize, create_backbone, in_one_line, size_arguments
 
-STRIDE_PIXELS = 32  # sides that five halvings leave whole are multiples of it
+DECODER_STRIDE_PIXELS = 32  # sides that five halvings leave whole are multiples of it
 # DPT stands on plain transformers alone, by another kind of encoder.
 DECODERS = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name != "dpt"]
 
@@ -48,7 +48,7 @@ class Segmenter(Detector):
         self.dice_share = dice_share
         self.top_share = top_share
         classes = max(1, len(targets) - 1)
-        self.network = _build(backbone, view_sizes, decoder, decoder_options or {}, classes)
+        self.network = _build_network(backbone, view_sizes, decoder, decoder_options or {}, classes)
         self.normalize = Normalize(self.network.encoder.model)
         # A class that the whole batch lacks counts 0 in it: there the cross entropy teaches alone.
         self.dice = DiceLoss("multilabel")
@@ -88,8 +88,7 @@ class Segmenter(Detector):
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """[B, K, H, W]"""
         height, width = images.shape[2:]
-        padding = (0, -width % STRIDE_PIXELS, 0, -height % STRIDE_PIXELS)
-        padded = functional.pad(self.normalize(images), padding, mode="replicate")
+        padded = pad_to_multiple(self.normalize(images), DECODER_STRIDE_PIXELS)
         return self.network(padded)[..., :height, :width].float()
 
     def score(self, logits: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ class Segmenter(Detector):
         return {"loss": loss, "bce": bce.detach(), "soft_dice": dice.detach()}
 
 
-def _build(
+def _build_network(
     backbone: BackboneConfig | None,
     view_sizes: list[tuple[int, int]],
     decoder: str,
@@ -119,9 +118,7 @@ def _build(
     if decoder.lower() not in DECODERS:
         raise UserError(f"model.options.decoder={decoder}: the decoders are {', '.join(DECODERS)}")
     create_backbone(backbone and backbone.model_copy(update={"weights": "none"}), num_classes=0)
-    sizes = [
-        (height + -height % STRIDE_PIXELS, width + -width % STRIDE_PIXELS) for height, width in view_sizes
-    ]
+    sizes = [tuple(side + -side % DECODER_STRIDE_PIXELS for side in size) for size in view_sizes]
     reasons = []
     for argument in size_arguments(backbone.name, sizes[0]):
         try:

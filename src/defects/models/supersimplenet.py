@@ -85,7 +85,7 @@ class SuperSimpleNet(AnomalyDetector):
         self.classification = ClassHead(channels, class_channels)
         self.smooth = GaussianSmoothing(smoothing)
         for part in (self.adaptor, self.segmentation, self.classification):
-            part.apply(_initialize)
+            part.apply(_initialize_xavier)
 
     @torch.no_grad()
     def prepare(self, batches: Batches) -> None:
@@ -234,7 +234,7 @@ def _twice(values: torch.Tensor) -> torch.Tensor:
     return torch.cat([values, values])
 
 
-def _initialize(module: nn.Module) -> None:
+def _initialize_xavier(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.xavier_normal_(module.weight)
 
