@@ -69,9 +69,9 @@ class Blackened(ImageDataset):
 
     def _turned(self, item: int | tuple[int, int]) -> Sample:
         row = item[1] if isinstance(item, tuple) else item
-        image = read_image(self.root / self.paths[row], self.size, self.fit, self.bits)
+        image = read_image(self.root / self.paths[row], self.size, self.bits)
         image = rotate_black(image, self.angles[row])
-        return Sample({"image": image}, self.labels[row], self.weights[row])
+        return Sample({"image": image}, self.labels[row])
 
 
 def main() -> None:
@@ -171,8 +171,8 @@ def fit(
     """Train with the epoch chosen on `validating`, whose weights are left in the detector."""
     train, kind = config.train, Blackened if fill == "black" else ImageDataset
     root, size = resolve(config.data.root), config.data.image_size
-    data = kind(learnt, root, size, config.augment, train.seed, fit=config.data.fit, bits=config.data.bits)
-    watched = kind(validating, root, size, [], 0, fit=config.data.fit, bits=config.data.bits)
+    data = kind(learnt, root, size, config.augment, train.seed, bits=config.data.bits)
+    watched = kind(validating, root, size, [], 0, bits=config.data.bits)
     loaders = [
         DataLoader(data, train.batch_size, sampler=EpochSampler(len(data), train.seed), drop_last=True),
         DataLoader(watched, config.infer.batch_size),

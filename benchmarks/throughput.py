@@ -148,7 +148,6 @@ def memory_batch(size: int, config: Config, device: torch.device) -> dict[str, t
     return {
         "image": images.contiguous(memory_format=torch.channels_last),
         "label": torch.ones(size, 1, device=device),
-        "weight": torch.ones(size, 1, device=device),
     }
 
 

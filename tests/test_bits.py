@@ -168,7 +168,6 @@ def meta(bits):
         detector="a",
         checkpoint_sha256="",
         image_size=(32, 32),
-        fit="squash",
         targets=["defect"],
         threshold={"defect": 0.5},
         map=None,

@@ -40,7 +40,7 @@ def batch(known=(1, 1, 1, 1, 1), classes=1):
     label = masks.amax((2, 3))
     label = torch.cat([label, label.amax(1, keepdim=True)], 1) if classes > 1 else label
     known = torch.tensor(known, dtype=torch.float32)[:, None]
-    return {"image": images, "mask": masks, "masked": known, "label": label, "weight": torch.ones(5, 1)}
+    return {"image": images, "mask": masks, "masked": known, "label": label}
 
 
 def test_off_it_neither_sees_masks_nor_makes_maps(build):

@@ -64,6 +64,17 @@ def test_an_unknown_key_that_resembles_none(small):
     assert "unknown key zzz" in _error(small, "zzz=1")
 
 
+def test_load_config_reads_what_an_old_run_kept_of_removed_settings(small):
+    small.write_text(small.read_text() + "train:\n  pseudo: null\n")
+    assert load_config(small, ["data.fit=squash"]) == load_config(small)
+
+
+def test_load_config_refuses_removed_settings_that_had_an_effect(small):
+    message = _error(small, "data.fit=letterbox")
+    assert str(small) in message
+    assert "data.fit=letterbox is no setting any more" in message
+
+
 def test_an_unknown_key_below_an_optional_section(small):
     message = _error(small, "data.kaggle.competition=x", "data.kaggle.expect={}")
     assert "did you mean data.kaggle.expected?" in message

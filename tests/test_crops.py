@@ -47,13 +47,12 @@ def samples(dataset, epochs=EPOCHS):
     return [dataset[epoch, row] for row in range(len(dataset)) for epoch in range(epochs)]
 
 
-@pytest.mark.parametrize("fit", ["squash", "letterbox"])
 @pytest.mark.parametrize("steps", [[RANDOM], [DEFECT], [one_of(0.5), {"name": "HorizontalFlip"}]])
 @pytest.mark.parametrize(
     "labels", [CLASSES, Labels(), Labels(CLASSES.targets, masks=True), Labels(masks=True)]
 )
-def test_labels_are_those_of_the_defects_in_the_crop(table, tmp_path, fit, steps, labels):
-    found = samples(ImageDataset(table, tmp_path, (64, 96), steps, 0, labels, fit=fit))
+def test_labels_are_those_of_the_defects_in_the_crop(table, tmp_path, steps, labels):
+    found = samples(ImageDataset(table, tmp_path, (64, 96), steps, 0, labels))
     for sample in found:
         assert sample["image"].shape == (24, 32, 3) and ("mask" in sample) == labels.masks
         white = bool(sample["image"].max() > 180)  # a pixel at the rim of a square may be grey
@@ -91,12 +90,6 @@ def test_a_crop_depends_on_seed_epoch_and_row_alone(table, tmp_path):
         for each in (again, other)
     ]
     assert all(same[0]) and not any(same[1])
-
-
-def test_a_crop_that_lost_its_defect_weighs_what_a_normal_image_does(table, tmp_path):
-    dataset = ImageDataset(table.assign(weight=7.0), tmp_path, (64, 128), [RANDOM], 0, CLASSES)
-    for sample in samples(dataset)[: 3 * EPOCHS]:
-        assert sample["weight"].item() == (7 if sample["label"].any() else 1)
 
 
 def test_black_out_hides_from_crops_too(table, tmp_path):
@@ -148,7 +141,7 @@ def test_a_run_on_crops_is_scored_in_windows(
     sides = {"height": 32, "width": 32}
     path = config_file(
         root,
-        data={"image_size": [64, 64], "fit": "letterbox"},
+        data={"image_size": [64, 64]},
         model=model,
         infer={"window": [32, 32]},
     )

@@ -16,7 +16,7 @@ from defects.submission.blend import decide_for_shares
 from defects.submission.ledger import COLUMNS, record
 from defects.submission.send import load_submission
 
-RULES = ["macro_f1", "equal_error", "expected_fpr"]
+RULES = ["macro_f1", "expected_fpr"]
 
 
 def draw_scores(rng, images, defects, distance=2.5):

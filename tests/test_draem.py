@@ -32,7 +32,7 @@ def pictures(count, size=(64, 64)):
 
 
 def normal_batch(count, size=(64, 64)):
-    return {"image": pictures(count, size), "label": torch.zeros(count, 1), "weight": torch.ones(count, 1)}
+    return {"image": pictures(count, size), "label": torch.zeros(count, 1)}
 
 
 def defect_batch(mask, known, count=2):

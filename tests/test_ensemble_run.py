@@ -68,7 +68,7 @@ def test_several_are_joined_and_every_method_is_told_with_its_nested_estimate(co
     write_csv(config.experiment_dir.parent / "other" / "test.csv", table.sample(frac=1, random_state=0))
     summary, printed = blend(run_script, config, "one", "other")
     methods, found = summary["ensemble"]["methods"], summary["estimate"]
-    assert list(methods) == ["mean", "hill", "stack"] and summary["ensemble"]["scale"] == "calibration"
+    assert list(methods) == ["mean", "stack"] and summary["ensemble"]["scale"] == "calibration"
     for row in methods.values():
         assert row["optimism"] == pytest.approx(row["naive"] - row["nested"])
         assert sum(row["weights"].values()) == pytest.approx(1)

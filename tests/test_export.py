@@ -38,12 +38,12 @@ from defects.training.scorer import Scorer
 from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
-SHAPE = (40, 56)  # of the images; letterboxed into 64 x 64
+SHAPE = (40, 56)  # of the images, seen at 64 x 64
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(config file, export folder) of a classifier with a map, letterboxed images and averages over flips."""
+    """(config file, export folder) of a classifier with a map and averages over flips."""
     root = tmp_path_factory.mktemp("export")
     for i in range(16):
         write_png(root / "normal" / f"normal_{i}.png", texture(i, 56)[: SHAPE[0]])
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     values = {
         "output": str(root / "output"),
         "data": {"name": "plates", "source": "folders", "root": str(root), "folders": folders}
-        | {"image_size": [64, 64], "fit": "letterbox", "symmetries": "flips", "bits": 12},
+        | {"image_size": [64, 64], "symmetries": "flips", "bits": 12},
         "split": {"folds": 2, "duplicates": {"enabled": False}},
         "model": {
             "name": "classifier",
@@ -529,6 +529,22 @@ def test_frames_of_12_bits_have_the_scores_of_8_bits(run, tmp_path):
     files[1].write_bytes(cv2.imencode(".png", deep)[1].tobytes())
     shallow, deep = predict(model, files, 2)
     assert shallow.score == deep.score
+
+
+def test_an_export_that_says_how_images_were_stretched_is_used_as_before(run, own):
+    """Earlier versions wrote `fit`, and a file with weights in 16 bits beside the others."""
+    old = load_model(run[1])
+    files = read_meta(own).files | {"openvino_fp16.xml": "", "openvino_fp16.bin": ""}
+    change(own, fit="squash", files=files)
+    image = run[0].parent / "normal" / "normal_0.png"
+    (before,), (after,) = (list(predict(model, [image], 1)) for model in (old, load_model(own)))
+    assert before.score == after.score
+
+
+def test_an_export_of_letterboxed_images_is_refused(own, fails_with_one_line):
+    change(own, fit="letterbox")
+    message = fails_with_one_line("predict.py", own, own)
+    assert "model.json has fit=letterbox" in message and "train and export the model again" in message
 
 
 def test_an_export_without_a_depth_is_read_as_before(run, tmp_path):

@@ -295,10 +295,9 @@ def test_normal_images_take_the_same_transforms_in_the_same_proportion():
     assert (shares[0] - shares[1]).abs().max() < 0.005
 
 
-@pytest.mark.parametrize("method", ["undersample", "sampler", "pos_weight", "none"])
-def test_other_ways_of_balancing_copy_nothing(method):
-    rows = balance.training_rows(originals(10, 100), "rotations", BalanceConfig(method=method), 0)
-    assert class_counts(rows) == (10, 20 if method == "undersample" else 100)
+def test_without_balancing_nothing_is_copied():
+    rows = balance.training_rows(originals(10, 100), "rotations", BalanceConfig(method="none"), 0)
+    assert class_counts(rows) == (10, 100)
     assert (rows["angle"] == 0).all() and (rows["flip"] == "none").all()
 
 

@@ -8,7 +8,8 @@ from conftest import texture, write_png
 from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.images import IMAGE_SUFFIXES, read_image, resize, resize_mask
+from defects.data.decoding import REDUCED
+from defects.data.images import IMAGE_SUFFIXES, read_image, read_image_and_shape, resize, resize_mask
 from defects.data.mask_files import read_mask
 from defects.errors import UserError
 
@@ -250,6 +251,35 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_any_file_name_is_read(tmp_path, name):
     path = write_png(tmp_path / "Ordner mit ß" / name, RGB)
     np.testing.assert_array_equal(read_image(path), RGB)
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"), [((1800, 2000), 8), ((1000, 1800), 4), ((900, 500), 2), ((440, 1800), 1)]
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch, shape, factor):
+    modes, decode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda content, mode: modes.append(mode) or decode(content, mode))
+    path = _save(tmp_path / "x.jpg", Image.fromarray(resize(SMOOTH, shape)))
+    assert read_image(path, (224, 224)).shape == (224, 224, 3)
+    assert modes == [cv2.IMREAD_COLOR_RGB if factor == 1 else REDUCED[factor]]
+
+
+@pytest.mark.parametrize("shape", [(449, 511), (2047, 901), (1001, 1103)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_decoded_at_a_fraction_lies_where_its_mask_does(tmp_path, shape, orientation):
+    mask = np.zeros(shape, bool)
+    mask[shape[0] // 5 : shape[0] // 2, shape[1] // 2 : shape[1] * 9 // 10] = True
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # 6: shown a quarter turn clockwise
+    path = tmp_path / "x.jpg"
+    _save(path, Image.fromarray(np.where(mask, 255, 60).astype(np.uint8)), exif=exif, quality=98)
+    mask = mask if orientation == 1 else np.rot90(mask, -1)
+    image, found_shape = read_image_and_shape(path, (96, 112))
+    known = resize_mask(mask, (96, 112)).astype(np.uint8)
+    inside, around = (change(known, np.ones((3, 3))) > 0 for change in (cv2.erode, cv2.dilate))
+    assert found_shape == mask.shape
+    assert image[inside].min() > 200
+    assert image[~around].max() < 100
 
 
 def test_resizing_to_the_own_size_changes_nothing():

@@ -80,7 +80,6 @@ def write_export(folder: Path, targets: tuple[str, ...] = ("defect",), maps: boo
         "detector": "bright_spots",
         "checkpoint_sha256": "",
         "image_size": [SIZE, SIZE],
-        "fit": "squash",
         "targets": list(targets),
         "threshold": dict.fromkeys(targets, 0.5),
         "map": size if maps else None,

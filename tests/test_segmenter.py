@@ -44,7 +44,7 @@ def batch(known=(1, 1), classes=1, size=(32, 64)):
     label = masks.amax((2, 3))
     label = torch.cat([label, label.amax(1, keepdim=True)], 1) if classes > 1 else label
     known = torch.tensor(known, dtype=torch.float32)[:, None]
-    return {"image": images, "mask": masks, "masked": known, "label": label, "weight": known + 1}
+    return {"image": images, "mask": masks, "masked": known, "label": label}
 
 
 def steps(detector, learnt, count, lr=0.01):
@@ -196,7 +196,6 @@ def test_a_saved_state_scores_the_same(build, tmp_path):
         (["model.backbone.name=test_vit"], {}, "model.backbone.name=test_vit .*does not suit the decoder"),
         (["model.backbone.name=test_efficientne"], {}, "timm has no such model; near: test_efficientnet"),
         (["model.backbone=null"], {}, "model.backbone is missing"),
-        (["split.balance.method=pos_weight"], {}, "split.balance.method=pos_weight .*set it to sampler"),
     ],
 )
 def test_what_cannot_be_built_is_told_in_one_line(build, overrides, options, message):

@@ -1,8 +1,6 @@
 """Test images scored shard by shard: nothing changes but what an interruption costs."""
 
 import shutil
-from itertools import count
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from conftest import copy_runs, raising, run_once, texture, write_config, write_
 from defects.config import load_config
 from defects.data.prepare import prepare
 from defects.files import read_json, write_json
-from defects.training import checkpoint, inference, shards
+from defects.training import checkpoint, shards
 
 SHARDED = ["--set", "infer.shard=3", "--set", "infer.batch_size=2"]  # 11 images: shards of 4, 4 and 3
 
@@ -155,7 +153,7 @@ def another_image(path):
         (another_image, [], [4, 4, 4]),
         (None, ["infer.shard=5"], [6, 5]),
         (None, ["infer.map_size=1"], [4, 4, 3]),
-        (None, ["infer.budget_minutes=60"], [3]),  # changes no score
+        (None, [], [3]),
     ],
 )
 def test_shards_made_from_something_else_are_not_used(
@@ -173,14 +171,6 @@ def test_shards_made_from_something_else_are_not_used(
         == 0
     )
     assert mixed == results(interrupted)
-
-
-def test_the_stated_time_is_that_of_what_is_left(interrupted, run_script, monkeypatch):
-    # The last probe, of 6 images, takes a minute: 3 are left.
-    minutes = count(step=60)
-    monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(minutes)))
-    outcome = run_script("infer.py", "--config", interrupted, *SHARDED)
-    assert "this will take about 0.5 minutes" in outcome.stdout
 
 
 def test_maps_of_another_size_are_made_anew_and_said_so(trained, run_script, scored):

@@ -26,7 +26,6 @@ STALE = {
     "data.source": "index",
     "data.root": "index",
     "data.image_size": "run",
-    "data.fit": "run teacher",
     "data.symmetries": "run folds",
     "data.sample_submission": "index",
     "data.answers": "",
@@ -96,13 +95,10 @@ STALE = {
     "train.validate_every": "",  # unless an epoch is chosen by it, see below
     "train.save_every": "",
     "train.average": "run",
-    "train.init": "run",
-    "train.pseudo": "run",
     "infer.batch_size": "",
     "infer.tta": "run test",
     "infer.map_size": "run test",
     "infer.window": "run test",
-    "infer.budget_minutes": "",
     "infer.shard": "",
     "threshold.rule": "",
     "threshold.fpr": "run",
@@ -131,7 +127,7 @@ def setting_types(model: type, prefix: str = "") -> dict[str, Any]:
 @pytest.fixture
 def config(make_dataset, make_config, tmp_path, monkeypatch):
     """Of a data set whose folder stays where it is whatever data.name and output say."""
-    (tmp_path / "pseudo.csv").write_text("x")
+    (tmp_path / "given.csv").write_text("x")
     made = make_config(make_dataset(defects=4, normals=8, tests=2))
     load_folds(made)
     folder = made.dataset_dir
@@ -172,7 +168,7 @@ def another_value(value: Any, annotation: Any, folder: Path) -> Any:
     if get_origin(kind) is dict:
         return {"other": 1}
     if kind is Path:
-        return folder / "pseudo.csv"
+        return folder / "given.csv"
     if kind is bool:
         return not value
     if section_of(kind):
@@ -226,6 +222,13 @@ def test_a_setting_that_did_not_exist_had_the_effect_of_its_default():
     assert differences({"settings": {}, "files": {}}, now) == ["model.options.new=(not set) then, 1 now"]
 
 
+def test_a_setting_that_was_removed_may_have_had_no_effect():
+    now = {"settings": {}, "files": {}}
+    assert differences({"settings": {"data.fit": "squash", "train.pseudo": None}, "files": {}}, now) == []
+    found = differences({"settings": {"data.fit": "letterbox"}, "files": {}}, now)
+    assert found == ["data.fit=letterbox then, squash now"]
+
+
 @pytest.mark.parametrize("then", [None, {}, {"train": {"lr": 1}}, {"settings": 1, "files": {}}, "text"])
 def test_what_an_earlier_version_wrote_is_stale(then):
     assert differences(then, {"settings": {}, "files": {}}) == [
@@ -262,4 +265,4 @@ def test_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):
 def test_excluded_are_a_name_and_what_is_below_it(config):
     found = settings_but(config, {"data", "train.lr"})
     assert "train.epochs" in found and "train.lr" not in found and "data.name" not in found
-    assert "data.fit" in settings_but(config.data, {"data.name"}, "data.")
+    assert "data.bits" in settings_but(config.data, {"data.name"}, "data.")

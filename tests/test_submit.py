@@ -12,7 +12,7 @@ from defects.writing import sha256
 STEEL = {"competition": "steel"}
 DECISION = Decision(
     metric="macro-F1",
-    rule="equal_error",
+    rule="expected_fpr",
     prior="estimated",
     share=0.5,
     threshold=0.25,
@@ -65,7 +65,7 @@ def test_sent_once_confirmed_and_noted_with_its_expected_score(server, make_read
     assert server.submissions[0]["description"] == f"[{tag}] tiny: {DECISION.text()}"
     (row,) = ledger(config)
     expected = {"competition": "steel", "tag": tag, "file": file.name, "sha256": sha256(file), "ref": 1000}
-    expected |= {"experiments": "tiny", "metric": "macro-F1", "rule": "equal_error", "prior": "estimated"}
+    expected |= {"experiments": "tiny", "metric": "macro-F1", "rule": "expected_fpr", "prior": "estimated"}
     expected |= {"share": 0.5, "threshold": 0.25, "expected_score": 0.875}
     expected |= {"interval_low": 0.75, "interval_high": 0.9375}
     assert expected.items() <= row.items() and row["status"] == "pending"

@@ -43,9 +43,7 @@ def build(make_config, tmp_path):
 
 
 def normal_batch(images=4, size=(32, 32)):
-    return {"image": torch.rand(images, 3, *size), "label": torch.zeros(images, 1)} | {
-        "weight": torch.ones(images, 1)
-    }
+    return {"image": torch.rand(images, 3, *size), "label": torch.zeros(images, 1)}
 
 
 def mixed_batch(kinds, size=32):
@@ -139,16 +137,6 @@ def test_weak_defects_teach_the_score_and_not_the_map(build):
     assert detector.adaptor.weight.grad.isfinite().all()
 
 
-def test_weights_count_images(build):
-    detector = build(supervised=True, perlin_threshold=0.99).eval()
-    batch = mixed_batch(["normal", "masked", "weak"])
-    batch["weight"][1:] = 0
-    alone = {name: value[:1] for name, value in batch.items()}
-    assert detector.training_loss(batch)["loss"].item() == pytest.approx(
-        detector.training_loss(alone)["loss"].item(), rel=1e-5
-    )
-
-
 @pytest.mark.parametrize("pixels", [1, 2, 5, 16])
 def test_small_defects_survive_shrinking(pixels):
     mask = torch.zeros(1, 1, 64, 64)
@@ -235,7 +223,7 @@ def test_the_map_points_at_squares_it_has_not_seen(build, size):
     generator = torch.Generator().manual_seed(3)
     detector.prepare(Listed([{"image": squares(16, size, 16, generator)[0]}], 16))
     optimizer = torch.optim.AdamW(detector.parameter_groups(0.0), lr=1e-2)
-    others = {name: torch.ones(6, 1) for name in ("label", "weight", "masked")}
+    others = {name: torch.ones(6, 1) for name in ("label", "masked")}
     for _ in range(24):
         image, mask = squares(6, size, 16, generator)
         optimizer.zero_grad()

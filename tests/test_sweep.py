@@ -158,6 +158,6 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     assert [command[1].endswith("train.py") for command, _ in children[1:3]] == [True, True]
 
 
-def test_ways_to_fit_images_share_the_folds(write_sweep):
-    sweep = library.load_sweep(write_sweep(grid={"data.fit": ["squash", "letterbox"]}))
-    assert [each.config.data.fit for each in library.experiments(sweep)] == ["squash", "letterbox"]
+def test_sizes_of_images_share_the_folds(write_sweep):
+    sweep = library.load_sweep(write_sweep(grid={"data.image_size": [[32, 32], [64, 64]]}))
+    assert [each.config.data.image_size for each in library.experiments(sweep)] == [(32, 32), (64, 64)]

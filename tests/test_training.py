@@ -141,9 +141,7 @@ def test_sides_share_no_group(make_dataset, make_config):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["split.balance.method=sampler"],
-        ["split.balance.method=pos_weight"],
-        ["split.balance.method=undersample", "train.accumulate=2"],
+        ["split.balance.method=none", "train.accumulate=2"],
         ["model.options={loss: focal, global_pool: max}", "train.clip_norm=1.0"],
         ["data.symmetries=flips", "train.channels_last=false", "train.save_every=1"],
     ],

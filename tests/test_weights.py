@@ -1,4 +1,4 @@
-"""Where weights start from, and how they are averaged; how long scoring will take."""
+"""How weights are averaged."""
 
 import pytest
 import torch
@@ -39,36 +39,3 @@ def test_the_last_epochs_are_averaged(path, run_script):
         expected = torch.stack([state[name].double() for state in epochs]).mean(0)
         wanted = expected if value.is_floating_point() else epochs[1][name].double()
         assert torch.allclose(value.double(), wanted, atol=1e-6), name
-
-
-def test_training_goes_on_from_another_experiment(path, run_script):
-    sets = ["--set", "train.init=tiny", "--set", "experiment=tuned", "--set", "train.epochs=0"]
-    assert run_script("train.py", "--config", path, *sets).code == 0
-    before, after = best(path), best(path, "tuned")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize(
-    ("sets", "parts"),
-    [
-        (["train.init=other"], ["other", "does not exist"]),
-        (["train.init=tiny", "split.seed=7"], ["tiny", "folds.csv"]),
-        (["train.init=tiny", "model.backbone.name=test_resnet"], ["train.init=tiny", "another one"]),
-    ],
-)
-def test_weights_to_start_from_must_fit_and_have_left_out_the_same_images(
-    path, fails_with_one_line, sets, parts
-):
-    flags = [part for value in [*sets, "experiment=tuned"] for part in ("--set", value)]
-    message = fails_with_one_line("train.py", "--config", path, *flags)
-    assert all(part in message for part in parts)
-
-
-def test_scoring_states_its_time_and_refuses_more_than_the_budget(path, run_script, fails_with_one_line):
-    small = ["--config", path, "--set", "train.epochs=2", "--set", "infer.batch_size=1"]
-    message = fails_with_one_line("infer.py", *small, "--set", "infer.budget_minutes=0.000001")
-    assert "infer.budget_minutes=1e-06" in message and "6 images with 1 models" in message
-    outcome = run_script("infer.py", *small, "--set", "infer.budget_minutes=60")
-    assert outcome.code == 0 and "this will take about 0.0 minutes" in outcome.stdout
-    again = run_script("infer.py", *small)
-    assert again.code == 0 and "this will take" not in again.stdout

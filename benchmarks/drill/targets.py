@@ -139,7 +139,7 @@ def _with_checksums(check: Callable) -> Callable[[Path, Config], object]:
 
 def _read_image(path: Path, _: Config) -> None:
     assert read_image(path, is_strict=True).dtype == np.uint8
-    assert read_image(path, (32, 48), "letterbox").shape == (32, 48, 3)
+    assert read_image(path, (32, 48)).shape == (32, 48, 3)
 
 
 def _read_reduced(path: Path, _: Config) -> None:

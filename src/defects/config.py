@@ -9,9 +9,16 @@ from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, S
 from defects.data.junk import list_folders
 from defects.errors import UserError
 from defects.validation import Section, convert, open_brackets, section_of, setting_type, validate, value_type
-from defects.yaml_text import Written, dump_yaml, parse_yaml
+from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
+# Settings of earlier versions, which old runs still name, with the value at which they had no effect.
+REMOVED_SETTINGS = {
+    "data.fit": "squash",
+    "train.pseudo": None,
+    "train.init": None,
+    "infer.budget_minutes": None,
+}
 
 
 class BackboneConfig(Section):
@@ -60,8 +67,6 @@ class TrainConfig(Section):
     validate_every: Count = 1  # look at unseen images every n epochs, and after the last
     save_every: Count | None = None  # keep epoch<n>.pt every n epochs
     average: Count | None = None  # the mean of the weights after the last n epochs is kept
-    init: FolderName | None = None  # experiment whose weights of the same fold training starts from
-    pseudo: Path | None = None  # labelled test images to learn from, made by src/pseudo.py
 
     @model_validator(mode="after")
     def _inner_needed(self) -> "TrainConfig":
@@ -88,14 +93,13 @@ class InferConfig(Section):
     tta: bool = True
     map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
     window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
-    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # for all test images; more is refused
     shard: Count = 10_000  # test images, rounded up to whole batches, after which scores are safe
 
 
 class ThresholdConfig(Section):
     """How the decision threshold is found on out-of-fold scores; `fpr` also where there are no defects."""
 
-    rule: Literal["macro_f1", "equal_error", "expected_fpr"] = "macro_f1"
+    rule: Literal["macro_f1", "expected_fpr"] = "macro_f1"
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of held-out normal images called defective
     prior: Literal["train", "estimated"] = "train"  # share of defects that macro_f1 is best for
 
@@ -104,7 +108,7 @@ class EnsembleConfig(Section):
     """How experiments on the same folds become one score; nothing to do for a single one."""
 
     scale: Literal["calibration", "rank"] = "calibration"  # a member's log-odds, or its rank, out of fold
-    method: Literal["auto", "mean", "hill", "stack"] = "auto"  # auto: the mean, or what is surely better
+    method: Literal["auto", "mean", "stack"] = "auto"  # auto: the mean, or what is surely better
     weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
     compare: bool = True  # first see whether training images can be told from test images
 
@@ -197,7 +201,7 @@ def load_config(
         values = with_detector(values, detector)
     for override in overrides:
         values = _with_override(values, override)
-    config = validate(Config, values, str(path))
+    config = validate(Config, _without_removed_settings(values, path), str(path))
     if not ask_detector or "tta" in config.infer.model_fields_set:
         return config
     from defects.models import find_detector  # not on top: it takes seconds, and needs this module
@@ -262,6 +266,25 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     # Two configs must not write into one run folder.
     inherited = {key: value for key, value in extended.items() if key != "experiment"}
     return _merged(inherited, own, Config)
+
+
+def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` of the config at `path` without REMOVED_SETTINGS; UserError where one would have an effect."""
+    result = dict(values)
+    for name, no_effect in REMOVED_SETTINGS.items():
+        section, key = name.split(".")
+        settings = result.get(section)
+        if not isinstance(settings, dict) or key not in settings:
+            continue
+        value = settings[key]
+        if isinstance(value, Written):
+            value = plain_value(value)
+        if value != no_effect:
+            raise UserError(
+                f"{path}: {name}={value} is no setting any more (docs/results.md says why): delete it"
+            )
+        result[section] = {other: settings[other] for other in settings if other != key}
+    return result
 
 
 def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:

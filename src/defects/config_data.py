@@ -99,7 +99,6 @@ class DataConfig(Section):
     source: str  # a module of defects/data/sources
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
-    fit: Literal["squash", "letterbox"] = "squash"  # letterbox: keeps the shape of images, reflects borders
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
     sample_submission: str | None = None  # relative to root
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only
@@ -147,12 +146,11 @@ class DuplicateConfig(Section):
 class BalanceConfig(Section):
     """How the rare class is brought to `ratio` rare images per normal one on the training side.
 
-    With several classes: each to `ratio` images per one of the most frequent class.
-
-    Only `oversample` plans rotations and flips; with the others, state them in `augment`.
+    With several classes: each to `ratio` images per one of the most frequent class. `none` plans neither
+    copies nor rotations and flips: state those in `augment`.
     """
 
-    method: Literal["oversample", "undersample", "sampler", "pos_weight", "none"] = "oversample"
+    method: Literal["oversample", "none"] = "oversample"
     ratio: Annotated[float, Field(gt=0)] = 0.5
     angle_step: Annotated[float, Field(gt=0, le=90)] = 10.0  # degrees; halved until the ratio is reached
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from defects.config import Config, resolve
+from defects.config import REMOVED_SETTINGS, Config, resolve
 from defects.errors import shorten_names
 from defects.validation import section_of, shown
 from defects.writing import sha256
@@ -71,7 +71,8 @@ def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
     """How a stored stamp differs from the present one, in words: `infer.map_size=64 then, 32 now`.
 
     Settings and files named in `but` may differ. A setting that the stored one lacks had the effect of its
-    default. Of a setting that names a file the content counts, or its text where that file is gone.
+    default; one that this version lacks differs unless it had no effect. Of a setting that names a file the
+    content counts, or its text where that file is gone.
     """
     if not is_stamp(then):
         return ["it was written by an earlier version of this program"]
@@ -86,7 +87,7 @@ def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
             found.append(f"{name} has changed")
     for name in sorted(settings - same_files - set(but)):
         before = then["settings"].get(name, defaults.get(name, PydanticUndefined))
-        after = now["settings"].get(name, PydanticUndefined)
+        after = now["settings"].get(name, REMOVED_SETTINGS.get(name, PydanticUndefined))
         if before != after:
             found.append(f"{name}={_value(before)} then, {_value(after)} now")
     return found
@@ -94,11 +95,6 @@ def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
 
 def is_stamp(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("settings", "files"))
-
-
-def only_files(stamp: Stamp, names: Collection[str]) -> Stamp:
-    """The part of a stamp that is about these files."""
-    return {"settings": {}, "files": {name: stamp["files"].get(name) for name in names}}
 
 
 def in_short(found: list[str]) -> str:

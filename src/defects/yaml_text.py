@@ -10,8 +10,6 @@ from typing import Any
 
 import yaml
 
-MOST_VALUES = 100_000  # of a file; a few lines of YAML can stand for billions
-
 NULLS = {"", "~", "null", "Null", "NULL", "None"}
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 # A leading zero makes a part number or a class: `010` is left to the setting, which may want a number.
@@ -29,21 +27,9 @@ def parse_yaml(text: str) -> Any:
     Raises ValueError, in one line, for what is no YAML, endless, names a key twice or would make objects.
     """
     try:
-        values = yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)
     except Exception as error:  # its own, and what depth raises inside it
         raise ValueError(" ".join(str(error).split())) from None
-    waiting = [values]
-    count = 0
-    while waiting:
-        value = waiting.pop()
-        count += 1
-        if count > MOST_VALUES:
-            raise ValueError(f"it stands for more than {MOST_VALUES:,} values")
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return values
 
 
 def dump_yaml(value: Any, in_one_line: bool = False) -> str:
@@ -100,6 +86,10 @@ class _Loader(yaml.SafeLoader):
         super().__init__(stream)
         self.flattened: set[int] = set()
 
+    def construct_document(self, node: yaml.Node) -> Any:
+        """All at once: what contains itself is refused only then."""
+        return self.construct_object(node, deep=True)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         self.flatten_mapping(node)
         return {
@@ -114,8 +104,6 @@ class _Loader(yaml.SafeLoader):
         self.flattened.add(id(node))
         self._check_keys(node)
         super().flatten_mapping(node)
-        if len(node.value) > MOST_VALUES:
-            raise yaml.constructor.ConstructorError(problem=f"it stands for more than {MOST_VALUES:,} values")
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
         lines: dict[str, int] = {}

@@ -42,13 +42,10 @@ def training_rows(
     rng = np.random.default_rng(seed)
     rare = originals.loc[originals["label"] == 1, "image_id"].to_numpy()
     normal = originals.loc[originals["label"] == 0, "image_id"].to_numpy()
-    if balance.method == "undersample" and len(rare):
-        keep = min(len(normal), round(len(rare) / balance.ratio))
-        normal = np.sort(rng.choice(normal, keep, replace=False))
     copies = [1] * len(rare)
     if balance.method == "oversample" and len(rare):
         if class_names(originals):
-            copies = np.ceil(gains(originals, balance.ratio)[originals["label"] == 1]).astype(int)
+            copies = np.ceil(_gains(originals, balance.ratio)[originals["label"] == 1]).astype(int)
         else:
             copies = _copies(len(rare), round(balance.ratio * len(normal)), rng)
     rows = [
@@ -62,7 +59,7 @@ def training_rows(
     return pd.DataFrame(rows, columns=["image_id", "angle", "flip"])
 
 
-def gains(rows: pd.DataFrame, ratio: float) -> np.ndarray:
+def _gains(rows: pd.DataFrame, ratio: float) -> np.ndarray:
     """How often each row [N] must count for the rare ones to reach `ratio`.
 
     Of defects for each normal image; of several classes, of each class for each image of the most frequent

@@ -34,9 +34,8 @@ class BlackOut:
         size: tuple[int, int],
         probability: float,
         seed: int,
-        fit: str = "squash",
     ):
-        self.rows, self.root, self.size, self.fit = rows.to_dict("records"), root, size, fit
+        self.rows, self.root, self.size = rows.to_dict("records"), root, size
         self.probability, self.seed = probability, seed
         self.marked = [row for row in self.rows if is_marked(row)]
         if not self.marked:
@@ -62,7 +61,7 @@ class BlackOut:
 
     def _shape(self, row: dict[str, Any]) -> np.ndarray:
         """bool [H, W]: all marked defects of a row at the size of training, and their rim."""
-        mask = resize_mask(read_masks(row, self.root, [])[..., 0], self.size, self.fit)
+        mask = resize_mask(read_masks(row, self.root, [])[..., 0], self.size)
         return cv2.dilate(mask.astype(np.uint8), RIM) > 0
 
     def _random(self, epoch: int, row: int) -> np.random.Generator:

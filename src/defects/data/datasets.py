@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
-from defects.data.balance import gains
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
@@ -25,7 +24,6 @@ from defects.processes import own_rows
 from defects.seeds import derive
 
 Item = int | tuple[int, int]
-NORMAL = np.float32(1)  # weight of a normal image
 
 
 class Sample(NamedTuple):
@@ -33,17 +31,16 @@ class Sample(NamedTuple):
 
     targets: dict[str, np.ndarray]  # image uint8 [H, W, 3], and where masks are wanted mask uint8 [H, W, K]
     label: np.ndarray  # float32 [C]
-    weight: np.float32
 
 
 class ImageDataset(Dataset):
-    """Images of `rows` under `root`: path, label; optional weight, angle, flip; for masks all of images.csv.
+    """Images of `rows` under `root`: path, label; optional angle, flip; for masks all of images.csv.
 
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
-    image uint8 [H, W, 3], label float32 [C] (NaN if unknown), weight float32 [1], row; with `labels.masks`
-    also mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
+    image uint8 [H, W, 3], label float32 [C] (NaN if unknown), row; with `labels.masks` also
+    mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
     With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
-    `painters` some normal items get a defect, and with it its labels, mask and weight. Where `steps` crop,
+    `painters` some normal items get a defect, and with it its labels and mask. Where `steps` crop,
     labels are those of the defects left in the crop.
 
     `shown` is the size of augmented images. Raises UserError for crops that do not fit into `size`, and if a
@@ -60,15 +57,13 @@ class ImageDataset(Dataset):
         labels: Labels = ANY_DEFECT,
         black_out: BlackOut | None = None,
         painters: Sequence[Paste | Synthetic] = (),
-        fit: str = "squash",
         bits: int | None = None,
     ):
         self.root, self.paths = root, rows["path"].tolist()
         self.labels, self.known = target_labels(rows, labels.targets), labels
-        self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(dtype="float32")
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.size, self.fit, self.bits, self.seed = size, fit, bits, seed
+        self.size, self.bits, self.seed = size, bits, seed
         self.compose = build_augmentation(steps)
         self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
         self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
@@ -104,8 +99,8 @@ class ImageDataset(Dataset):
     def _turned(self, item: Item) -> Sample:
         """An item covered, pasted into and turned as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
-        label, weight = self.labels[row], self.weights[row]
-        targets = {"image": read_image(self.root / self.paths[row], self.size, self.fit, self.bits)}
+        label = self.labels[row]
+        targets = {"image": read_image(self.root / self.paths[row], self.size, self.bits)}
         if self.truth is not None:
             targets["mask"] = self._mask(self.truth[row])
         if self.black_out is not None:
@@ -113,21 +108,21 @@ class ImageDataset(Dataset):
             if cover is not None:
                 targets["image"] = covered(targets["image"], cover)
             if self.black_out.hides(epoch, row):
-                label, weight = np.zeros_like(label), NORMAL
+                label = np.zeros_like(label)
                 targets |= {"mask": self._empty()} if "mask" in targets else {}
         made = (paint(epoch, row, targets["image"]) for paint in self.painters)
         painted = next((each for each in made if each is not None), None)
         if painted is not None:
             targets |= {name: getattr(painted, name) for name in targets}
-            label, weight = painted.label, self.weights[painted.like]
+            label = painted.label
         turn = (self.angles[row], self.flips[row])
-        return Sample({name: rotate_flip(each, *turn) for name, each in targets.items()}, label, weight)
+        return Sample({name: rotate_flip(each, *turn) for name, each in targets.items()}, label)
 
     def _mask(self, row: dict[str, Any]) -> np.ndarray:
         masks = read_masks(row, self.root, self.known.classes)
         if masks is None:
             return self._empty()
-        planes = [resize_mask(plane, self.size, self.fit) for plane in np.moveaxis(masks, 2, 0)]
+        planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
 
     def _empty(self) -> np.ndarray:
@@ -135,18 +130,16 @@ class ImageDataset(Dataset):
 
     def _sample(self, item: Item, turned: Sample) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
-        targets, label, weight = turned
+        targets, label = turned
         if self.compose is not None:
             targets = augment(self.compose, self.seed, epoch, row, **targets)
         if targets["image"].shape[:2] != self.shown:
             raise UserError("augment gives images of several sizes: set p: 1.0 of crops, and one size")
         if self.cropped:
-            left = self._left(targets["mask"])
-            label, weight = left, NORMAL if label.any() and not left.any() else weight
+            label = self._left(targets["mask"])
         sample = {
             "image": torch.from_numpy(targets["image"]),
             "label": torch.from_numpy(label),
-            "weight": torch.tensor([weight]),
             "row": row,
         }
         if self.known.masks:
@@ -162,13 +155,10 @@ class ImageDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, row) in an order that depends on (seed, epoch) alone, so a resumed run repeats it.
+    """Yields (epoch, row) in an order that depends on (seed, epoch) alone, so a resumed run repeats it."""
 
-    With `weights` [N] it draws N rows with replacement in that proportion.
-    """
-
-    def __init__(self, length: int, seed: int, weights: torch.Tensor | None = None):
-        self.length, self.seed, self.weights, self.epoch = length, seed, weights, 0
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -178,31 +168,23 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(derive(self.seed, self.epoch))
-        if self.weights is None:
-            order = torch.randperm(self.length, generator=generator)
-        else:
-            order = torch.multinomial(self.weights, self.length, replacement=True, generator=generator)
+        order = torch.randperm(self.length, generator=generator)
         return iter([(self.epoch, row) for row in order.tolist()])
 
 
 def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Shuffled, augmented batches of a training list (image_id, angle, flip joined with images.csv)."""
-    train, data, balance = config.train, config.data, config.split.balance
-    gain = gains(rows, balance.ratio)
-    if balance.method == "pos_weight":
-        rows = rows.assign(weight=gain)
-    root, size, fit, seed = resolve(data.root), data.image_size, data.fit, train.seed
-    black_out = BlackOut(rows, root, size, train.black_out, seed, fit) if train.black_out else None
+    train, data = config.train, config.data
+    root, size, seed = resolve(data.root), data.image_size, train.seed
+    black_out = BlackOut(rows, root, size, train.black_out, seed) if train.black_out else None
     painters: list[Paste | Synthetic] = []
     if train.paste:
-        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, fit, data.bits))
+        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, data.bits))
     if train.synthetic:
         painters.append(Synthetic(rows, train.synthetic, seed))
     steps = config.augment
-    dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, fit, data.bits)
-    # Where all rows count alike, drawing with replacement would only leave some of them out.
-    weights = torch.from_numpy(gain) if balance.method == "sampler" and np.ptp(gain) > 0 else None
-    sampler = EpochSampler(len(rows), train.seed, weights)
+    dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, data.bits)
+    sampler = EpochSampler(len(rows), train.seed)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
 
@@ -211,7 +193,7 @@ def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT
     """Batches of images in the order of `rows`, never augmented."""
     data = config.data
     root, size = resolve(data.root), data.image_size
-    dataset = ImageDataset(rows, root, size, [], 0, labels, fit=data.fit, bits=data.bits)
+    dataset = ImageDataset(rows, root, size, [], 0, labels, bits=data.bits)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 

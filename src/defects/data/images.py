@@ -21,15 +21,6 @@ IMAGE_SUFFIXES = {
 CAMERA_BITS = (10, 12, 14, 16)  # depths of sensors
 
 
-class Box(NamedTuple):
-    """Part of a frame, in pixels of it."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 class ImageFacts(NamedTuple):
     """What prepare's inventory tells of one image file."""
 
@@ -43,42 +34,40 @@ class ImageFacts(NamedTuple):
 def read_image(
     path: Path,
     size: tuple[int, int] | None = None,
-    fit: str = "squash",
     bits: int | None = None,
     is_strict: bool = False,
 ) -> np.ndarray:
     """RGB uint8 [H, W, 3]: EXIF rotation applied, alpha dropped, palettes resolved, 16 bits scaled to 8.
 
-    `bits` is data.bits, the depth of the camera behind 16-bit files. With `size` = (height, width), brought
-    into a frame of that size as data.fit says; a JPEG at least twice as large is decoded at a fraction of its
-    size, which is several times faster. Raises UserError naming a file that is missing, empty, truncated or
-    no image, and saying what else rules it out; with `is_strict` also for damage within the data.
+    `bits` is data.bits, the depth of the camera behind 16-bit files. With `size` = (height, width), resized
+    to it; a JPEG at least twice as large is decoded at a fraction of its size, which is several times faster.
+    Raises UserError naming a file that is missing, empty, truncated or no image, and saying what else rules
+    it out; with `is_strict` also for damage within the data.
     """
-    return read_framed(path, size, fit, bits, is_strict)[0]
+    return read_image_and_shape(path, size, bits, is_strict)[0]
 
 
-def read_framed(
+def read_image_and_shape(
     path: Path,
     size: tuple[int, int] | None,
-    fit: str = "squash",
     bits: int | None = None,
     is_strict: bool = False,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """As read_image, and the (height, width) in pixels that the image had before it was framed."""
+    """As read_image, and the (height, width) in pixels that the image had before it was resized."""
     content = read_content(path)
     header = check_content(path, content, is_strict)
     reduction = 1
     if size is not None and header.format == "JPEG" and header.height:
-        reduction = _reduction((header.height, header.width), size, fit)
+        reduction = _reduction((header.height, header.width), size)
     pixels = decode_colours(path, content, header, reduction)
     image = to_eight_bits(pixels, header, bits)
     shape = image.shape[:2]
     if size is None:
         return image, shape
     if reduction > 1:
-        # The header's own sides: those of the reduced image are rounded, and its mask would lie beside.
+        # The header's own sides: those of the reduced image are rounded.
         shape = tuple(sorted((header.height, header.width), reverse=shape[0] > shape[1]))
-    return _framed(image, size, content_box(shape, size, fit)), shape
+    return resize(image, size), shape
 
 
 def examine_image(path: Path) -> ImageFacts:
@@ -114,13 +103,9 @@ def note_unused_depth(facts: Sequence[ImageFacts], bits: int | None) -> str:
     )
 
 
-def _reduction(sides: tuple[int, int], size: tuple[int, int], fit: str) -> int:
-    """The largest of 8, 4, 2 by which a JPEG can shrink and need not be enlarged after, or 1.
-
-    In a letterbox the longer side decides: none becomes longer than that of the frame.
-    """
-    side = max(sides) if fit == "letterbox" else min(sides)
-    return next((factor for factor in (8, 4, 2) if side // factor >= max(size)), 1)
+def _reduction(sides: tuple[int, int], size: tuple[int, int]) -> int:
+    """The largest of 8, 4, 2 by which a JPEG can shrink and need not be enlarged after, or 1."""
+    return next((factor for factor in (8, 4, 2) if min(sides) // factor >= max(size)), 1)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -132,32 +117,6 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "squash") -> np.ndarray:
-    """bool [H, W] to size, as its image; a defect of one pixel survives shrinking (any coverage counts)."""
-    return into_frame(mask.astype(np.float32), size, fit) > 0
-
-
-def into_frame(image: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
-    """[H, W] or [H, W, C] as a detector sees it: squashed to size = (height, width), or letterboxed.
-
-    The latter is scaled by one factor, centred, and reflected into the rest of the frame, again and again
-    where that is larger than the image: a black border would betray what has which shape.
-    """
-    return _framed(image, size, content_box(image.shape[:2], size, fit))
-
-
-def content_box(shape: tuple[int, int], size: tuple[int, int], fit: str) -> Box:
-    """Where an image of `shape` lies in the frame of `size`, both (height, width) in pixels."""
-    if fit == "squash":
-        return Box(0, 0, *size)
-    factor = min(size[0] / shape[0], size[1] / shape[1])
-    height, width = (max(1, round(factor * side)) for side in shape)
-    return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width)
-
-
-def _framed(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    image = resize(image, (box.height, box.width))
-    bottom, right = size[0] - box.top - box.height, size[1] - box.left - box.width
-    if not (bottom or right):  # the smaller border is at the top and at the left
-        return image
-    return cv2.copyMakeBorder(image, box.top, bottom, box.left, right, cv2.BORDER_REFLECT_101)
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] to size; a defect of one pixel survives shrinking (any coverage counts)."""
+    return resize(mask.astype(np.float32), size) > 0

@@ -33,7 +33,6 @@ class Pasted(NamedTuple):
     image: np.ndarray  # uint8 [H, W, 3]
     mask: np.ndarray  # uint8 [H, W, K], 1 where a defect was pasted
     label: np.ndarray  # float32 [C]
-    like: int  # the row that it weighs as much as
 
 
 class Paste:
@@ -51,11 +50,10 @@ class Paste:
         symmetries: str,
         labels: Labels,
         seed: int,
-        fit: str = "squash",
         bits: int | None = None,
     ):
         self.rows, self.root, self.size = rows.to_dict("records"), root, size
-        self.fit, self.bits = fit, bits
+        self.bits = bits
         self.probability, self.symmetries, self.labels, self.seed = probability, symmetries, labels, seed
         self.marked = [index for index, row in enumerate(self.rows) if is_marked(row)]
         if not self.marked:
@@ -73,14 +71,14 @@ class Paste:
         piece = self._piece(self.rows[source], random)
         matrix = place(piece.max(axis=2), self.symmetries, random)
         mask = np.stack([_moved(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
-        pixels = read_image(self.root / self.rows[source]["path"], self.size, self.fit, self.bits)
+        pixels = read_image(self.root / self.rows[source]["path"], self.size, self.bits)
         mixed = blended(image, _moved(pixels, matrix), mask.any(axis=2))
-        return Pasted(mixed, mask.astype(np.uint8), self._label(mask), source)
+        return Pasted(mixed, mask.astype(np.uint8), self._label(mask))
 
     def _piece(self, row: dict[str, Any], random: np.random.Generator) -> np.ndarray:
         """float32 [H, W, K]: one connected defect of a row, drawn in proportion to its area."""
         planes = np.moveaxis(read_masks(row, self.root, self.labels.classes), 2, 0)
-        masks = np.stack([resize_mask(plane, self.size, self.fit) for plane in planes], axis=2)
+        masks = np.stack([resize_mask(plane, self.size) for plane in planes], axis=2)
         defective = masks.any(axis=2)
         parts = cv2.connectedComponents(cv2.dilate(defective.astype(np.uint8), GAP))[1]
         numbers = parts[defective]

@@ -25,7 +25,6 @@ IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "wid
 NOT_THE_INDEX = {
     "data.name",
     "data.image_size",
-    "data.fit",
     "data.symmetries",
     "data.answers",
     "data.external_data",

@@ -16,7 +16,7 @@ from defects.files import locked, read_csv, read_json, write_csv, write_json
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, in_short, settings_but
 
 FULL = "full"  # the training list of everything, for the final fit
-NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size", "data.fit"}  # siblings are searched for on thumbnails
+NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size"}  # siblings are searched for on thumbnails
 
 
 def split(config: Config) -> pd.DataFrame:

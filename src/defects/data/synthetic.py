@@ -48,7 +48,7 @@ class Synthetic:
         if not self.normal[row] or random.random() >= self.probability:
             return None
         mixed, mask = drawn(image, random)
-        return Pasted(mixed, mask[..., None], np.ones(1, np.float32), row)
+        return Pasted(mixed, mask[..., None], np.ones(1, np.float32))
 
 
 def drawn(image: np.ndarray, random: Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,6 @@ from defects.deploy.limits import map_limits, mask_rules, thresholds
 from defects.deploy.model import (
     META,
     VERSION,
-    Arrays,
     MapMeta,
     MaskRule,
     Meta,
@@ -39,14 +38,12 @@ from defects.files import array_archive, locked, write_csv, write_json
 from defects.models import Detector
 from defects.scoring.mask_rules import Rule
 from defects.training.run import load_detector, run_folder
-from defects.training.scorer import shown_parts
 from defects.writing import sha256
 
 FORMATS = {  # for --formats: the file, and whether it has to score as training did
     "torch": ("model.pt", True),
     "onnx": ("model.onnx", True),
     "openvino": ("openvino_fp32.xml", True),
-    "openvino_fp16": ("openvino_fp16.xml", False),
     "openvino_int8": ("openvino_int8.xml", False),
 }
 CALIBRATION = 200  # training images that the ranges of INT8 are taken from
@@ -144,15 +141,13 @@ def _write_models(config: Config, graph: Graph, fold: str, formats: list[str], f
         save_portable(folder / "model.pt", graph.scorer.detector, config)
     if rest:
         rows = learnt_rows(config, graph.scorer.detector, fold)
-        graphs.write_onnx(graph, next(_inputs(config, rows[:1])), onnx)
+        graphs.write_onnx(graph, next(_image_batches(config, rows[:1])), onnx)
         if rest != ["onnx"]:
-            graphs.write_openvino(onnx, fp32, half=False)
-    if "openvino_fp16" in rest:
-        graphs.write_openvino(onnx, folder / "openvino_fp16.xml", half=True)
+            graphs.write_openvino(onnx, fp32)
     if "openvino_int8" in rest:
         single = config.model_copy(update={"infer": config.infer.model_copy(update={"batch_size": 1})})
         sample = _spread(rows, CALIBRATION)
-        graphs.write_int8(fp32, folder / "openvino_int8.xml", _inputs(single, sample), len(sample))
+        graphs.write_int8(fp32, folder / "openvino_int8.xml", _image_batches(single, sample), len(sample))
     for name in FORMATS.keys() - set(formats):  # written on the way only
         for file in parts(FORMATS[name][0]):
             (folder / file).unlink(missing_ok=True)
@@ -165,21 +160,19 @@ def learnt_rows(config: Config, detector: Detector, fold: str) -> pd.DataFrame:
     return rows[rows["label"] == 0] if detector.learns_from == "normal" else rows
 
 
-def _inputs(config: Config, rows: pd.DataFrame) -> Iterator[Arrays]:
-    """The graph's inputs, batch by batch."""
-    boxes = shown_parts(config.data, rows)
-    for batch in plain_loader(config, rows.reset_index(drop=True)):
-        found = {"image": batch["image"].numpy()}
-        yield found if boxes is None else found | {"box": boxes[batch["row"]].numpy()}
+def _image_batches(config: Config, rows: pd.DataFrame) -> Iterator[np.ndarray]:
+    """The graph's input, uint8 [B, H, W, 3]."""
+    for batch in plain_loader(config, rows):
+        yield batch["image"].numpy()
 
 
 @torch.inference_mode()
-def _expected(config: Config, graph: Graph, rows: pd.DataFrame) -> Iterator[tuple[Arrays, Output]]:
-    """Inputs, and what training-time scoring makes of them."""
-    for inputs in tqdm(_inputs(config, rows), "comparing", leave=False, disable=None):
-        score, maps = graph.scorer(*(torch.from_numpy(array) for array in inputs.values()))
+def _expected(config: Config, graph: Graph, rows: pd.DataFrame) -> Iterator[tuple[np.ndarray, Output]]:
+    """Batches of images, and what training-time scoring makes of them."""
+    for images in tqdm(_image_batches(config, rows), "comparing", leave=False, disable=None):
+        score, maps = graph.scorer(torch.from_numpy(images))
         probability = _probability(graph.scorer.detector, score.numpy())
-        yield inputs, Output(score.numpy(), probability, None if maps is None else maps.numpy())
+        yield images, Output(score.numpy(), probability, None if maps is None else maps.numpy())
 
 
 @torch.inference_mode()
@@ -213,7 +206,6 @@ def _write_meta(config: Config, graph: Graph, fold: str, names: list[str], folde
         detector=config.model.name,
         checkpoint_sha256=sha256(run / "best.pt"),
         image_size=config.data.image_size,
-        fit=config.data.fit,
         bits=config.data.bits,
         targets=list(detector.targets),
         threshold=thresholds(config, detector, fold) | labels,

@@ -9,23 +9,25 @@ import numpy as np
 import openvino
 import torch
 
-from defects.deploy.model import Arrays, openvino_core
+from defects.deploy.model import openvino_core
 from defects.deploy.portable import Graph
 from defects.errors import UserError
 
 BATCH = 2  # images of the example that the graph is traced with: 1 would be taken for a constant
 
 
-def write_onnx(graph: Graph, example: Arrays, path: Path) -> None:
-    """One file with dynamic batch; `example` holds the inputs by name. Raises UserError if that fails."""
-    inputs = {name: torch.from_numpy(np.repeat(array[:1], BATCH, 0)) for name, array in example.items()}
-    shapes = {name: {0: torch.export.Dim("batch")} for name in inputs}
+def write_onnx(graph: Graph, example: np.ndarray, path: Path) -> None:
+    """One file with dynamic batch; `example` is a batch of images. Raises UserError if that fails."""
+    inputs = {"image": torch.from_numpy(np.repeat(example[:1], BATCH, 0))}
+    shapes = {"image": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         try:
             program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
-            names = {"input_names": list(inputs), "output_names": _outputs(graph, inputs)}
+            with torch.inference_mode():
+                outputs = list(graph(**inputs))
+            names = {"input_names": list(inputs), "output_names": outputs}
             written = torch.onnx.export(program, kwargs=inputs, dynamo=True, verbose=False, **names)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise UserError(f"this detector cannot be exported to ONNX: {str(error)[:300]}") from None
@@ -34,12 +36,12 @@ def write_onnx(graph: Graph, example: Arrays, path: Path) -> None:
     written.save(path, external_data=False)
 
 
-def write_openvino(onnx: Path, path: Path, half: bool) -> None:
-    """The .xml at `path` and the .bin beside it; `half` stores weights in 16 bits."""
-    _save(openvino.convert_model(onnx), path, half)
+def write_openvino(onnx: Path, path: Path) -> None:
+    """The .xml at `path` and the .bin beside it."""
+    _save(openvino.convert_model(onnx), path)
 
 
-def write_int8(fp32: Path, path: Path, batches: Iterable[Arrays], images: int) -> None:
+def write_int8(fp32: Path, path: Path, batches: Iterable[np.ndarray], images: int) -> None:
     """The network in 8 bits, calibrated on `batches` of single images, and what follows it as it was."""
     import nncf  # slow to import
 
@@ -48,12 +50,12 @@ def write_int8(fp32: Path, path: Path, batches: Iterable[Arrays], images: int) -
     quantized = nncf.quantize(
         model, nncf.Dataset(batches), subset_size=images, ignored_scope=nncf.IgnoredScope(names=_tail(model))
     )
-    _save(quantized, path, half=False)
+    _save(quantized, path)
 
 
-def _save(model: openvino.Model, path: Path, half: bool) -> None:
+def _save(model: openvino.Model, path: Path) -> None:
     try:
-        openvino.save_model(model, path, compress_to_fp16=half)
+        openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:  # all that it says of a full disk
         reason = " ".join(str(error).split())
         raise UserError(
@@ -86,8 +88,3 @@ def _before(ops: list[openvino.Node]) -> dict[str, openvino.Node]:
             found[op.get_friendly_name()] = op
             waiting += [each.get_source_output().get_node() for each in op.inputs()]
     return found
-
-
-def _outputs(graph: Graph, inputs: dict[str, torch.Tensor]) -> list[str]:
-    with torch.inference_mode():
-        return list(graph(**inputs))

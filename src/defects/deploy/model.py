@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -21,11 +21,11 @@ from defects.writing import sha256
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
 # Files of an export that can be run, the one to be preferred first.
-FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_fp16.xml", "openvino_int8.xml")
+FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]
-Run = Callable[[Arrays], Arrays]
+Run = Callable[[np.ndarray], Arrays]  # images -> outputs by name
 
 
 class MaskRule(Section):
@@ -57,7 +57,6 @@ class Meta(Section):
     detector: str
     checkpoint_sha256: str
     image_size: tuple[Count, Count]  # height, width in pixels
-    fit: Literal["squash", "letterbox"]
     # data.bits of 16-bit images. Exports from before there was a choice were made without, as None says.
     bits: Annotated[int, Field(ge=9, le=16)] | None = None
     targets: list[str]
@@ -83,16 +82,13 @@ class Output(NamedTuple):
 
 
 class Model:
-    """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output.
-
-    Letterboxed images also need `boxes` float32 [B, 4]: where each lies in its frame, as shares of that.
-    """
+    """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output."""
 
     def __init__(self, path: Path, meta: Meta, run: Run):
         self.path, self.meta, self.run = path, meta, run
 
-    def __call__(self, images: np.ndarray, boxes: np.ndarray | None = None) -> Output:
-        found = self.run({"image": images} | ({} if boxes is None else {"box": boxes}))
+    def __call__(self, images: np.ndarray) -> Output:
+        found = self.run(images)
         return Output(found["score"], found["probability"], found.get("map"))
 
 
@@ -125,6 +121,12 @@ def read_meta(folder: Path) -> Meta:
         raise UserError(f"{path}: {error.strerror}; src/export.py writes it beside a model") from None
     except ValueError:
         raise UserError(f"{path} is not valid JSON: export the model again") from None
+    # Earlier versions wrote how images were brought to their size: stretched, as now, or kept in shape.
+    if isinstance(values, dict) and values.pop("fit", "squash") == "letterbox":
+        raise UserError(
+            f"{path} has fit=letterbox, images kept in shape within a frame, which this version no longer "
+            "reads: train and export the model again"
+        )
     meta = validate(Meta, values, str(path))
     if meta.version != VERSION:
         raise UserError(f"{path} is of version {meta.version}, this program reads {VERSION}: export again")
@@ -172,8 +174,8 @@ def _openvino(path: Path, threads: int | None) -> Run:
     compiled = openvino_core().compile_model(path, "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
 
-    def run(inputs: Arrays) -> Arrays:
-        found = compiled(inputs)
+    def run(images: np.ndarray) -> Arrays:
+        found = compiled({"image": images})
         return {name: found[name] for name in names}
 
     return run
@@ -191,7 +193,7 @@ def _onnx(path: Path, threads: int | None) -> Run:
     except Exception as error:  # a dozen kinds, all of their own
         raise RuntimeError(error) from None
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+    return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
 def _torch(path: Path, threads: int | None) -> Run:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from defects.deploy.model import Arrays, Model, Output
+from defects.deploy.model import Model, Output
 from defects.scoring.thresholds import macro_f1
 
 SCORE_LIMIT = 1e-4  # relative
@@ -83,18 +83,18 @@ class Parity:
 
 
 def compare(
-    batches: Iterator[tuple[Arrays, Output]],
+    batches: Iterator[tuple[np.ndarray, Output]],
     models: dict[str, Model],
     thresholds: dict[str, float],
     probability: Probability,
 ) -> dict[str, Parity]:
-    """Every model on every batch (inputs, what training-time scoring makes of them)."""
+    """Every model on every batch (images, what training-time scoring makes of them)."""
     cuts = np.array(list(thresholds.values()))
     found = {name: Parity(cuts, probability) for name in ("training", *models)}
-    for inputs, expected in batches:
+    for images, expected in batches:
         found["training"].add(expected, expected)
         for name, model in models.items():
-            found[name].add(expected, model(inputs["image"], inputs.get("box")))
+            found[name].add(expected, model(images))
     return found
 
 

@@ -6,6 +6,7 @@ values only, and brings neither a data set nor a config along.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from defects.config import Config
@@ -21,17 +22,14 @@ SOURCES = {"teacher", "textures", "texture_classes", "penalty"}  # options that 
 
 
 class Graph(torch.nn.Module):
-    """What is exported: images uint8 [B, H, W, 3] -> score and probability [B, C], map [B, K, h, w].
-
-    Letterboxed images come with boxes float32 [B, 4] (`shown_parts`).
-    """
+    """What is exported: images uint8 [B, H, W, 3] -> score and probability [B, C], map [B, K, h, w]."""
 
     def __init__(self, detector: Detector, config: Config):
         super().__init__()
         self.scorer = Scorer(detector, config.infer, config.data.symmetries).eval()
 
-    def forward(self, image: torch.Tensor, box: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        score, maps = self.scorer(image, box)
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        score, maps = self.scorer(image)
         found = {"score": score, "probability": self.scorer.detector.probability(score)}
         return found if maps is None else found | {"map": maps}
 
@@ -59,8 +57,8 @@ def load_portable(path: Path, threads: int | None = None) -> Run:
     graph = Graph(detector, config)
 
     @torch.inference_mode()
-    def run(inputs: Arrays) -> Arrays:
-        found = graph(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    def run(images: np.ndarray) -> Arrays:
+        found = graph(torch.from_numpy(images))
         return {name: values.numpy() for name, values in found.items()}
 
     return run

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from defects.data.folder_scan import list_files_to_score
-from defects.data.images import content_box, read_framed
+from defects.data.images import read_image_and_shape
 from defects.deploy.model import Meta, Model
 from defects.deploy.paths import locate
 from defects.deploy.regions import Region, find_regions
@@ -42,11 +42,10 @@ class Prediction:
 
 
 class Frame(NamedTuple):
-    """An image as the model sees it, the (height, width) it had, and where it lies in the frame [4]."""
+    """An image as the model sees it, and the (height, width) it had."""
 
     image: np.ndarray
     shape: tuple[int, int]
-    box: np.ndarray
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -119,16 +118,13 @@ def read_frame(path: Path, meta: Meta) -> Frame:
     with suppress(OSError):  # reading it says what is wrong
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise UserError(f"{path} is no plain file: name an image")
-    image, shape = read_framed(path, meta.image_size, meta.fit, meta.bits, is_strict=True)
-    box = np.array(content_box(shape, meta.image_size, meta.fit), np.float32)
-    return Frame(image, shape, box / np.array(2 * meta.image_size, np.float32))
+    return Frame(*read_image_and_shape(path, meta.image_size, meta.bits, is_strict=True))
 
 
 def predict_frames(
     model: Model, paths: list[Path], frames: list[Frame], threshold: float | None
 ) -> Iterator[Prediction]:
-    boxes = np.stack([frame.box for frame in frames]) if model.meta.fit == "letterbox" else None
-    found = model(np.stack([frame.image for frame in frames]), boxes)
+    found = model(np.stack([frame.image for frame in frames]))
     for row, (path, frame) in enumerate(zip(paths, frames, strict=True)):
         maps = None if found.map is None else found.map[row]
         yield _prediction(model.meta, path, found.score[row], found.probability[row], maps, frame, threshold)

@@ -54,8 +54,6 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
     }
     wanted = inspect.signature(kind).parameters
     detector = kind(**{name: value for name, value in settings.items() if name in wanted}, **arguments)
-    if detector.segments and config.split.balance.method == "pos_weight":
-        raise UserError("split.balance.method=pos_weight weighs labels, not masks: set it to sampler")
     if pretrained:
         for setting, folder in detector.outside_images().items():
             refuse_external(config, setting, folder)

@@ -40,9 +40,9 @@ class Batches(Protocol):
 class Detector(nn.Module):
     """Images in, defect scores out; normalisation, smoothing and score scaling live inside `forward`.
 
-    A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective), weight [B, 1]; for a
-    detector that `uses_masks` also mask [B, K, H, W] (1: defect) and masked [B, 1] (1: the mask is known,
-    as it is for every normal image). C counts `targets`, the last of which is whether there is any defect;
+    A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective); for a detector that
+    `uses_masks` also mask [B, K, H, W] (1: defect) and masked [B, 1] (1: the mask is known, as it is for
+    every normal image). C counts `targets`, the last of which is whether there is any defect;
     K their classes, or is 1.
 
     What a detector is built from are plain arguments: those before the `*` of its `__init__` are named as in

@@ -65,7 +65,7 @@ class Classifier(Detector):
             losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.focal_gamma)
         else:
             losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-        loss = (losses * batch["weight"]).mean()
+        loss = losses.mean()
         score = {"score": logits.detach()}
         if maps is None:
             return {"loss": loss} | score

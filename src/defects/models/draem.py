@@ -168,12 +168,12 @@ class Draem(AnomalyDetector):
         )
         mask = mask[:, None].float()
         restorable = torch.ones_like(mask, dtype=torch.bool)
-        weight = batch["weight"][:, 0]
+        weight = torch.ones(len(mask), device=device)
         if self.uses_masks:
             known = batch["masked"][:, 0]
             mask = torch.maximum(mask, batch["mask"])
             restorable = (batch["mask"] == 0) & (known.view(-1, 1, 1, 1) > 0)
-            weight = weight * known
+            weight = known
         return Samples(as_input(clean), as_input(mixed), mask, restorable, weight)
 
     def _add_anomaly(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -106,8 +106,7 @@ class SuperSimpleNet(AnomalyDetector):
         maps, score = self._heads(adapted, _twice(features) + noise)
         target = torch.maximum(_twice(defect), noisy)
         label = torch.maximum(_twice(batch["label"]), noisy.amax((2, 3)))
-        weight = _twice(batch["weight"])
-        return _losses(maps, score, target, label, _twice(known) * weight[..., None, None], weight)
+        return _losses(maps, score, target, label, _twice(known))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self._features(images)
@@ -209,7 +208,6 @@ def _losses(
     target: torch.Tensor,
     label: torch.Tensor,
     cell_weight: torch.Tensor,
-    weight: torch.Tensor,
 ) -> Batch:
     """Truncated L1 of normal and of defective cells, focal losses of map and score."""
     maps = maps.float()
@@ -220,7 +218,7 @@ def _losses(
     losses = {
         "map": normal + defective,
         "focal_map": _weighted_mean(sigmoid_focal_loss(maps, target, alpha=-1, gamma=GAMMA), cell_weight),
-        "focal_score": _weighted_mean(sigmoid_focal_loss(score, label, alpha=-1, gamma=GAMMA), weight),
+        "focal_score": sigmoid_focal_loss(score, label, alpha=-1, gamma=GAMMA).mean(),
     }
     return {"loss": sum(losses.values())} | losses
 

@@ -24,7 +24,7 @@ from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, sett
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap
 # Images are measured at a size of their own.
-NOT_THE_COMPARISON = ABOUT_THE_INDEX | {"data.image_size", "data.fit", "data.symmetries", "data.classes"}
+NOT_THE_COMPARISON = ABOUT_THE_INDEX | {"data.image_size", "data.symmetries", "data.classes"}
 FILE = "adversarial.json"  # of the data set's folder
 DEGREES = {0.8: "clearly", 0.6: "partly", 0.0: "hardly"}  # from which AUROC the two sides are told apart so
 NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher nor lower

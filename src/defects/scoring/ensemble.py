@@ -9,16 +9,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 from defects.config import EnsembleConfig, ThresholdConfig
 from defects.errors import UserError
 from defects.scoring.scales import Scale, fit_calibration, fit_ranks
 from defects.scoring.thresholds import bootstrap, choose_threshold, macro_f1
 
-ROUNDS = 10  # of hill climbing: tenths of a weight are finer than thirty defects can tell apart
 NOTHING_LEFT_OUT: frozenset[str] = frozenset()
 
 Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels [N], placed scores [N, M] -> weights [M]
@@ -66,7 +63,7 @@ class Ensemble:
             given = given_weights(settings.weights, names)
             self.weighers["given"] = lambda labels, placed: given
         elif both and not single:
-            wanted = ["hill", "stack"] if settings.method == "auto" else [settings.method]
+            wanted = ["stack"] if settings.method == "auto" else [settings.method]
             self.weighers |= {name: WEIGHERS[name] for name in wanted}
         self.methods = list(self.weighers)
         self.is_chosen = settings.method == "auto" and len(self.methods) > 1 and "given" not in self.methods
@@ -136,22 +133,6 @@ def equal_weights(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
     return np.full(placed.shape[1], 1 / placed.shape[1])
 
 
-def hill_climbing(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """Weights by greedy selection with replacement (Caruana et al. 2004, "Ensemble selection").
-
-    By the log loss of the calibrated sum, not by average precision: it is smooth, every image counts, and
-    thirty defects make average precision a staircase that a greedy search climbs by accident. Calibrated,
-    since a mean of log-odds is less sure than its members: without it the surest one would always win.
-    """
-    total, chosen, best = np.zeros(len(labels)), [], (np.inf, 0)
-    for count in range(1, ROUNDS + 1):
-        losses = [_loss(labels, (total + column) / count) for column in placed.T]
-        chosen.append(int(np.argmin(losses)))
-        total = total + placed[:, chosen[-1]]
-        best = min(best, (min(losses), count))
-    return np.bincount(chosen[: best[1]], minlength=placed.shape[1]) / best[1]
-
-
 def stacking(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
     """Weights of a logistic regression on the placed scores; members with negative ones are dropped."""
     kept = np.arange(placed.shape[1])
@@ -165,7 +146,7 @@ def stacking(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
     return equal_weights(labels, placed)
 
 
-WEIGHERS: dict[str, Weigher] = {"mean": equal_weights, "hill": hill_climbing, "stack": stacking}
+WEIGHERS: dict[str, Weigher] = {"mean": equal_weights, "stack": stacking}
 
 
 def given_weights(weights: dict[str, float], names: list[str]) -> np.ndarray:
@@ -202,7 +183,3 @@ def _method_row(ensemble: Ensemble, method: str, names: list[str]) -> dict:
 
 def _placed(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
     return np.column_stack([scale(column) for scale, column in zip(scales, scores.T, strict=True)])
-
-
-def _loss(labels: np.ndarray, scores: np.ndarray) -> float:
-    return log_loss(labels, expit(fit_calibration(labels, scores)(scores)))

@@ -1,4 +1,4 @@
-"""Decision thresholds by three rules, the nested estimate of a rule, and bootstrap draws.
+"""Decision thresholds by two rules, the nested estimate of a rule, and bootstrap draws.
 
 An image is called defective when its score reaches the threshold (score >= threshold).
 """
@@ -48,9 +48,9 @@ def choose_threshold(
     fpr: float = 0.05,
     share: float | None = None,
 ) -> float:
-    """The threshold by `threshold.rule`: macro_f1, equal_error or expected_fpr.
+    """The threshold by `threshold.rule`: macro_f1 or expected_fpr.
 
-    macro_f1 is that of images weighted to a `share` of defects, by default their own; the other rules do not
+    macro_f1 is that of images weighted to a `share` of defects, by default their own; expected_fpr does not
     depend on it. Where only one class is there, no rule can weigh both: without defects it is expected_fpr,
     without normal images everything is called defective.
     """
@@ -58,8 +58,6 @@ def choose_threshold(
         return float(scores.min())
     if rule == "expected_fpr" or not (labels == 1).any():
         return fpr_threshold(scores[labels == 0], fpr)
-    if rule == "equal_error":
-        return equal_error(labels, scores)[0]
     return best_threshold(labels, scores, share)[0]
 
 

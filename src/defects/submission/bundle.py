@@ -158,11 +158,16 @@ def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | byt
     tables = [config.dataset_dir / "folds.csv", config.dataset_dir / "split.json"]
     tables += config.dataset_dir.glob("train_*.csv")
     files |= {f"output/{config.data.name}/{path.name}": path for path in tables}
-    files |= _given_file("split.group_file", config.split.group_file)
+    group_file = config.split.group_file
+    if group_file is not None:
+        if group_file.is_absolute() or ".." in group_file.parts:
+            raise UserError(
+                f"split.group_file={group_file} lies outside the repository: the notebook cannot find it"
+            )
+        files[group_file.as_posix()] = resolve(group_file)
     files["configs/submission.yaml"] = _portable(config)
     for name, member in members.items():
         files[f"configs/{name}.yaml"] = _portable(member)
-        files |= _given_file("train.pseudo", member.train.pseudo)
         files |= {f"output/{name}/{path.parent.name}/{path.name}": path for path in _models(member)}
     return files
 
@@ -174,15 +179,6 @@ def _models(member: Config) -> list[Path]:
     found = [folder / name for folder in folders for name in ("best.pt", "oof.csv")] + full
     maps = [folder / OOF_MAPS for folder in folders] if member.data.classes else []
     return found + [path for path in maps if path.exists()]
-
-
-def _given_file(setting: str, path: Path | None) -> dict[str, Path]:
-    """A file that the folds or the checkpoints are checked against."""
-    if path is None:
-        return {}
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{setting}={path} lies outside the repository: the notebook cannot find it")
-    return {path.as_posix(): resolve(path)}
 
 
 def _portable(config: Config) -> bytes:

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from defects.config import Config, resolve
+from defects.config import Config
 from defects.data.prepare import training_sha256
-from defects.data.split import FULL, training_list
+from defects.data.split import training_list
 from defects.errors import UserError
 from defects.models import Detector
 from defects.stamps import (
     ABOUT_THE_INDEX,
     Stamp,
-    content_of,
     differences,
     file_contents,
     in_short,
@@ -39,7 +38,6 @@ NOT_THE_RUN = ABOUT_THE_INDEX | {
     "train.workers",
     "train.save_every",
     "infer.batch_size",
-    "infer.budget_minutes",
     "infer.shard",
     "threshold.rule",
     "threshold.prior",
@@ -93,24 +91,7 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> Stamp:
     lists = [config.dataset_dir / "folds.csv", training_list(config, fold)]
     files = {path.name: sha256(path) for path in lists}
     files["images.csv"] = training_sha256(config)
-    files["train.pseudo"] = _pseudo_content(train.pseudo)
-    if train.init:
-        started_from = resolve(config.output) / train.init / run_name(fold) / "best.pt"
-        files["train.init"] = content_of(started_from)
     return {"settings": settings, "files": files | file_contents(settings)}
-
-
-def run_name(fold: str) -> str:
-    """Of the folder of a run in that of its experiment."""
-    return FULL if fold == FULL else f"fold{fold}"
-
-
-def _pseudo_content(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    if not resolve(path).exists():
-        raise UserError(f"{resolve(path)} does not exist: run src/pseudo.py first, or correct train.pseudo")
-    return sha256(resolve(path))
 
 
 def check_fingerprint(path: Path, content: dict[str, Any], current: Stamp, but: Collection[str] = ()) -> None:

@@ -82,8 +82,6 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "train.validate_every",
     "train.save_every",
     "train.average",
-    "train.init",
-    "train.pseudo",
     "infer",
     "threshold",
     "ensemble",
@@ -318,8 +316,7 @@ def _sources(config: Config, images: Path | None) -> tuple[list[Path], Path]:
 
 def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config: Config) -> ImageDataset:
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": float("nan")})
-    data, size = config.data, (side, side)
-    return ImageDataset(rows, Path(), size, augment, config.train.seed, fit=data.fit, bits=data.bits)
+    return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, bits=config.data.bits)
 
 
 def _fingerprint(config: Config, options: Section, paths: list[Path]) -> Stamp:

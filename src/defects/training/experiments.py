@@ -29,7 +29,6 @@ NOT_THE_MODEL = {
     "train.workers",
     "train.save_every",
     "infer.batch_size",
-    "infer.budget_minutes",
     "infer.shard",
     "ensemble",
     "tracking",

@@ -1,8 +1,5 @@
 """Test scores of an experiment: one row per image and fold, resumable fold by fold and shard by shard."""
 
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,19 +13,16 @@ from defects.errors import UserError
 from defects.files import read_csv, read_json, write_csv, write_json
 from defects.stamps import Stamp, content_of, differences, in_short, settings_but
 from defects.training.run import (
-    TEST_MAPS,
     finished,
     load_detector,
     run_folder,
-    score_table,
     train_fold,
     trained_folds,
 )
 from defects.training.shards import TEST_COLUMNS, Shards
 from defects.training.trainer import make_accelerator
 
-PROBE = 4  # batches
-NOT_THE_SCORES = {"infer.batch_size", "infer.budget_minutes", "infer.shard"}
+NOT_THE_SCORES = {"infer.batch_size", "infer.shard"}
 
 
 def score_test(config: Config, use: str) -> None:
@@ -46,7 +40,6 @@ def score_test(config: Config, use: str) -> None:
         )
     models = _models(config, use, accelerator)
     accelerator.print(f"scoring {len(test)} test images with {', '.join(_name(fold) for fold in models)}")
-    _state_time(config, test, models, accelerator)
     if accelerator.is_main_process and not all(_scored(config, fold) for fold in models):
         # It is joined last: from an interruption on it would not be what the folds say.
         (config.experiment_dir / "test.csv").unlink(missing_ok=True)
@@ -134,29 +127,6 @@ def _models(config: Config, use: str, accelerator: Accelerator) -> list[str]:
         accelerator.print(f"{config.experiment_dir} holds no trained fold: training fold 0 first")
         train_fold(config, "0")
     return trained_folds(config) + ([FULL] if use == "both" else [])
-
-
-def _state_time(config: Config, test: pd.DataFrame, models: list[str], accelerator: Accelerator) -> None:
-    """Say how long scoring will take, from a short probe; UserError beyond infer.budget_minutes."""
-    left = [fold for fold in models if not _scored(config, fold)]
-    images = config.infer.batch_size * accelerator.num_processes  # at a time
-    shards = [Shards(config, fold, _stamp(config, fold)) for fold in left]
-    waiting = sum(max(0, len(test) - each.finished()) for each in shards)
-    if not left or len(test) < PROBE * images:
-        return
-    detector = load_detector(config, left[0], other_maps=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for batches in (1, PROBE - 1):  # the first is slower
-            rows, start = test[: batches * images], time.perf_counter()
-            score_table(detector, config, rows, left[0], accelerator, Path(folder) / TEST_MAPS)
-    minutes = (time.perf_counter() - start) / len(rows) * waiting / 60
-    accelerator.print(f"this will take about {minutes:.1f} minutes, loading not counted")
-    budget = config.infer.budget_minutes
-    if budget and minutes > budget:
-        raise UserError(
-            f"infer.budget_minutes={budget:g}: scoring {len(test)} images with {len(left)} models would take "
-            f"{minutes:.1f} minutes; set infer.tta=false or train fewer folds"
-        )
 
 
 def _name(fold: str) -> str:

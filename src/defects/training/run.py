@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader, default_collate
 from defects.config import Config, as_yaml
 from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
 from defects.data.labels import DEFECT, target_labels
-from defects.data.split import FULL, fold_names, load_folds, load_training_rows, training_list
+from defects.data.split import FULL, fold_names, load_folds, load_training_rows
 from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_csv
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
-from defects.stamps import Stamp, differences, in_short, is_stamp, only_files
+from defects.stamps import Stamp, differences, in_short, is_stamp
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
-from defects.training.scorer import Scorer, score_batches, shown_parts
-from defects.training.sides import Sides, make_sides, with_pseudo
+from defects.training.scorer import Scorer, score_batches
+from defects.training.sides import Sides, make_sides
 from defects.training.tracking import Tracker
 from defects.training.trainer import Trainer, make_accelerator, planned_steps
 from defects.writing import write_bytes
@@ -38,7 +38,7 @@ OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 
 
 def run_folder(config: Config, fold: str) -> Path:
-    return config.experiment_dir / checkpoint.run_name(fold)
+    return config.experiment_dir / (FULL if fold == FULL else f"fold{fold}")
 
 
 def finished(config: Config, fold: str) -> bool:
@@ -61,8 +61,6 @@ def train_fold(config: Config, fold: str, restart: bool = False) -> None:
         table, rows = load_folds(config), load_training_rows(config, fold)
     planned, epochs = _plan(config, fold)
     sides = make_sides(planned, fold, table, rows)
-    if config.train.pseudo:
-        sides = with_pseudo(planned, fold, table, sides)
     folder = run_folder(config, fold)
     fingerprint = checkpoint.fingerprint(planned, fold, epochs)
     with ExitStack() as stack:
@@ -165,9 +163,8 @@ def score_table(
     loader = accelerator.prepare(plain_loader(config, rows))
     scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
     scorer = Scorer(detector.to(accelerator.device), config.infer, config.data.symmetries)
-    boxes = shown_parts(config.data, rows)
     with array_archive(maps) if accelerator.is_main_process else nullcontext() as add:
-        for index, score, found in score_batches(scorer, loader, accelerator, boxes):
+        for index, score, found in score_batches(scorer, loader, accelerator):
             scores[index.numpy()] = score.numpy()
             if found is not None and add is not None:
                 for row, array in zip(index.tolist(), _packed(found, detector.segments), strict=True):
@@ -245,8 +242,6 @@ def _train(
     sides = sides.learnt_by(detector, config)
     if config.train.select == "inner" and sides.inner["label"].nunique() < 2:
         accelerator.print("note: the inner hold-out has one class only: the epoch is chosen by the loss")
-    if config.train.init:
-        _start_from(detector, config, fold)
     training = _training(detector, config, sides, accelerator)  # before anything is written
     if main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
@@ -261,21 +256,6 @@ def _train(
     write_result(detector, config, fold, sides.held, accelerator, best)
     tracker.close()
     accelerator.wait_for_everyone()
-
-
-def _start_from(detector: Detector, config: Config, fold: str) -> None:
-    """Weights of another experiment, which must have left out the same images."""
-    path = run_folder(config.model_copy(update={"experiment": config.train.init}), fold) / "best.pt"
-    content = checkpoint.load(path)
-    now = checkpoint.fingerprint(config, fold, None)
-    lists = {"folds.csv", training_list(config, fold).name}
-    if is_stamp(content.get("fingerprint")):
-        content = content | {"fingerprint": only_files(content["fingerprint"], lists)}
-    checkpoint.check_fingerprint(path, content, only_files(now, lists))
-    try:
-        detector.load_state_dict(content["detector"])
-    except RuntimeError:
-        raise UserError(f"train.init={config.train.init}: its network is another one") from None
 
 
 def _fit(trainer: Trainer, config: Config, sides: Sides, training: DataLoader | None) -> None:

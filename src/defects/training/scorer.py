@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -11,9 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from defects.config import InferConfig
-from defects.config_data import DataConfig
 from defects.data.datasets import as_input
-from defects.data.images import content_box
 from defects.data.transforms import DIHEDRAL, turn, turn_back
 from defects.data.windows import windows
 from defects.models import Detector
@@ -25,8 +22,8 @@ class Scorer(nn.Module):
     """A detector as it scores: images uint8 [B, H, W, 3] -> raw score [B, C], map [B, K, h, w] or None.
 
     Averaged over the label-preserving members of the dihedral group if `infer.tta`, from overlapping windows
-    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. With `boxes`
-    [B, 4] (`shown_parts`) the maps are of what lies within them alone. What is exported is this very module.
+    of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. What is
+    exported is this very module.
     """
 
     def __init__(self, detector: Detector, infer: InferConfig, symmetries: str):
@@ -39,28 +36,23 @@ class Scorer(nn.Module):
         sizes = [size[::-1] if turns % 2 else size for turns, _ in self.members]
         return sum(len(windows(each, self.infer.window)) for each in sizes)
 
-    def forward(
-        self, images: torch.Tensor, boxes: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         images = as_input(images)
-        scores, maps = zip(*(self._turned(images, member, boxes) for member in self.members), strict=True)
+        scores, maps = zip(*(self._turned(images, member) for member in self.members), strict=True)
         score = torch.stack(scores).mean(dim=0)
         return score, None if maps[0] is None else torch.stack(maps).mean(dim=0)
 
     def _turned(
-        self, images: torch.Tensor, member: tuple[int, bool], boxes: torch.Tensor | None
+        self, images: torch.Tensor, member: tuple[int, bool]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         score, maps = _score_windows(self.detector, turn(images, *member), self.infer.window)
         if maps is None:
             return score, None
-        maps = turn_back(maps, *member)
-        return score, _reduced(maps if boxes is None else _cut_out(maps, boxes), self.infer.map_size)
+        return score, _reduced(turn_back(maps, *member), self.infer.map_size)
 
 
 @torch.inference_mode()
-def score_batches(
-    scorer: Scorer, loader: DataLoader, accelerator: Accelerator, boxes: torch.Tensor | None = None
-) -> Iterator[Scored]:
+def score_batches(scorer: Scorer, loader: DataLoader, accelerator: Accelerator) -> Iterator[Scored]:
     """Yields (row [B], raw score [B, C], map [B, K, h, w] or None) batch by batch, on the CPU.
 
     In full precision: a bf16 logit near 5 has steps of 0.03, which would tie images. Memory does not grow
@@ -69,34 +61,10 @@ def score_batches(
     scorer.eval()
     for batch in tqdm(loader, "scoring", leave=False, disable=None):
         images = batch["image"].to(accelerator.device, non_blocking=True)
-        shown = None if boxes is None else boxes[batch["row"].cpu()].to(accelerator.device)
-        scores, maps = scorer(images, shown)
+        scores, maps = scorer(images)
         parts = [batch["row"].to(accelerator.device), scores] + ([] if maps is None else [maps])
         gathered = [part.cpu() for part in accelerator.gather_for_metrics(parts)]
         yield gathered[0], gathered[1], None if maps is None else gathered[2]
-
-
-def shown_parts(data: DataConfig, rows: pd.DataFrame) -> torch.Tensor | None:
-    """Where each image lies in its frame: top, left, height, width as shares of the frame, float32 [N, 4].
-
-    None where images fill their frames.
-    """
-    if data.fit == "squash":
-        return None
-    shapes = rows[["height", "width"]].itertuples(index=False, name=None)
-    boxes = torch.tensor([content_box(shape, data.image_size, data.fit) for shape in shapes])
-    return boxes / torch.tensor(2 * data.image_size)
-
-
-def _cut_out(maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """What lies within the boxes [B, 4] of maps [B, K, h, w], brought to [B, K, h, w]: never shrunk."""
-    top, left, height, width = boxes.to(maps.dtype).unbind(1)
-    none = torch.zeros_like(top)
-    # From coordinates -1 to 1 of the box to those of the map; x comes first.
-    across = torch.stack([width, none, 2 * left + width - 1], 1)
-    down = torch.stack([none, height, 2 * top + height - 1], 1)
-    grid = functional.affine_grid(torch.stack([across, down], 1), maps.shape, align_corners=False)
-    return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
 def _score_windows(

@@ -5,9 +5,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from defects.config import Config, TrainConfig
-from defects.data.balance import training_rows
 from defects.data.folds import inner_holdout
-from defects.data.pseudo import load_pseudo
 from defects.errors import UserError
 from defects.models import Detector
 
@@ -114,17 +112,3 @@ def make_sides(config: Config, fold: str, table: pd.DataFrame, rows: pd.DataFram
             f"({len(shared)} images, {shared[0]} first): run src/split.py again"
         )
     return Sides(fitted, training_images, inner, held)
-
-
-def with_pseudo(config: Config, fold: str, table: pd.DataFrame, sides: Sides) -> Sides:
-    """`sides` with the test images of train.pseudo among those learnt from, and nowhere else.
-
-    The training list is planned anew, so that these are copied and turned like the others of their class.
-    """
-    unseen = pd.concat([sides.inner, sides.held])
-    pseudo = load_pseudo(config, fold)
-    known = table[~table["image_id"].isin(unseen["image_id"])]
-    originals = pd.concat([known, pseudo[~pseudo["group"].isin(unseen["group"])]], ignore_index=True)
-    rows = training_rows(originals, config.data.symmetries, config.split.balance, config.split.seed)
-    fitted = rows.merge(originals, on="image_id", validate="many_to_one")
-    return replace(sides, fitted=fitted, training_images=originals)

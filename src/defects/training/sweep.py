@@ -34,7 +34,7 @@ LAUNCHER = re.compile(
     r"|LOCAL_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED"
 )
 PLAIN = re.compile(r"[\w.+-]{1,24}")  # values that can stand in a folder's name
-SHARED = {"image_size", "fit", "answers"}  # settings of data that the folds do not depend on
+SHARED = {"image_size", "answers"}  # settings of data that the folds do not depend on
 OWN = {"train.seed", "experiment", "output"}  # set by the sweep itself
 
 
