@@ -14,6 +14,7 @@ from defects.config import ROOT
 from defects.data.folds import inner_holdout
 from defects.data.split import load_folds, load_training_rows
 from defects.errors import UserError
+from defects.models import build_detector
 from defects.models.classifier import Classifier
 from defects.training import checkpoint, run, trainer
 from defects.training.run import make_sides
@@ -292,9 +293,9 @@ def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
 def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config):
     config = make_config(make_dataset(), "train.batch_size=2")
     sides = make_sides(config, "0", load_folds(config), load_training_rows(config, "0"))
-    assert run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=1)) is not None
+    assert run._training(build_detector(config), config, sides, SimpleNamespace(num_processes=1)) is not None
     with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
-        run._training(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
+        run._training(build_detector(config), config, sides, SimpleNamespace(num_processes=2))
 
 
 def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):
