@@ -66,6 +66,16 @@ def test_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_scr
     assert table.loc["run", "macro_f1_spread"] > 0 and np.isnan(table.loc["slower", "macro_f1_spread"])
 
 
+def test_runs_of_versions_with_settings_that_are_gone_are_compared(config, run_script):
+    write_runs(config)
+    before, _ = compare(run_script, config)
+    paths = list(config.output.glob("*/fold*/config.yaml"))
+    for path in paths:
+        path.write_text(path.read_text().replace("data:\n", "data:\n  fit: squash\n", 1))
+    after, _ = compare(run_script, config)
+    assert paths and before.equals(after)
+
+
 def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, run_script):
     write_runs(config)
     before = (config.dataset_dir / "folds.csv").read_bytes()

@@ -201,7 +201,7 @@ def load_config(
         values = with_detector(values, detector)
     for override in overrides:
         values = _with_override(values, override)
-    config = validate(Config, _without_removed_settings(values, path), str(path))
+    config = validate_config(values, str(path))
     if not ask_detector or "tta" in config.infer.model_fields_set:
         return config
     from defects.models import find_detector  # not on top: it takes seconds, and needs this module
@@ -268,8 +268,13 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(inherited, own, Config)
 
 
-def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`values` of the config at `path` without REMOVED_SETTINGS; UserError where one would have an effect."""
+def validate_config(values: dict[str, Any], where: str) -> Config:
+    """The config of these values, which may be those of an old run; `where` they stand is for messages."""
+    return validate(Config, _without_removed_settings(values, where), where)
+
+
+def _without_removed_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` without REMOVED_SETTINGS; UserError where one would have an effect."""
     result = dict(values)
     for name, no_effect in REMOVED_SETTINGS.items():
         section, key = name.split(".")
@@ -281,7 +286,7 @@ def _without_removed_settings(values: dict[str, Any], path: Path) -> dict[str, A
             value = plain_value(value)
         if value != no_effect:
             raise UserError(
-                f"{path}: {name}={value} is no setting any more (docs/results.md says why): delete it"
+                f"{where}: {name}={value} is no setting any more (docs/results.md says why): delete it"
             )
         result[section] = {other: settings[other] for other in settings if other != key}
     return result

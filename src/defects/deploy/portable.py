@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from defects.config import Config
+from defects.config import Config, validate_config
 from defects.deploy.model import Arrays, Run
 from defects.errors import UserError
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.scorer import Scorer
-from defects.validation import validate
 
 KEPT = {"experiment", "data", "split", "model", "train", "infer", "threshold"}  # sections detectors read
 SOURCES = {"teacher", "textures", "texture_classes", "penalty"}  # options that name files to learn from
@@ -49,7 +48,7 @@ def load_portable(path: Path, threads: int | None = None) -> Run:
     content = checkpoint.load(path)
     if set(content) != {"config", "detector"}:
         raise UserError(f"{path} is no portable model: src/export.py writes one")
-    config = validate(Config, content["config"], str(path))
+    config = validate_config(content["config"], str(path))
     detector = build_detector(config, pretrained=False)
     detector.load_state_dict(content["detector"])
     if threads is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import Config, resolve
+from defects.config import Config, resolve, validate_config
 from defects.data.labels import DEFECT
 from defects.data.prepare import load_images
 from defects.errors import UserError, shorten_names
@@ -14,7 +14,6 @@ from defects.files import read_csv
 from defects.scoring.blending import align_held
 from defects.stamps import settings_but
 from defects.training.run import OOF_COLUMNS, run_folder, trained_folds
-from defects.validation import validate
 from defects.yaml_text import parse_yaml
 
 # Names and places, seeds, and what changes no result: experiments that differ in these alone are siblings.
@@ -50,7 +49,7 @@ def run_config(config: Config, name: str) -> Config:
             f"{resolve(config.output) / name} holds no trained fold: run src/train.py first (trained on "
             f"{config.data.name} so far: {known})"
         )
-    loaded = validate(Config, _run_values(config, name), f"config.yaml of {name}")
+    loaded = validate_config(_run_values(config, name), f"config.yaml of {name}")
     if loaded.data.name != config.data.name:
         raise UserError(f"{name} was trained on {loaded.data.name}, not on {config.data.name}: leave it out")
     return loaded
