@@ -10,7 +10,7 @@ from image_files import DEEP, DEEP_RGB, GREY, encoded, encoded_by_opencv, pnm, t
 
 from defects.config import load_config
 from defects.data.datasets import plain_loader
-from defects.data.images import ImageFacts, examine_image, note_unused_depth, read_image
+from defects.data.images import ImageFacts, examine_image, notes_on_depth, read_image
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.deploy.model import Meta
@@ -97,6 +97,10 @@ def test_8_bit_images_are_read_as_ever_under_a_setting(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "x.png", bits=12), three(GREY))
 
 
+def facts_of_16_bits(*largest):
+    return {f"{i}.png": ImageFacts(4, 4, 16, "grey", value) for i, value in enumerate(largest)}
+
+
 @pytest.mark.parametrize(
     ("largest", "bits", "named"),
     [
@@ -105,18 +109,27 @@ def test_8_bit_images_are_read_as_ever_under_a_setting(tmp_path):
         ([1024], None, 12),
         ([4095, 100], None, 12),
         ([16383], None, 14),
-        ([16384, 100], None, None),
+        ([16384, 9000], None, None),
         ([4095], 12, None),
     ],
 )
 def test_unused_depth_is_noted(largest, bits, named):
-    facts = [ImageFacts(4, 4, 16, "grey", value) for value in largest] + [ImageFacts(4, 4, 8, "grey", 255)]
-    note = note_unused_depth(facts, bits)
-    assert (f"set data.bits={named}" in note) if named else note == ""
+    notes = notes_on_depth(facts_of_16_bits(*largest) | {"8.png": ImageFacts(4, 4, 8, "grey", 255)}, bits)
+    assert [f"set data.bits={named}" in note for note in notes] == ([True] if named else [])
 
 
 def test_8_bit_images_have_no_unused_depth():
-    assert note_unused_depth([ImageFacts(4, 4, 8, "grey", 90)], None) == ""
+    assert notes_on_depth({"8.png": ImageFacts(4, 4, 8, "grey", 90)}, None) == []
+
+
+def test_values_above_the_white_level_that_is_set_are_noted():
+    (note,) = notes_on_depth(facts_of_16_bits(900, 4000), 10)
+    assert "data.bits=10" in note and "4,000" in note and "1.png" in note
+
+
+def test_images_of_another_camera_that_are_nearly_black_are_noted():
+    (note,) = notes_on_depth(facts_of_16_bits(60000, 4000, 65535), None)
+    assert "1 of 3" in note and "1.png" in note
 
 
 @pytest.fixture
@@ -211,4 +224,4 @@ def test_the_largest_value_is_that_of_the_file(tmp_path):
     (tmp_path / "x.png").write_bytes(PACKED)
     facts = examine_image(tmp_path / "x.png")
     assert (facts.bits, facts.largest) == (16, TWELVE.max())
-    assert "set data.bits=12" in note_unused_depth([facts], None)
+    assert "set data.bits=12" in notes_on_depth({"x.png": facts}, None)[0]

@@ -129,12 +129,35 @@ def test_without_the_second_decoder_cut_files_are_named(tmp_path, monkeypatch):
     assert examine_image(tmp_path / "x.jpg").width == 256
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
 def test_a_hole_in_a_compressed_tiff_is_named(tmp_path, compression):
     content = encoded(PHOTO, "TIFF", compression=compression)
     (tmp_path / "x.tif").write_bytes(content)
     examine_image(tmp_path / "x.tif")
     refusal(tmp_path / "x.tif", hole(content, len(content) // 2, 600))
+
+
+def test_a_hole_in_a_jpeg_2000_is_named(tmp_path):
+    content = encoded(PHOTO, "JPEG2000")
+    assert "zeros" in refusal(tmp_path / "x.jp2", hole(content, len(content) // 2, 3000))
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG2000", {}),
+        ("JPEG2000", {"irreversible": True, "quality_layers": [20]}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"compression": "packbits"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ],
+)
+def test_flat_pictures_are_no_damage(tmp_path, format, options, value):
+    flat = np.full((700, 700, 3), value, np.uint8)
+    (tmp_path / "x").write_bytes(encoded(flat, format, **options))
+    assert examine_image(tmp_path / "x").largest == value
 
 
 def test_a_tail_of_zeros_of_a_jpeg_2000_is_named(tmp_path):

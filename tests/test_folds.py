@@ -117,6 +117,18 @@ def test_what_belongs_to_the_only_defect_stays_with_it():
         planned(labelled([1, 0, 0]), [0, 0, 1])
 
 
+def test_normal_images_in_the_group_of_the_only_defect_are_not_called_missing():
+    with pytest.raises(UserError, match="the normal images lie in no group .* beside those with the defects"):
+        planned(labelled([1, 0, 0]), [0, 0, 0], group_pattern="(.)")
+
+
+def test_notes_about_many_classes_with_one_image_are_few(capsys):
+    planned(with_classes(*"12345", "", "", names="12345"), range(7))
+    printed = capsys.readouterr().out
+    assert printed.count("lie in 1 group") == 3
+    assert "the same holds for the images of class 4, the images of class 5" in printed
+
+
 def test_several_defects_in_one_group_are_kept_together_where_the_user_says_so():
     images, groups = labelled([1, 1, 0, 0]), [0, 0, 1, 2]
     with pytest.raises(UserError, match="the defects lie in 1 group .split.duplicates.*enabled=false"):
@@ -126,9 +138,9 @@ def test_several_defects_in_one_group_are_kept_together_where_the_user_says_so()
         assert stated[:2].tolist() == 2 * [folds.TRAINING_ONLY]
 
 
-def with_classes(*kinds):
-    """Rows of images.csv for classes 1 to 3; each kind is a text of the classes that an image has."""
-    runs = {f"defect_{name}": ["1 1" if name in kind else "" for kind in kinds] for name in "123"}
+def with_classes(*kinds, names="123"):
+    """Rows of images.csv for the classes `names`; each kind is a text of the classes that an image has."""
+    runs = {f"defect_{name}": ["1 1" if name in kind else "" for kind in kinds] for name in names}
     return labelled([int(kind != "") for kind in kinds]).assign(**runs)
 
 

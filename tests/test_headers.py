@@ -37,6 +37,12 @@ def changed_jpeg(marker: int = 0xC0, precision: int = 8) -> bytes:
     return bytes(content)
 
 
+def turned_avif(orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    return encoded(RGB, "AVIF", exif=exif)
+
+
 REFUSED = {  # name -> (content, what is said)
     "pages.tif": (encoded_frames("TIFF"), "3 pages: one picture per file"),
     "pages-of-one.tif": (tiff(GREY, (0, 0)), "2 pages: one picture per file"),
@@ -70,6 +76,13 @@ REFUSED = {  # name -> (content, what is said)
     "map.png": (encoded_by_opencv(FLOAT, ".pfm"), "32-bit float: convert to 8 or 16 bits"),
     "open.png": (b"\x76\x2f\x31\x01\x02\0\0\0", "OpenEXR, a floating-point format"),
     "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC: convert to JPEG or PNG"),
+    "phone2.jpg": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC: convert to JPEG or PNG"),
+    "turned.avif": (turned_avif(6), "an AVIF with a mark to turn or mirror it: convert to PNG"),
+    "mirrored.avif": (turned_avif(2), "an AVIF with a mark to turn or mirror it: convert to PNG"),
+    "fetch.jpg": (b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
+    "login.jpg": (b"<!DOCTYPE html><html>", "an HTML page: download the file again"),
+    "many.png": (b"PK\x03\x04\x14", "a ZIP archive: unpack it"),
+    "frames.pgm": (2 * pnm(5, GREY, 255), "2 frames: one picture per file"),
     "xl.jpg": (b"\xff\x0a\0\0", "JPEG XL: convert to PNG"),
     "alpha.pam": (encoded_by_opencv(np.dstack([RGB, ALPHA]), ".pam"), "a PAM with alpha or of one bit"),
 }

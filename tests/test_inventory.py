@@ -94,6 +94,27 @@ def test_deep_images_that_use_few_bits_are_noted(root, lines, largest, told):
     assert told is None or told in notes[0]
 
 
+def test_images_that_look_like_masks_are_noted(root, lines):
+    write_png(root / "train/normal_images/label.png", defective(0)[1])
+    note = _line(lines(root), "note: 1 images have few grey levels")
+    assert "train/normal_images/label.png" in note
+
+
+def test_a_data_set_of_images_with_few_levels_is_not_noted(root, lines):
+    for path in [*root.glob("train/*_images/*.png"), *root.glob("test/images/*.png")]:
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        write_png(path, np.where(image > 128, 255, 0).astype(np.uint8))
+    assert not [line for line in lines(root) if "few grey levels" in line]
+
+
+def test_drawings_among_the_images_are_noted(root, lines):
+    first = sorted((root / "train/normal_images").iterdir())[0]
+    write_png(first.with_name(f"{first.stem}_overlay.png"), texture(50))
+    write_png(first.with_name("front_overlay.png"), texture(51))
+    note = _line(lines(root), "note: 1 images are called like drawings")
+    assert f"{first.stem}_overlay.png" in note and "train/normal_images" in note
+
+
 def test_the_share_that_masks_mark(root, lines):
     write_png(root / "train/defect_masks/defect_2.png", np.full((32, 32), 255, np.uint8))
     printed = lines(root)

@@ -5,7 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from conftest import write_png
+from conftest import texture, write_png
 from image_files import GREY, encoded, encoded_frames, pnm, tiff
 from PIL import Image
 
@@ -56,6 +56,15 @@ def saved_anew(image, format, **options):
         return encoded(picture, "PNG")
 
 
+def on_background(background, paint, cover=TRUTH):
+    """uint8 [H, W, 3]: a defect of one colour on another; `cover` [H, W]: its share of each pixel."""
+    cover = cover[..., None]
+    return np.round(cover * np.array(paint) + (1 - cover) * np.array(background)).astype(np.uint8)
+
+
+PHOTOGRAPH = np.dstack([texture(0, SIZE[1])[: SIZE[0]]] * 3)
+RED_ON_WHITE = (255, 255, 255), (255, 0, 0)
+WHITE_ON_GREY = (80, 80, 80), (255, 255, 255)
 BLACK_ON_WHITE = np.where(TRUTH[..., None], 0, 255).astype(np.uint8) * np.ones(3, np.uint8)
 INDICES = TRUTH.astype(np.uint8)
 VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
@@ -75,7 +84,11 @@ KINDS = {  # name -> (content, kind that is told)
     "labels-coloured.png": (encoded(np.array(VOC, np.uint8)[LABELS], "PNG"), "colours"),
     "labels-from-1.png": (encoded(INDICES + 1, "PNG"), "two levels"),
     "dark-colour.png": (encoded(red(INDICES), "PNG"), "colours"),
-    "red-on-white.png": (encoded(np.where(TRUTH[..., None], (255, 0, 0), 255).astype(np.uint8), "PNG"), None),
+    "red-on-white.png": (encoded(on_background(*RED_ON_WHITE), "PNG"), "colours"),
+    "red-on-white-soft.png": (encoded(on_background(*RED_ON_WHITE, COVER), "PNG"), "colours"),
+    "red-on-white.jpg": (encoded(on_background(*RED_ON_WHITE), "JPEG", quality=75), "jpeg"),
+    "white-on-grey-soft.png": (encoded(on_background(*WHITE_ON_GREY, COVER), "PNG"), "many levels"),
+    "white-on-grey.jpg": (encoded(on_background(*WHITE_ON_GREY), "JPEG", quality=75), "jpeg"),
     "soft.png": (encoded(SOFT, "PNG"), "many levels"),
     "soft-16-bit.png": (encoded(np.round(65535 * COVER).astype(np.uint16), "PNG"), "many levels"),
     "soft-red.png": (encoded(red(SOFT), "PNG"), "colours"),
@@ -98,6 +111,8 @@ KINDS = {  # name -> (content, kind that is told)
     "alpha-half.png": (encoded(rgba(red(MASK), MASK // 2), "PNG"), "alpha"),
     "alpha-black-paint.png": (encoded(rgba(BLACK_ON_WHITE, MASK), "PNG"), "alpha"),
     "alpha-and-labels.png": (encoded(rgba(np.array(VOC, np.uint8)[LABELS], MASK), "PNG"), "alpha"),
+    "alpha-of-photograph.png": (encoded(rgba(PHOTOGRAPH, MASK), "PNG"), "alpha"),
+    "alpha-cut-out.png": (encoded(rgba(PHOTOGRAPH * TRUTH[..., None], MASK), "PNG"), "alpha"),
     "alpha-full.png": (encoded(rgba(np.dstack([MASK] * 3), WHITE[..., 0]), "PNG"), "two levels"),
     "alpha-none.png": (encoded(rgba(np.dstack([MASK] * 3), 0 * MASK), "PNG"), "two levels"),
     "alpha-copy.png": (encoded(rgba(np.dstack([MASK] * 3), MASK), "PNG"), "alpha"),
@@ -132,6 +147,28 @@ def test_every_kind_of_mask_marks_what_was_meant(tmp_path, name):
     np.testing.assert_array_equal(read_mask(tmp_path / name, inverted=True), ~mask)
 
 
+ENCODINGS = {
+    "1.png": lambda cover: encoded((cover >= 0.5).astype(np.uint8), "PNG"),
+    "255.bmp": lambda cover: encoded((cover >= 0.5).astype(np.uint8) * 255, "BMP"),
+    "soft.png": lambda cover: encoded(np.round(255 * cover).astype(np.uint8), "PNG"),
+    "soft-16-bit.tif": lambda cover: encoded(np.round(65535 * cover).astype(np.uint16), "TIFF"),
+    "90.jpg": lambda cover: encoded(np.where(cover >= 0.5, 255, 0).astype(np.uint8), "JPEG", quality=90),
+    "alpha.png": lambda cover: encoded(rgba(0 * WHITE, np.round(255 * cover).astype(np.uint8)), "PNG"),
+    "green-on-white.png": lambda cover: encoded(on_background((255, 255, 255), (0, 200, 0), cover), "PNG"),
+    "palette.gif": lambda cover: palette((cover >= 0.5).astype(np.uint8), *VOC, format="GIF"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_random_shapes_are_read_as_they_were_drawn(tmp_path, name):
+    for seed in range(20):
+        cover = shape(seed)
+        truth = cover >= 0.5
+        (tmp_path / name).write_bytes(ENCODINGS[name](cover))
+        mask = read_mask(tmp_path / name)
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.95, f"seed {seed}"
+
+
 @pytest.mark.parametrize("value", [1, 128, 255])
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
 def test_masks_are_everything_that_is_not_black(tmp_path, value, suffix):
@@ -155,6 +192,12 @@ def test_coloured_masks(tmp_path, color):
 def test_16_bit_masks(tmp_path, value):
     Image.fromarray(np.where(MARKED, value, 0).astype(np.uint16)).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), MARKED)
+
+
+def test_labels_that_change_along_a_scratch_are_not_taken_for_soft_edges(tmp_path):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[10, 20:140] = 1 + np.arange(120) // 2 % 4
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "m.png", mask)), mask > 0)
 
 
 def test_thin_labels_are_not_taken_for_soft_edges(tmp_path):

@@ -46,6 +46,14 @@ def _refused(folder: Path) -> str:
         ("a.png", "a_mask.jpg"),
         ("a.png", "masks/a.png"),
         ("images/a.png", "masks/a_mask.png"),
+        ("a.png", "defect_masks/a.png"),
+        ("a.png", "ground truth/a.png"),
+        ("a.png", "마스크/a.png"),
+        ("a.png", "masks/a_1.png"),
+        ("a.png", "masks/a/000.png"),
+        ("a.jpg", "masks/a.jpg.png"),
+        ("JPEGImages/a.png", "SegmentationClass/a.png"),
+        ("images/scratch/a.png", "masks/scratch/a.png"),
         ("0001/img.png", "0001/label.png"),
         ("lot.1.v2.jpg", "lot.1.v2.png"),
     ],
@@ -98,6 +106,26 @@ def test_a_mask_whose_image_is_missing_is_no_image(tmp_path):
     lone = _mask(tmp_path / "b_mask.png", 1)
     found = _split(tmp_path)
     assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
+
+
+def test_a_mask_in_a_folder_of_masks_whose_image_is_missing_is_no_image(tmp_path):
+    image, mask = _picture(tmp_path / "a_1.png"), _mask(tmp_path / "label_png/a_1.png")
+    lone = _mask(tmp_path / "label_png/a_2.png", 1)
+    found = _split(tmp_path)
+    assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
+
+
+def test_blank_pictures_below_a_folder_with_a_word_for_masks_stay_pictures(tmp_path):
+    folder = tmp_path / "labels 2024/bad"
+    image, mask = _picture(folder / "a.png"), _mask(folder / "a_mask.png")
+    blank = _write(folder / "b.png", np.zeros((64, 64), np.uint8))
+    found = _split(folder)
+    assert (found.images, found.masks, found.orphans) == ([image, blank], {image: [mask]}, [])
+
+
+def test_pictures_in_a_folder_that_is_called_like_masks_stay_pictures(tmp_path):
+    paths = {_picture(tmp_path / "a.png"), _picture(tmp_path / "annotations/a.png", 1)}
+    assert set(_split(tmp_path).images) == paths
 
 
 def test_pictures_that_are_called_masks_stay_pictures_where_none_is_one(tmp_path):

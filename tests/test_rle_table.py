@@ -122,6 +122,7 @@ JOINED = "ImageId_ClassId,EncodedPixels\n"
             "columns ImageId, EncodedPixels; expected ImageId_ClassId",
         ),
         ("ImageId;ClassId;EncodedPixels\na;1;1 1\n", "expected"),
+        (",Area," + HEAD + "0,9,a,1,1 1\n", "one without a name, Area; remove them"),
         ("", "not a readable CSV"),
     ],
 )
@@ -266,3 +267,23 @@ def test_annotations_saved_by_other_programs(path, head):
     separator = ";" if ";" in head else "\t"
     text = head + separator.join(["a.jpg", "1", "5 2"]) + "\r\n"
     assert _annotated(path, text) == {("a.jpg", "1"): "5 2"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_masks_written_in_parts_come_back(path, seed):
+    """Regions of a mask in rows of their own, in any order, saved with any separator and encoding."""
+    random = np.random.default_rng(seed)
+    masks = {(image, name): random.random((6, 5)) < 0.3 for image in IMAGES for name in CLASSES[:2]}
+    rows = []
+    for (image, name), mask in masks.items():
+        part_of = random.integers(0, 3, mask.shape)
+        parts = [rle.encode(mask & (part_of == number)) for number in range(3)]
+        rows += [(image, f"{name}.0", runs or "-1") for runs in parts]
+    separator = random.choice([",", ";", "\t"])
+    lines = [separator.join(rows[place]) for place in random.permutation(len(rows))]
+    text = separator.join(["ImageId", "ClassId", "EncodedPixels"]) + "\r\n" + "\r\n".join(lines)
+    path.write_bytes(text.encode(str(random.choice(["utf-8", "utf-8-sig", "utf-16"]))))
+    table = all_pairs(read_annotations(path, CLASSES, IMAGES), IMAGES, CLASSES[:2])
+    for row in table.itertuples():
+        expected = masks[row.image_id, row.target]
+        np.testing.assert_array_equal(rle.decode(row.runs, (6, 5)), expected)

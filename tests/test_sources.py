@@ -171,6 +171,29 @@ def test_mvtec_test_images_may_join_the_training_side(mvtec):
     assert _rows(listing, "image_id", "label", "kind", "mask_path")[:4] == MVTEC_TEST
 
 
+@pytest.mark.parametrize("name", ["ok", "OK", "Good", "normal"])
+def test_mvtec_with_another_name_for_good(mvtec, name):
+    for split in ("train", "test"):
+        (mvtec / split / "good").rename(mvtec / split / name)
+    listing = list_data(_data(mvtec, "mvtec"))
+    labels = listing.answers.set_index("image_id")["label"]
+    assert labels[f"test/{name}/000.png"] == 0
+    assert labels.sum() == 3
+    assert (listing.images["split"] == "train").sum() == 2
+
+
+def test_mvtec_with_two_folders_of_normal_training_images_is_refused(mvtec):
+    _pictures(mvtec, "train/OK/000.png")
+    message = _error(_data(mvtec, "mvtec"))
+    assert "train/OK" in message and "train/good" in message
+
+
+def test_mvtec_masks_of_a_kind_whose_letters_differ_in_case(mvtec):
+    (mvtec / "ground_truth/contamination").rename(mvtec / "ground_truth/Contamination")
+    masks = list_data(_data(mvtec, "mvtec")).answers.set_index("image_id")["mask_path"]
+    assert masks["test/contamination/000.png"] == "ground_truth/Contamination/000_mask.png"
+
+
 def test_mvtec_without_masks(mvtec):
     (mvtec / "ground_truth").rename(mvtec / "elsewhere")
     listing = list_data(_data(mvtec, "mvtec"))

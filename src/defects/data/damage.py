@@ -16,6 +16,11 @@ except ImportError:  # prediction does without it: then less damage within JPEG 
 END_OF_IMAGE = b"\xff\xd9"
 # Intact JPEGs hold no more than four in a row (5,363 photographs); four bytes are ten coefficients of -1.
 ZEROS = re.compile(rb"\0{16}")
+# Of constant to noisy pictures in JPEG 2000, and in TIFFs WITHOUT_CHECKSUM, 10 in a row are the most.
+LONG_ZEROS = re.compile(rb"\0{512}")
+CODESTREAM = b"\xff\x4f\xff\x51"  # start of the data of a JPEG 2000
+COMPRESSION, STRIP_OFFSETS, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES = 259, 273, 279, 324, 325  # tags of a TIFF
+WITHOUT_CHECKSUM = (5, 7, 32773)  # values of COMPRESSION: LZW, JPEG, PackBits
 SEQUENTIAL = (0xC0, 0xC1)
 FIRST_AC_TABLE = 0x10
 # What libjpeg says of intact pixels: odd headers, and colours that it cannot turn into grey.
@@ -104,12 +109,25 @@ def _find_damage_with_pillow(content: bytes) -> str:
         return ""
     try:
         with picture:
+            parts = _compressed_parts(picture, content)
             picture.load()
     except OSError as error:
         return str(error)
     except Exception:
         return ""
-    return ""
+    return "a stretch of zeros" if any(LONG_ZEROS.search(part) for part in parts) else ""
+
+
+def _compressed_parts(picture: Image.Image, content: bytes) -> list[bytes]:
+    """The compressed data of a JPEG 2000 or TIFF in which a long row of zeros cannot stand for pixels."""
+    if picture.format == "JPEG2000":
+        return [content[content.find(CODESTREAM) :].rstrip(b"\0")]
+    tags = picture.tag_v2
+    if tags.get(COMPRESSION) not in WITHOUT_CHECKSUM:
+        return []
+    offsets = tags.get(STRIP_OFFSETS) or tags[TILE_OFFSETS]
+    sizes = tags.get(STRIP_SIZES) or tags[TILE_SIZES]
+    return [content[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
 
 
 def _is_whole_png(content: memoryview) -> bool:

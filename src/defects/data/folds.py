@@ -11,7 +11,7 @@ from defects.config import resolve
 from defects.config_data import SplitConfig
 from defects.data.labels import DEFECT, class_names, target_labels
 from defects.data.user_tables import match_ids, read_user_table
-from defects.errors import UserError, shorten_names
+from defects.errors import SHOWN_NAMES, UserError, shorten_names
 from defects.files import same_text
 
 NORMAL = "the normal images"  # in messages
@@ -67,21 +67,31 @@ def find_only_groups(
 ) -> np.ndarray:
     """bool [N]: images of groups that are the only one of their class, which cannot be held out.
 
-    A note is printed about each. Several pictures that the search for siblings joined into one group do not
+    Notes say which. Several pictures that the search for siblings joined into one group do not
     count: there it is more likely wrong. Without classes normal images are not looked at either.
     """
     is_training_only = np.zeros(len(images), dtype=bool)
     is_stated = split.group_file is not None or split.group_pattern is not None
+    only = {}
     for name, member in _members(images, classes).items():
         found = np.unique(groups[member])
         pictures = images.loc[member, "sha256" if "sha256" in images else "image_id"]
         if len(found) != 1 or not (is_stated or pictures.nunique() == 1) or (name == NORMAL and not classes):
             continue
         is_training_only |= groups == found[0]
-        names = shorten_names(images.loc[member, "image_id"])
-        print(f"note: {name} lie in 1 group ({names}): it is learnt from in every fold and never held")
-        print("      out, so no out-of-fold figure tells how such images are judged")
+        only[name] = shorten_names(images.loc[member, "image_id"])
+    _print_only_groups(only)
     return is_training_only
+
+
+def _print_only_groups(only: dict[str, str]) -> None:
+    """A note about each of the first classes of `only`, which gives their images; the others by name."""
+    for name, images in list(only.items())[:SHOWN_NAMES]:
+        print(f"note: {name} lie in 1 group ({images}): it is learnt from in every fold and never held")
+        print("      out, so no out-of-fold figure tells how such images are judged")
+    others = list(only)[SHOWN_NAMES:]
+    if others:
+        print(f"note: the same holds for {shorten_names(others)}")
 
 
 def check_counts(
@@ -99,8 +109,10 @@ def check_counts(
     """
     if is_training_only is None:
         is_training_only = np.zeros(len(images), dtype=bool)
+    members = _members(images, classes)
+    is_shared = bool((members[NORMAL] & is_training_only).any())
     few = {}
-    for name, member in _members(images, classes).items():
+    for name, member in members.items():
         if name == NORMAL:
             member = member & ~is_training_only
         count = len(np.unique(groups[member]))
@@ -117,6 +129,8 @@ def check_counts(
         advice = f"set split.folds={count}, or add images of other objects"
     else:
         problem = f"{name} lie in {count} group{source}" if count else f"{name} are missing"
+        if name == NORMAL and is_shared:
+            problem = f"{name} lie in {count or 'no'} group{source} beside those with the defects"
         problem += f" for split.folds={folds}"
         advice = "add images of other objects: two folds, the fewest, need two groups"
     raise UserError(f"{problem}: {advice}{correction}")

@@ -22,6 +22,10 @@ FOREIGN = {
     b"\0\0\0\x0cJXL ": "JPEG XL: convert to PNG",
     b"8BPS": "a Photoshop document: convert to PNG",
     b"%PDF": "a PDF: convert to PNG",
+    b"PK\x03\x04": "a ZIP archive: unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS, not the picture: run git lfs pull",
+    b"<!DOCTYPE": "an HTML page: download the file again",
+    b"<html": "an HTML page: download the file again",
 }
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
@@ -227,7 +231,21 @@ def _pnm(content: bytes) -> Header:
     width, height, *white = map(int, head.groups())
     white = white[0] if white else 1
     channels = "RGB" if kind in (3, 6) else "grey"
-    return Header("PNM", height, width, white.bit_length(), white, channels, is_spread=kind in (1, 4))
+    pictures = 1
+    if kind in (5, 6):
+        size = height * width * (3 if kind == 6 else 1) * (2 if white > EIGHT_BITS else 1)
+        is_followed = content[head.end() + 1 + size :].lstrip().startswith(content[:2])
+        pictures = 2 if is_followed else 1  # at least
+    return Header(
+        "PNM",
+        height,
+        width,
+        white.bit_length(),
+        white,
+        channels,
+        pictures,
+        is_spread=kind in (1, 4),
+    )
 
 
 def _pam(content: bytes) -> Header:
@@ -242,14 +260,25 @@ def _pam(content: bytes) -> Header:
 
 def _heif(content: bytes) -> Header:
     brand = content[8:12]
-    if brand in HEIC_BRANDS:
+    end = int.from_bytes(content[:4])
+    brands = {brand} | {content[place : place + 4] for place in range(16, min(end, 512), 4)}
+    if brands & HEIC_BRANDS:
         return Header(fault="HEIC: convert to JPEG or PNG")
-    if brand not in (b"avif", b"avis"):
+    if not brands & {b"avif", b"avis"}:
         return Header()
+    if _is_turned(content):
+        return Header(fault="an AVIF with a mark to turn or mirror it: convert to PNG")  # OpenCV ignores it
     start = content.find(b"pixi")  # version and flags, number of channels, bits of each
     bits = content[start + 9] if start >= 0 else 8
     frames = _count_frames(content) if brand == b"avis" else 1
     return Header("AVIF", bits=bits, white=2**bits - 1, pictures=frames)
+
+
+def _is_turned(content: bytes) -> bool:
+    """Whether an AVIF is to be rotated (irot, with a quarter turn) or mirrored (imir)."""
+    head = content[: content.find(b"mdat")]
+    rotation = head.find(b"irot")
+    return b"imir" in head or (rotation >= 0 and head[rotation + 4] & 3 > 0)
 
 
 def _jpeg2000(content: bytes) -> Header:

@@ -1,6 +1,6 @@
 """Reading images: the one OpenCV path that training, inference and prediction share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import numpy as np
 from defects.data.decoding import check_content, decode_colours, read_content, to_eight_bits
 from defects.data.headers import EIGHT_BITS
 from defects.data.mask_files import read_mask as read_mask  # images and masks from one place
+from defects.data.mask_pixels import are_pixels_of_mask
+from defects.errors import shorten_names
 
 # What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
 IMAGE_SUFFIXES = {
@@ -19,6 +21,7 @@ IMAGE_SUFFIXES = {
     *(".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".ras", ".sr"),
 }
 CAMERA_BITS = (10, 12, 14, 16)  # depths of sensors
+DARK = 2**12 - 1  # of 16 bits: 16 of 255
 
 
 class Box(NamedTuple):
@@ -38,6 +41,7 @@ class ImageFacts(NamedTuple):
     bits: int  # stored bits of each channel: 1, 8, 16, ...
     channels: str  # "grey", "RGB", "grey+alpha", "RGBA", "palette", "CMYK", ...
     largest: int  # largest stored value of the colour channels
+    looks_like_mask: bool = False  # few levels, or one level alone
 
 
 def read_image(
@@ -95,23 +99,50 @@ def examine_image(path: Path) -> ImageFacts:
     largest = int(pixels.max())
     if header.bits < 8 and header.is_spread:
         largest = round(largest * header.white / EIGHT_BITS)  # spread over 0 to 255 by the decoder
-    return ImageFacts(width, height, header.bits, channels, largest)
+    looks_like_mask = are_pixels_of_mask(pixels[..., :1] if channels == "grey" else pixels)
+    return ImageFacts(width, height, header.bits, channels, largest, looks_like_mask)
 
 
-def note_unused_depth(facts: Sequence[ImageFacts], bits: int | None) -> str:
-    """For the inventory: a sentence if images of 16 bits use no more than 10, 12 or 14 of them; or ""."""
-    deep = [image.largest for image in facts if image.bits == 16]
-    if bits is not None or not deep:
-        return ""
-    needed = max(max(deep).bit_length(), 9)
+def notes_on_depth(facts: Mapping[str, ImageFacts], bits: int | None) -> list[str]:
+    """For the inventory: sentences if 16-bit images do not fit `bits`, data.bits, or use few of their bits.
+
+    `facts` by path.
+    """
+    largest = {path: image.largest for path, image in facts.items() if image.bits == 16}
+    if not largest:
+        return []
+    if bits is not None:
+        return _note_above_white(largest, bits)
+    needed = max(largest.values()).bit_length()
     camera = next(depth for depth in CAMERA_BITS if depth >= needed)
     if camera == 16:
-        return ""
-    count = f"{len(deep)} images" if len(deep) > 1 else "1 image"
-    return (
+        return _note_dark(largest)
+    count = f"{len(largest)} images" if len(largest) > 1 else "1 image"
+    return [
         f"{count} of 16 bits never exceed {2**camera - 1:,} of 65,535 and are read as nearly black: "
         f"if they are {camera}-bit frames, set data.bits={camera}"
-    )
+    ]
+
+
+def _note_above_white(largest: dict[str, int], bits: int) -> list[str]:
+    white = 2**bits - 1
+    above = [path for path, value in largest.items() if value > white]
+    if not above:
+        return []
+    return [
+        f"{len(above)} of {len(largest)} images of 16 bits exceed {white:,}, the white level of "
+        f"data.bits={bits}, and are white there (up to {max(largest.values()):,}): {shorten_names(above)}"
+    ]
+
+
+def _note_dark(largest: dict[str, int]) -> list[str]:
+    dark = [path for path, value in largest.items() if value <= DARK]
+    if not dark:
+        return []
+    return [
+        f"{len(dark)} of {len(largest)} images of 16 bits never exceed {DARK:,} and are read as nearly "
+        f"black, the others are not: if their cameras differ, convert all to one depth: {shorten_names(dark)}"
+    ]
 
 
 def _reduction(sides: tuple[int, int], size: tuple[int, int], fit: str) -> int:

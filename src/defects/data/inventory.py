@@ -1,5 +1,6 @@
 """What prepare saw in the folders of a data set: a summary that people read, and inventory.json."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination, Examined
 from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
-from defects.data.images import note_unused_depth
+from defects.data.images import ImageFacts, notes_on_depth
 from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
 from defects.data.paths import below
@@ -21,6 +22,12 @@ from defects.data.role_folders import RoleFolder
 from defects.errors import printable, shorten_names
 
 SHOWN_SIZES = 3
+MASK_LIKE_SHARE = 0.5  # of the images, at most, are mentioned for it
+# a_overlay.png, a_heatmap.png, a_thumb.jpg of a.bmp
+DRAWING_END = re.compile(
+    r"[ ._-](overlay|vis|viz|visuali[sz]ation|heatmap|result|annotated|marked|bbox|preview|thumb|thumbnail)$",
+    re.IGNORECASE,
+)
 MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
 
 
@@ -233,10 +240,35 @@ def _notes(
     lines += _doubts(examination)
     if examination.inverted:
         lines.append("the masks mark what is no defect: they are read the other way round")
-    unused_depth = note_unused_depth([row.facts for row in examination.examined if row.facts], data.bits)
-    if unused_depth:
-        lines.append(unused_depth)
-    return lines
+    facts = {path: row.facts for row, path, _ in _rows(examination) if row.facts}
+    lines += notes_on_depth(facts, data.bits) + _notes_on_levels(facts)
+    return lines + [note for folder in folders for note in _notes_on_drawings(folder, root)]
+
+
+def _notes_on_drawings(folder: RoleFolder, root: Path) -> list[str]:
+    """A sentence if images of a folder are called like renderings of others beside them."""
+    images = {path.with_suffix("") for path in folder.images}
+    drawings = []
+    for path in folder.images:
+        base = DRAWING_END.sub("", path.stem)
+        if base != path.stem and path.with_name(base) in images:
+            drawings.append(below(path, root))
+    if not drawings:
+        return []
+    return [
+        f"{len(drawings)} images are called like drawings of others beside them, and are taken as images: "
+        f"{shorten_names(drawings)}; if they are drawings, move them out of {folder.setting}"
+    ]
+
+
+def _notes_on_levels(facts: dict[str, ImageFacts]) -> list[str]:
+    """A sentence if some images look like masks; where most do, the data set holds such images."""
+    alike = [path for path, fact in facts.items() if fact.looks_like_mask]
+    if not alike or len(alike) > MASK_LIKE_SHARE * len(facts):
+        return []
+    return [
+        f"{len(alike)} images have few grey levels, as masks and blank frames have: {shorten_names(alike)}"
+    ]
 
 
 def _doubts(examination: Examination) -> list[str]:

@@ -3,10 +3,10 @@
 Annotation tools write masks in many ways. Read from the pixels alone, the same in every stage:
 
 - no alpha, black background: everything that is not black (1, 128, 255; labels 1, 2, 3; colours);
-- lossy files and soft edges: what is at least half as bright as the brightest value;
-- alpha: what is visible and not black; if all that is visible has one colour, what is visible;
-- palettes: what is not black; a first entry of another colour is background where the border says so;
-- no black at all: what differs from the colour of the border that is also the most frequent.
+- no black at all: what differs from the most frequent colour, if that fills the border;
+- lossy files and soft edges: what is at least half as bright, or as different, as the brightest value;
+- alpha: what is visible and not black; if nothing visible is black, or it is a photograph, what is visible;
+- palettes: what is not black; a first entry of another colour is background where the border says so.
 
 Whether the masks of a data set are inverted is decided once, from all of them (`are_inverted`).
 """
@@ -24,8 +24,10 @@ from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.headers import Header
 
 RAMP_SHARE = 0.3  # of the grey pixels of soft edges, at least, lie between a darker and a brighter one
+SOFT_LEVELS = 32  # above black, at least, are the brightest value of soft edges: labels are lower
 NOISE_LEVELS = 16  # that compression adds to black, and takes from the brightest value
 NOISE_SHARE = 0.05  # of what is not black, at most, lies between these two
+PICTURE_SHARE = 0.3  # of a photograph's pixels, at most, have the same brightness
 BACKGROUND_SHARE = 0.5  # of an image and of its border, at least, is background
 FAINT_PIXELS = 5  # height and width of a part that is left out for its faintness, and mentioned
 LABELS_BELOW_IGNORE = 64  # labels that stand beside an ignore value of 255
@@ -179,17 +181,41 @@ def _mark_visible(colours: np.ndarray, alpha: np.ndarray) -> Reading:
     shown = colours[is_visible]
     if (shown == shown[0]).all():
         return Reading(is_visible, "alpha")
-    return Reading(is_visible & _mark_grey(_brightest(colours)).mask, "alpha")
+    value = _brightest(colours)
+    counts = np.bincount(value[is_visible])
+    if counts[0] == 0 or counts.max() < PICTURE_SHARE * len(shown):  # paint alone, or a piece of a photograph
+        return Reading(is_visible, "alpha")
+    return Reading(is_visible & _mark_levels(value).mask, "alpha")
 
 
 def _mark_colours(colours: np.ndarray, is_lossy: bool = False, is_examined: bool = False) -> Reading:
     """Of [H, W, 3], uint8 or uint16."""
     value = _brightest(colours)
-    is_grey = all(np.array_equal(value, colours[..., channel]) for channel in range(3))
-    if not is_grey and not is_lossy and value.min() > 0:
-        return _mark_without_black(colours)
-    reading = _mark_grey(value, is_lossy, is_examined)
+    has_black = value.min() <= (NOISE_LEVELS if is_lossy else 0)
+    if not has_black:
+        value = _distance_from_background(colours, NOISE_LEVELS if is_lossy else 0)
+    if value is None:
+        return Reading(np.ones(colours.shape[:2], bool), "labels", "has neither black nor another background")
+    if value.max() == 0 and not has_black:
+        return Reading(np.ones(colours.shape[:2], bool), "two levels")
+    reading = _mark_levels(value, is_lossy, is_examined)
+    is_grey = all(np.array_equal(colours[..., 0], colours[..., channel]) for channel in (1, 2))
     return reading if is_grey or is_lossy else reading._replace(kind="colours")
+
+
+def _distance_from_background(colours: np.ndarray, noise: int) -> np.ndarray | None:
+    """[H, W]: how far each pixel is from the most frequent one of [H, W, 3]; None if that is no background.
+
+    A background fills most of the image and of its border. Distances up to `noise` are 0.
+    """
+    packed = colours.astype(np.uint64) @ np.array([1, 1 << 16, 1 << 32], np.uint64)
+    _, first, counts = np.unique(packed, return_index=True, return_counts=True)
+    background = colours.reshape(-1, 3)[first[counts.argmax()]]
+    distance = _brightest(cv2.absdiff(colours, np.full_like(colours, background)))
+    distance[distance <= noise] = 0
+    is_background = distance == 0
+    is_sure = min(is_background.mean(), _border(is_background).mean()) >= BACKGROUND_SHARE
+    return distance if is_sure else None
 
 
 def _brightest(colours: np.ndarray) -> np.ndarray:
@@ -198,18 +224,18 @@ def _brightest(colours: np.ndarray) -> np.ndarray:
     return cv2.max(cv2.max(red, green), blue)
 
 
-def _mark_grey(value: np.ndarray, is_lossy: bool = False, is_examined: bool = False) -> Reading:
-    """Of [H, W]: the grey level, or the largest of the three channels."""
+def _mark_levels(value: np.ndarray, is_lossy: bool = False, is_examined: bool = False) -> Reading:
+    """Of [H, W]: the grey level, the largest of the three channels, or the distance from the background."""
     counts = np.bincount(value.ravel())
     levels = np.flatnonzero(counts)
     top = int(levels[-1])
-    is_soft = len(levels) > 3 and (_are_two_levels_with_noise(counts) or _is_soft(value, top))
+    is_soft = len(levels) > 3 and (
+        _are_two_levels_with_noise(counts) or (top >= SOFT_LEVELS and _is_soft(value, top))
+    )
     if top > 0 and (is_lossy or is_soft):
         mask = value >= top / 2
         doubt = _doubt_about_grey(value, mask, top) if is_examined else ""
         return Reading(mask, "jpeg" if is_lossy else "many levels", doubt)
-    if levels[0] > 0 and len(levels) > 1:
-        return _mark_without_black(np.dstack([value] * 3))
     kind = "two levels" if len(levels) <= 2 else "labels"
     return Reading(value > 0, kind, _doubt_about_ignored(levels))
 
@@ -229,21 +255,12 @@ def _are_two_levels_with_noise(counts: np.ndarray) -> bool:
 
 def _is_soft(value: np.ndarray, top: int) -> bool:
     """Whether what is neither black nor brightest lies on slopes, as at soft edges, not in areas."""
+    if top < SOFT_LEVELS:
+        return False
     between = (value > 0) & (value < top)
     near = np.ones((3, 3), np.uint8)
     on_slope = (cv2.erode(value, near) < value) & (cv2.dilate(value, near) > value)
     return bool(on_slope[between].mean() >= RAMP_SHARE)
-
-
-def _mark_without_black(colours: np.ndarray) -> Reading:
-    """Of [H, W, 3] without black: what differs from the most frequent colour, if that fills the border."""
-    packed = colours.astype(np.uint64) @ np.array([1, 1 << 16, 1 << 32], np.uint64)
-    codes, counts = np.unique(packed, return_counts=True)
-    kind = "two levels" if len(codes) == 2 else "labels"
-    is_background = packed == codes[counts.argmax()]
-    if min(is_background.mean(), _border(is_background).mean()) >= BACKGROUND_SHARE:
-        return Reading(~is_background, kind)
-    return Reading(np.ones(packed.shape, bool), kind, "has neither black nor another background")
 
 
 def _doubt_about_grey(value: np.ndarray, mask: np.ndarray, top: int) -> str:

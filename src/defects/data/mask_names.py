@@ -21,6 +21,22 @@ WORDS = (
     "segmentation",
     "annotation",
 )
+FOLDER_WORDS = {
+    *WORDS,
+    "annotations",
+    "ann",
+    "anns",
+    "anno",
+    "bitmask",
+    "bitmasks",
+    "segmentations",
+    "truth",
+    "마스크",
+    "라벨",
+}  # one of the words in the name of a folder of masks: defect_masks, SegmentationClass, label_png
+IMAGE_WORDS = {"image", "images", "img", "imgs", "이미지"}  # of a folder of images
+# The words in `JPEGImages`, `label_png`, `Masks2`.
+NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 # name_mask, name-GT, name.label; of several regions also name_mask1, name_mask_1, name_mask (1).
 MASK_END = re.compile(rf"[ ._-](?:{'|'.join(WORDS)})(?:[ ._-]?\(?\d+\)?)?$", re.IGNORECASE)
 MASK_START = re.compile(rf"(^|/)(?:{'|'.join(WORDS)})[ ._-]+(?=[^/]+$)", re.IGNORECASE)
@@ -76,6 +92,21 @@ def strip_mask_word(path: str) -> str:
 def is_mask_word(name: str) -> bool:
     """Whether a file or folder is called `mask`, `GT` and the like."""
     return name.casefold() in WORDS
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether the name of a folder says that masks lie in it."""
+    return not FOLDER_WORDS.isdisjoint(_name_words(name))
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether the name of a folder says that images lie in it."""
+    return not IMAGE_WORDS.isdisjoint(_name_words(name)) and not is_mask_folder(name)
+
+
+def _name_words(name: str) -> set[str]:
+    name = same_text(name)
+    return {name.casefold()} | {word.casefold() for word in NAME_WORD.findall(name)}
 
 
 def _is_flat(paths: Sequence[str]) -> bool:

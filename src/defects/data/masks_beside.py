@@ -1,25 +1,25 @@
 """Masks that lie among the images themselves: exp1.png beside exp1.jpg, a_mask.png beside a.png."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
 from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.many import in_threads
-from defects.data.mask_names import is_mask_word, strip_mask_word
+from defects.data.mask_names import (
+    NUMBER_END,
+    is_image_folder,
+    is_mask_folder,
+    is_mask_word,
+    mask_keys,
+    strip_mask_word,
+)
+from defects.data.mask_pixels import are_pixels_of_mask
 from defects.errors import UserError
 from defects.files import same_text
 
-MAIN_SHARE = 0.3  # of the pixels of a mask, at least, have one level: photographs are noisy
-MASK_LEVELS = 32  # grey levels of a mask that was not compressed with loss, at most
-NEAR_LEVELS = 12  # of 255: lossy files and soft edges spread a level by so much
-NEAR_SHARE = 0.95  # of the pixels of a lossy mask lie near its two most frequent levels
-IMAGE_WORDS = {"image", "images", "img", "imgs"}
 CERTAIN_WORDS = ("mask", "masks", "gt")  # at the end of a name they mean nothing else
 
 
@@ -58,8 +58,15 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
     for path in files:
         groups[names[path].image_folder, names[path].image_stem.casefold()].append(path)
     unclear = [path for group in groups.values() if len(group) > 1 for path in group]
-    ends = {path.parent for path in unclear if names[path].is_mask}
-    lone = [path for path in files if path.parent in ends and _is_lone_mask(path, groups, names)]
+    masks_by_name = [path for path in unclear if names[path].is_mask]
+    with_masks = {path.parent for path in masks_by_name}
+    of_masks = {path.parent for path in masks_by_name if path.parent != names[path].image_folder}
+    lone = [
+        path
+        for path in files
+        if (path.parent in of_masks or (path.parent in with_masks and _has_mask_word(path)))
+        and _is_alone(names[path], groups)
+    ]
     files_to_see = unclear + lone
     seen = in_threads(_look_if_whole, files_to_see, text="telling masks from images")
     looks = dict(zip(files_to_see, seen, strict=True))
@@ -78,12 +85,14 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
 
 def _may_hold_masks(files: Sequence[Path]) -> bool:
     """Whether two files of a folder share a stem, or a file or folder is named like a mask: a quick look."""
+    if any(_mask_folders(folder) for folder in {path.parent for path in files}):
+        return True
     seen = set()
     for path in files:
         folder, stem = path.parent, same_text(path.stem).casefold()
         if (folder, stem) in seen or is_mask_word(stem) or strip_mask_word(stem) != stem:
             return True
-        if "." in stem or is_mask_word(folder.name):
+        if "." in stem:
             return True
         seen.add((folder, stem))
     return False
@@ -96,6 +105,7 @@ class _Contents:
         self.stems: set[str] = set()
         self.names: set[str] = set()
         self.plain_stems: set[str] = set()  # less `mask`, `GT` and the like
+        self.unnumbered: set[str] = set()  # what remains of the stems that end in a number
 
 
 def _names(files: Sequence[Path]) -> dict[Path, Name]:
@@ -108,10 +118,16 @@ def _names(files: Sequence[Path]) -> dict[Path, Name]:
         names_here.names.add(same_text(path.name).casefold())
         if not is_mask_word(stem):
             names_here.plain_stems.add(stem)
-    return {path: _name_of(path, contents) for path in files}
+        unnumbered = NUMBER_END.sub("", stem)
+        if unnumbered != stem:
+            names_here.unnumbered.add(unnumbered)
+    beside = _image_folders_by_parent(contents)
+    image_folders = {folder: _image_folders(folder, beside) for folder in contents}
+    return {path: _name_of(path, contents, image_folders[path.parent]) for path in files}
 
 
-def _name_of(path: Path, contents: dict[Path, _Contents]) -> Name:
+def _name_of(path: Path, contents: dict[Path, _Contents], image_folders: list[tuple[Path, Path]]) -> Name:
+    """`image_folders`: as _image_folders gives them for the folder of this file."""
     folder, stem = path.parent, same_text(path.stem)
     names_here = contents[folder]
     if (
@@ -123,26 +139,54 @@ def _name_of(path: Path, contents: dict[Path, _Contents]) -> Name:
         return Name(folder, Path(base).stem, is_mask=True)
     if base != stem and base.casefold() in names_here.stems:
         return Name(folder, base, is_mask=True)
-    if is_mask_word(folder.name):
-        for beside in _folders_beside(folder, contents):
-            for candidate in (stem, base):
-                if candidate.casefold() in contents[beside].stems:
-                    return Name(beside, candidate, is_mask=True)
+    for mask_folder, image_folder in image_folders:
+        for key in mask_keys(path.relative_to(mask_folder).as_posix()):
+            image = image_folder / key.text
+            there = contents.get(image.parent)
+            name = image.name.casefold()
+            if there is None or (key.is_numbered and name in there.unnumbered):
+                continue  # name_3 may belong to an image name_3 that is missing
+            if name in there.stems:
+                return Name(image.parent, image.name, is_mask=True)
+            if name in there.names:
+                return Name(image.parent, image.stem, is_mask=True)
     return Name(folder, stem, is_mask=False)
 
 
-def _folders_beside(folder: Path, contents: dict[Path, _Contents]) -> list[Path]:
-    """Where the images of a folder called `masks` would lie: above it, or in a folder `images` beside it."""
-    above = folder.parent
-    beside = [path for path in contents if path.parent == above and path.name.casefold() in IMAGE_WORDS]
-    return [path for path in (above, *sorted(beside)) if path in contents]
+def _image_folders_by_parent(folders: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Folders called `images` and the like that are, or hold, one of `folders`; by the folder they lie in."""
+    above = {path for folder in folders for path in (folder, *folder.parents)}
+    by_parent = defaultdict(list)
+    for path in sorted(above):
+        if is_image_folder(path.name):
+            by_parent[path.parent].append(path)
+    return by_parent
 
 
-def _is_lone_mask(path: Path, groups: dict, names: dict[Path, Name]) -> bool:
-    """Whether a file is named like a mask whose image is missing."""
-    name = names[path]
-    is_alone = len(groups[name.image_folder, name.image_stem.casefold()]) == 1
-    return is_alone and strip_mask_word(path.stem) != path.stem
+def _image_folders(folder: Path, by_parent: dict[Path, list[Path]]) -> list[tuple[Path, Path]]:
+    """Pairs of a folder of masks that `folder` is or lies in, and one where its images may lie.
+
+    They lie above `masks`, or in a folder `images` beside it, in the same sub-folders.
+    """
+    pairs = []
+    for mask_folder in _mask_folders(folder):
+        above = mask_folder.parent
+        pairs += [(mask_folder, path) for path in (above, *by_parent.get(above, []))]
+    return pairs
+
+
+def _mask_folders(folder: Path) -> list[Path]:
+    """`folder` and those above it that are called like folders of masks."""
+    return [path for path in (folder, *folder.parents) if is_mask_folder(path.name)]
+
+
+def _has_mask_word(path: Path) -> bool:
+    return strip_mask_word(path.stem) != path.stem
+
+
+def _is_alone(name: Name, groups: dict) -> bool:
+    """Whether the image of a file that is named like a mask is missing."""
+    return len(groups[name.image_folder, name.image_stem.casefold()]) == 1
 
 
 def _decide(
@@ -210,25 +254,4 @@ def _look_if_whole(path: Path) -> Look | None:
 def _look(path: Path) -> Look:
     content = read_content(path)
     pixels = decode_colours(path, content, check_content(path, content))
-    size = pixels.shape[:2]
-    planes = [np.ascontiguousarray(plane) for plane in cv2.split(pixels)]
-    return Look(all(_is_mask_plane(plane) for plane in planes), size)
-
-
-def _is_mask_plane(plane: np.ndarray) -> bool:
-    """Whether much of a plane [H, W] has one level exactly, and the rest few levels, or nearly one more."""
-    if plane.dtype != np.uint8:
-        _, counts = np.unique(plane, return_counts=True)
-        return len(counts) <= MASK_LEVELS and counts.max() >= MAIN_SHARE * plane.size
-    counts = np.bincount(plane.ravel(), minlength=256)
-    if counts.max() < MAIN_SHARE * plane.size:
-        return False
-    if np.count_nonzero(counts) <= MASK_LEVELS:
-        return True
-    near = 0
-    for _ in range(2):
-        level = int(counts.argmax())
-        start = max(0, level - NEAR_LEVELS)
-        near += counts[start : level + NEAR_LEVELS + 1].sum()
-        counts[start : level + NEAR_LEVELS + 1] = 0
-    return near >= NEAR_SHARE * plane.size
+    return Look(are_pixels_of_mask(pixels), pixels.shape[:2])

@@ -145,6 +145,12 @@ def _form(path: Path, raw: pd.DataFrame) -> Form:
     for form, columns in FORM_COLUMNS.items():
         if sorted(raw.columns) == sorted(columns):
             return form
+    for columns in FORM_COLUMNS.values():
+        others = [name or "one without a name" for name in raw.columns if name not in columns]
+        if others and set(columns) < set(raw.columns):
+            raise UserError(
+                f"{path} has columns beside {', '.join(columns)}: {shorten_names(others)}; remove them"
+            )
     expected = " or ".join(", ".join(columns) for columns in FORM_COLUMNS.values())
     raise UserError(f"{path} has the columns {shorten_names(raw.columns)}; expected {expected}")
 

@@ -1,4 +1,9 @@
-"""MVTec AD layout: train/good, test/<kind>, ground_truth/<kind>/<name>_mask.png."""
+"""MVTec AD layout: train/good, test/<kind>, ground_truth/<kind>/<name>_mask.png.
+
+Data sets that copy it call `good` also `ok` (BTAD) or `normal`, and letters may differ in case.
+"""
+
+from pathlib import Path
 
 import pandas as pd
 
@@ -10,7 +15,7 @@ from defects.data.role_folders import RoleFolder, open_folders
 from defects.data.sources.listing import Listing, rows
 from defects.errors import UserError, shorten_names
 
-GOOD = "good"  # the kind of test images without a defect
+GOOD_NAMES = ("good", "ok", "normal", "defect-free", "defect_free", "no_defect")  # of images without a defect
 
 
 def list_data(data: DataConfig) -> Listing:
@@ -51,17 +56,35 @@ def list_data(data: DataConfig) -> Listing:
 
 def _role_folders(data: DataConfig) -> list[RoleFolder]:
     root = resolve(data.root)
+    good = _good_folder(root)
     kinds = list_folders(root / "test")
-    if not kinds and (root / "train" / GOOD).is_dir():
+    if not kinds and good.is_dir():
         raise UserError(
             f"{root / 'test'} holds no folders of test images (test/good, test/<kind>): check data.root"
         )
-    folders = [RoleFolder("normal", root / "train" / GOOD, f"train/{GOOD}")]
+    masks = {path.name.casefold(): path for path in list_folders(root / "ground_truth")}
+    folders = [RoleFolder("normal", good, f"train/{good.name}")]
     for path in kinds:
-        role = "normal" if path.name == GOOD else "abnormal"
+        role = "normal" if _is_good(path) else "abnormal"
         folders.append(RoleFolder(role, path, f"test/{path.name}", path.name))
     for path in kinds:
-        masks = root / "ground_truth" / path.name
-        if path.name != GOOD and masks.is_dir():
-            folders.append(RoleFolder("masks", masks, f"ground_truth/{path.name}", path.name))
+        of_kind = masks.get(path.name.casefold())
+        if of_kind and not _is_good(path):
+            folders.append(RoleFolder("masks", of_kind, f"ground_truth/{of_kind.name}", path.name))
     return folders
+
+
+def _good_folder(root: Path) -> Path:
+    """The training images: train/good, or whatever of GOOD_NAMES it is called.
+
+    Raises UserError if there are several.
+    """
+    good = [path for path in list_folders(root / "train") if _is_good(path)]
+    if len(good) > 1:
+        both = shorten_names(good, " and ")
+        raise UserError(f"{both} may both be the normal training images: put them into one folder")
+    return good[0] if good else root / "train/good"
+
+
+def _is_good(folder: Path) -> bool:
+    return folder.name.casefold() in GOOD_NAMES
