@@ -18,10 +18,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects.config_data import DuplicateConfig  # noqa: E402
-from defects.data.duplicates import find_siblings  # noqa: E402
+from defects.data.duplicates import search_siblings  # noqa: E402
 
-SIZE = 64
-MARGIN = 3  # pixels a sibling may be shifted: 4 % of the side
+SIZE = DuplicateConfig().thumbnail_size
+MARGIN = round(0.04 * SIZE)  # pixels a sibling may be shifted, of SIZE
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     thumbnails, planted = generate(args.images, args.siblings, args.seed)
     started, busy = time.perf_counter(), time.process_time()
-    pairs = find_siblings(thumbnails, DuplicateConfig(thumbnail_size=SIZE))
+    pairs = search_siblings(thumbnails, DuplicateConfig()).pairs
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     found = set(zip(pairs["i"], pairs["j"], strict=True))
     right = pairs[[pair in planted for pair in zip(pairs["i"], pairs["j"], strict=True)]]

@@ -40,7 +40,7 @@ from defects.data.prepare import load_images, training_sha256  # noqa: E402
 from defects.data.split import load_folds  # noqa: E402
 from defects.errors import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
-from defects.report.comparison_page import markdown  # noqa: E402
+from defects.reports.html import build_markdown_table  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.outcome import outcome  # noqa: E402
 from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402
@@ -95,7 +95,7 @@ def main() -> None:
         lines.append(json.dumps(cells[-1]))
         write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         print(f"{split}, {fill}, seed {seed}: promised {cells[-1]['promised_macro_f1']:.3f}", flush=True)
-    print(markdown(summary(cells)), end="")
+    print(build_markdown_table(summary(cells)), end="")
     print(f"wrote {path}")
 
 

@@ -7,8 +7,8 @@ end: choosing by it is leaking.
 from defects import cli
 from defects.config import Config, resolve
 from defects.errors import UserError
-from defects.report.comparison import Study, measure
-from defects.report.comparison_page import write_comparison
+from defects.reports.comparison import Study, measure
+from defects.reports.comparison_report import write_comparison
 from defects.training.experiments import trained_experiments
 
 

@@ -5,7 +5,7 @@ The first time it also compares the training images with the test images, as src
 
 from defects import cli
 from defects.config import resolve
-from defects.report.adversarial import write_adversarial
+from defects.reports.adversarial_report import write_adversarial
 from defects.scoring.adversarial import stored_comparison
 from defects.submission.build import members_of
 from defects.submission.summary import build_and_print

@@ -1,8 +1,9 @@
 """Show what an ensemble gets wrong out of fold: output/<data.name>/errors/errors.html and errors.csv."""
 
 from defects import cli
-from defects.report.ensemble import submitted_experiments
-from defects.report.errors import write_errors
+from defects.files import write_csv
+from defects.reports.ensemble_tables import list_submitted_experiments, load_ensemble_tables
+from defects.reports.error_report import write_error_report
 
 
 def main() -> None:
@@ -15,10 +16,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
-    submitted = [] if arguments.detector else submitted_experiments(config)
-    experiments = arguments.experiments or submitted or [config.experiment]
+    submitted = [] if arguments.detector else list_submitted_experiments(config)
+    experiments = list(dict.fromkeys(arguments.experiments or submitted or [config.experiment]))
     print(f"experiments: {', '.join(experiments)}")
-    for path in write_errors(config, list(dict.fromkeys(experiments))):
+    tables = load_ensemble_tables(config, experiments)
+    page = config.dataset_dir / "errors" / "errors.html"
+    listing = page.with_suffix(".csv")
+    write_csv(listing, tables.build_table())
+    write_error_report(page, config, tables)
+    for path in (page, listing):
         print(f"wrote {path}")
 
 

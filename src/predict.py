@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", help="images, folders of images, globs")
     parser.add_argument("--output", type=Path, help="FILE.csv or FILE.jsonl; by default CSV on the console")
     parser.add_argument("--overlays", type=Path, help="folder for pictures with heat maps")
-    parser.add_argument("--threshold", type=cli.probability, help="in place of the model's own")
+    parser.add_argument("--threshold", type=cli.probability, help="a probability in place of the model's own")
     parser.add_argument("--batch-size", type=cli.positive, default=8)
     parser.add_argument("--threads", type=cli.positive, help="default: as many as the runtime likes")
     arguments = parser.parse_args()

@@ -5,6 +5,7 @@ import pandas as pd
 from defects import cli
 from defects.config import Config
 from defects.data.folds import class_targets
+from defects.data.sibling_report import describe_search
 from defects.data.split import fold_names, load_training_rows, split
 from defects.errors import shorten_names
 from defects.files import read_csv
@@ -50,7 +51,7 @@ def duplicates_report(config: Config, table: pd.DataFrame) -> str:
     sizes = table["group"].value_counts()
     siblings, copies = sizes[sizes > 1].sum(), (pairs["kind"] == "exact").sum()
     groups = f"{len(table)} images in {len(sizes)} groups (largest {sizes.max()})"
-    lines = [f"{groups}, {siblings} with a sibling; {copies} exact copies"]
+    lines = [f"{groups}, {siblings} with a sibling; {copies} exact copies", *describe_search(config)]
     labels = table.set_index("image_id")["label"]
     both_ways = pd.concat([pairs, pairs.rename(columns={"i": "j", "j": "i"})])
     differing = both_ways[both_ways["i"].map(labels).gt(both_ways["j"].map(labels))]
@@ -59,7 +60,9 @@ def duplicates_report(config: Config, table: pd.DataFrame) -> str:
     group = table.set_index("image_id")["group"].astype(str)
     apart = int((pairs["i"].map(group).to_numpy() != pairs["j"].map(group).to_numpy()).sum())
     if apart:
-        lines.append(f"note: {apart} pairs that look the same are in different groups of your own list")
+        is_stated = config.split.group_file is not None or config.split.group_pattern is not None
+        owner = " of your own list" if is_stated else ""
+        lines.append(f"note: {apart} pairs that look the same are in different groups{owner}")
     return "\n".join(lines)
 
 

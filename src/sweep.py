@@ -21,14 +21,13 @@ from defects.config import resolve
 from defects.data.split import load_folds
 from defects.errors import UserError
 from defects.files import write_csv
-from defects.report.comparison_page import markdown
-from defects.report.page import shown
-from defects.report.results import out_of_fold
+from defects.reports.html import build_markdown_table, format_number
+from defects.reports.run_tables import out_of_fold
 from defects.scoring.estimate import estimate
 from defects.training.run import trained_folds
 from defects.training.sweep import Experiment, experiments, load_sweep, run_job, score_if_complete
 
-FIGURES = {"macro-F1, nested": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
+FIGURES = {"macro-F1 (nested CV)": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
 PATIENCE = timedelta(days=30)  # between processes: the first to finish waits for the last
 
 
@@ -66,8 +65,8 @@ def finish(found: list[Experiment], failed: list[tuple[str, Path]], folder: Path
     names = {name for name, _ in failed}
     table = summary([each for each in found if each.name not in names])
     write_csv(folder / "summary.csv", table.reset_index())
-    texts = table.astype(str).assign(**{name: table[name].map(shown) for name in FIGURES})
-    print(markdown(texts))
+    texts = table.astype(str).assign(**{name: table[name].map(format_number) for name in FIGURES})
+    print(build_markdown_table(texts))
     print(f"wrote {folder / 'summary.csv'}")
     for name, log in failed:
         print(f"failed: {name}, see {log}")

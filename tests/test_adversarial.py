@@ -9,7 +9,7 @@ from conftest import raising, texture, write_png
 from sklearn.metrics import roc_auc_score
 
 from defects.config import load_config
-from defects.report.adversarial import in_words, telling, write_adversarial
+from defects.reports.adversarial_report import choose_features, describe_comparison, write_adversarial
 from defects.scoring.adversarial import (
     bootstrap_auroc,
     compare,
@@ -54,13 +54,17 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
     assert found["auroc"] > 0.98 and found["auroc_setting"] > 0.98 and found["interval_90"][0] > 0.95
     assert found["defects_to_explain"] > 0.95
     assert (found["train"], found["test"]) == (40, 40)
-    assert (folder / "adversarial.png").stat().st_size > 10_000
+    html = (folder / "adversarial.html").read_text(encoding="utf-8")
+    assert "Result: they can clearly be told apart" in html
+    assert f"<b>{found['auroc']:.3f}</b>" in html
+    assert html.count("<svg") == 7
+    assert "http:" not in html
 
 
-def test_a_comparison_without_its_picture_does_not_count(compared, run_script, monkeypatch):
+def test_a_comparison_without_its_page_does_not_count(compared, run_script, monkeypatch):
     path = compared(textures(0, 40), textures(500, 40))
     with monkeypatch.context() as patch:
-        patch.setattr("defects.report.adversarial.png", raising(KeyboardInterrupt()))
+        patch.setattr("defects.reports.adversarial_report.build_page", raising(KeyboardInterrupt()))
         assert run_script("explore.py", "--config", path).code == 130
     config = load_config(path)
     assert stored_comparison(config) is None
@@ -72,7 +76,10 @@ def test_images_from_one_source_cannot_be_told_apart(compared):
     found = compare(appearance_table(config), training_share(config))
     low, high = found["interval_90"]
     assert low < 0.5 and low < found["auroc"] < high and abs(found["auroc"] - 0.5) < 0.1
-    assert in_words(found)[0].endswith("they cannot be told apart") and len(in_words(found)) == 2
+    assert (
+        describe_comparison(found)[0].endswith("they cannot be told apart")
+        and len(describe_comparison(found)) == 2
+    )
 
 
 def test_other_files_are_told_by_their_format_and_size(compared):
@@ -114,11 +121,12 @@ def test_photographs_of_a_few_objects_are_no_shift():
 
 def test_too_few_images_are_not_compared(make_dataset, make_config):
     config = make_config(make_dataset())
-    picture = config.dataset_dir / "adversarial.png"
-    write_png(picture, texture(0))  # of an earlier run
+    page = config.dataset_dir / "adversarial.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("of an earlier run")
     lines, (path,) = write_adversarial(config)
     assert "42 training against 6 test images: too few" in lines[0]
-    assert json.loads(path.read_text(encoding="utf-8"))["auroc"] is None and not picture.exists()
+    assert json.loads(path.read_text(encoding="utf-8"))["auroc"] is None and not page.exists()
 
 
 def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config):
@@ -187,5 +195,5 @@ def test_one_of_two_equal_features_is_named_even_if_the_other_does_the_work():
         return {"name": name, "importance": importance, "auroc": auroc}
 
     noise = [feature(f"noise {k}", 0.01 / (k + 1), 0.5) for k in range(8)]
-    told = telling({"features": [*noise, feature("twin", 0.0, 0.9)]})
+    told = choose_features({"features": [*noise, feature("twin", 0.0, 0.9)]})
     assert [each["name"] for each in told] == [*(f"noise {k}" for k in range(4)), "twin"]

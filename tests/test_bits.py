@@ -17,8 +17,7 @@ from defects.deploy.model import Meta
 from defects.deploy.predict import read_frame
 from defects.deploy.similar import load_normals
 from defects.errors import UserError
-from defects.report.contact_sheet import draw_groups
-from defects.report.drawing import image_tile
+from defects.reports.figures import read_tile
 from defects.scoring.appearance import appearance_table
 from defects.stamps import differences
 from defects.training.checkpoint import fingerprint
@@ -146,7 +145,7 @@ def deep_data(tmp_path, make_config):
     return root, configured
 
 
-@pytest.mark.parametrize("reader", ["loader", "tile", "sheet", "appearance", "frame", "normals"])
+@pytest.mark.parametrize("reader", ["loader", "tile", "appearance", "frame", "normals"])
 def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
     root, configured = deep_data
     bright = []
@@ -157,10 +156,7 @@ def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
         if reader == "loader":
             seen = next(iter(plain_loader(config, rows)))["image"].numpy()
         elif reader == "tile":
-            seen = image_tile(config.data, rows.to_dict("records")[0], marked=False)
-        elif reader == "sheet":
-            draw_groups([path, path], [0, 0], [0, 0], tmp_path / "sheet.png", bits=bits)
-            seen = read_image(tmp_path / "sheet.png")[30:140, 10:130]
+            seen = read_tile(config.data, rows.to_dict("records")[0])
         elif reader == "appearance":
             load_folds(config)
             seen = 255 * appearance_table(config)["brightness"].to_numpy()

@@ -1,6 +1,7 @@
 """Reports, comparison and selection on data sets with classes: by the Dice of their masks."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,15 +11,16 @@ from conftest import data_in, texture, write_png
 
 from defects.config import as_yaml, load_config
 from defects.data import rle
-from defects.data.images import read_image
 from defects.data.labels import read_masks
+from defects.data.prepare import load_images
 from defects.data.split import load_folds
 from defects.files import array_archive, write_csv, write_json
 from defects.models.segmenter import Segmenter
-from defects.report.drawing import CONTOUR
-from defects.report.gallery import MAP_CONTOUR
-from defects.report.mask_gallery import choose, columns_for, draw_mask_galleries, mask_tile
-from defects.report.masks import held_dice
+from defects.reports.figures import MASK_COLOUR
+from defects.reports.html import Card, Cards, Picture
+from defects.reports.mask_report import choose_masks, draw_mask_cards, draw_masks, measure_dice
+from defects.scoring.heat_map import LIMIT_COLOUR
+from defects.scoring.pixels import Maps
 from defects.training.run import OOF_COLUMNS, run_folder
 from defects.writing import write_bytes
 
@@ -94,8 +96,8 @@ def _with_mistakes(number, masks):
 def report(run_script, config, path):
     outcome = run_script("report.py", "--config", path)
     assert outcome.code == 0, outcome.stderr
-    folder = config.experiment_dir / "report"
-    return outcome.stdout, (folder / "report.html").read_text(encoding="utf-8"), folder
+    html = (config.experiment_dir / "report" / "report.html").read_text(encoding="utf-8")
+    return outcome.stdout, html
 
 
 def cells(html, row):
@@ -107,31 +109,36 @@ def cells(html, row):
 def test_report_tells_the_dice_of_each_class(steel, run_script):
     path, config = steel()
     write_run(config)
-    _, html, folder = report(run_script, config, path)
+    _, html = report(run_script, config, path)
     pairs, marked, dice, not_empty, missed, alarms = cells(html, "class 1")
     assert (pairs, marked, missed, alarms) == ("12", "6", "1 of 6", "1 of 6")
     assert dice.startswith(f"{10 / 12:.3f} ± ") and not_empty.startswith(f"{5 / 6:.3f} ± ")
     assert cells(html, "class 2")[2:] == ["1.000 ± 0.000", "1.000 ± 0.000", "0 of 3", "0 of 9"]
     assert cells(html, "all")[0] == "24" and cells(html, "all")[2].startswith(f"{22 / 24:.3f}")
     assert f"<b>{22 / 24:.3f}</b>" in html and "AUROC" in html
-    assert all(np.ptp(read_image(folder / f"masks_{number}.png")) > 200 for number in (1, 2))
+    titles = re.findall("<h3>Class (.): ([a-z]+)", html)
+    assert titles == [("1", "false"), ("1", "the"), ("2", "the")]
+    assert 'class="wrong">Dice 0.000, fold' in html
 
 
 def test_report_without_maps_has_no_dice(steel, run_script):
     path, config = steel()
     write_run(config, maps=False)
-    _, html, folder = report(run_script, config, path)
-    assert "Dice" not in html and "AUROC" in html and not list(folder.glob("masks_*"))
+    _, html = report(run_script, config, path)
+    assert "Dice" not in html
+    assert "AUROC" in html
+    assert "Class 1" not in html
 
 
 def test_data_of_one_label_are_reported_without_what_needs_two(steel, run_script):
     path, config = steel(clean=False)
     write_run(config)
-    printed, html, folder = report(run_script, config, path)
+    printed, html = report(run_script, config, path)
     line = "All images have a defect: AUROC, average precision, macro-F1 and thresholds need normal images"
     assert line in printed and line in html
     assert "equal error rate" not in html and "Macro-F1 at this threshold" not in html
-    assert not (folder / "scores.png").exists() and (folder / "masks_1.png").exists()
+    assert "Errors over the threshold" not in html
+    assert "Class 1: false alarms" in html
     assert cells(html, "class 1")[4] == "1 of 6"
     outcome = run_script("compare.py", "--config", path)
     assert outcome.code == 0, outcome.stderr
@@ -148,7 +155,10 @@ def test_comparison_has_the_dice_of_those_with_maps(steel, run_script):
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment")
     rows = pd.concat(pd.read_csv(run_folder(config, fold) / "oof.csv", dtype=str) for fold in "01")
-    dice = held_dice(config, rows.astype({"probability": float}))
+    rows = rows[rows["target"].isin(CLASSES)].astype({"probability": float})
+    rows = rows.merge(load_images(config).drop(columns="label"), on="image_id")
+    maps = {fold: Maps(run_folder(config, fold) / "oof_maps.npz") for fold in "01"}
+    dice = measure_dice(config.data, rows, maps)
     folds = [part for _, part in dice.groupby("fold")]
     assert table.loc["tiny", "dice"] == pytest.approx(np.mean([part["dice"].mean() for part in folds]))
     marked = [part.loc[~part["empty"], "dice"].mean() for part in folds]
@@ -161,7 +171,7 @@ def test_comparison_has_the_dice_of_those_with_maps(steel, run_script):
 
 
 def outcomes(marked, empty):
-    """Rows of held_dice of one class: Dice of images that have it, pixels marked on those that do not."""
+    """Rows of measure_dice of one class: Dice of images that have it, pixels marked on those that do not."""
     rows = [(f"m{row}", dice, False, 100) for row, dice in enumerate(marked)]
     rows += [(f"e{row}", float(not pixels), True, pixels) for row, pixels in enumerate(empty)]
     table = pd.DataFrame(rows, columns=["image_id", "dice", "empty", "pixels"])
@@ -170,7 +180,7 @@ def outcomes(marked, empty):
 
 def test_the_worst_the_usual_and_the_best_are_shown_once_each():
     table = outcomes([0.0, 0.1, 0.3, 0.5, 0.55, 0.8, 0.9], [0, 40, 0, 70, 5])
-    found = {title: rows["image_id"].tolist() for title, rows in choose(table, 2).items()}
+    found = {title: rows["image_id"].tolist() for title, rows in choose_masks(table, 2).items()}
     assert list(found.values()) == [["e3", "e1"], ["m0", "m1"], ["m3", "m4"], ["m6", "m5"]]
     assert [title.split()[:3] for title in found][0] == ["false", "alarms,", "the"]
     assert "largest of 3 on 5 images" in next(iter(found)) and "median Dice of 7 with it, 0.500" in str(found)
@@ -181,31 +191,41 @@ def test_the_worst_the_usual_and_the_best_are_shown_once_each():
     [([], [0, 0], []), ([], [9], [["e0"]]), ([0.4], [0], [["m0"]]), ([0.4, 0.2, 0.3], [], None)],
 )
 def test_classes_with_little_to_show(marked, empty, kinds):
-    found = [rows["image_id"].tolist() for rows in choose(outcomes(marked, empty), 2).values()]
+    found = [rows["image_id"].tolist() for rows in choose_masks(outcomes(marked, empty), 2).values()]
     assert found == ([["m1", "m2"], ["m0"]] if kinds is None else kinds)
 
 
 def test_nothing_to_show_is_no_gallery(steel):
     _, config = steel()
     nothing = outcomes([], [0, 0]).assign(target="1", width=64, height=32)
-    assert draw_mask_galleries(config, nothing, nothing) == []
+    assert draw_mask_cards(config.data, nothing, {}, nothing) == []
 
 
-@pytest.mark.parametrize(("size", "columns"), [((256, 1600), 2), ((200, 200), 8), ((300, 100), 8)])
-def test_strips_are_shown_larger_than_squares(size, columns):
-    assert columns_for(pd.DataFrame([size], columns=["height", "width"])) == columns
+@pytest.mark.parametrize(
+    ("height", "width", "display_width"), [(256, 1600, 420), (200, 200, 168), (300, 100, 106)]
+)
+def test_pictures_of_all_shapes_take_up_about_the_same_area(height, width, display_width):
+    card = Card("a", (Picture("data:,", width, height, ""),))
+    assert Cards("", [card]).picture_width == pytest.approx(display_width, abs=10)
 
 
-def test_both_contours_are_seen_even_where_the_masks_agree(tmp_path):
+@pytest.mark.parametrize(("count", "across"), [(1, 1), (4, 4), (6, 6), (7, 4), (13, 5)])
+def test_pictures_of_a_card_fill_its_rows(count, across):
+    card = Card("a", count * (Picture("data:,", 10, 10, ""),))
+    assert Cards("", [card]).across == across
+
+
+def test_both_outlines_are_seen_even_where_the_masks_agree(tmp_path):
     write_png(tmp_path / "grey.png", np.full(SIZE, 90, np.uint8))
     row, truth, nothing = {"path": "grey.png"}, square(10, 20) > 0, np.zeros(SIZE, bool)
 
-    def seen(truth, mask):
-        tile = mask_tile(data_in(tmp_path), row, truth, mask, 256)
-        return [bool((tile == colour).all(axis=2).any()) for colour in (CONTOUR, MAP_CONTOUR)]
+    def list_seen(truth, mask):
+        tile = draw_masks(data_in(tmp_path), row, truth, mask)
+        return [bool((tile == colour).all(axis=2).any()) for colour in (MASK_COLOUR, LIMIT_COLOUR)]
 
-    assert seen(truth, truth) == [True, True]
-    assert seen(truth, nothing) == [True, False] and seen(nothing, truth) == [False, True]
+    assert list_seen(truth, truth) == [True, True]
+    assert list_seen(truth, nothing) == [True, False]
+    assert list_seen(nothing, truth) == [False, True]
 
 
 # --- the epoch that is kept --------------------------------------------------------------------------------

@@ -189,6 +189,7 @@ def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, ru
     with zipfile.ZipFile(folder / "dataset" / "project.zip") as archive:
         names = set(archive.namelist())
     assert {"src/infer.py", "configs/tiny.yaml", "output/tiny/fold1/best.pt"} <= names
+    assert "src/defects/reports/templates/page.html" in names
     assert not any(name.endswith(("last.pt", ".pyc", "images.csv")) for name in names)
 
 

@@ -9,8 +9,9 @@ import yaml
 from runs import write_member, write_runs
 
 from defects.config import load_config
+from defects.errors import UserError
 from defects.files import write_csv
-from defects.scoring.blending import experiment_scores
+from defects.scoring.blending import experiment_scores, join_images
 from defects.scoring.estimate import estimate
 from defects.training.inference import load_test
 from defects.training.run import load_oof
@@ -210,7 +211,7 @@ def of(column, value, rows=slice(None)):
         (
             "fold1/oof.csv",
             of("label", 0, slice(0, 0)),
-            ["one and other disagree on fold or label of 1 images"],
+            ["other: 1 out-of-fold labels are not those of"],
         ),
         (
             "fold1/oof.csv",
@@ -241,10 +242,10 @@ def test_members_of_other_folds_or_other_data_are_named(config, fails_with_one_l
     assert "other was trained on elsewhere, not on tiny_data: leave it out" in message
 
 
-def test_a_fold_of_one_class_is_named(config, fails_with_one_line):
-    run = write_member(config, "tiny")
-    edit(run.experiment_dir / "fold0" / "oof.csv", of("label", 0))
-    assert "fold 0 of tiny holds no defective image" in fails_with_one_line("ensemble.py", *options(config))
+def test_a_fold_of_one_class_is_named():
+    oof = pd.DataFrame({"image_id": list("abcd"), "label": [0, 0, 0, 1], "fold": list("0011"), "group": "a"})
+    with pytest.raises(UserError, match="fold 0 of tiny holds no defective image"):
+        join_images({"tiny": oof})
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 import re
 import shutil
-from base64 import b64decode
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,12 +10,16 @@ from runs import write_runs
 from scipy.special import expit
 
 from defects.files import write_csv, write_json
-from defects.report import ensemble as loaded
-from defects.report.drawing import DEFECT
-from defects.report.errors import build_page
-from defects.report.member_rows import draw_rows
+from defects.reports.ensemble_tables import load_ensemble_tables
+from defects.reports.error_report import build_error_report, draw_card
+from defects.scoring.defect_score import AT_THRESHOLD, format_defect_score
 from defects.scoring.estimate import rank_metrics
-from defects.scoring.mistakes import called_defective, disagreement, found_by_kind, suspected_labels
+from defects.scoring.mistakes import (
+    count_detected_by_kind,
+    find_doubtful_labels,
+    measure_disagreement,
+    measure_margins,
+)
 from defects.scoring.thresholds import macro_f1
 from defects.submission.blend import blend_experiments
 from defects.submission.build import members_of
@@ -65,26 +67,30 @@ def errors(run_script, config, *arguments):
     return (folder / "errors.html").read_text(encoding="utf-8"), pd.read_csv(folder / "errors.csv")
 
 
-def test_mistakes_disagreement_and_label_errors_are_found(config):
+def test_mistakes_disagreements_and_doubtful_labels_are_listed(config):
     write_members(config, normal_5=4.0, defect_3=-4.0, normal_7=[5.0, -3.0, -3.0], defect_9=[1.0, -2.0, -2.0])
-    found = loaded.load_ensemble(config, NAMES)
-    assert stems(found.mistakes(0))[0] == "normal_5"
-    assert stems(found.mistakes(1)) == ["defect_3", "defect_9"]
-    assert stems(found.differing()) == ["normal_7", "defect_9"]
-    assert sorted(stems(found.suspected())) == ["defect_3", "normal_5"]
+    tables = load_ensemble_tables(config, NAMES)
+    assert stems(tables.list_mistakes(0))[0] == "normal_5"
+    assert stems(tables.list_mistakes(1)) == ["defect_3", "defect_9"]
+    assert stems(tables.list_disagreements()) == ["normal_7", "defect_9"]
+    assert sorted(stems(tables.list_doubtful_labels())) == ["defect_3", "normal_5"]
 
 
-def test_script_writes_one_page_with_its_pictures_and_a_table_of_all_images(config, run_script):
+def test_script_writes_one_page_and_a_table_of_all_images(config, run_script):
     write_members(config, normal_5=4.0, normal_7=[5.0, -3.0, -3.0])
     html, table = errors(run_script, config, "--experiments", *NAMES)
-    pictures = [b64decode(text) for text in re.findall(r'src="data:image/png;base64,([^"]+)"', html)]
-    assert all(cv2.imdecode(np.frombuffer(png, np.uint8), 1).shape[1] >= 1300 for png in pictures)
-    assert html.count("src=") == len(pictures) and not re.search(r"https?:|<script|<link|url\(|@import", html)
-    for text in ("False alarms (1 of 1)", "disagree (1 of 1)", "Doubtful labels (1 of 1)", "1 of 40"):
-        assert text in html
-    assert len(table) == 56 and table["image_id"][0].endswith("normal_5.png")
+    sources = re.findall('src="([^"]*)"', html)
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not re.search(r"https?:|<script src|<link|@import", html)
+    for title in ("Missed defects", "False alarms", "Where members disagree", "Doubtful labels"):
+        assert f"<h2>{title}</h2>" in html
+    assert html.count("<h3>1 of 1 images</h3>") == 3
+    assert "1 of 40" in html
+    assert len(table) == 56
+    assert table["image_id"][0].endswith("normal_5.png")
     assert table["suspected"].sum() == 1 == table["suspected"][0]
-    assert [f"probability_{name}" in table for name in NAMES] == [True] * 3
+    assert ((table["defect_score"] >= AT_THRESHOLD) == (table["predicted"] == 1)).all()
+    assert all(f"probability_{name}" in table for name in NAMES)
 
 
 def test_members_of_the_submission_are_the_default(config, run_script):
@@ -106,67 +112,77 @@ def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
     monkeypatch.setattr("defects.submission.blend.load_test", lambda _: scored)
     for name in NAMES:
         write_csv(member(config, name).experiment_dir / "test.csv", scored)
-    promised = blend_experiments(config, members_of(config, NAMES))[0]["estimate"]
-    found = loaded.load_ensemble(config, NAMES)
+    expected = blend_experiments(config, members_of(config, NAMES))[0]["estimate"]
+    found = load_ensemble_tables(config, NAMES)
     labels = found.images["label"].to_numpy(dtype=int)
-    assert macro_f1(labels, found.blend.called) == promised["nested_macro_f1"]
-    assert rank_metrics(labels, found.blend.scores)["auroc"] == promised["auroc"]
+    assert macro_f1(labels, found.blend.predicted) == expected["nested_macro_f1"]
+    assert rank_metrics(labels, found.blend.scores)["auroc"] == expected["auroc"]
     html, _ = errors(run_script, config, "--experiments", *NAMES)
-    assert f"{promised['nested_macro_f1']:.3f}" in html
+    assert f"{expected['nested_macro_f1']:.3f}" in html
 
 
-def test_each_picture_row_says_what_every_member_thinks(config):
+def test_a_card_has_the_image_and_every_member(config):
     write_members(config, normal_5=[4.0, 4.0, -4.0])
-    found = loaded.load_ensemble(config, NAMES)
-    rows = found.images.loc[found.mistakes(0)].reset_index()
-    sheet = draw_rows(config.data, rows, found.blend, found.members)
-    said = {text.split("\n")[0]: (text.split("\n")[1], style["color"]) for _, _, text, style in sheet.texts}
-    for one in (*found.members, found.blend):
-        name = "normal_5" if one is found.blend else one.name
-        probability = f"{expit(one.scores[rows['image_id'][0]]):.3g}"
-        assert said[name][0].startswith(probability)
-        assert said[name][1] == ("black" if name == "third" else DEFECT)
-    picture = sheet.strips[0]
-    drawn = np.flatnonzero((picture < 250).any(axis=(0, 2)))
-    assert (np.diff(drawn) > 1).sum() == 2  # the image, a gap with the member without maps, two heat maps
+    tables = load_ensemble_tables(config, NAMES)
+    row = tables.images.loc[tables.list_mistakes(0)].reset_index().to_dict("records")[0]
+    card = draw_card(config.data, tables, row)
+    texts = {}
+    for member in (tables.blend, *tables.members):
+        texts[member.name] = f"{member.name} {format_defect_score(member.defect_scores[row['image_id']])}"
+    assert card.title == "normal_5.png"
+    # The image and two heat maps; the third member has no maps, and leaves no hole.
+    assert [picture.caption for picture in card.pictures] == ["normal", texts["tiny"], texts["other"]]
+    assert [picture.is_wrong for picture in card.pictures] == [False, True, True]
+    facts = {fact.text: fact.is_wrong for fact in card.facts}
+    assert facts == {f"{texts['blend']}, fold {row['fold']}": True, texts["third"]: False}
+
+
+def test_defect_scores_of_members_agree_with_their_decisions(config):
+    write_members(config, normal_5=4.0, defect_3=-4.0)
+    tables = load_ensemble_tables(config, NAMES)
+    for member in (tables.blend, *tables.members):
+        assert ((member.defect_scores >= AT_THRESHOLD) == member.predicted).all()
+        assert 0 < member.defect_scores.min() < AT_THRESHOLD < member.defect_scores.max() < 100
 
 
 def test_without_defects_the_page_says_what_is_missing(make_dataset, make_config):
     config = make_config(make_dataset(defects=1), *NORMAL_ONLY, "data.sample_submission=null")
     write_members(config, normal_5=[4.0, 4.0, -2.5])
-    html = build_page(config, loaded.load_ensemble(config, NAMES))
+    html = build_error_report(config, load_ensemble_tables(config, NAMES))
     assert "no defective images out of fold" in html and "there is only one of the two" in html
-    assert "does not tell kinds" in html and "False alarms (" in html and "disagree (" in html
+    assert "does not tell kinds" in html
+    assert len(re.findall(r"<h3>\d+ of \d+ images</h3>", html)) == 2  # false alarms, disagreement
 
 
-def test_a_single_fold_flatters_and_is_said_to(config):
+def test_a_single_fold_is_said_to_be_optimistic(config):
     write_runs(config, folds="0")
-    html = build_page(config, loaded.load_ensemble(config, ["tiny"]))
-    assert "which flatters" in html
+    html = build_error_report(config, load_ensemble_tables(config, ["tiny"]))
+    assert "which is optimistic" in html
 
 
 def test_thresholds_of_the_other_folds_decide():
     images = pd.DataFrame({"label": [0, 0, 1, 1] * 2, "fold": list("00001111")})
     scores = pd.DataFrame({"a": [0.0, 1, 2, 3, 10, 11, 12, 13]})
-    called = called_defective(images, scores, "macro_f1", 0.05)["a"].tolist()
-    assert called == [False] * 4 + [True] * 4  # the folds' own cuts would make no mistake
+    margins = measure_margins(images, scores, "macro_f1", 0.05)["a"]
+    assert (margins >= 0).tolist() == [False] * 4 + [True] * 4  # their own thresholds would make no mistake
+    assert margins.tolist() == [-11.5, -10.5, -9.5, -8.5, 8.5, 9.5, 10.5, 11.5]
 
 
 def test_kinds_come_from_the_listing_or_from_the_classes():
     images = pd.DataFrame({"label": [1, 1, 1, 0], "kind": ["dent", "dent", "hole", "good"]})
     called = pd.DataFrame({"a": [True, False, False, True], "b": [True, True, True, False]})
-    found = found_by_kind(images, called)
+    found = count_detected_by_kind(images, called)
     assert found.to_dict("index") == {
         "dent": {"defects": 2, "a": 1, "b": 2},
         "hole": {"defects": 1, "a": 0, "b": 1},
     }
     classes = images.assign(kind="", defect_1=["1 2", "1 2", "", ""], defect_2=["3 1", "", "3 1", ""])
-    found = found_by_kind(classes, called)
+    found = count_detected_by_kind(classes, called)
     assert found.to_dict("index") == {
         "1": {"defects": 2, "a": 1, "b": 2},
         "2": {"defects": 2, "a": 1, "b": 2},
     }
-    assert found_by_kind(images.assign(kind=""), called).empty
+    assert count_detected_by_kind(images.assign(kind=""), called).empty
 
 
 def test_a_label_is_suspected_only_where_all_members_are_sure():
@@ -175,14 +191,14 @@ def test_a_label_is_suspected_only_where_all_members_are_sure():
     scores = 4.0 * labels[:, None] - 2 + rng.normal(size=(200, 2))
     scores[[1, 4]] = [[3, 3], [-4, -4]]  # a normal image that looks defective, a defect that looks normal
     scores[2] = [5, -1]  # one member has doubts
-    assert set(np.flatnonzero(suspected_labels(labels, scores))) == {1, 4}
-    assert not suspected_labels(np.zeros(200), scores).any()
+    assert set(np.flatnonzero(find_doubtful_labels(labels, scores))) == {1, 4}
+    assert not find_doubtful_labels(np.zeros(200), scores).any()
 
 
 def test_disagreement_is_about_decisions_and_not_about_scales():
     scores = pd.DataFrame({"a": [0.0, 3.0, 2.0], "b": [-3.0, -3.0, 1.0]}, index=list("xyz"))
     called = pd.DataFrame({"a": [True, True, True], "b": [True, False, False]}, index=list("xyz"))
-    assert disagreement(scores, called).index.tolist() == ["y", "z"]
+    assert measure_disagreement(scores, called).index.tolist() == ["y", "z"]
 
 
 def test_bad_input_ends_in_one_line(config, fails_with_one_line):

@@ -1,3 +1,9 @@
+"""The page about a data set: its charts, sample images and groups."""
+
+import re
+from base64 import b64decode
+from html import unescape
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -7,65 +13,68 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from defects.config import load_config
-from defects.data.images import read_image
+from defects.data.prepare import load_images
+from defects.data.sibling_report import load_search
 from defects.data.split import load_folds
-from defects.report import explore as page
-from defects.report.drawing import CONTOUR, TILE, caption, image_tile
-from defects.report.explore import COLUMNS
+from defects.reports import data_report, sibling_pairs
+from defects.reports.charts import shorten_name
+from defects.reports.figures import MASK_COLOUR, MOST_BESIDE, draw_side_by_side, mark_defects, read_tile
+from defects.reports.html import Cards
 
 
 def _images(**columns) -> pd.DataFrame:
     """Rows of images.csv with their part; columns not given are those of a normal training image."""
     plain = {"split": "train", "label": 0, "kind": "", "mask_path": "", "width": 32, "height": 32}
     table = pd.DataFrame(plain | columns).astype({"label": "Int64"})
-    return table.assign(part=page.part(table))
+    return table.assign(part=data_report.name_parts(table))
 
 
-def _draw(config) -> np.ndarray:
-    """Write the page of a data set; the picture, RGB, after a look that it is one."""
-    picture = read_image(page.explore(config)[0])
-    assert picture.shape[1] == 1500
-    assert np.ptp(picture) > 200
-    return picture
+def _draw(config) -> str:
+    return data_report.build_data_report(config.data, load_images(config), load_folds(config), [])
 
 
-def _panels(figure) -> dict[str, object]:
-    return {axes.get_title(loc="left"): axes for axes in figure.subfigs[0].axes}
+def _headings(html: str) -> list[str]:
+    return [unescape(text) for text in re.findall("<h3[^>]*>([^<]*)</h3>", html)]
 
 
-def _yellow(picture: np.ndarray) -> int:
-    return int((np.abs(picture.astype(int) - CONTOUR).max(axis=2) < 40).sum())
-
-
-def test_script_writes_both_files_and_the_earlier_stages(make_dataset, config_file, run_script, tmp_path):
+def test_script_writes_the_pages_and_the_earlier_stages(make_dataset, config_file, run_script, tmp_path):
     outcome = run_script("explore.py", "--config", config_file(make_dataset()))
     assert outcome.code == 0, outcome.stderr
-    for name in ("images.csv", "folds.csv", "explore.png", "groups.png", "adversarial.json"):
+    for name in ("images.csv", "folds.csv", "explore.html", "adversarial.json"):
         assert (tmp_path / "output" / "tiny_data" / name).stat().st_size > 0
-    assert outcome.stdout.count("wrote ") == 3
-    assert _yellow(read_image(tmp_path / "output" / "tiny_data" / "explore.png")) > 12 * 50
+    assert outcome.stdout.count("wrote ") == 2
+    html = (tmp_path / "output" / "tiny_data" / "explore.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|<script src|<link|@import", html)
+    assert html.count("data:image/jpeg") >= 42
+    assert "<h2>How alike photographs are</h2>" in html
 
 
-def test_charts_show_the_counts_of_the_data(make_dataset, make_config):
+def test_charts_and_samples_show_the_counts_of_the_data(make_dataset, make_config):
     config = make_config(make_dataset())
     folds = load_folds(config)
-    images = page.load_images(config)
-    images = images.assign(part=page.part(images))
-    figure = page.build_figure(config.data, images, folds)
-    panels = _panels(figure)
-    assert [bar.get_width() for bar in panels["Classes"].patches] == [12, 30, 6]
-    assert sum(bar.get_height() for bar in panels["Defective area"].patches) == 12
-    assert panels["Photographs of the same thing"].patches[0].get_height() == folds["group"].nunique()
-    assert figure.get_suptitle() == "tiny_data: 42 training images, 6 test images"
-    titles = [grid.get_suptitle() for grid in figure.subfigs[1:]]
-    assert titles[0] == "train defect: 12 of 12 images, defects outlined"
-    assert titles[1:] == ["train normal: 16 of 30 images", "test: 6 of 6 images"]
+    images = load_images(config)
+    images = images.assign(part=data_report.name_parts(images))
+    drawn = {}
+    for panel in data_report.list_panels_of(images, folds, data_report.measure_images(config.data, images)):
+        axes = Figure().subplots()
+        panel(axes)
+        drawn[axes.get_title(loc="left")] = axes.patches
+    assert [bar.get_width() for bar in drawn["Classes"]] == [12, 30, 6]
+    assert sum(bar.get_height() for bar in drawn["Defective area"]) == 12
+    assert drawn["Photographs of the same thing"][0].get_height() == folds["group"].nunique()
+    html = _draw(config)
+    assert "42 training images, 6 test images" in html
+    assert _headings(html) == [
+        "train defect: 12 of 12 images, defects outlined in yellow",
+        "train normal: 24 of 30 images",
+        "test: 6 of 6 images",
+    ]
 
 
 def test_grey_levels_and_area_are_those_of_the_pixels(make_dataset, make_config):
     config = make_config(make_dataset(defects=2, normals=2, tests=1))
-    images = page.load_images(config)
-    measured = page.measure(config.data, images.assign(part=page.part(images)))
+    images = load_images(config)
+    measured = data_report.measure_images(config.data, images.assign(part=data_report.name_parts(images)))
     assert measured["part"].tolist() == ["train defect"] * 2 + ["train normal"] * 2 + ["test"]
     pictures = [defective(0)[0], defective(1)[0], texture(1000), texture(1001), defective(2000)[0]]
     np.testing.assert_allclose(measured["mean"], [picture.mean() for picture in pictures])
@@ -78,21 +87,25 @@ def test_outline_runs_around_the_defect_without_covering_it(tmp_path):
     mask[100:300, 100:104] = 255
     write_png(tmp_path / "image.png", image)
     write_png(tmp_path / "mask.png", mask)
-    tile = image_tile(data_in(tmp_path), {"path": "image.png", "mask_path": "mask.png"})
-    assert tile.shape == (TILE, TILE // 2, 3)
+    data, row = data_in(tmp_path), {"path": "image.png", "mask_path": "mask.png"}
+    tile = mark_defects(read_tile(data, row, 220 * 110), data, row)
+    assert tile.shape == (220, 110, 3)
     assert (tile[100, 50:52] == 100).all()
-    yellow = cv2.boundingRect((tile == CONTOUR).all(axis=2).astype(np.uint8))
+    yellow = cv2.boundingRect((tile == MASK_COLOUR).all(axis=2).astype(np.uint8))
     assert yellow == pytest.approx((46, 46, 10, 108), abs=3)
 
 
-def test_without_defects_masks_and_test_images(make_dataset, config_file):
+def test_report_without_defects_masks_and_groups(make_dataset, config_file):
     root = make_dataset(defects=0, normals=10, tests=1)
     folders = {"normal": "train/normal_images"}
-    config = load_config(config_file(root, data={"source": "folders", "folders": folders}))
-    assert _yellow(_draw(config)) == 0
+    html = _draw(load_config(config_file(root, data={"source": "folders", "folders": folders})))
+    assert "no defects to learn from" in html
+    assert data_report.NO_GROUPS in html
+    assert "outlined" not in html
+    assert "Defective area" not in html
 
 
-def test_very_different_sizes_strange_names_and_defects_without_masks(config_file, tmp_path):
+def test_report_of_very_different_sizes_strange_names_and_no_masks(config_file, tmp_path):
     root = tmp_path / "mixed"
     for i, shape in enumerate([(2, 300), (300, 2), (8, 8), (600, 500), (64, 64), (65, 64)]):
         noise = np.random.default_rng(i).integers(0, 255, shape, dtype=np.uint8)
@@ -100,49 +113,113 @@ def test_very_different_sizes_strange_names_and_defects_without_masks(config_fil
         write_png(root / "bent" / f"défaut {i}.png", 255 - noise[:60])
     data = {"source": "folders", "name": "Stahl_鋼_$x_1$", "folders": {"abnormal": "bent"}}
     config = load_config(config_file(root, data=data, split={"duplicates": {"enabled": False}}))
-    assert _yellow(_draw(config)) == 0
+    html = _draw(config)
+    assert "<h1>Stahl_鋼_$x_1$</h1>" in html
+    assert f"<b>正常_$a_0$_{'long' * 9}.png</b>" in html
+
+
+def _groups(tmp_path, labels, groups):
+    """The grids of groups of images with these labels."""
+    rows = []
+    for number, (label, group) in enumerate(zip(labels, groups, strict=True)):
+        write_png(tmp_path / f"{number}.png", texture(number))
+        rows.append({"image_id": f"{number}.png", "path": f"{number}.png", "label": label, "group": group})
+    blocks = data_report.draw_groups(data_in(tmp_path), pd.DataFrame(rows))
+    return [block for block in blocks if isinstance(block, Cards)]
+
+
+def test_groups_of_both_classes_come_first_and_are_marked(tmp_path):
+    mixed, same = _groups(tmp_path, [0, 0, 0, 0, 1, 1], [7, 7, 7, 3, 3, 5])
+    assert (mixed.title, mixed.is_alert) == ("Groups that hold both classes (1 of 1)", True)
+    assert [picture.caption for picture in mixed.cards[0].pictures] == ["3.png: normal", "4.png: defect"]
+    assert (same.title, same.is_alert) == ("Groups of one class (1 of 1)", False)
+    assert [len(card.pictures) for card in same.cards] == [3]
+
+
+def test_groups_shown_are_the_largest_and_a_sample_of_the_others():
+    assert data_report.choose_groups(pd.Index(range(10)), 4) == [0, 1, 2, 9]
+    assert data_report.choose_groups(pd.Index(range(3)), 40) == [0, 1, 2]
+    assert data_report.choose_groups(pd.Index([]), 40) == []
+
+
+def test_siblings_show_joined_pairs_and_the_threshold(make_dataset, make_config):
+    root = make_dataset(defects=4, normals=30, size=96)
+    folder = root / "train" / "normal_images"
+    write_png(folder / "mirrored.png", np.uint8(texture(1003, 96)[:, ::-1] * 0.8))
+    config = make_config(root)
+    folds = load_folds(config)
+    pairs = pd.read_csv(config.dataset_dir / "pairs.csv", keep_default_na=False)
+    joined = sibling_pairs.choose_least_certain(pairs, folds)
+    assert joined[["i", "flip"]].to_numpy().tolist() == [["normal_images/mirrored.png", "horizontal"]]
+    axes = Figure().subplots()
+    search = load_search(config)
+    sibling_pairs.draw_histogram(axes, search)
+    assert search["threshold"] == pytest.approx(np.tanh(axes.lines[0].get_xdata()[0]))
+    cards = next(block for block in sibling_pairs.draw_siblings(config, folds) if isinstance(block, Cards))
+    first, second = (_decode(picture) for picture in cards.cards[0].pictures)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.95
+
+
+def test_siblings_are_absent_without_a_search(make_dataset, make_config):
+    config = make_config(make_dataset(), "split.duplicates.enabled=false")
+    assert sibling_pairs.draw_siblings(config, load_folds(config)) == []
+
+
+def _decode(picture) -> np.ndarray:
+    """The grey levels of a picture of a page."""
+    content = b64decode(picture.source.partition(",")[2])
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+def test_side_by_side_says_how_many_are_left_out(tmp_path):
+    write_png(tmp_path / "a.png", texture(0))
+    card = draw_side_by_side(data_in(tmp_path), 20 * [{"path": "a.png"}], 20 * ["0.91"], "pair")
+    assert len(card.pictures) == MOST_BESIDE
+    assert card.pictures[0].caption == "a.png: 0.91"
+    assert card.facts[0].text == "and 8 more"
 
 
 def test_equal_sizes_show_the_rare_class_on_top():
     axes = Figure().subplots()
     images = _images(label=[1] + 9 * [0])
-    page.draw_sizes(axes, images)
-    assert page.size_summary(images) == "all 10 images are 32 × 32"
+    data_report.draw_sizes(axes, images)
+    assert data_report.describe_sizes(images) == "all 10 images are 32 × 32"
     bubbles = axes.collections[0]
     assert bubbles.get_offsets().tolist() == [[32, 32], [32, 32]]
     assert bubbles.get_sizes()[0] > bubbles.get_sizes()[1]
-    np.testing.assert_allclose(bubbles.get_facecolors()[1][:3], to_rgb(page.COLOURS["train defect"]))
+    np.testing.assert_allclose(bubbles.get_facecolors()[1][:3], to_rgb(data_report.COLOURS["train defect"]))
 
 
 def test_sizes_far_apart_get_a_logarithmic_axis():
     axes = Figure().subplots()
-    page.draw_sizes(axes, _images(width=[32, 64, 4000], height=[100, 120, 140]))
+    data_report.draw_sizes(axes, _images(width=[32, 64, 4000], height=[100, 120, 140]))
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
 
 
 def test_kinds_are_counted_and_the_many_rare_ones_summed():
     kinds = [f"kind {k:02}" for k in range(12) for _ in range(12 - k)]
-    counts = page.class_counts(_images(label=1, kind=kinds))
+    counts = data_report.count_classes(_images(label=1, kind=kinds))
     assert counts["train defect"] == 78
     assert counts["train normal"] == counts["test"] == 0
     assert counts["defect: kind 00"] == 12
     assert counts["defect: 5 other kinds"] == 5 + 4 + 3 + 2 + 1
-    assert len(counts) == 3 + page.KINDS
+    assert len(counts) == 3 + data_report.KINDS
 
 
-def test_group_sizes():
+def test_count_group_sizes():
     groups = [0] + [1] * 2 + [2] * 2 + [3] * 7 + [4] * 30
-    sizes = page.group_sizes(pd.DataFrame({"group": groups}))
+    sizes = data_report.count_group_sizes(pd.DataFrame({"group": groups}))
     assert sizes[sizes > 0].to_dict() == {"1": 1, "2": 2, "6–10": 1, "> 20": 1}
 
 
 def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
     table = pd.DataFrame({"texture": np.arange(600) % 10})
-    rows = page.spread(table, 2 * COLUMNS)
+    rows = data_report.spread(table, 16)
     assert rows.index.is_unique and rows.index.is_monotonic_increasing
     assert rows["texture"].nunique() > 5
-    assert page.spread(table, 1000).index.equals(table.index)
+    assert data_report.spread(table, 1000).index.equals(table.index)
 
 
-def test_long_captions_are_cut_in_the_middle():
-    assert caption("bent/a_rather_long_name_0042.png", "bent") == "bent\na_rather_…_name_0042"
+def test_long_names_of_kinds_lose_their_middle():
+    assert shorten_name("a_rather_long_name_of_a_kind_0042") == "a_rather_lo…_a_kind_0042"
+    assert shorten_name("bent") == "bent"

@@ -26,7 +26,7 @@ from defects.config import ROOT, InferConfig, load_config
 from defects.data.images import read_image
 from defects.deploy import export as exporting
 from defects.deploy import graph
-from defects.deploy.export import export
+from defects.deploy.export import checked_rows, export
 from defects.deploy.limits import between_scores
 from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
 from defects.deploy.portable import save_portable
@@ -156,6 +156,12 @@ def test_scorer_counts_its_passes(symmetries, window, copies):
     assert scorer.count_passes((64, 40)) == copies
 
 
+def test_export_of_the_full_fit_is_compared_on_the_test_images(make_dataset, make_config):
+    config = make_config(make_dataset(tests=6))
+    rows = checked_rows(config, "full", 4)
+    assert rows["split"].tolist() == 4 * ["test"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,8 +182,9 @@ def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):
     outcome = run_script("predict.py", *arguments)
     assert outcome.code == 2 and "1 of 7 files could not be read" in outcome.stderr
     table = pd.read_csv(output, keep_default_na=False)
-    assert list(table.columns) == ["path", "label", "score", "probability", "boxes", "error"]
+    assert list(table.columns) == ["path", "label", "score", "probability", "defect_score", "boxes", "error"]
     assert table["label"].tolist() == 6 * ["defect"] + [""]
+    assert (table["defect_score"][:6].astype(float) >= 50).all()
     assert "broken.png is empty, truncated or no image" in table["error"].iloc[-1]
     assert len(list(pictures.rglob("*.png"))) == 6
     assert {read_image(path).shape for path in pictures.rglob("*.png")} == {(*SHAPE, 3)}
@@ -390,7 +397,8 @@ def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
         (["{export}", "{root}/empty"], "holds no images"),
         (["{export}", "{root}", "--output", "found.txt"], "end it in .csv or .jsonl"),
         (["{export}", "{root}/folder.csv/1.png", "--output", "{root}/folder.csv"], "choose another file"),
-        (["{root}/nothing", "{root}"], "No such file"),
+        (["{root}/nothing", "{root}"], "nothing does not exist: name an export's folder"),
+        (["{export}/..", "{root}"], "/export"),
         (["{export}/parity.csv", "{root}"], "is no model"),
     ],
 )
@@ -471,27 +479,27 @@ def test_regions_by_rules_lie_on_the_grid_of_the_image():
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "labels", "kinds"),
+    ("defect_scores", "labels", "kinds"),
     [
-        ({"1": 0.6, "2": 0.6, "defect": 0.6}, ["1", "2", "defect"], "12"),
-        ({"1": 0.1, "2": 0.6, "defect": 0.6}, ["2", "defect"], "2"),
-        ({"1": 0.1, "2": 0.1, "defect": 0.6}, ["defect"], ""),
-        ({"1": 0.1, "2": 0.1, "defect": 0.1}, [], ""),
+        ({"1": 60, "2": 60, "defect": 60}, ["1", "2", "defect"], "12"),
+        ({"1": 10, "2": 60, "defect": 60}, ["2", "defect"], "2"),
+        ({"1": 10, "2": 10, "defect": 60}, ["defect"], ""),
+        ({"1": 10, "2": 10, "defect": 10}, [], ""),
     ],
 )
-def test_labels_follow_thresholds_and_masks(probabilities, labels, kinds):
+def test_labels_follow_thresholds_and_masks(defect_scores, labels, kinds):
     meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules())
     marked = find_regions(soft_spots(), (100, 200), meta.map)
-    found = Prediction("x.png", {}, probabilities, marked=marked)
-    found = relabel(found, dict.fromkeys(meta.targets, 0.5), meta)
+    found = Prediction("x.png", defect_score=defect_scores, marked=marked)
+    found = relabel(found, dict.fromkeys(meta.targets, 50), meta)
     assert found.labels == labels and "".join(sorted(region.kind for region in found.regions)) == kinds
 
 
 def test_a_class_whose_mask_is_empty_is_not_present():
     meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules(area=0.5))
     marked = find_regions(soft_spots(), (100, 200), meta.map)
-    sure = dict.fromkeys(meta.targets, 0.9)
-    found = relabel(Prediction("x.png", {}, sure, marked=marked), dict.fromkeys(meta.targets, 0.5), meta)
+    found = Prediction("x.png", defect_score=dict.fromkeys(meta.targets, 90), marked=marked)
+    found = relabel(found, dict.fromkeys(meta.targets, 50), meta)
     assert found.labels == ["2", "defect"]
 
 

@@ -161,6 +161,15 @@ def test_accented_names_have_one_spelling():
     assert files.same_text("u\u0308.png") == files.same_text("ü.png") == "ü.png"
 
 
+def test_locked_names_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "drive").symlink_to(tmp_path / "unplugged" / "drive")
+    with (
+        pytest.raises(UserError, match="run cannot be made .*output=FOLDER"),
+        files.locked(tmp_path / "drive" / "run", wait=False),
+    ):
+        pass
+
+
 def test_locked_removes_old_parts_of_killed_processes_only(tmp_path):
     fresh, old, folder = (tmp_path / f".{name}.part" for name in ("fresh", "old", "folder"))
     (folder / "inside").mkdir(parents=True)

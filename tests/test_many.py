@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import raising, texture
 
 from defects.config_data import DuplicateConfig
@@ -24,24 +23,15 @@ def thumbnails():
 @pytest.mark.parametrize("tile", [1, 7, 2**13])
 def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, monkeypatch, tile):
     settings = DuplicateConfig(neighbours=4)
-    expected = duplicates.find_siblings(thumbnails, settings)
+    expected = duplicates.search_siblings(thumbnails, settings).pairs
     assert expected[["i", "j"]].to_numpy().tolist() == [[k, 41 + k] for k in range(8)]
     monkeypatch.setattr(many, "HELD", 0)
     monkeypatch.setattr(duplicates, "TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", 16)
     monkeypatch.setattr(duplicates, "PAIR_BLOCK", 5)
-    found = duplicates.find_siblings(thumbnails, settings, tmp_path)
+    found = duplicates.search_siblings(thumbnails, settings, tmp_path).pairs
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("side", [32, 33])
-def test_correlation_at_near_shifts_is_that_of_the_whole_transform(side):
-    spectrum = torch.fft.rfft2(torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)))
-    whole = torch.fft.irfft2(spectrum, s=(side, side))
-    shifts = torch.arange(-4, 6)
-    expected = whole[:, shifts][:, :, shifts]
-    assert torch.allclose(duplicates._at_shifts(spectrum, shifts), expected, atol=1e-5)
 
 
 def test_large_arrays_lie_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):

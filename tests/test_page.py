@@ -20,7 +20,7 @@ from conftest import raising, texture, write_png
 from onnx import TensorProto, helper
 
 from defects.config import ROOT
-from defects.deploy.inspection import decode, heat_map
+from defects.deploy.inspection import decode, draw_heat_map
 from defects.deploy.model import META, VERSION, load_model
 from defects.deploy.page import DROP_LIMIT, Desk, build_page, serve
 from defects.deploy.page_view import EMPTY
@@ -118,7 +118,7 @@ def make_desk(tmp_path) -> Callable[..., Desk]:
     return make
 
 
-def score(desk: Desk, *files: Path, values: tuple[float, ...] = (0.5,)) -> SimpleNamespace:
+def score(desk: Desk, *files: Path, values: tuple[float, ...] = (50,)) -> SimpleNamespace:
     names = ("results", "chosen", "files", "problems", "listing", "detail", "similar")
     found = desk.score([str(file) for file in files], lambda *_, **__: None, *values)
     return SimpleNamespace(**dict(zip(names, found, strict=True)))
@@ -143,8 +143,8 @@ def test_the_worst_image_comes_first_and_is_shown(make_desk, drop):
     assert "3 images: 2 defects, 1 normal" in page.listing
     assert page.listing.index('aria-pressed="true"') < page.listing.index('aria-pressed="false"')
     assert '<div class="verdict defect" role="status"><b>DEFECT</b><span>clear.png' in page.detail
-    assert "probability <b>0.982</b>" in page.detail
-    assert "score 4<" in page.detail
+    assert "score <b>81.7</b>" in page.detail
+    assert "probability 0.982<" in page.detail
     assert pictures(page.detail) == ["Image", "Heat map, 1 box"]
     assert page.files is None  # ready for the next drop
     assert page.problems == ""
@@ -190,14 +190,14 @@ def test_another_threshold_relabels_without_the_model(make_desk, drop):
     desk = make_desk()
     page = score(desk, drop / "clear.png", drop / "doubtful.png")
     desk.model = raising(AssertionError("the model runs again"))
-    listing, detail = desk.relabel(page.results, 1, 0.9)
+    listing, detail = desk.relabel(page.results, 1, 70)
     assert verdicts(listing) == [("clear.png", "DEFECT"), ("doubtful.png", "normal")]
     assert '<div class="verdict normal" role="status"><b>normal</b><span>doubtful.png' in detail
-    assert "threshold 0.900" in detail
+    assert "threshold 70.0" in detail
     assert pictures(detail) == ["Image", "Heat map, 0 boxes"]
-    assert verdicts(desk.relabel(page.results, 0, 1.0)[0])[0] == ("clear.png", "normal")
-    assert "threshold 0.500" in desk.relabel(page.results, 1, None)[1]  # the field beside the slider is empty
-    assert desk.relabel([], 0, 0.9) == ("", EMPTY)
+    assert verdicts(desk.relabel(page.results, 0, 100)[0])[0] == ("clear.png", "normal")
+    assert "threshold 50.0" in desk.relabel(page.results, 1, None)[1]  # the field beside the slider is empty
+    assert desk.relabel([], 0, 90) == ("", EMPTY)
 
 
 def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_desk, drop):
@@ -205,16 +205,28 @@ def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_desk, drop
     probability = score(desk, drop / "doubtful.png").results[0].found.probability["defect"]
     for threshold, verdict in ((probability, "DEFECT"), (np.nextafter(probability, 1), "normal")):
         desk.meta.threshold["defect"] = float(threshold)  # closer than the slider's steps
-        shown = desk.sliders()[0].value
-        assert len(str(shown)) <= len("0.123")
-        page = score(desk, drop / "doubtful.png", values=(shown,))
+        page = score(desk, drop / "doubtful.png", values=(desk.sliders()[0].value,))
         assert verdicts(page.listing) == [("doubtful.png", verdict)]
+
+
+def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_desk, drop):
+    desk = make_desk()
+    desk.meta.threshold["defect"] = 1 - 1e-4
+    slider = desk.sliders()[0]
+    assert (slider.minimum, slider.value, slider.maximum) == (0, 50, 100)
+    assert "a probability of 0.9999" in slider.info
+    page = score(desk, drop / "clear.png", drop / "doubtful.png")
+    shown = [float(text) for text in re.findall(r"<em>([^<]*)</em>", page.listing)]
+    assert 10 < shown[1] < shown[0] < 50
+    assert verdicts(desk.relabel(page.results, 0, shown[0] - 1)[0]) == [
+        ("clear.png", "DEFECT"), ("doubtful.png", "normal"),
+    ]  # fmt: skip
 
 
 def test_another_image_can_be_chosen(make_desk, drop):
     desk = make_desk()
     page = score(desk, drop / "clear.png", drop / "normal.png")
-    chosen, listing, detail, similar = desk.choose(page.results, SimpleNamespace(place=1), 0.5)
+    chosen, listing, detail, similar = desk.choose(page.results, SimpleNamespace(place=1), 50)
     assert chosen == 1
     assert re.findall('data-place="(.)" aria-pressed="true"', listing) == ["1"]
     assert "<span>normal.png</span>" in detail
@@ -228,13 +240,13 @@ def test_classes_have_a_probability_and_a_threshold_each(make_desk, drop):
     desk = make_desk("pit", "scratch", "defect")
     with gr.Blocks():
         assert [slider.label for slider in desk.sliders()] == ["pit", "scratch", "Threshold of any defect"]
-    page = score(desk, drop / "clear.png", values=(0.5, 0.5, 0.5))
+    page = score(desk, drop / "clear.png", values=(50, 50, 50))
     assert verdicts(page.listing) == [("clear.png", "DEFECT: pit+scratch")]
-    assert re.findall("probability <b>([^<]*)", page.detail) == ["0.982", "0.881", "0.500"]
-    listing, detail = desk.relabel(page.results, 0, 0.99, 0.5, 0.6)
+    assert re.findall("score <b>([^<]*)", page.detail) == ["81.7", "73.2", "50.0"]
+    listing, detail = desk.relabel(page.results, 0, 90, 50, 60)
     assert verdicts(listing) == [("clear.png", "DEFECT: scratch")]
     assert re.findall('"bar ([a-z]*)"', detail) == ["normal", "defect", "normal"]
-    assert verdicts(desk.relabel(page.results, 0, 1.0, 1.0, 0.5)[0]) == [("clear.png", "DEFECT")]
+    assert verdicts(desk.relabel(page.results, 0, 100, 100, 50)[0]) == [("clear.png", "DEFECT")]
 
 
 def test_a_model_without_maps_shows_no_heat_map(make_desk, drop):
@@ -253,7 +265,7 @@ def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
     one = score(desk, drop / "clear.png").results[0]
     assert decode(one.picture).shape == (SIZE, SIZE, 3)
     assert [region[1:5] for region in one.found.regions] == [(8, 8, 4, 8)]
-    picture = decode(heat_map(one.picture, one.found, desk.meta.map)).astype(int)
+    picture = decode(draw_heat_map(one.picture, one.found, desk.meta.map)).astype(int)
     assert picture.shape == (20 * SIZE, 20 * SIZE, 3)
     # The frame of the region, 20 times as large, is cyan.
     assert (picture[160:320, 160] - [0, 255, 255] < 60).all() and picture[100, 100, 0] > 60
@@ -320,13 +332,13 @@ def test_in_a_browser(drop, tmp_path):
         expect(page.locator(".normals img")).to_have_count(5)
         boxed = heat.get_attribute("src")
 
-        page.fill("input[type=range]", "0.99")
+        page.fill("input[type=range]", "90")
         expect(verdict).to_have_text("normalclear.png")
         expect(verdict).to_have_css("background-color", "rgb(46, 125, 50)")
         expect(heat).to_have_attribute("alt", "Heat map, 0 boxes")
         assert heat.get_attribute("src") != boxed
 
-        page.fill("input[type=range]", "0.001")
+        page.fill("input[type=range]", "2")
         page.click("#listing button >> nth=1")
         expect(verdict).to_have_text("DEFECTnormal.png")
         # The next drop takes the place of this one.

@@ -36,6 +36,16 @@ def answers_file(path, labels):
     return key
 
 
+def test_out_of_fold_labels_must_be_those_of_the_images(trained, run_script, fails_with_one_line):
+    assert run_script("infer.py", "--config", trained).code == 0
+    oof = output(trained, "tiny", "fold0", "oof.csv")
+    table = pd.read_csv(oof)
+    table.loc[0, "label"] = 1 - table.loc[0, "label"]
+    table.to_csv(oof, index=False)
+    message = fails_with_one_line("ensemble.py", "--config", trained)
+    assert "1 out-of-fold labels are not those of" in message
+
+
 def test_inference_scores_every_image_with_every_fold(trained, run_script):
     outcome = run_script("infer.py", "--config", trained)
     assert outcome.code == 0, outcome.stderr

@@ -153,7 +153,8 @@ def test_path_text_leaves_text_alone():
 
 @pytest.mark.parametrize("error", ["", "/in/\udcba.png is empty"])
 def test_writers_write_names_that_are_no_text(error):
-    found = Prediction(Path("/in/\udcba.png"), {"defect": 1.0}, {"defect": 0.7}, ["defect"], error=error)
+    values = {"score": {"defect": 1.0}, "probability": {"defect": 0.7}, "defect_score": {"defect": 61.0}}
+    found = Prediction(Path("/in/\udcba.png"), **values, labels=["defect"], error=error)
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
     csv_writer(stream, META)(found)
     json_writer(stream, META)(found)

@@ -275,6 +275,9 @@ WRITE_ERRORS = {
     "quota": ("write_bytes", errno.EDQUOT),
     "read-only disk": ("write_bytes", errno.EROFS),
     "read-only folder": ("write_bytes", errno.EACCES),
+    "a limit on the size of files": ("write_bytes", errno.EFBIG),
+    "a failing disk": ("replace", errno.EIO),
+    "a network folder that is gone": ("write_bytes", errno.ESTALE),
 }
 
 

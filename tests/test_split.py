@@ -1,8 +1,11 @@
 """src/split.py as a user runs it: what it writes, prints and notices."""
 
+import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import defective, texture, write_png
@@ -39,6 +42,50 @@ def test_siblings_share_a_fold_and_contradictions_are_named(dataset, config_file
     for fold in (0, 1):
         rows = pd.read_csv(folder / f"train_fold{fold}.csv")
         assert (folds.loc[rows["image_id"], "fold"] != fold).all()
+
+
+def test_what_the_search_joins_never_leaves_too_few_groups(make_dataset, config_file, run_script):
+    """All defects are darker photographs of one object: kept together they could not be held out."""
+    root = make_dataset(defects=4, normals=30, size=96)
+    object_with_defect, _ = defective(0, 96)
+    for number, gain in enumerate((1.0, 0.9, 0.8, 0.7)):
+        darker = (object_with_defect * gain).astype("uint8")
+        write_png(root / "train" / "defect_images" / f"defect_{number}.png", darker)
+    outcome = run_script("split.py", "--config", config_file(root, split={"folds": 4}))
+    assert outcome.code == 0, outcome.stderr
+    assert "would be too few for split.folds=4: only pairs above" in outcome.stdout
+    assert "pairs that look the same are in different groups" in outcome.stdout
+
+
+def test_exact_copies_stay_together_whatever_the_folds_need(make_dataset, config_file, run_script):
+    root = make_dataset(defects=4, normals=30, size=96)
+    folder = root / "train" / "defect_images"
+    for number in range(1, 4):
+        shutil.copy(folder / "defect_0.png", folder / f"defect_{number}.png")
+    path = config_file(root, split={"folds": 4})
+    outcome = run_script("split.py", "--config", path)
+    assert outcome.code == 0, outcome.stderr
+    folds = pd.read_csv(path.parent / "output" / "tiny_data" / "folds.csv")
+    is_defect = folds["image_id"].str.contains("defect")
+    assert folds.loc[is_defect, "group"].nunique() == 1
+    assert folds.loc[is_defect, "fold"].nunique() == 1
+
+
+def test_photographs_of_one_part_are_split_and_a_note_names_the_setting(
+    make_dataset, config_file, run_script
+):
+    root = make_dataset(defects=6, normals=24, size=96)
+    images = sorted((root / "train").glob("*_images/*.png"))
+    for number, path in enumerate(images):
+        picture = np.uint8(100 + 0.1 * texture(number, 96))
+        cv2.rectangle(picture, (20, 25), (70, 75), 40, -1)
+        cv2.circle(picture, (60, 35), 12, 200, 3)
+        write_png(path, picture)
+    outcome = run_script("split.py", "--config", config_file(root, split={"folds": 3}))
+    assert outcome.code == 0, outcome.stderr
+    assert "30 images in 30 groups" in outcome.stdout
+    assert "the images look alike" in outcome.stdout
+    assert "split.group_file or split.group_pattern" in outcome.stdout
 
 
 def test_groups_of_the_user_take_precedence_and_copies_across_them_are_told(dataset, config_file, run_script):

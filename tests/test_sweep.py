@@ -146,7 +146,7 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     outcome = run_script("sweep.py", path)
     assert outcome.code == 0 and not children
     pd.testing.assert_frame_equal(pd.read_csv(folder / "summary.csv"), before)
-    assert f"| tiny_seed5 | 5 | 2 | {before['macro-F1, nested'][0]:.3f} |" in outcome.stdout
+    assert f"| tiny_seed5 | 5 | 2 | {before['macro-F1 (nested CV)'][0]:.3f} |" in outcome.stdout
 
     assert run_script("sweep.py", write_sweep(seeds=[5], infer=True)).code == 0
     ((infer, _),) = children

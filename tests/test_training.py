@@ -381,6 +381,22 @@ def test_weights_from_a_file_must_fit_the_network(tiny, run_script, tmp_path):
         refused(outcome, str(path), text)
 
 
+def test_backbone_weights_that_have_learnt_from_the_fold_are_refused(tiny, run_script):
+    assert run_script("train.py", "--config", tiny).code == 0
+    own = f"model.backbone.weights={run_dir(tiny) / 'best.pt'}"
+    command = ["train.py", "--config", tiny, "--set", "experiment=second", "--set", own]
+    assert run_script(*command, "--fold", "0").code == 0
+    refused(run_script(*command, "--fold", "1"), "has learnt from images that fold 1 is scored on")
+
+
+def test_training_lists_of_another_experiment_do_not_outdate_a_run(tiny, run_script):
+    assert run_script("infer.py", "--config", tiny).code == 0
+    other = ["--set", "experiment=other", "--set", "data.symmetries=none"]
+    assert run_script("train.py", "--config", tiny, *other).code == 0
+    again = run_script("infer.py", "--config", tiny)
+    assert again.code == 0, again.stderr
+
+
 def test_unreachable_hub_never_means_random_weights(tiny, run_script, monkeypatch):
     create = timm.create_model
 

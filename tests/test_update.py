@@ -115,6 +115,14 @@ def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_o
     assert (bank(trained) == before).all()
 
 
+def test_test_images_do_not_enter_the_bank(trained, fails_with_one_line):
+    before = bank(trained)
+    folder = trained.parent / "data" / "test" / "images"
+    message = fails_with_one_line("update.py", folder, "--config", trained, *FLAGS)
+    assert "is the test image test_0.png of tiny_data (6 such images)" in message
+    assert (bank(trained) == before).all()
+
+
 def test_other_detectors_have_no_bank(make_dataset, config_file, run_script, fails_with_one_line, tmp_path):
     path = config_file(make_dataset())
     assert run_script("train.py", "--config", path).code == 0

@@ -25,7 +25,7 @@ from defects.errors import UserError
 from defects.files import read_json
 from defects.models import build_detector
 from defects.models.features import create_backbone
-from defects.report.results import out_of_fold, read_history
+from defects.reports.run_tables import out_of_fold, read_history
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.answers import load_answers
 from defects.scoring.pixels import Maps

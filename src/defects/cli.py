@@ -7,13 +7,28 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 
 from defects.config import ROOT, Config, categories, load_config, of_category, resolve
 from defects.errors import UserError
 
 UNWRITABLE = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EROFS", "EACCES", "EPERM", "EDQUOT", "ENOTDIR", "EEXIST")
+    for name in (
+        "ENOSPC",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EDQUOT",
+        "ENOTDIR",
+        "EEXIST",
+        "EISDIR",
+        "EFBIG",
+        "EIO",
+        "ENAMETOOLONG",
+        "ESTALE",
+        "ENOTCONN",
+    )
     if hasattr(errno, name)  # Windows does not have them all
 }
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -92,6 +107,17 @@ def run(main: Callable[[], None]) -> None:
         if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
             raise
         _stop("out of memory: lower train.batch_size, infer.batch_size or data.image_size", 2)
+
+
+def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of sys.excepthook: Ctrl-C while a script still imports its modules, which takes seconds."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: interrupted before anything was done", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _tell_uncaught  # scripts import this module first
 
 
 def _stop(message: str, code: int) -> None:

@@ -135,11 +135,11 @@ class DuplicateConfig(Section):
     """The search for photographs of the same object, on thumbnails of the training images."""
 
     enabled: bool = True
-    thumbnail_size: Annotated[int, Field(ge=32)] = 64  # pixels; images are compared at this size
+    thumbnail_size: Annotated[int, Field(ge=32)] = 128  # pixels; images are compared at this size
     neighbours: Count = 16  # candidates per image
     ignore: tuple[int, int, int, int] | None = None  # top, left, bottom, right: a burnt-in text, in pixels
     max_shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.08  # of the side, between two photographs
-    min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.46  # of two photographs of one object
+    min_correlation: Annotated[float, Field(gt=0, lt=1)] = 0.46  # of two photographs of one object, at least
     min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # mean square of the texture; below it: flat
 
 

@@ -148,9 +148,14 @@ def same_text(text: str) -> str:
 def locked(folder: Path, wait: bool) -> Iterator[None]:
     """One process at a time in `folder`; the system releases the lock of a killed one.
 
-    Raises UserError at once if another holds it and `wait` is false.
+    Raises UserError at once if another holds it and `wait` is false, and if the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}): choose another with --set output=FOLDER"
+        ) from None
     try:
         with FileLock(folder / ".lock", timeout=-1 if wait else 0):
             _remove_old_parts(folder)

@@ -53,8 +53,10 @@ def plan_folds(
 
     Raises UserError when there are fewer groups of a class than folds.
     """
-    is_training_only = find_only_groups(groups, images, classes, split)
+    is_training_only, notes = find_only_groups(groups, images, classes, split)
     check_counts(groups, images, classes, split.folds, split, is_training_only)
+    for note in notes:
+        print(note)
     fold = np.full(len(images), TRAINING_ONLY, dtype=object)
     rest = ~is_training_only
     found = assign_folds(groups[rest], class_targets(images)[rest], split.folds, split.seed)
@@ -64,11 +66,11 @@ def plan_folds(
 
 def find_only_groups(
     groups: np.ndarray, images: pd.DataFrame, classes: list[str], split: SplitConfig
-) -> np.ndarray:
-    """bool [N]: images of groups that are the only one of their class, which cannot be held out.
+) -> tuple[np.ndarray, list[str]]:
+    """bool [N]: images of groups that are the only one of their class, which cannot be held out; and notes.
 
-    Notes say which. Several pictures that the search for siblings joined into one group do not
-    count: there it is more likely wrong. Without classes normal images are not looked at either.
+    Several pictures that the search for siblings joined into one group do not count: there it is more likely
+    wrong. Without classes normal images are not looked at either.
     """
     is_training_only = np.zeros(len(images), dtype=bool)
     is_stated = split.group_file is not None or split.group_pattern is not None
@@ -80,18 +82,21 @@ def find_only_groups(
             continue
         is_training_only |= groups == found[0]
         only[name] = shorten_names(images.loc[member, "image_id"])
-    _print_only_groups(only)
-    return is_training_only
+    return is_training_only, _describe_only_groups(only)
 
 
-def _print_only_groups(only: dict[str, str]) -> None:
+def _describe_only_groups(only: dict[str, str]) -> list[str]:
     """A note about each of the first classes of `only`, which gives their images; the others by name."""
+    notes = []
     for name, images in list(only.items())[:SHOWN_NAMES]:
-        print(f"note: {name} lie in 1 group ({images}): it is learnt from in every fold and never held")
-        print("      out, so no out-of-fold figure tells how such images are judged")
+        notes.append(
+            f"note: {name} lie in 1 group ({images}): it is learnt from in every fold and never held\n"
+            "      out, so no out-of-fold figure tells how such images are judged"
+        )
     others = list(only)[SHOWN_NAMES:]
     if others:
-        print(f"note: the same holds for {shorten_names(others)}")
+        notes.append(f"note: the same holds for {shorten_names(others)}")
+    return notes
 
 
 def check_counts(

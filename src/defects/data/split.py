@@ -11,16 +11,18 @@ from defects.data import balance, duplicates, folds
 from defects.data.images import read_image
 from defects.data.many import in_threads, room
 from defects.data.prepare import load_images, training_sha256
+from defects.data.sibling_report import write_search
 from defects.errors import UserError
 from defects.files import locked, read_csv, read_json, write_csv, write_json
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, in_short, settings_but
 
 FULL = "full"  # the training list of everything, for the final fit
+STRICTER = [0.95, 0.98, 0.99, 0.995, 0.999, 1.0]  # correlations tried where groups would be too few for folds
 NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size"}  # siblings are searched for on thumbnails
 
 
 def split(config: Config) -> pd.DataFrame:
-    """Write folds.csv (image_id, group, fold), train_fold<k>.csv, train_full.csv and pairs.csv.
+    """Write folds.csv (image_id, group, fold), the training lists, pairs.csv and siblings.json.
 
     Returns the training images with group and fold. Raises UserError when a class is too rare.
     """
@@ -64,49 +66,85 @@ def training_list(config: Config, fold: str) -> Path:
 def _split(config: Config, train: pd.DataFrame) -> pd.DataFrame:
     if train.empty:
         raise UserError(f"{config.dataset_dir / 'images.csv'} lists no training images: check data.root")
-    pairs = find_duplicates(config, train)
+    pairs, search = search_duplicates(config, train)
     given = folds.given_groups(train, config.split)
-    groups = duplicates.group_ids(len(train), pairs) if given is None else given.to_numpy()
-    fold = folds.plan_folds(train, groups, config.data.classes, config.split)
+    stricter = None
+    if given is None:
+        groups, fold, stricter = _group(config, train, pairs)
+    else:
+        groups = given.to_numpy()
+        fold = folds.plan_folds(train, groups, config.data.classes, config.split)
     table = train.assign(group=groups, fold=fold)
+    (config.dataset_dir / "split.json").unlink(missing_ok=True)  # half a split is no split
+    write_search(config, train["image_id"].to_numpy(), search, stricter)
     _write(config, table, pairs)
     return table
 
 
+def _group(
+    config: Config, train: pd.DataFrame, pairs: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Group and fold of each image [N]; the least correlation of the pairs kept together, if not all are.
+
+    The search for siblings alone must not leave fewer groups than folds, so weak pairs are dropped until it
+    does not. Raises UserError where the images themselves are too few.
+    """
+    for stricter in [None, *STRICTER]:
+        kept = pairs if stricter is None else pairs[pairs["correlation"] >= stricter]
+        groups = duplicates.group_ids(len(train), kept)
+        try:
+            return groups, folds.plan_folds(train, groups, config.data.classes, config.split), stricter
+        except UserError as error:
+            last = error
+    raise last
+
+
 def find_duplicates(config: Config, train: pd.DataFrame) -> pd.DataFrame:
     """Pairs of rows of `train` that show the same thing: i, j, kind (exact, sibling), correlation, flip."""
+    return search_duplicates(config, train)[0]
+
+
+def search_duplicates(
+    config: Config, train: pd.DataFrame
+) -> tuple[pd.DataFrame, duplicates.SiblingSearch | None]:
+    """The pairs of find_duplicates, and what the search for siblings judged by, None if switched off."""
     settings = config.split.duplicates
     index = train.index.to_series()
     first = index.groupby(train["sha256"]).transform("first")
     pairs = pd.DataFrame({"i": first, "j": index})[first != index]
     pairs = pairs.assign(kind="exact", correlation=1.0, flip="none")
     if not settings.enabled:
-        return pairs
-    thumbnails = _thumbnails(config, train, settings)
-    siblings = duplicates.find_siblings(thumbnails, settings, config.dataset_dir).assign(kind="sibling")
-    return pd.concat([pairs, siblings]).drop_duplicates(["i", "j"], ignore_index=True)
+        return pairs, None
+    thumbnails, aspects = _thumbnails(config, train, settings)
+    search = duplicates.search_siblings(thumbnails, settings, config.dataset_dir, aspects)
+    pairs = pd.concat([pairs, search.pairs.assign(kind="sibling")])
+    return pairs.drop_duplicates(["i", "j"], ignore_index=True), search
 
 
-def _thumbnails(config: Config, train: pd.DataFrame, settings: DuplicateConfig) -> np.ndarray:
+def _thumbnails(
+    config: Config, train: pd.DataFrame, settings: DuplicateConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [N, S, S], and widths over heights of the images [N]."""
     root = resolve(config.data.root)
 
-    def one(path: str) -> np.ndarray:
+    def one(path: str) -> tuple[np.ndarray, float]:
         image = read_image(root / path, bits=config.data.bits)
         if settings.ignore:
             top, left, bottom, right = settings.ignore
             image[top:bottom, left:right] = 0
-        return duplicates.thumbnail(image, settings.thumbnail_size)
+        return duplicates.thumbnail(image, settings.thumbnail_size), image.shape[1] / image.shape[0]
 
     side = settings.thumbnail_size
     thumbnails = room((len(train), side, side), np.uint8, config.dataset_dir)
-    for place, picture in zip(thumbnails, in_threads(one, train["path"], text="thumbnails"), strict=True):
-        place[:] = picture
-    return thumbnails
+    aspects = np.ones(len(train))
+    for place, (picture, aspect) in enumerate(in_threads(one, train["path"], text="thumbnails")):
+        thumbnails[place] = picture
+        aspects[place] = aspect
+    return thumbnails, aspects
 
 
 def _write(config: Config, table: pd.DataFrame, pairs: pd.DataFrame) -> None:
     folder, symmetries, plan = config.dataset_dir, config.data.symmetries, config.split.balance
-    (folder / "split.json").unlink(missing_ok=True)  # so a half-written split is never taken for a whole one
     for surplus in folder.glob("train_*.csv"):
         surplus.unlink()
     ids = table["image_id"].to_numpy()

@@ -129,9 +129,10 @@ def checked_rows(config: Config, fold: str, images: int) -> pd.DataFrame:
     if fold == FULL:
         every = load_images(config)
         rows = every[every["split"] == "test"] if (every["split"] == "test").any() else table
-    defects, others = rows[rows["label"] == 1], rows[rows["label"] != 1]
-    defects = _spread(defects, images // 2)
-    return pd.concat([defects, _spread(others, images - len(defects))], ignore_index=True)
+    is_defect = (rows["label"] == 1).fillna(False)  # the test images' labels are not known
+    defects = _spread(rows[is_defect], images // 2)
+    others = _spread(rows[~is_defect], images - len(defects))
+    return pd.concat([defects, others], ignore_index=True)
 
 
 def _write_models(config: Config, graph: Graph, fold: str, formats: list[str], folder: Path) -> None:

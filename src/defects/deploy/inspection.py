@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from defects.data.images import read_image, resize
-from defects.deploy.model import MapMeta, Meta, Model
+from defects.deploy.model import MapMeta, Model
 from defects.deploy.predict import Prediction, predict
 from defects.deploy.regions import overlay, scale_region
 from defects.deploy.similar import shrink
@@ -38,15 +38,7 @@ def inspect(model: Model, files: list[Path]) -> Iterator[Inspected]:
             yield Inspected(found, jpeg(shrink(image, SIDE)), jpeg(shrink(image, ICON)))
 
 
-def excess(found: Prediction, meta: Meta) -> float:
-    """By how much a probability exceeds the model's own threshold: what the list is sorted by.
-
-    Not by the slider's threshold: the list would jump under the hand that moves it.
-    """
-    return max(found.probability[target] - meta.threshold[target] for target in meta.targets)
-
-
-def heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> bytes:
+def draw_heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> bytes:
     """A JPEG of the picture under its map, with the regions boxed in it."""
     image = _enlarge(decode(picture))
     regions = [scale_region(region, found.shape, image.shape[:2]) for region in found.regions]

@@ -11,12 +11,10 @@ from defects.config import Config
 from defects.models import Detector
 from defects.scoring.blending import align_held, move
 from defects.scoring.mask_rules import Rule
-from defects.scoring.pixels import CellCounts, Maps
-from defects.scoring.thresholds import choose_threshold, fpr_threshold
+from defects.scoring.pixels import Maps, fit_map_limits
+from defects.scoring.thresholds import choose_threshold
 from defects.submission.masks import choose_rules
 from defects.training.run import OOF_MAPS, load_oof, run_folder
-
-SURE = 0.5  # probability from which a segmenter's pixel is marked
 
 
 def thresholds(config: Config, detector: Detector, fold: str) -> dict[str, float]:
@@ -55,19 +53,8 @@ def map_limits(config: Config, detector: Detector, fold: str) -> tuple[list[floa
     """
     images = _map_images(config, fold)
     has_normal = (images["label"] == 0).all()
-    counts, highest = None, []
-    for maps in _kept_maps(config, images):
-        if counts is None:
-            counts = [CellCounts() for _ in maps]
-        for plane, count in zip(maps, counts, strict=True):
-            count.add(plane)
-        highest.append(maps.max((1, 2)).astype(float))
-    medians = [count.quantile(0.5) for count in counts]
-    if detector.segments:
-        return medians, len(medians) * [SURE]
-    if not has_normal:
-        return medians, [count.quantile(1 - config.threshold.fpr) for count in counts]
-    return medians, [fpr_threshold(values, config.threshold.fpr) for values in np.transpose(highest)]
+    maps = _kept_maps(config, images)
+    return fit_map_limits(maps, config.threshold.fpr, detector.segments, has_normal)
 
 
 def _map_images(config: Config, fold: str) -> pd.DataFrame:

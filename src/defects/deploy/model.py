@@ -97,6 +97,8 @@ def load_model(path: Path, threads: int | None = None) -> Model:
 
     `threads` None leaves their number to the runtime. Raises UserError for what is missing or broken.
     """
+    if not path.exists() and not (path.parent / META).exists():
+        raise UserError(f"{path} does not exist: name an export's folder, which src/export.py writes")
     folder = path if path.is_dir() else path.parent
     meta = read_meta(folder)
     path = _preferred(folder, meta) if path.is_dir() else path
@@ -118,7 +120,9 @@ def read_meta(folder: Path) -> Meta:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; src/export.py writes it beside a model") from None
+        nested = folder / "export"
+        hint = f"name {nested}" if (nested / META).is_file() else "src/export.py writes it beside a model"
+        raise UserError(f"{path}: {error.strerror}; {hint}") from None
     except ValueError:
         raise UserError(f"{path} is not valid JSON: export the model again") from None
     # Earlier versions wrote how images were brought to their size: stretched, as now, or kept in shape.

@@ -6,10 +6,11 @@ from pathlib import Path
 import gradio as gr
 
 from defects.deploy import page_view as view
-from defects.deploy.inspection import Inspected, decode, excess, inspect
+from defects.deploy.inspection import Inspected, decode, inspect
 from defects.deploy.model import Model
 from defects.deploy.similar import Normals
 from defects.errors import UserError
+from defects.scoring.defect_score import AT_THRESHOLD, format_probability
 
 HOST = "127.0.0.1"  # the page is for whoever sits at this computer
 FILE_LIMIT, DROP_LIMIT = "100mb", 200  # of one image; images at once
@@ -82,7 +83,7 @@ def serve(page: gr.Blocks, port: int, browser: bool) -> None:
 class Desk:
     """What the components call: each method returns the new values of those it is wired to.
 
-    `values` are those of the sliders, a probability for each of the model's targets. Gradio fills in
+    `values` are those of the sliders, a defect score for each of the model's targets. Gradio fills in
     `progress` and `event` by their types.
     """
 
@@ -106,7 +107,8 @@ class Desk:
             done.append(one)
             progress((len(done), len(paths)), desc="scoring", unit="images")
         read = [one for one in done if not one.found.error]
-        results = sorted(read, key=lambda one: -excess(one.found, self.meta))
+        # By the model's own thresholds: by those of the sliders the list would jump while they are moved.
+        results = sorted(read, key=lambda one: -max(one.found.defect_score.values()))
         problems = [one.found.error for one in done if one.found.error]
         if len(paths) > DROP_LIMIT:
             problems.append(f"{len(paths) - DROP_LIMIT} more images left out: src/predict.py scores folders")
@@ -117,9 +119,9 @@ class Desk:
 
     def relabel(self, results: list[Inspected], chosen: int, *values: float) -> tuple[str, str]:
         """List and detail by other thresholds: the model does not run again."""
-        cuts = self._cuts(values)
-        detail = view.detail(results[chosen], cuts, self.meta) if results else view.EMPTY
-        return view.listing(results, cuts, chosen, self.meta), detail
+        thresholds = self._name_thresholds(values)
+        detail = view.detail(results[chosen], thresholds, self.meta) if results else view.EMPTY
+        return view.listing(results, thresholds, chosen, self.meta), detail
 
     def _choice(self, results: list[Inspected], chosen: int, values: tuple) -> tuple[str, str, str]:
         similar = ""
@@ -129,18 +131,13 @@ class Desk:
         return *self.relabel(results, chosen, *values), similar
 
     def _slider(self, target: str, label: str) -> gr.Slider:
-        own = self.meta.threshold[target]
-        note = f"probability; the model's own: {own:.3f}"
-        return gr.Slider(0, 1, _shown(own), step=0.001, label=label, info=note, buttons=["reset"])
+        own = format_probability(self.meta.threshold[target])
+        note = f"{AT_THRESHOLD:g}: the model's own, a probability of {own}"
+        return gr.Slider(0, 100, AT_THRESHOLD, step=0.1, label=label, info=note, buttons=["reset"])
 
-    def _cuts(self, values: tuple) -> dict[str, float]:
-        """Of each target; where its slider was not moved, or its field is empty, the model's own exactly."""
-        own = self.meta.threshold
+    def _name_thresholds(self, values: tuple) -> dict[str, float]:
+        """Of each target; the model's own where the field beside its slider is empty."""
         return {
-            target: own[target] if value in (None, _shown(own[target])) else value
+            target: AT_THRESHOLD if value is None else value
             for target, value in zip(self.meta.targets, values, strict=True)
         }
-
-
-def _shown(threshold: float) -> float:
-    return round(threshold, 3)

@@ -3,12 +3,13 @@
 from base64 import b64encode
 from html import escape
 
-from defects.deploy.inspection import Inspected, heat_map, jpeg
+from defects.deploy.inspection import Inspected, draw_heat_map, jpeg
 from defects.deploy.model import Meta, Model
 from defects.deploy.predict import Prediction, relabel
 from defects.deploy.regions import Region
 from defects.deploy.similar import Normals
 from defects.deploy.writers import label
+from defects.scoring.defect_score import format_defect_score, format_probability
 
 EMPTY = '<p class="nothing">Drop images to have them scored. They stay on this computer.</p>'
 LEGEND = '<span class="scale"><i></i><span>normal</span><span>threshold</span><span>above</span></span>'
@@ -25,31 +26,32 @@ def problems(lines: list[str]) -> str:
     return f'<ul class="problems" role="alert">{items}</ul>' if lines else ""
 
 
-def listing(results: list[Inspected], cuts: dict[str, float], chosen: int, meta: Meta) -> str:
+def listing(results: list[Inspected], thresholds: dict[str, float], chosen: int, meta: Meta) -> str:
     """The images to choose from: a button each, `data-place` its position."""
     if not results:
         return ""
-    found = [relabel(one.found, cuts, meta) for one in results]
+    found = [relabel(one.found, thresholds, meta) for one in results]
     defects = sum(bool(each.labels) for each in found)
     counts = f"{_count(len(found), 'image')}: {_count(defects, 'defect')}, {len(found) - defects} normal"
     rows = "".join(
-        _entry(place, one.icon, each, place == chosen)
+        _entry(place, one.icon, each, thresholds, place == chosen)
         for place, (one, each) in enumerate(zip(results, found, strict=True))
     )
     return f'<p class="counts">{counts}</p><div class="entries">{rows}</div>'
 
 
-def detail(one: Inspected, cuts: dict[str, float], meta: Meta) -> str:
-    """Verdict, probabilities beside their thresholds, the image and its heat map."""
-    found = relabel(one.found, cuts, meta)
+def detail(one: Inspected, thresholds: dict[str, float], meta: Meta) -> str:
+    """Verdict, defect scores beside their thresholds, the image and its heat map."""
+    found = relabel(one.found, thresholds, meta)
     pictures = _figure(one.picture, "Image", "")
     if found.maps is not None:
-        heat = heat_map(one.picture, found, meta.map)
+        heat = draw_heat_map(one.picture, found, meta.map)
         pictures += _figure(heat, f"Heat map, {_boxes(found.regions)}", LEGEND)
+    values = "".join(_value(found, target, threshold) for target, threshold in thresholds.items())
     return (
         f'<div class="verdict {_kind(found)}" role="status"><b>{escape(_verdict(found))}</b>'
         f"<span>{escape(found.path.name)}</span></div>"
-        f'<div class="values">{"".join(_value(found, target, cuts[target]) for target in cuts)}</div>'
+        f'<div class="values">{values}</div>'
         f'<div class="pictures">{pictures}</div>'
     )
 
@@ -65,24 +67,27 @@ def neighbours(names: list[str], normals: Normals) -> str:
     return f'<h2>{title}</h2><div class="normals">{pictures}</div>'
 
 
-def _entry(place: int, icon: bytes, found: Prediction, chosen: bool) -> str:
-    # Of several targets the surest that was found or, failing that, the likeliest.
-    probability = max(found.probability[target] for target in found.labels or found.probability)
-    pressed = "true" if chosen else "false"
+def _entry(place: int, icon: bytes, found: Prediction, thresholds: dict[str, float], is_chosen: bool) -> str:
+    # Of several targets the surest one present or, failing that, the likeliest.
+    target = max(found.labels or found.defect_score, key=found.defect_score.get)
+    score = format_defect_score(found.defect_score[target], thresholds[target])
+    pressed = "true" if is_chosen else "false"
     return (
         f'<button type="button" class="{_kind(found)}" data-place="{place}" aria-pressed="{pressed}">'
         f'<img alt="" src="{_source(icon)}"><span>{escape(found.path.name)}</span>'
-        f"<b>{escape(_verdict(found))}</b><em>{probability:.3f}</em></button>"
+        f"<b>{escape(_verdict(found))}</b><em>{score}</em></button>"
     )
 
 
-def _value(found: Prediction, target: str, cut: float) -> str:
-    """The probability as a bar with a mark at the threshold, and in figures: five cells of a grid."""
-    value, kind = found.probability[target], "defect" if target in found.labels else "normal"
+def _value(found: Prediction, target: str, threshold: float) -> str:
+    """The defect score as a bar with a mark at the threshold, and in figures: five cells of a grid."""
+    score, kind = found.defect_score[target], "defect" if target in found.labels else "normal"
     return (
-        f'<span>{escape(target)}</span><div class="bar {kind}"><i style="width:{100 * value:.1f}%"></i>'
-        f'<u style="left:{100 * cut:.1f}%"></u></div><span>probability <b>{value:.3f}</b></span>'
-        f"<span>threshold {cut:.3f}</span><span>score {found.score[target]:.4g}</span>"
+        f'<span>{escape(target)}</span><div class="bar {kind}"><i style="width:{score:.1f}%"></i>'
+        f'<u style="left:{threshold:.1f}%"></u></div>'
+        f"<span>score <b>{format_defect_score(score, threshold)}</b></span>"
+        f"<span>threshold {threshold:.1f}</span>"
+        f"<span>probability {format_probability(found.probability[target])}</span>"
     )
 
 

@@ -19,20 +19,23 @@ from defects.deploy.model import Meta, Model
 from defects.deploy.paths import locate
 from defects.deploy.regions import Region, find_regions
 from defects.errors import UserError
+from defects.scoring.defect_score import AT_THRESHOLD, score_probabilities
 
 AHEAD = 2  # batches that are read while one is scored
 
 
 @dataclass
 class Prediction:
-    """Of one image: `score` and `probability` by target, `labels` the targets that count as present.
+    """Of one image: `score`, `probability` and `defect_score` by target, `labels` the targets present.
 
+    A defect score is at least AT_THRESHOLD where its probability reaches the threshold of the target.
     `marked` are the regions of its maps, whatever the probabilities; `regions` those that count.
     """
 
     path: Path
     score: dict[str, float] = field(default_factory=dict)
     probability: dict[str, float] = field(default_factory=dict)
+    defect_score: dict[str, float] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     marked: list[Region] = field(default_factory=list)
@@ -153,25 +156,27 @@ def _prediction(
     frame: Frame,
     threshold: float | None,
 ) -> Prediction:
+    thresholds = [meta.threshold[target] if threshold is None else threshold for target in meta.targets]
+    defect_scores = score_probabilities(probabilities.astype(float), np.array(thresholds))
     found = Prediction(
         path,
         score=dict(zip(meta.targets, scores.tolist(), strict=True)),
         probability=dict(zip(meta.targets, probabilities.tolist(), strict=True)),
+        defect_score=dict(zip(meta.targets, defect_scores.tolist(), strict=True)),
         marked=[] if maps is None else find_regions(maps, frame.shape, meta.map),
         maps=maps,
         shape=frame.shape,
     )
-    cuts = meta.threshold if threshold is None else dict.fromkeys(meta.targets, threshold)
-    return relabel(found, cuts, meta)
+    return relabel(found, dict.fromkeys(meta.targets, AT_THRESHOLD), meta)
 
 
-def relabel(found: Prediction, cuts: dict[str, float], meta: Meta) -> Prediction:
-    """The same scores with the labels and regions of other thresholds, probabilities by target.
+def relabel(found: Prediction, thresholds: dict[str, float], meta: Meta) -> Prediction:
+    """The same scores with the labels and regions of other thresholds, defect scores by target.
 
-    Where the model has mask rules, a class is present if its probability reaches the threshold and its mask
+    Where the model has mask rules, a class is present if its score reaches the threshold and its mask
     is not empty; the regions are those masks. Else all that is marked counts as soon as anything is present.
     """
-    reached = [target for target in meta.targets if found.probability[target] >= cuts[target]]
+    reached = [target for target in meta.targets if found.defect_score[target] >= thresholds[target]]
     if meta.map is None or meta.map.rules is None:
         return replace(found, labels=reached, regions=found.marked if reached else [])
     regions = [region for region in found.marked if region.kind in reached]

@@ -7,9 +7,8 @@ import numpy as np
 
 from defects.data.images import resize
 from defects.deploy.model import MapMeta
+from defects.scoring.heat_map import LIMIT_COLOUR, compute_heat, paint_heat
 from defects.scoring.mask_rules import Rule, mask_if_present
-
-FRAME = (0, 255, 255)  # cyan: none of the heat map's colours
 
 
 class Region(NamedTuple):
@@ -62,28 +61,17 @@ def scale_region(region: Region, shape: tuple[int, int], size: tuple[int, int]) 
 
 
 def overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Region]) -> np.ndarray:
-    """uint8 [H, W, 3]: the image under its heat map, with frames around the regions.
-
-    Colours mean the same in every picture, unlike those of a map stretched to its own extremes: blue is
-    what normal images are like, yellow the threshold, red twice as far.
-    """
-    heat = resize(_heat(maps, meta), image.shape[:2])[..., None]
-    levels = np.round(255 * heat).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    share = 0.15 + 0.4 * heat
-    mixed = ((1 - share) * image + share * colours).round().astype(np.uint8)
+    """uint8 [H, W, 3]: the image under its heat map (scoring.heat_map), with frames around the regions."""
+    heats = [
+        compute_heat(plane, normal, threshold)
+        for plane, normal, threshold in zip(maps, meta.normal, meta.threshold, strict=True)
+    ]
+    picture = paint_heat(image, resize(np.max(heats, axis=0), image.shape[:2]))
     line = max(1, round(max(image.shape[:2]) / 300))
     for region in regions:
         corner = (region.x + region.width - 1, region.y + region.height - 1)
-        cv2.rectangle(mixed, (region.x, region.y), corner, FRAME, line)
-    return mixed
-
-
-def _heat(maps: np.ndarray, meta: MapMeta) -> np.ndarray:
-    """float32 [h, w] in [0, 1], of all classes the largest; 0.6 at the threshold, where JET is yellow."""
-    normal, cut = (np.array(values, np.float32)[:, None, None] for values in (meta.normal, meta.threshold))
-    relative = (maps - normal) / np.maximum(cut - normal, np.finfo(np.float32).tiny)
-    return (0.6 * relative).clip(0, 1).max(0).astype(np.float32)
+        cv2.rectangle(picture, (region.x, region.y), corner, LIMIT_COLOUR, line)
+    return picture
 
 
 def _of_plane(plane: np.ndarray, marked: np.ndarray, kind: str, shape: tuple[int, int]) -> list[Region]:

@@ -16,17 +16,19 @@ Write = Callable[[Prediction], None]
 
 
 def csv_writer(stream: TextIO, meta: Meta) -> Write:
-    """path, label, score and probability (of each target, where there are several), boxes, error.
+    """path, label, score, probability, defect_score (of each target, where there are several), boxes, error.
 
-    label: what was found, joined by `+`, or `normal`; boxes: a JSON list of [x, y, width, height] in pixels.
+    label: what was found, joined by `+`, or `normal`; defect_score: 0 to 100, the threshold at 50; boxes: a
+    JSON list of [x, y, width, height] in pixels.
     """
     ends = [f"_{target}" for target in meta.targets] if len(meta.targets) > 1 else [""]
-    columns = [f"{name}{end}" for name in ("score", "probability") for end in ends]
+    columns = [f"{name}{end}" for name in ("score", "probability", "defect_score") for end in ends]
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(["path", "label", *columns, "boxes", "error"])
 
     def write(found: Prediction) -> None:
-        values = [*found.score.values(), *found.probability.values()] or [""] * len(columns)
+        values = [*found.score.values(), *found.probability.values(), *found.defect_score.values()]
+        values = values or [""] * len(columns)
         boxes = "" if found.error else json.dumps([region[1:5] for region in found.regions])
         table.writerow([path_text(found.path), label(found), *values, boxes, escape_bytes(found.error)])
         stream.flush()
@@ -43,8 +45,13 @@ def json_writer(stream: TextIO, _: Meta) -> Write:
             values["error"] = escape_bytes(found.error)
         else:
             boxes = [region._asdict() for region in found.regions]
-            values |= {"label": label(found), "score": found.score, "probability": found.probability}
-            values["boxes"] = boxes
+            values |= {
+                "label": label(found),
+                "score": found.score,
+                "probability": found.probability,
+                "defect_score": found.defect_score,
+                "boxes": boxes,
+            }
         stream.write(json.dumps(values, ensure_ascii=False) + "\n")
         stream.flush()
 

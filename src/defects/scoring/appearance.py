@@ -11,7 +11,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig, DuplicateConfig
-from defects.data.duplicates import find_siblings, group_ids, thumbnail
+from defects.data.duplicates import group_ids, search_siblings, thumbnail
 from defects.data.images import read_image
 from defects.data.prepare import load_images
 from defects.data.split import load_folds
@@ -69,7 +69,9 @@ def _groups(
     first = images.index.to_series().groupby(known).transform("first")
     pairs = pd.DataFrame({"i": first, "j": images.index}).dropna().astype(int)
     if settings.enabled:
-        pairs = pd.concat([pairs, find_siblings(thumbnails, settings)[["i", "j"]]])
+        aspects = (images["width"] / images["height"]).to_numpy(dtype=float)
+        siblings = search_siblings(thumbnails, settings, aspects=aspects).pairs
+        pairs = pd.concat([pairs, siblings[["i", "j"]]])
     return group_ids(len(images), pairs)
 
 

@@ -79,7 +79,8 @@ class Ensemble:
 
     def _nested(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> np.ndarray | None:
         """0/1 for the images of all folds not left out, each called by the others; None for a single fold."""
-        return self._called(left_out, lambda out: self.fit(method, out))
+        margins = self._margins(left_out, lambda out: self.fit(method, out))
+        return None if margins is None else (margins >= 0).astype(int)
 
     def _choose(self, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> str:
         """The method: the last one where nothing is to be chosen, else that of the best nested macro-F1.
@@ -109,21 +110,28 @@ class Ensemble:
 
         Thresholds are those for a `share` of defects, see choose_threshold.
         """
-        return self._called(NOTHING_LEFT_OUT, lambda out: self.fit(self.choose(out), out), share)
+        margins = self.measure_nested_margins(share)
+        return None if margins is None else (margins >= 0).astype(int)
 
-    def _called(
+    def measure_nested_margins(self, share: float | None = None) -> np.ndarray | None:
+        """As predict_nested, by how much each score exceeds the threshold, in log-odds [N]."""
+        return self._margins(NOTHING_LEFT_OUT, lambda out: self.fit(self.choose(out), out), share)
+
+    def _margins(
         self, left_out: frozenset[str], fit: Callable[[frozenset[str]], Blend], share: float | None = None
     ) -> np.ndarray | None:
         sample, rule, fpr = self._without(left_out), self.threshold.rule, self.threshold.fpr
         folds = [fold for fold in self.folds if fold not in left_out]
         if len(folds) < 2:
             return None
-        called = np.zeros(len(sample.labels), dtype=int)
+        margins = np.zeros(len(sample.labels))
         for fold in folds:
-            held, blend = sample.folds == fold, fit(left_out | {fold})
-            labels, scores = sample.labels[~held], blend(sample.scores[~held])
-            called[held] = blend(sample.scores[held]) >= choose_threshold(labels, scores, rule, fpr, share)
-        return called
+            held = sample.folds == fold
+            blend = fit(left_out | {fold})
+            labels = sample.labels[~held]
+            threshold = choose_threshold(labels, blend(sample.scores[~held]), rule, fpr, share)
+            margins[held] = blend(sample.scores[held]) - threshold  # its sign is exact
+        return margins
 
     def _without(self, left_out: frozenset[str]) -> Sample:
         return self.sample.where(~np.isin(self.sample.folds, list(left_out)))

@@ -5,36 +5,42 @@ import pandas as pd
 from scipy.special import expit
 
 from defects.data.labels import COLUMN, class_names
-from defects.scoring.thresholds import choose_threshold, nested_predictions
+from defects.scoring.thresholds import choose_threshold
 
 
-def called_defective(images: pd.DataFrame, scores: pd.DataFrame, rule: str, fpr: float) -> pd.DataFrame:
-    """bool, of the shape of `scores` (log-odds, a column for each member), which has the rows of `images`.
+def measure_margins(images: pd.DataFrame, scores: pd.DataFrame, rule: str, fpr: float) -> pd.DataFrame:
+    """By how much `scores` (log-odds, a column for each member) exceed the thresholds, which decide at 0.
 
     Each column has its own thresholds: for an image the one fitted on the other folds, and with a single
-    fold, which flatters, the one fitted on the same images. `images` has label and fold.
+    fold, which is optimistic, the one fitted on the same images. `images` (label, fold) has the rows of
+    `scores`.
     """
-    labels, folds = images["label"].to_numpy(dtype=int), images["fold"].to_numpy()
+    labels = images["label"].to_numpy(dtype=int)
+    folds = images["fold"].to_numpy()
+    margins = scores.copy()
+    for name in scores:
+        values = scores[name].to_numpy()
+        for fold in np.unique(folds):
+            own = folds == fold
+            fitted_on = own if own.all() else ~own
+            threshold = choose_threshold(labels[fitted_on], values[fitted_on], rule, fpr)
+            margins.loc[own, name] = values[own] - threshold
+    return margins
 
-    def call(values: np.ndarray) -> np.ndarray:
-        nested = nested_predictions(labels, values, folds, rule, fpr)
-        return values >= choose_threshold(labels, values, rule, fpr) if nested is None else nested == 1
 
-    return scores.apply(lambda column: call(column.to_numpy()))
+def measure_disagreement(scores: pd.DataFrame, predicted: pd.DataFrame) -> pd.Series:
+    """How far apart the members' probabilities are, for the images that they decide differently.
 
-
-def disagreement(scores: pd.DataFrame, called: pd.DataFrame) -> pd.Series:
-    """How far apart the members' probabilities are, for those images that members call differently.
-
-    The others are left out: two probabilities may lie far apart on one side of two thresholds. Largest first.
+    `predicted` is bool, a column for each member. The other images are left out: two probabilities may lie
+    far apart on one side of two thresholds. Largest first.
     """
     probability = expit(scores)
-    differ = called.any(axis=1) & ~called.all(axis=1)
+    differ = predicted.any(axis=1) & ~predicted.all(axis=1)
     gap = probability.max(axis=1) - probability.min(axis=1)
     return gap[differ].sort_values(ascending=False, kind="stable")
 
 
-def suspected_labels(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def find_doubtful_labels(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """bool [N]: whether every member is confident that an image belongs to the other class.
 
     Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
@@ -53,8 +59,8 @@ def suspected_labels(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.where(defect[:, None], sure_normal, sure_defect).all(axis=1)
 
 
-def found_by_kind(images: pd.DataFrame, called: pd.DataFrame) -> pd.DataFrame:
-    """Defects of each kind, and how many of them each column of `called` finds; empty without kinds.
+def count_detected_by_kind(images: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Defects of each kind, and how many each column of `predicted` (bool) detects; empty without kinds.
 
     Kinds are the classes of the data set, of which an image may have several, or `kind` of images.csv.
     """
@@ -62,6 +68,6 @@ def found_by_kind(images: pd.DataFrame, called: pd.DataFrame) -> pd.DataFrame:
     of_kind = {name: defects[COLUMN + name] != "" for name in class_names(images)}
     if not of_kind:
         of_kind = {kind: defects["kind"] == kind for kind in sorted(set(defects["kind"]) - {""})}
-    called = called[images["label"] == 1]
-    found = {kind: {"defects": int(of.sum()), **called[of].sum()} for kind, of in of_kind.items()}
-    return pd.DataFrame.from_dict(found, orient="index").rename_axis("kind")
+    detected = predicted[images["label"] == 1]
+    counts = {kind: {"defects": int(of.sum()), **detected[of].sum()} for kind, of in of_kind.items()}
+    return pd.DataFrame.from_dict(counts, orient="index").rename_axis("kind")

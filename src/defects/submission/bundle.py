@@ -152,9 +152,10 @@ def _use(member: Config) -> str:
 
 def _project(config: Config, members: dict[str, Config]) -> dict[str, Path | bytes]:
     """Name in the archive -> file or content."""
-    files: dict[str, Path | bytes] = {
-        path.relative_to(ROOT).as_posix(): path for path in (ROOT / "src").rglob("*.py")
-    }
+    files: dict[str, Path | bytes] = {}
+    for path in sorted((ROOT / "src").rglob("*")):  # with the templates of pages
+        if path.is_file() and "__pycache__" not in path.parts:
+            files[path.relative_to(ROOT).as_posix()] = path
     tables = [config.dataset_dir / "folds.csv", config.dataset_dir / "split.json"]
     tables += config.dataset_dir.glob("train_*.csv")
     files |= {f"output/{config.data.name}/{path.name}": path for path in tables}

@@ -15,15 +15,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 
-from defects.config import Config, as_yaml
+from defects.config import Config, as_yaml, resolve
 from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
 from defects.data.labels import DEFECT, target_labels
-from defects.data.split import FULL, fold_names, load_folds, load_training_rows
+from defects.data.split import FULL, fold_names, load_folds, load_training_rows, training_list
 from defects.errors import UserError
 from defects.files import array_archive, locked, read_csv, write_csv
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
 from defects.stamps import Stamp, differences, in_short, is_stamp
+from defects.tensors import load_tensors
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.scorer import Scorer, score_batches
@@ -110,6 +111,7 @@ def load_detector(config: Config, fold: str, other_maps: bool = False) -> Detect
 
     With `other_maps` its out-of-fold maps may have been kept at another size than `config` says.
     """
+    load_folds(config)  # another experiment on these images may have written its own training lists since
     detector = build_detector(config, pretrained=False)
     content = load_best(config, fold)
     # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
@@ -126,9 +128,10 @@ def load_detector(config: Config, fold: str, other_maps: bool = False) -> Detect
 def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFrame:
     """Out-of-fold rows of all finished folds for `targets`, with the group of each image.
 
-    Raises UserError if there are none, or if they are not those of the present folds.csv.
+    Raises UserError if there are none, or if images or labels are not those of the present folds.csv.
     """
-    folds = load_folds(config)[["image_id", "fold", "group"]]
+    table = load_folds(config)
+    folds = table[["image_id", "fold", "group"]]
     names = trained_folds(config)
     if not names:
         raise UserError(
@@ -149,6 +152,14 @@ def load_oof(config: Config, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFra
             f"{config.experiment_dir}: its out-of-fold images are not those of "
             f"{config.dataset_dir / 'folds.csv'} ({len(differing)} differ, {differing.iloc[0]} first): train "
             "again with --restart"
+        )
+    labels = joined["image_id"].map(table.set_index("image_id")["label"])
+    has_other_label = (joined["target"] == DEFECT) & (joined["label"].astype(float) != labels.astype(float))
+    if has_other_label.any():
+        first = joined.loc[has_other_label, "image_id"].iloc[0]
+        raise UserError(
+            f"{config.experiment_dir}: {has_other_label.sum()} out-of-fold labels are not those of "
+            f"{config.dataset_dir / 'images.csv'} ({first} first): train again with --restart"
         )
     return joined.drop(columns="_merge")
 
@@ -238,6 +249,7 @@ def _train(
 ) -> None:
     folder, main = run_folder(config, fold), accelerator.is_main_process
     set_seed(config.train.seed)
+    _refuse_leaking_weights(config, fold)
     detector = build_detector(config)
     sides = sides.learnt_by(detector, config)
     if config.train.select == "inner" and sides.inner["label"].nunique() < 2:
@@ -256,6 +268,31 @@ def _train(
     write_result(detector, config, fold, sides.held, accelerator, best)
     tracker.close()
     accelerator.wait_for_everyone()
+
+
+def _refuse_leaking_weights(config: Config, fold: str) -> None:
+    """UserError if the backbone starts from a run that has learnt from images which `fold` is scored on.
+
+    A run on other images may be started from.
+    """
+    weights = config.model.backbone.weights if config.model.backbone else "none"
+    path = resolve(weights)
+    if fold == FULL or weights in ("none", "imagenet") or not path.is_file():
+        return
+    try:
+        made_from = load_tensors(path).get("fingerprint")
+    except ValueError:
+        return  # no checkpoint of this program
+    if not is_stamp(made_from):
+        return
+    lists = {"images.csv", "folds.csv", training_list(config, fold).name}
+    now = checkpoint.fingerprint(config, fold, None)["files"]
+    same = {name for name in lists if made_from["files"].get(name) == now[name]}
+    if "images.csv" in same and same != lists:
+        raise UserError(
+            f"model.backbone.weights={path}: that run has learnt from images that fold {fold} is scored on: "
+            f"name the best.pt of its fold {fold}, or other weights"
+        )
 
 
 def _fit(trainer: Trainer, config: Config, sides: Sides, training: DataLoader | None) -> None:

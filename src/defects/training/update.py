@@ -13,6 +13,7 @@ from defects.config import Config
 from defects.data.datasets import DeviceBatches
 from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
+from defects.data.prepare import load_images
 from defects.data.split import find_duplicates, load_folds, load_training_rows
 from defects.errors import UserError
 from defects.files import locked
@@ -28,7 +29,7 @@ def update_bank(config: Config, fold: str, images: Path) -> tuple[int, int]:
 
     Returns how many patches entered and how many the bank holds. Images that are in it already are left out,
     and an interrupted update is completed first. Raises UserError for a detector without a bank, and for
-    images of what the fold is calibrated on or scored by: that would no longer be unseen.
+    test images and images of what the fold is calibrated on or scored by: these would no longer be unseen.
     """
     folder = run_folder(config, fold)
     if not folder.exists():
@@ -44,6 +45,7 @@ def update_bank(config: Config, fold: str, images: Path) -> tuple[int, int]:
         if rows.empty:
             print(f"{images}: all of its images are in the bank already")
             return 0, len(detector.memory_bank)
+        _refuse_test_images(config, rows)
         table = load_folds(config)
         sides = make_sides(config, fold, table, load_training_rows(config, fold)).learnt_by(detector, config)
         _refuse_seen(config, fold, rows, pd.concat([sides.inner, sides.held]))
@@ -91,6 +93,21 @@ def _new_rows(config: Config, images: Path, best: dict[str, Any]) -> pd.DataFram
     contents = [sha256(path) for path in paths]
     rows = pd.DataFrame({"path": [str(path) for path in paths], "label": 0.0, "sha256": contents})
     return rows[~rows["sha256"].isin(best.get("added_sha256", []))].reset_index(drop=True)
+
+
+def _refuse_test_images(config: Config, new: pd.DataFrame) -> None:
+    """UserError if an image of `new` is a test image, which would then be scored by its copy."""
+    images = load_images(config)
+    test = images[images["split"] == "test"]
+    copies = new[new["sha256"].isin(test["sha256"])]
+    if copies.empty:
+        return
+    first = copies.iloc[0]
+    image_id = test.loc[test["sha256"] == first["sha256"], "image_id"].iloc[0]
+    raise UserError(
+        f"{first['path']} is the test image {image_id} of {config.data.name} ({len(copies)} such images): "
+        "take them out, or they would be scored by their own copies"
+    )
 
 
 def _refuse_seen(config: Config, fold: str, new: pd.DataFrame, unseen: pd.DataFrame) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from defects.config import Config, known_detectors, validate, with_detector
+from defects.config import Config, known_detectors, resolve, validate, with_detector
 from defects.data.prepare import load_images
 from defects.errors import UserError
 from defects.files import read_json
-from defects.report.masks import held_dice
-from defects.report.results import all_fold_figures, fold_figures
+from defects.reports.mask_report import measure_dice
+from defects.reports.run_tables import measure_fold
 from defects.scoring.answers import load_answers
 from defects.scoring.blending import experiment_scores
 from defects.scoring.decision import submitted_prior
@@ -25,7 +25,7 @@ from defects.scoring.prior_shift import prior_shift
 from defects.scoring.thresholds import choose_threshold
 from defects.training.experiments import aligned_oof, oof_rows, run_config, without_seeds
 from defects.training.inference import load_test
-from defects.training.run import TEST_MAPS, run_folder, trained_folds
+from defects.training.run import OOF_MAPS, TEST_MAPS, run_folder, trained_folds
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
@@ -75,25 +75,46 @@ def measure(studies: list[Study], test: bool = False) -> pd.DataFrame:
 def measure_one(run: Config, test: bool) -> Iterator[Value]:
     """All figures of an experiment: of each fold, and of the folds together."""
     oof = aligned_oof(run)
-    for fold, figures in all_fold_figures(run, oof).iterrows():
-        yield from ((fold, name, figures[name]) for name in ACCURACY + COSTS)
+    yield from _measure_folds(run, oof, OOF_MAPS, ACCURACY + COSTS)
     yield from _measure_masks(run)
     expected = estimate(oof, run.threshold.rule, run.threshold.fpr)
     if expected["defects"] < expected["images"]:  # or there is no macro-F1
-        promised = [expected["nested_macro_f1"], *(expected["interval_90"] or ())]
-        names = ("macro_f1", "macro_f1_low", "macro_f1_high")
-        yield from ((POOLED, name, value) for name, value in zip(names, promised, strict=False))
+        yield POOLED, "macro_f1", expected["nested_macro_f1"]
+        if expected["interval_90"] is not None:
+            low, high = expected["interval_90"]
+            yield POOLED, "macro_f1_low", low
+            yield POOLED, "macro_f1_high", high
     if test:
         yield from _measure_test(run, oof, expected)
 
 
+def _measure_folds(
+    run: Config, rows: pd.DataFrame, maps_file: str, metrics: list[str], prefix: str = ""
+) -> Iterator[Value]:
+    """Of each fold's model on its `rows` (label, raw, fold, and those of images.csv)."""
+    root = resolve(run.data.root)
+    for fold, of_fold in rows.groupby("fold"):
+        folder = run_folder(run, fold)
+        costs = read_json(folder / "costs.json") or {}
+        figures = measure_fold(of_fold, Maps(folder / maps_file), costs, root)
+        for name in metrics:
+            yield fold, prefix + name, figures[name]
+
+
 def _measure_masks(run: Config) -> Iterator[Value]:
     """Dice of each fold by the untuned rule, over all pairs of image and class and over those not empty."""
-    dice = held_dice(run, oof_rows(run))
-    if dice is not None:
-        for fold, part in dice.groupby("fold"):
-            yield fold, "dice", part["dice"].mean()
-            yield fold, "dice_non_empty", part.loc[~part["empty"], "dice"].mean()
+    rows = oof_rows(run)
+    rows = rows[rows["target"].isin(run.data.classes)]
+    if rows.empty:
+        return
+    rows = rows.merge(load_images(run).drop(columns="label"), on="image_id")
+    maps = {fold: Maps(run_folder(run, fold) / OOF_MAPS) for fold in rows["fold"].unique()}
+    dice = measure_dice(run.data, rows, maps)
+    if dice is None:
+        return
+    for fold, part in dice.groupby("fold"):
+        yield fold, "dice", part["dice"].mean()
+        yield fold, "dice_non_empty", part.loc[~part["empty"], "dice"].mean()
 
 
 def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Value]:
@@ -101,23 +122,23 @@ def _measure_test(run: Config, oof: pd.DataFrame, expected: dict) -> Iterator[Va
 
     At the training share of defects, macro-F1 is that of the threshold for this share, whatever is submitted.
     """
-    images, scored = load_images(run), load_test(run)
+    images = load_images(run)
+    scored = load_test(run)
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
     known = scored.rename(columns={"score": "raw"}).merge(load_answers(run), on="image_id", how="left")
     if known["label"].isna().any():
         lacking = known.loc[known["label"].isna(), "image_id"].nunique()
         raise UserError(f"{run.experiment}: the answer key lacks {lacking} of its test images")
-    sizes = images[["image_id", "width", "height"]]
-    for fold, rows in known.merge(sizes, on="image_id").groupby("fold"):
-        figures = fold_figures(run, fold, rows, Maps(run_folder(run, fold) / TEST_MAPS))
-        yield from ((fold, f"test_model_{name}", figures[name]) for name in ACCURACY)
+    sized = known.merge(images[["image_id", "width", "height"]], on="image_id")
+    yield from _measure_folds(run, sized, TEST_MAPS, ACCURACY, "test_model_")
     scores = experiment_scores(oof, scored)[1]
     table = known.drop_duplicates("image_id").set_index("image_id")[["label"]].assign(score=scores)
     table["answer"] = (table["score"] >= submitted_threshold(run, oof, scores)).astype(int)
     plain = table.assign(answer=(table["score"] >= expected["score_threshold"]).astype(int))
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     figures = outcome(table, share) | {"macro_f1_at_training_share": at_share}
-    yield from ((POOLED, f"test_{name}", figures[name]) for name in OUTCOME)
+    for name in OUTCOME:
+        yield POOLED, f"test_{name}", figures[name]
 
 
 def submitted_threshold(run: Config, oof: pd.DataFrame, new_scores: pd.Series) -> float:

@@ -1,7 +1,9 @@
-"""What the run folders of an experiment tell: out-of-fold scores, figures of each fold, epochs."""
+"""What the folders of a run tell: out-of-fold rows, maps, costs and epochs of each fold."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,39 @@ from defects.scoring.pixels import Maps, masked_maps, pixel_metrics
 from defects.training.run import OOF_MAPS, load_oof, run_folder
 
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb", "parameters", "device"]
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What the report of a run is drawn from; `maps`, `costs` and `histories` are by fold.
+
+    `oof` as out_of_fold gives it; `class_oof` as class_rows does; `samples` is a PNG of what training made of
+    some images, if it made anything.
+    """
+
+    config: Config
+    oof: pd.DataFrame
+    class_oof: pd.DataFrame
+    maps: dict[str, Maps]
+    costs: dict[str, dict[str, Any]]
+    histories: dict[str, pd.DataFrame]
+    samples: bytes | None
+
+
+def load_run_tables(config: Config) -> RunTables:
+    """Raises UserError if no fold is trained, or on other data than the present."""
+    oof = out_of_fold(config)
+    folders = {fold: run_folder(config, fold) for fold in sorted(oof["fold"].unique())}
+    samples = next(iter(folders.values())) / "samples.png"
+    return RunTables(
+        config=config,
+        oof=oof,
+        class_oof=class_rows(config),
+        maps={fold: Maps(folder / OOF_MAPS) for fold, folder in folders.items()},
+        costs={fold: read_json(folder / "costs.json") or {} for fold, folder in folders.items()},
+        histories={fold: read_history(folder / "metrics.jsonl") for fold, folder in folders.items()},
+        samples=samples.read_bytes() if samples.exists() else None,
+    )
 
 
 def out_of_fold(config: Config) -> pd.DataFrame:
@@ -35,26 +70,31 @@ def class_rows(config: Config) -> pd.DataFrame:
     return load_oof(config, tuple(config.data.classes)).merge(images, on="image_id")
 
 
-def fold_figures(config: Config, fold: str, rows: pd.DataFrame, maps: Maps) -> dict[str, float | None]:
-    """Figures of one model on `rows` (label, raw, and those of images.csv), and what it cost."""
+def measure_fold(
+    rows: pd.DataFrame, maps: Maps, costs: dict[str, Any], root: Path
+) -> dict[str, float | str | None]:
+    """Figures of one model on `rows` (label, raw, and those of images.csv), and what it cost.
+
+    `root` is the folder of the data set.
+    """
     labels = rows["label"].to_numpy(dtype=int)
-    costs = read_json(run_folder(config, fold) / "costs.json") or {}
     return {
         "images": len(rows),
         "defects": int(labels.sum()),
         **rank_metrics(labels, rows["raw"].to_numpy()),
-        **pixel_metrics(masked_maps(rows, maps, resolve(config.data.root))),
+        **pixel_metrics(masked_maps(rows, maps, root)),
         **{name: costs.get(name) for name in COSTS},
     }
 
 
-def all_fold_figures(config: Config, oof: pd.DataFrame) -> pd.DataFrame:
-    """fold_figures of every fold of `oof`, a row each, indexed by fold."""
-    found = {
-        fold: fold_figures(config, fold, rows, Maps(run_folder(config, fold) / OOF_MAPS))
-        for fold, rows in oof.groupby("fold")
+def measure_folds(tables: RunTables) -> pd.DataFrame:
+    """measure_fold of every fold out of fold, a row each, indexed by fold."""
+    root = resolve(tables.config.data.root)
+    figures = {
+        fold: measure_fold(rows, tables.maps[fold], tables.costs[fold], root)
+        for fold, rows in tables.oof.groupby("fold")
     }
-    return pd.DataFrame.from_dict(found, orient="index").rename_axis("fold")
+    return pd.DataFrame.from_dict(figures, orient="index").rename_axis("fold")
 
 
 def read_history(path: Path) -> pd.DataFrame:

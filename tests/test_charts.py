@@ -1,4 +1,4 @@
-"""Letters of all scripts on pages: a font that has them is looked for, or it is said that none does."""
+"""Letters of all scripts in charts: a font that has them is looked for, or it is said that none does."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from defects.report import drawing, gallery
+from defects.reports import charts
 
 LETTERS = "결함"  # Korean: defect
 OTHERS = "图案"
@@ -40,8 +40,8 @@ def fonts(monkeypatch):
     """No fonts but those that come with matplotlib, and nothing known from other tests."""
     own = [font for font in font_manager.fontManager.ttflist if "mpl-data" in font.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
-    monkeypatch.setattr(drawing, "_fallback_fonts", [])
-    monkeypatch.setattr(drawing, "_reported_letters", set())
+    monkeypatch.setattr(charts, "_fallback_fonts", [])
+    monkeypatch.setattr(charts, "_reported_letters", set())
 
 
 def install(path):
@@ -55,44 +55,40 @@ def write_title(text):
 
 
 @pytest.mark.parametrize("family", ["Noto Sans CJK SC", "A Font of the Works"])
-def test_fonts_with_finds_whichever_font_has_the_letters(tmp_path, family):
+def test_find_fonts_finds_whichever_font_has_the_letters(tmp_path, family):
     install(make_font(tmp_path / "some.ttf", family, LETTERS))
-    assert drawing.fonts_with(set(LETTERS)) == [family]
-    assert drawing.fonts_with(set(OTHERS)) == []
-    assert drawing.fonts_with({"A"}) != [family] and drawing.fonts_with(set()) == []
+    assert charts.find_fonts(set(LETTERS)) == [family]
+    assert charts.find_fonts(set(OTHERS)) == []
+    assert charts.find_fonts({"A"}) != [family] and charts.find_fonts(set()) == []
 
 
-def test_fonts_with_joins_fonts_that_have_a_part_each(tmp_path):
+def test_find_fonts_joins_fonts_that_have_a_part_each(tmp_path):
     install(make_font(tmp_path / "one.ttf", "One", LETTERS))
     install(make_font(tmp_path / "other.ttf", "Other", LETTERS[0] + OTHERS))
-    assert drawing.fonts_with(set(LETTERS + OTHERS)) == ["Other", "One"]
+    assert charts.find_fonts(set(LETTERS + OTHERS)) == ["Other", "One"]
 
 
 def test_png_is_drawn_with_a_font_that_has_the_letters(tmp_path, capsys):
-    boxes = drawing.png(lambda: write_title(LETTERS))
+    boxes = charts.draw_png(lambda: write_title(LETTERS))
     capsys.readouterr()
     install(make_font(tmp_path / "some.ttf", "A Font of the Works", LETTERS))
-    drawing._reported_letters.clear()
-    assert drawing.png(lambda: write_title(LETTERS)) != boxes
+    charts._reported_letters.clear()
+    assert charts.draw_png(lambda: write_title(LETTERS)) != boxes
     assert capsys.readouterr().out == ""
 
 
 def test_letters_that_no_font_has_are_told_once(capsys):
     for _ in range(2):
-        drawing.png(lambda: write_title(LETTERS + OTHERS))
-    drawing.png(lambda: write_title(LETTERS))
+        charts.draw_png(lambda: write_title(LETTERS + OTHERS))
+    charts.draw_png(lambda: write_title(LETTERS))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("note: no installed font has the letters") and "and 1 more" in line
     assert sum(letter in line for letter in LETTERS + OTHERS) == 3
 
 
-def test_a_gallery_is_drawn_with_a_font_that_has_the_letters(tmp_path, capsys):
-    install(make_font(tmp_path / "some.ttf", "A Font of the Works", LETTERS))
-    sheet = gallery.Sheet()
-    sheet.add(40)
-    sheet.write(4, 4, f"class {LETTERS}")
-    assert sheet.png().startswith(b"\x89PNG")
-    assert capsys.readouterr().out == "" and drawing._fallback_fonts == ["A Font of the Works"]
+def test_svg_has_its_letters_as_text_and_says_nothing(capsys):
+    assert LETTERS in charts.draw_svg(lambda: write_title(LETTERS))
+    assert capsys.readouterr().out == ""
 
 
 def test_other_warnings_are_handed_on():
@@ -101,4 +97,4 @@ def test_other_warnings_are_handed_on():
         return b""
 
     with pytest.warns(RuntimeWarning, match="something else"):
-        drawing.draw_with_fonts(draw)
+        charts.draw_with_fonts(draw)

@@ -8,15 +8,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defects.files import write_csv
-from defects.report import page
-from defects.report.comparison import COSTS
-from defects.report.drawing import headline, png
+from defects.reports.charts import add_headline, draw_png, draw_svg
+from defects.reports.comparison import COSTS
+from defects.reports.html import (
+    Charts,
+    Section,
+    Table,
+    Text,
+    build_markdown_table,
+    build_page,
+    format_number,
+)
 from defects.writing import write_bytes
 
 FORMATS = {
     "auroc": ("AUROC", ".3f"),
     "average_precision": ("AP", ".3f"),
-    "macro_f1": ("macro-F1, nested", ".3f"),
+    "macro_f1": ("macro-F1 (nested CV)", ".3f"),
     "dice": ("Dice", ".3f"),
     "dice_non_empty": ("Dice, not empty", ".3f"),
     "pixel_auroc": ("pixel AUROC", ".3f"),
@@ -52,16 +60,28 @@ SERIES = {"auroc": ("out of fold", "#4c78a8"), "test_model_auroc": ("test images
 def write_comparison(values: pd.DataFrame, name: str, folder: Path) -> tuple[list[Path], str]:
     """Write compare.md, .csv, .html and .png of comparison.measure's table; their paths and the Markdown."""
     summary = summarise(values)
-    table = text_table(summary)
-    picture = png(partial(draw_comparison, values, summary))
+    table = build_text_table(summary)
+    draw = partial(draw_comparison, values, summary)
     note = "" if "auroc" in summary else NO_AUROC
-    text = markdown(table) + (f"\n{note}\n" if note else "")
+    markdown = build_markdown_table(table) + (f"\n{note}\n" if note else "")
     paths = {suffix: folder / f"compare.{suffix}" for suffix in ("md", "csv", "html", "png")}
-    write_bytes(paths["md"], text.encode())
+    write_bytes(paths["md"], markdown.encode())
     write_csv(paths["csv"], summary)
-    write_bytes(paths["html"], build_page(name, table, picture, note).encode())
-    write_bytes(paths["png"], picture)
-    return list(paths.values()), text
+    write_bytes(paths["html"], build_comparison_page(name, table, draw_svg(draw), note).encode())
+    write_bytes(paths["png"], draw_png(draw))
+    return list(paths.values()), markdown
+
+
+def build_comparison_page(name: str, table: pd.DataFrame, chart: str, note: str) -> str:
+    """compare.html, from the table of texts and the figure as SVG."""
+    figure = [Text(note)] if note else []
+    sections = [
+        Section("Figure", [*figure, Charts([chart], width=None)]),
+        Section("Table", [Table(table), Text(NOTE)]),
+    ]
+    count = table.index.nunique()
+    subtitle = f"{count} experiment" if count == 1 else f"{count} experiments"
+    return build_page(f"Comparison on {name}", subtitle, sections)
 
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +109,7 @@ def _with_mean(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, mean.assign(**same)], ignore_index=True)
 
 
-def text_table(summary: pd.DataFrame) -> pd.DataFrame:
+def build_text_table(summary: pd.DataFrame) -> pd.DataFrame:
     """The columns that hold anything, as texts: `0.812 ± 0.045`, `0.615 (0.505 to 0.726)`."""
     table = summary[["experiment", "category", "detector", "setting", "folds", "seeds"]].astype(str)
     if not summary["category"].any():
@@ -105,7 +125,8 @@ def text_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(row: pd.Series, name: str, form: str) -> str:
-    text, spread = page.shown(row[name], form), row.get(f"{name}_spread")
+    text = format_number(row[name], form)
+    spread = row.get(f"{name}_spread")
     if name in COSTS:
         return text
     if pd.notna(spread):
@@ -115,27 +136,14 @@ def _cell(row: pd.Series, name: str, form: str) -> str:
     return text
 
 
-def markdown(table: pd.DataFrame) -> str:
-    rows = [[table.index.name, *table.columns], [":--", *["--:"] * len(table.columns)]]
-    rows += [[name, *cells] for name, cells in zip(table.index, table.to_numpy().tolist(), strict=True)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-
-
-def build_page(name: str, table: pd.DataFrame, picture: bytes, note: str) -> str:
-    parts = [
-        page.section("Table", NOTE, page.table(table)),
-        page.section("Figure", note, page.picture(picture, "AUROC and images per second")),
-    ]
-    return page.page(f"Comparison on {name}", f"{table.index.nunique()} experiments", parts)
-
-
 def draw_comparison(values: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """AUROC of each experiment, a dot for every model (or category) around the mean; images per second.
 
     Without any AUROC only the latter.
     """
     means = summary["category"] == MEAN
-    rows = (summary[means] if means.any() else summary).iloc[::-1].reset_index(drop=True)
+    rows = summary[means] if means.any() else summary
+    rows = rows.iloc[::-1].reset_index(drop=True)  # the first one on top
     timed = "score_images_per_second" in rows and rows["score_images_per_second"].notna().any()
     ranked = any(name in rows for name in SERIES)
     figure = Figure(figsize=(13, 1.6 + 0.5 * len(rows)), layout="constrained")
@@ -164,12 +172,12 @@ def _draw_auroc(axes: Axes, values: pd.DataFrame, rows: pd.DataFrame) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best")
     what = "category" if (rows["category"] == MEAN).any() else "fold and seed"
-    headline(axes, "Image AUROC", f"mean and standard deviation; a dot for each {what}")
+    add_headline(axes, "Image AUROC", f"mean and standard deviation; a dot for each {what}")
 
 
 def _draw_speed(axes: Axes, speeds: pd.Series) -> None:
     bars = axes.barh(range(len(speeds)), speeds.fillna(0), height=0.5, color="#72b7b2")
-    axes.bar_label(bars, [page.shown(speed, ",.1f") for speed in speeds], padding=4)
+    axes.bar_label(bars, [format_number(speed, ",.1f") for speed in speeds], padding=4)
     axes.set_xlabel("images per second")
     axes.margins(x=0.15)
-    headline(axes, "Speed of scoring", "with reading from the disk")
+    add_headline(axes, "Speed of scoring", "with reading from the disk")

@@ -1,0 +1,224 @@
+"""How well two thumbnails agree once one is warped on the other: a start, its refinement, a measure.
+
+A start is a flip or quarter turn with a shift, or any rotation. OpenCV's findTransformECC refines it to an
+affine map (Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient
+maximization", 2008), which follows crops and small turns as well.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+
+# How the second picture of a pair must be flipped to lie on the first: transposed or not, then mirrored
+# along these axes of [N, S, S]. Half a turn more makes code ^ 3 of a code and leaves the power spectrum as
+# it is. (The two quarter turns, 5 and 6, are also each other's inverse.)
+MIRRORS = {"none": (), "horizontal": (2,), "vertical": (1,), "both": (1, 2)}
+FLIPS = [*MIRRORS, *(f"transposed+{name}" for name in MIRRORS)]
+
+# The band of texture compared, as Gaussian widths in parts of the thumbnail's side: its fine end makes
+# shifts below a pixel harmless, its coarse end removes lighting.
+FINE, COARSE = 1 / 80, 1 / 24
+RINGS = np.arange(3, 12)  # cycles per side, of the power spectrum that rotations are read from
+ANGLES = 180  # directions of half a turn; the other half of a real picture's spectrum is the same
+PEAKS, PEAK_WIDTH = 3, 6  # rotations tried, and how many directions apart they lie
+STEPS = 15  # of the refinement
+MARGIN = 0.05  # of the side, at each edge: not compared, since filters max_shift beyond the picture there
+LEAST_OVERLAP = 0.3  # of the picture; with less in common there is nothing to compare
+PARTS = 4  # the picture is compared as a whole, and in PARTS x PARTS parts
+FLAT_ENERGY = 0.005  # mean square of a part's texture that counts as nothing to be seen
+LARGEST_CORRELATION = 0.99999  # keeps its Fisher transform finite
+
+
+def texture(picture: np.ndarray, noise: float) -> np.ndarray:
+    """Band-passed uint8 [S, S] at local contrast 1 (0 where flat): float32, its mean square below about 1.
+
+    `noise` is the contrast in grey levels that counts as flat: sensor noise, compression.
+    """
+    side = len(picture)
+    picture = picture.astype(np.float32)
+    band = blur(picture, FINE * side) - blur(picture, COARSE * side)
+    return band / np.sqrt(blur(band * band, COARSE * side) + noise**2)
+
+
+def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(picture, (0, 0), sigma)
+
+
+def flip_pictures(pictures: torch.Tensor, code: int) -> torch.Tensor:
+    """[N, S, S] flipped by a code, the position of its name in FLIPS."""
+    transposed, mirror = divmod(code, len(MIRRORS))
+    return (pictures.mT if transposed else pictures).flip(list(MIRRORS.values())[mirror])
+
+
+def flip_image(image: np.ndarray, name: str) -> np.ndarray:
+    """[H, W, ...] flipped by a name of FLIPS."""
+    transposed, mirror = divmod(FLIPS.index(name), len(MIRRORS))
+    image = image.swapaxes(0, 1) if transposed else image
+    return np.flip(image, [axis - 1 for axis in list(MIRRORS.values())[mirror]])
+
+
+def flip_matrix(code: int, side: int) -> np.ndarray:
+    """float64 [3, 3]: from (x, y, 1) in a picture flipped by `code` to the same place before the flip."""
+    transposed, mirror = divmod(code, len(MIRRORS))
+    matrix = np.eye(3)
+    if transposed:
+        matrix = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    axes = list(MIRRORS.values())[mirror]
+    mirror_x = np.array([[-1.0, 0, side - 1], [0, 1, 0], [0, 0, 1]])
+    mirror_y = np.array([[1.0, 0, 0], [0, -1, side - 1], [0, 0, 1]])
+    if 2 in axes:
+        matrix = matrix @ mirror_x
+    if 1 in axes:
+        matrix = matrix @ mirror_y
+    return matrix
+
+
+def shift_matrix(dy: float, dx: float) -> np.ndarray:
+    return np.array([[1.0, 0, dx], [0, 1, dy], [0, 0, 1]])
+
+
+def at_shifts(spectrum: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """torch.fft.irfft2 of [B, S, S // 2 + 1] at these shifts alone, [B, R, R]; several times faster."""
+    side, half = spectrum.shape[1:]
+    phases = 2j * np.pi / side * shifts[:, None]
+    rows = torch.exp(phases * torch.arange(side)).to(spectrum.dtype)
+    columns = torch.exp(phases * torch.arange(half)).to(spectrum.dtype)
+    columns[:, 1 : (side + 1) // 2] *= 2  # those of negative frequencies, which rfft2 leaves out
+    return (rows @ spectrum @ columns.T).real / side**2
+
+
+def best_shifts(products: torch.Tensor, shifts: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Highest circular cross-correlation and where: float32 [B], positions (row, column) in `shifts` [B, 2].
+
+    `products` [B, S, S // 2 + 1] are conjugate transforms of the first pictures times those of the second.
+    """
+    correlations = at_shifts(products, shifts).flatten(1)
+    best, place = correlations.max(1)
+    return best.numpy(), np.stack(np.divmod(place.numpy(), len(shifts)), axis=1)
+
+
+def polar_spectrum(picture: np.ndarray, aspect: float) -> np.ndarray:
+    """Transform, along the directions, of the amplitudes of float32 [S, S] on RINGS: complex [R, A // 2 + 1].
+
+    A rotation of the picture moves it along; `aspect` is the width over the height that were made equal.
+    """
+    middle = len(picture) // 2
+    amplitude = np.sqrt(np.abs(np.fft.fftshift(np.fft.fft2(picture)))).astype(np.float32)
+    directions = np.arange(ANGLES) * np.pi / ANGLES
+    columns = middle + RINGS[:, None] * np.cos(directions) * np.sqrt(aspect)
+    rows = middle + RINGS[:, None] * np.sin(directions) / np.sqrt(aspect)
+    rings = cv2.remap(amplitude, columns.astype(np.float32), rows.astype(np.float32), cv2.INTER_LINEAR)
+    rings = (rings - rings.mean(axis=1, keepdims=True)) * np.sqrt(RINGS)[:, None]
+    return np.fft.rfft(rings / max(np.linalg.norm(rings), np.finfo(np.float32).tiny))
+
+
+def likely_rotations(still: np.ndarray, moved: np.ndarray) -> list[tuple[bool, float]]:
+    """The PEAKS best ones by polar spectra: whether mirrored as well, and degrees between 0 and 180."""
+    straight = np.fft.irfft((still.conj() * moved).sum(axis=0), ANGLES)
+    mirrored = np.fft.irfft((still.conj() * moved.conj()).sum(axis=0), ANGLES)
+    scores = np.stack([straight, mirrored])
+    rotations = []
+    for _ in range(PEAKS):
+        is_mirrored, direction = np.unravel_index(scores.argmax(), scores.shape)
+        degrees = (-direction if is_mirrored else direction) * 180 / ANGLES
+        rotations.append((bool(is_mirrored), degrees))
+        near = np.arange(direction - PEAK_WIDTH, direction + PEAK_WIDTH + 1) % ANGLES
+        scores[is_mirrored, near] = -np.inf
+    return rotations
+
+
+def rotation_matrix(degrees: float, is_mirrored: bool, aspects: tuple[float, float], side: int) -> np.ndarray:
+    """[3, 3]: from places in the first picture to places in the second, whose content lies at this angle."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    rotation = np.array([[cosine, -sine], [sine, cosine]])
+    if is_mirrored:
+        rotation = rotation @ np.diag([1.0, -1.0])
+    first, second = (np.diag([np.sqrt(aspect), 1 / np.sqrt(aspect)]) for aspect in aspects)
+    matrix = np.eye(3)
+    matrix[:2, :2] = np.linalg.inv(second) @ rotation @ first
+    centre = np.array([(side - 1) / 2, (side - 1) / 2])
+    matrix[:2, 2] = centre - matrix[:2, :2] @ centre
+    return matrix
+
+
+def start_at_any_angle(
+    still: np.ndarray,
+    moved: np.ndarray,
+    rotations: list[tuple[bool, float]],
+    aspects: tuple[float, float],
+    max_shift: int,
+) -> np.ndarray:
+    """The best of these rotations, or of half a turn more, with a shift of up to `max_shift` pixels."""
+    side = len(still)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    starts = []
+    for is_mirrored, degrees in rotations:
+        starts.append(rotation_matrix(degrees, is_mirrored, aspects, side))
+        starts.append(rotation_matrix(degrees + 180, is_mirrored, aspects, side))
+    warped = np.stack([cv2.warpAffine(moved, start[:2], (side, side), flags=flags) for start in starts])
+    products = np.fft.rfft2(still).conj() * np.fft.rfft2(warped)
+    shifts = torch.arange(-max_shift, max_shift + 1)
+    correlations, places = best_shifts(torch.from_numpy(products.astype(np.complex64)), shifts)
+    best = correlations.argmax()
+    dy, dx = places[best] - max_shift
+    return starts[best] @ shift_matrix(dy, dx)
+
+
+def refine(still: np.ndarray, moved: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The affine map [3, 3] near `start` from places in `still` to places in `moved`, both float32 [S, S]."""
+    steps = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, STEPS, 1e-4)
+    begin = start[:2].astype(np.float32)
+    try:
+        _, found = cv2.findTransformECC(still, moved, begin, cv2.MOTION_AFFINE, steps, None, 1)
+    except cv2.error:  # it runs away where the pictures have nothing in common
+        return start
+    return np.vstack([found, [0, 0, 1]]).astype(np.float64)
+
+
+def rescaled(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """The same map between pictures `factor` times as large; pixel centres lie at half integers."""
+    offset = (factor - 1) / 2
+    larger = matrix.copy()
+    larger[:2, 2] = factor * matrix[:2, 2] + offset - offset * matrix[:2, :2].sum(axis=1)
+    return larger
+
+
+def agreement(still: np.ndarray, moved: np.ndarray, matrix: np.ndarray) -> float:
+    """How well two textures float32 [S, S] agree where they overlap: the Fisher transform of a correlation.
+
+    The larger of that of the whole, and the mean of those of its parts: a defect that only one of the
+    photographs shows spoils the whole, but only the parts that it lies in. 0 where too little overlaps.
+    """
+    side = len(still)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(moved, matrix[:2], (side, side), flags=flags)
+    inside = _inner(side)
+    weight = (cv2.warpAffine(inside, matrix[:2], (side, side), flags=flags) > 0.99) * inside
+    if weight.mean() < LEAST_OVERLAP:
+        return 0.0
+    x, y = still * weight, warped * weight
+    layers = cv2.merge([weight, x, y, x * still, y * warped, x * warped])
+    sums = cv2.resize(layers, (PARTS, PARTS), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+    whole = np.arctanh(_correlation(sums.mean(axis=(1, 2)), 0.0))
+    parts = np.arctanh(_correlation(sums, FLAT_ENERGY))
+    return float(max(whole, np.average(parts, weights=sums[0])))
+
+
+@lru_cache(maxsize=4)
+def _inner(side: int) -> np.ndarray:
+    """float32 [S, S]: 1 inside the margin."""
+    inner = np.zeros((side, side), np.float32)
+    margin = round(MARGIN * side)
+    inner[margin : side - margin, margin : side - margin] = 1
+    return inner
+
+
+def _correlation(sums: np.ndarray, flat: float) -> np.ndarray:
+    """Of weighted sums of 1, x, y, xx, yy, xy [6, ...]; `flat` is added to both variances."""
+    count = np.maximum(sums[0], 1e-6)
+    x, y, xx, yy, xy = sums[1:] / count
+    variances = (np.maximum(xx - x * x, 0) + flat) * (np.maximum(yy - y * y, 0) + flat)
+    correlation = (xy - x * y) / np.sqrt(np.maximum(variances, 1e-12))
+    return np.clip(correlation, -LARGEST_CORRELATION, LARGEST_CORRELATION)

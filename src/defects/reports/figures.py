@@ -1,0 +1,122 @@
+"""Images of a data set on a page: read small, with outlines of defects and the colours of anomaly maps."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from defects.config import resolve
+from defects.config_data import DataConfig
+from defects.data.images import read_image, resize, resize_mask
+from defects.data.labels import read_masks
+from defects.reports.html import Card, Fact, Legend, embed_jpeg
+from defects.scoring.heat_map import (
+    AT_THRESHOLD_HEAT,
+    LIMIT_COLOUR,
+    compute_heat,
+    paint_heat,
+    paint_scale,
+)
+from defects.scoring.pixels import Maps, fit_map_limits
+
+TILE_PIXELS = 380**2  # area of an image that is shown: enough to be enlarged, some 25 kB as JPEG
+THUMBNAIL_PIXELS = 220**2  # area of one of many
+LONGEST_SIDE = 1200  # pixels
+MOST_BESIDE = 12  # images of a card
+MASK_COLOUR = (255, 230, 0)  # yellow: visible on grey, rust and black
+
+Row = dict[str, Any]  # of images.csv
+MapLimits = dict[str, tuple[float, float]]  # by fold: median of normal pixels, threshold
+
+
+def read_tile(data: DataConfig, row: Row, pixels: int = TILE_PIXELS) -> np.ndarray:
+    """uint8 [h, w, 3] of a row of images.csv, brought to an area of about `pixels`."""
+    image = read_image(resolve(data.root) / row["path"], bits=data.bits)
+    height, width = image.shape[:2]
+    scale = min((pixels / (height * width)) ** 0.5, LONGEST_SIDE / max(height, width))
+    return np.ascontiguousarray(resize(image, (max(3, round(scale * height)), max(3, round(scale * width)))))
+
+
+def mark_defects(tile: np.ndarray, data: DataConfig, row: Row) -> np.ndarray:
+    """A copy of the tile with a yellow line around the defects, where a row of images.csv tells them."""
+    mask = read_masks(row, resolve(data.root), [])
+    if mask is None:
+        return tile.copy()
+    return outline_around(tile, mask[..., 0], MASK_COLOUR)
+
+
+def draw_heat_tile(tile: np.ndarray, anomaly_map: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """uint8 [h, w, 3]: the heat of a map over a tile, with a cyan line around what reaches the threshold."""
+    heat = compute_heat(resize(anomaly_map.astype(np.float32), tile.shape[:2]), *limits)
+    return outline(paint_heat(tile, heat), heat >= AT_THRESHOLD_HEAT, LIMIT_COLOUR)
+
+
+def outline_around(
+    tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], gap: int = 3
+) -> np.ndarray:
+    """A copy of `tile` [h, w, 3] with a line `gap` pixels around what `mask` [H, W], of any size, marks."""
+    side = 2 * gap + 1
+    marked = resize_mask(mask, tile.shape[:2]).astype(np.uint8)
+    around = cv2.dilate(marked, np.ones((side, side), np.uint8))  # or the line would cover a thin crack
+    return outline(tile, around, colour)
+
+
+def outline(tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """A copy of `tile` [h, w, 3] with a line along the border of `mask` [h, w]."""
+    drawn = tile.copy()
+    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, lines, -1, colour, 2)
+    return drawn
+
+
+def fit_limits(rows: pd.DataFrame, maps: Mapping[str, Maps], fpr: float) -> MapLimits:
+    """Median of normal pixels and threshold of the maps of each fold, as an export of the fold has them.
+
+    `rows` are out-of-fold ones (image_id, label, fold), `fpr` is threshold.fpr. Folds without maps are left
+    out.
+    """
+    limits = {}
+    for fold, part in rows.groupby("fold"):
+        of_fold = maps[fold]
+        shown = part[part["image_id"].isin(set(of_fold))]
+        normal = shown[shown["label"] == 0]
+        chosen = shown if normal.empty else normal
+        if len(chosen):
+            planes = (of_fold[image_id][None] for image_id in chosen["image_id"])
+            medians, thresholds = fit_map_limits(planes, fpr, of_fold.segment, has_normal=len(normal) > 0)
+            limits[fold] = (medians[0], thresholds[0])
+    return limits
+
+
+def draw_legend() -> Legend:
+    """The scale of heat maps on all pages."""
+    return Legend(
+        embed_jpeg(paint_scale(520, 12), "colours of the heat maps, from normal to twice the threshold"),
+        ("0: like normal pixels", "50: threshold, outlined in cyan", "100: twice as far, or more"),
+        "Heat of an anomaly map, on one scale for all images: 0 is the median of the normal pixels out of "
+        "fold. "
+        "The threshold is the one from which an exported model marks a region.",
+    )
+
+
+def draw_side_by_side(data: DataConfig, rows: list[Row], captions: list[str], title: str) -> Card:
+    """Images of a data set that are to be compared; of many the first MOST_BESIDE."""
+    shown = rows[:MOST_BESIDE]
+    names = [Path(row["path"]).name for row in shown]
+    tiles = [read_tile(data, row, THUMBNAIL_PIXELS) for row in shown]
+    left_out = len(rows) - len(shown)
+    facts = (Fact(f"and {left_out:,} more"),) if left_out else ()
+    return build_side_by_side(title, names, tiles, captions[: len(shown)], facts)
+
+
+def build_side_by_side(
+    title: str, names: list[str], tiles: list[np.ndarray], captions: list[str], facts: tuple[Fact, ...] = ()
+) -> Card:
+    """Images uint8 [h, w, 3] beside each other, each over its name and caption; `facts` are about all."""
+    pictures = []
+    for name, tile, caption in zip(names, tiles, captions, strict=True):
+        pictures.append(embed_jpeg(tile, name, f"{name}: {caption}" if caption else name))
+    return Card(title, tuple(pictures), facts)
