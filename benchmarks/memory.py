@@ -13,6 +13,7 @@ import psutil
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN_NAME = "memory_classifier"
 CONFIG = """
 output: {folder}/output
 submissions: {folder}/submissions
@@ -46,8 +47,8 @@ def peak(count: int) -> float:
         write_images(Path(folder), count)
         config = Path(folder) / "config.yaml"
         config.write_text(CONFIG.format(folder=Path(folder).as_posix()), encoding="utf-8")
-        run("train.py", config).wait()
-        process, highest = run("infer.py", config), 0
+        run("train.py", "--config", config).wait()
+        process, highest = run("infer.py", RUN_NAME, "--output", Path(folder) / "output"), 0
         with tqdm(desc=f"{count} images", leave=False, disable=None):
             while process.poll() is None:
                 highest = max(highest, resident(process.pid))
@@ -66,8 +67,8 @@ def write_images(root: Path, count: int) -> None:
             (root / folder / f"{index}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
 
 
-def run(script: str, config: Path) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "src" / script, "--config", config]
+def run(script: str, *arguments: str | Path) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "src" / script, *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 

@@ -36,6 +36,7 @@ COLUMNS = {
     "memory": ("memory, MB", 12),
     "files": ("files, MB", 11),
 }
+RUN_NAME = "scale_convae"
 CONFIG = """
 output: {folder}/output
 submissions: {folder}/submissions
@@ -79,7 +80,10 @@ def measure(stage: str, work: Path, images: int) -> dict[str, float]:
     planted = generate(work, images)
     config = work / "config.yaml"
     config.write_text(CONFIG.format(folder=work.as_posix()), encoding="utf-8")
-    command = [sys.executable, ROOT / "src" / f"{stage}.py", "--config", config]
+    arguments = ["--config", config]
+    if stage == "infer":
+        arguments = [RUN_NAME, "--output", work / "output"]
+    command = [sys.executable, ROOT / "src" / f"{stage}.py", *arguments]
     start, busy, peaks = time.perf_counter(), processor_seconds(), np.zeros(2)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     with tqdm(desc=f"{stage}, {images} images", leave=False, disable=None):

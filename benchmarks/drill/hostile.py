@@ -80,6 +80,16 @@ def _written(name: str, text: str) -> Callable[[Path, Path], None]:
     return attack
 
 
+def _endless(name: str) -> Callable[[Path, Path], None]:
+    """A configuration whose data file never ends."""
+
+    def attack(copy: Path, marker: Path) -> None:
+        (copy / name).symlink_to("/dev/zero")
+        (copy / "configs" / "drill.yaml").write_text(f"data: {name}\n", encoding="utf-8")
+
+    return attack
+
+
 def _archive(member: str, nested: bool = False) -> Callable[[Path, Path], None]:
     """The competition's archive, which waits to be unpacked, with a member that lies elsewhere."""
 
@@ -124,7 +134,7 @@ ATTACKS = {
     "code in a teacher": (
         "train",
         _checkpoint("t.pt"),
-        ["--detector", "efficientad_reduced", "--set", "model.options.teacher=t.pt"],
+        ["--model", "efficientad_reduced", "--set", "model.options.teacher=t.pt"],
     ),
     "objects in oof_maps.npz": ("report", _maps, []),
     "tags in the config": ("prepare", _written("configs/drill.yaml", TAGS), []),
@@ -132,9 +142,9 @@ ATTACKS = {
     "tags in the config of a run": ("compare", _written(f"{RUN}/fold0/config.yaml", TAGS), []),
     "YAML of billions": ("prepare", _written("configs/drill.yaml", LAUGHS), []),
     "YAML within itself": ("prepare", _written("configs/drill.yaml", "model: &a {{options: *a}}"), []),
-    "base: a file of the system": ("prepare", _written("configs/drill.yaml", "base: /etc/passwd"), []),
-    "base: an endless file": ("prepare", _written("configs/drill.yaml", "base: /dev/zero"), []),
-    "base: up and away": ("prepare", _written("configs/drill.yaml", "base: ../../../../../x"), []),
+    "data: a file of the system": ("prepare", _written("configs/drill.yaml", "data: /etc/passwd"), []),
+    "data: an endless file": ("prepare", _endless("endless.yaml"), []),
+    "data: up and away": ("prepare", _written("configs/drill.yaml", "data: ../../../../../x.yaml"), []),
     "archive with ..": ("prepare", _archive("../../../marker"), DOWNLOAD),
     "archive with an absolute path": ("prepare", _archive("{marker}"), DOWNLOAD),
     "archive in the archive": ("prepare", _archive("../../../marker", nested=True), DOWNLOAD),

@@ -48,7 +48,8 @@ train: {epochs: 5, lr: 1.0e-2, batch_size: 8, ema: 0.5, save_every: 4, workers: 
 infer: {batch_size: 8, tta: false}
 """
 
-RUN = "output/drill_classifier"
+RUN_NAME = "drill_classifier"
+RUN = f"output/{RUN_NAME}"
 CONFIGURED = ["--config", "configs/drill.yaml"]
 
 # In the order of the pipeline; a stage that is added here is drilled like the others.
@@ -56,12 +57,12 @@ STAGES = {
     "prepare": ["prepare.py", *CONFIGURED],
     "split": ["split.py", *CONFIGURED],
     "train": ["train.py", *CONFIGURED, "--fold", "all"],
-    "infer": ["infer.py", *CONFIGURED],
-    "ensemble": ["ensemble.py", *CONFIGURED],
-    "report": ["report.py", *CONFIGURED],
-    "evaluate": ["evaluate.py", *CONFIGURED],
-    "submit": ["submit.py", *CONFIGURED, "--dry-run"],
-    "export": ["export.py", *CONFIGURED, "--formats", "torch", "onnx", "openvino"],
+    "infer": ["infer.py", RUN_NAME],
+    "ensemble": ["ensemble.py", RUN_NAME],
+    "report": ["report.py", RUN_NAME],
+    "evaluate": ["evaluate.py"],
+    "submit": ["submit.py", "--dry-run"],
+    "export": ["export.py", RUN_NAME, "--formats", "torch", "onnx", "openvino"],
     "predict": [
         *("predict.py", f"{RUN}/fold0/export", "input/drill/test/images"),
         *("--output", f"{RUN}/predicted/table.csv", "--overlays", f"{RUN}/predicted"),
@@ -152,7 +153,7 @@ def kill(process: BaseProcess) -> None:
 
 
 def _command(stage: str) -> list[str]:
-    script, *options = STAGES.get(stage, [f"{stage}.py", *CONFIGURED])
+    script, *options = STAGES.get(stage, [f"{stage}.py", RUN_NAME])
     return [f"src/{script}", *options]
 
 

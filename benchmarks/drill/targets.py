@@ -11,11 +11,6 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from defects.report.results import out_of_fold, read_history
-from defects.training.experiments import run_config
-from defects.training.inference import load_test
-from defects.training.run import load_detector
-from defects.training.trainer import Trainer, make_accelerator
 
 from defects.config import Config, as_yaml, load_config
 from defects.data import rle
@@ -24,20 +19,24 @@ from defects.data.images import read_image
 from defects.data.mask_files import examine_mask
 from defects.data.prepare import load_images, sample_ids
 from defects.data.rle_table import check_runs, read_rle_table
-from defects.data.split import load_folds, load_training_rows
+from defects.data.split import load_tables, load_training_rows
 from defects.deploy.model import load_model
 from defects.errors import UserError
 from defects.files import read_json
 from defects.models import build_detector
 from defects.models.features import create_backbone
-from defects.reports.run_tables import out_of_fold, read_history
+from defects.reports.run_tables import out_of_fold
+from defects.runs import Run
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.answers import load_answers
 from defects.scoring.pixels import Maps
+from defects.submission.build import open_runs, read_summary
 from defects.submission.send import load_submission
 from defects.training import checkpoint
+from defects.training.checkpoint import load_detector
+from defects.training.loop import Trainer, make_accelerator
 from drill.mutations import claiming, with_checksums
-from drill.stages import RUN
+from drill.stages import RUN, RUN_NAME
 
 CLASSES = ["1", "2", "3", "4"]
 SHAPE = (64, 96)  # height, width of images and masks in pixels
@@ -173,6 +172,20 @@ def _grouped(path: Path, config: Config) -> None:
     given_groups(images[images["split"] == "train"].reset_index(drop=True), split)
 
 
+def _oof(_: Path, config: Config) -> None:
+    out_of_fold(Run(config), load_tables(config))
+
+
+def _submission(path: Path, _: Config) -> None:
+    summary = read_summary(path)
+    config = open_runs(summary, None)[0].config
+    load_submission(config, load_images(config), path, summary, None)
+
+
+def _answers(_: Path, config: Config) -> None:
+    load_answers(config, load_images(config))
+
+
 def _sample(_: Path, config: Config) -> None:
     sample_ids(config.data, load_images(config))
 
@@ -229,40 +242,38 @@ TARGETS: dict[str, Target] = {
     "rle table, joined": Target("x.csv", _texts("\n".join(JOINED)), _read_runs),
     "rle table, split": Target("x.csv", _texts("\n".join(SPLIT)), _read_runs),
     "images.csv": Target("output/drill/images.csv", _file, lambda _, config: load_images(config)),
-    "folds.csv": Target("output/drill/folds.csv", _file, lambda _, config: load_folds(config)),
+    "folds.csv": Target("output/drill/folds.csv", _file, lambda _, config: load_tables(config)),
     "train_fold0.csv": Target(
         "output/drill/train_fold0.csv", _file, lambda _, config: load_training_rows(config, "0")
     ),
-    "oof.csv": Target(
-        f"{RUN}/fold0/oof.csv", _file, lambda _, config: out_of_fold(config), "drill_classifier"
-    ),
-    "test.csv": Target(f"{RUN}/test.csv", _file, lambda _, config: load_test(config)),
+    "oof.csv": Target(f"{RUN}/fold0/oof.csv", _file, _oof, RUN_NAME),
+    "test.csv": Target(f"{RUN}/test.csv", _file, lambda _, config: Run(config).load_test_scores()),
     "group_file": Target("groups.csv", _groups, _grouped),
     "sample_submission.csv": Target("input/drill/test/sample_submission.csv", _file, _sample),
-    "answers.csv": Target("input/drill_answers.csv", _file, lambda _, config: load_answers(config)),
-    "submission.csv": Target(
-        "submissions/sample_submission.csv", _file, lambda path, config: load_submission(config, path, None)
-    ),
+    "answers.csv": Target("input/drill_answers.csv", _file, _answers),
+    "submission.csv": Target("submissions/sample_submission.csv", _file, _submission),
     "submission.json": Target(
         "submissions/sample_submission.json",
         _file,
-        lambda path, config: load_submission(config, path.with_suffix(".csv"), None),
+        lambda path, config: _submission(path.with_suffix(".csv"), config),
         "sample_submission",
     ),
     "adversarial.json": Target(
         "output/drill/adversarial.json", _file, lambda _, config: stored_comparison(config)
     ),
     "read_json": Target("output/drill/split.json", _file, lambda path, _: read_json(path)),
-    "metrics.jsonl": Target(f"{RUN}/fold0/metrics.jsonl", _file, lambda path, _: read_history(path)),
+    "metrics.jsonl": Target(
+        f"{RUN}/fold0/metrics.jsonl", _file, lambda _, config: Run(config).read_history("0")
+    ),
     "config.yaml": Target("configs/drill.yaml", _file, _configured),
     "--set": Target("configs/option.txt", _texts(*OPTIONS, "\n".join(OPTIONS)), _overridden, ""),
     "config.yaml of a run": Target(
         f"{RUN}/fold0/config.yaml",
         _file,
-        lambda _, config: run_config(config, config.experiment),
-        "drill_classifier",
+        lambda path, _: Run.open(path.parents[1]),
+        RUN_NAME,
     ),
-    "best.pt": Target(f"{RUN}/fold0/best.pt", _file, lambda _, config: load_detector(config, "0")),
+    "best.pt": Target(f"{RUN}/fold0/best.pt", _file, lambda _, config: load_detector(Run(config), "0")),
     "last.pt": Target(f"{RUN}/fold0/last.pt", _file, _resumed),
     "backbone weights": Target("weights.pt", _weights, _backbone),
     "oof_maps.npz": Target(f"{RUN}/fold0/oof_maps.npz", _file, _maps),
@@ -272,7 +283,7 @@ TARGETS: dict[str, Target] = {
     "pickle in best.pt": Target(
         f"{RUN}/fold0/data.pkl",
         _member(f"{RUN}/fold0/best.pt", "data.pkl"),
-        _inside("best.pt", "data.pkl", lambda _, config: load_detector(config, "0")),
+        _inside("best.pt", "data.pkl", lambda _, config: load_detector(Run(config), "0")),
         "best.pt",
     ),
     "pickle in last.pt": Target(

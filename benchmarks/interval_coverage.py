@@ -1,4 +1,4 @@
-"""Is the expected score obtained? The training images drawn anew many times, from all labelled images.
+"""How often the 90 % interval holds the score obtained: training images drawn anew, from all labelled images.
 
 Each redraw takes whole groups of siblings, up to as many defects and normal images as the training set has,
 makes folds, and scores the rest as test images: once as `src/ensemble.py` expects it, once by the answers.
@@ -6,6 +6,8 @@ Both decisions are measured: the one for the training share of defects, on test 
 and the one for the share that is estimated from the test scores, on the test images as they are. The member
 is cheap enough for that: logistic regression on pooled features of the config's backbone. The answer key is
 read; nothing is chosen by it.
+
+python benchmarks/interval_coverage.py --config configs/magnetic_tile.yaml --set data.answers=KEY
 """
 
 import sys
@@ -22,12 +24,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from defects import cli  # noqa: E402
+from defects import cli, stages  # noqa: E402
 from defects.config import Config  # noqa: E402
 from defects.data.datasets import DeviceBatches  # noqa: E402
 from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
-from defects.data.prepare import load_images  # noqa: E402
 from defects.data.split import find_duplicates  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
@@ -44,25 +45,27 @@ LAYERS = ["blocks.2", "blocks.3", "blocks.4"]
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.experiment_parser(__doc__.splitlines()[0])
     parser.add_argument("--redraws", type=int, default=40)
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     arguments = parser.parse_args()
     config = cli.config_from(arguments)
-    images = labelled_images(config)
+    images = labelled_images(config, stages.ensure_images(config))
     share = float(images.loc[images["split"] == "train", "label"].mean())
     described = describe(config, images, arguments.layers)
     redraws = tqdm(range(arguments.redraws), "redraws", disable=None)
     table = pd.DataFrame([redraw(config, images, described, share, seed) for seed in redraws])
-    write_csv(config.dataset_dir / "promise.csv", table)
+    path = config.dataset_dir / "interval_coverage.csv"
+    write_csv(path, table)
     print(table.round(3).to_string(index=False))
     report(table)
+    print(f"wrote {path}")
 
 
-def labelled_images(config: Config) -> pd.DataFrame:
+def labelled_images(config: Config, images: pd.DataFrame) -> pd.DataFrame:
     """images.csv with the answers filled in, and the groups of siblings over all images."""
-    images = load_images(config).reset_index(drop=True)
-    answers = load_answers(config).set_index("image_id")["label"]
+    images = images.reset_index(drop=True)
+    answers = load_answers(config, images).set_index("image_id")["label"]
     label = images["label"].astype(float).fillna(images["image_id"].map(answers))
     images = images.assign(label=label).dropna(subset="label").reset_index(drop=True)
     groups = group_ids(len(images), find_duplicates(config, images))
@@ -78,8 +81,8 @@ def describe(config: Config, images: pd.DataFrame, layers: list[str]) -> np.ndar
 
 
 def _pooled(maps: list[torch.Tensor]) -> np.ndarray:
-    flat = [each.flatten(2) for each in maps]
-    parts = [torch.cat([each.mean(2), each.std(2), each.amax(2)], 1) for each in flat]
+    flat_maps = [layer.flatten(2) for layer in maps]
+    parts = [torch.cat([layer.mean(2), layer.std(2), layer.amax(2)], 1) for layer in flat_maps]
     return torch.cat(parts, 1).numpy()
 
 
@@ -90,44 +93,47 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     folds = config.split.folds
     targets = np.column_stack([train["label"], 1 - train["label"]])
     fold = assign_folds(train["group"].to_numpy(), targets, folds, seed)
-    held, new = [], []
+    oof_tables = []
+    test_tables = []
     for name in range(folds):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         model.fit(described[chosen][fold != name], train["label"][fold != name])
-        held.append(_scored(model, train[fold == name], described[chosen][fold == name], name))
-        new.append(_scored(model, test, described[~chosen], name))
-    held, new = pd.concat(held, ignore_index=True), pd.concat(new, ignore_index=True)
-    oof, scores = experiment_scores(held, new)
+        oof_tables.append(_scored(model, train[fold == name], described[chosen][fold == name], name))
+        test_tables.append(_scored(model, test, described[~chosen], name))
+    oof, scores = experiment_scores(
+        pd.concat(oof_tables, ignore_index=True), pd.concat(test_tables, ignore_index=True)
+    )
     known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
     known = known.assign(score=oof)
     threshold = config.threshold
-    found = estimate(known.reset_index(), threshold.rule, threshold.fpr)
-    labels, held_scores = known["label"].to_numpy(), known["score"].to_numpy()
-    sample = Sample(labels, held_scores[:, None], known["fold"].to_numpy(), known["group"].to_numpy())
+    estimated = estimate(known.reset_index(), threshold.rule, threshold.fpr)
+    labels = known["label"].to_numpy()
+    oof_scores = known["score"].to_numpy()
+    sample = Sample(labels, oof_scores[:, None], known["fold"].to_numpy(), known["group"].to_numpy())
     ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
-    prior = prior_shift(labels, held_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
-    decisions = decide_for_shares(threshold, ensemble, held_scores, scores.to_numpy(), prior)
+    prior = prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
+    decisions = decide_for_shares(threshold, ensemble, oof_scores, scores.to_numpy(), prior)
     answers = test.set_index("image_id")[["label"]].assign(score=scores)
     outcomes = {}
     for name, decision in decisions.items():
         answers["answer"] = (scores >= decision.score_threshold).astype(int)
         outcomes[name] = outcome(answers, share)
-    return _row(seed, found, prior, decisions, outcomes)
+    return _row(seed, estimated, prior, decisions, outcomes)
 
 
 def draw(images: pd.DataFrame, seed: int) -> np.ndarray:
     """bool [N]: whole groups at random, as long as they fit into the training set's counts."""
     wanted = images.loc[images["split"] == "train", "label"].value_counts()
     sizes = images.groupby("group")["label"].agg(defects="sum", images="size")
-    room = np.array([wanted[1], wanted[0]])
-    taken = []
+    remaining = np.array([wanted[1], wanted[0]])
+    chosen = []
     for group in np.random.default_rng(seed).permutation(sizes.index):
         defects, count = sizes.loc[group]
         need = np.array([defects, count - defects])
-        if (need <= room).all():
-            room -= need
-            taken.append(group)
-    return images["group"].isin(taken).to_numpy()
+        if (need <= remaining).all():
+            remaining -= need
+            chosen.append(group)
+    return images["group"].isin(chosen).to_numpy()
 
 
 def _scored(model, rows: pd.DataFrame, described: np.ndarray, fold: int) -> pd.DataFrame:
@@ -136,16 +142,16 @@ def _scored(model, rows: pd.DataFrame, described: np.ndarray, fold: int) -> pd.D
 
 
 def _row(
-    seed: int, found: dict, prior: dict, decisions: dict[str, Decision], outcomes: dict[str, dict]
+    seed: int, estimated: dict, prior: dict, decisions: dict[str, Decision], outcomes: dict[str, dict]
 ) -> dict:
     """`expected`, `obtained` and `holds` of the training share, and `estimated_…` of the estimated one."""
     at_training_share = outcomes["train"]["macro_f1_at_training_share"]
-    row = {"seed": seed, "defects": found["defects"], "naive": found["macro_f1"]}
+    row = {"seed": seed, "defects": estimated["defects"], "naive": estimated["macro_f1"]}
     row |= _comparison("", decisions["train"], at_training_share)
     row |= {"is_doubted": prior["doubt"] is not None, "share": outcomes["train"]["defect_share"]}
     row |= {"estimated_share": decisions["estimated"].share}
     row |= _comparison("estimated_", decisions["estimated"], outcomes["estimated"]["macro_f1"])
-    return row | {"oof_auroc": found["auroc"], "test_auroc": outcomes["train"]["auroc"]}
+    return row | {"oof_auroc": estimated["auroc"], "test_auroc": outcomes["train"]["auroc"]}
 
 
 def _comparison(prefix: str, decision: Decision, obtained: float) -> dict:
