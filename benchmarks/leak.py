@@ -1,4 +1,4 @@
-"""What leaking validation costs: the macro-F1 that it promises beside the one that the test images deliver.
+"""What leaking validation costs: the macro-F1 of the validation beside the one of the test images.
 
 The published rotation recipe copies every defect by rotation in steps of 30 degrees and splits the *copies*
 70 to 30 at random, so that a copy is validated by its own sisters. Turned corners are filled black, on the
@@ -50,16 +50,16 @@ from defects.training.tracking import Tracker  # noqa: E402
 from defects.writing import write_bytes  # noqa: E402
 
 STEP = 30  # degrees between the copies of a defect
-HELD = 3  # tenths of the copies that validate
+VALIDATION_TENTHS = 3  # of the copies
 SPLITS, FILLS = ("random", "group"), ("black", "reflected")
 KEYS = ["split", "fill"]
 FIGURES = {
-    "promised_macro_f1": "macro-F1: promised",
-    "macro_f1": "delivered",
+    "validation_macro_f1": "macro-F1: validation",
+    "macro_f1": "test",
     "macro_f1_at_training_share": "at the training share",
     "macro_f1_at_validation_share": "at the validation share",
-    "promised_auroc": "AUROC: promised",
-    "auroc": "delivered ",
+    "validation_auroc": "AUROC: validation",
+    "auroc": "test ",
 }
 
 
@@ -77,7 +77,11 @@ def main() -> None:
     parser = cli.experiment_parser(__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    arguments.set += ["train.select=inner", f"train.inner_holdout={HELD / 10}", "infer.tta=false"]
+    arguments.set += [
+        "train.select=inner",
+        f"train.inner_holdout={VALIDATION_TENTHS / 10}",
+        "infer.tta=false",
+    ]
     arguments.set += ["model.options.map_loss=0"]  # the recipe has no use for masks
     config = cli.config_from(arguments, needs_model=True)
     if config.data.classes or config.model.name != "classifier":
@@ -96,7 +100,8 @@ def main() -> None:
         cells.append(about | run_cell(config, table, key, split, fill, seed))
         lines.append(json.dumps(cells[-1]))
         write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-        print(f"{split}, {fill}, seed {seed}: promised {cells[-1]['promised_macro_f1']:.3f}", flush=True)
+        figure = cells[-1]["validation_macro_f1"]
+        print(f"{split}, {fill}, seed {seed}: validation macro-F1 {figure:.3f}", flush=True)
     print(build_markdown_table(summary(cells)), end="")
     print(f"wrote {path}")
 
@@ -122,7 +127,7 @@ def answers(config: Config, images: pd.DataFrame) -> pd.DataFrame:
 def run_cell(
     config: Config, table: pd.DataFrame, key: pd.DataFrame, split: str, fill: str, seed: int
 ) -> dict[str, float | int | None]:
-    """Train one cell; what its validation promises and what the test images deliver."""
+    """Train one cell; the figures of its validation and of the test images."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
     learnt, validating = divide(make_copies(table, fill, seed), split, seed)
     set_seed(seed)
@@ -131,9 +136,9 @@ def run_cell(
         trainer = fit(detector, config, learnt, validating, fill, Path(folder))
     best = trainer.history[trainer.chosen_epoch() - 1]
     share = float(validating["label"].mean())
-    found = {"promised_macro_f1": best["val_macro_f1"], "promised_auroc": best["val_auroc"]}
-    delivered = deliver(trainer, config, key, float(table["label"].mean()), share)
-    return found | {"epoch": best["epoch"], "validation_share": share} | delivered
+    figures = {"validation_macro_f1": best["val_macro_f1"], "validation_auroc": best["val_auroc"]}
+    test_figures = score_test_images(trainer, config, key, float(table["label"].mean()), share)
+    return figures | {"epoch": best["epoch"], "validation_share": share} | test_figures
 
 
 def make_copies(table: pd.DataFrame, fill: str, seed: int) -> pd.DataFrame:
@@ -149,10 +154,13 @@ def make_copies(table: pd.DataFrame, fill: str, seed: int) -> pd.DataFrame:
 def divide(rows: pd.DataFrame, split: str, seed: int) -> list[pd.DataFrame]:
     """Copies to learn from and to validate on, 70 to 30."""
     if split == "random":
-        parts = train_test_split(rows, test_size=HELD / 10, stratify=rows["label"], random_state=seed)
+        parts = train_test_split(
+            rows, test_size=VALIDATION_TENTHS / 10, stratify=rows["label"], random_state=seed
+        )
     else:
-        held = assign_folds(rows["group"].to_numpy(), class_targets(rows), 10, seed) < HELD
-        parts = [rows[~held], rows[held]]
+        tenths = assign_folds(rows["group"].to_numpy(), class_targets(rows), 10, seed)
+        is_validation = tenths < VALIDATION_TENTHS
+        parts = [rows[~is_validation], rows[is_validation]]
     return [part.reset_index(drop=True) for part in parts]
 
 
@@ -172,13 +180,15 @@ def fit(
     folder: Path,
 ) -> Trainer:
     """Train with the epoch chosen on `validating`, whose weights are left in the detector."""
-    train, kind = config.train, Blackened if fill == "black" else ImageDataset
-    root, size = resolve(config.data.root), config.data.image_size
+    train = config.train
+    kind = Blackened if fill == "black" else ImageDataset
+    root = resolve(config.data.root)
+    size = config.data.image_size
     data = kind(learnt, root, size, config.augment, train.seed, bits=config.data.bits)
-    watched = kind(validating, root, size, [], 0, bits=config.data.bits)
+    validation = kind(validating, root, size, [], 0, bits=config.data.bits)
     loaders = [
         DataLoader(data, train.batch_size, sampler=EpochSampler(len(data), train.seed), drop_last=True),
-        DataLoader(watched, config.infer.batch_size),
+        DataLoader(validation, config.infer.batch_size),
     ]
     accelerator = make_accelerator(train)
     detector.to(accelerator.device)
@@ -189,7 +199,7 @@ def fit(
     return trainer
 
 
-def deliver(
+def score_test_images(
     trainer: Trainer, config: Config, key: pd.DataFrame, training_share: float, share: float
 ) -> dict[str, float]:
     """Figures of the test images at the threshold 0.5, also weighted to the shares of defects."""

@@ -48,7 +48,7 @@ def test_cells_are_written_once_and_told_in_a_table(make_dataset, config_file, r
     cells = [json.loads(line) for line in file.read_text().splitlines()]
     assert len({(cell["split"], cell["fill"]) for cell in cells}) == len(cells) == 4
     for cell in cells:
-        figures = [cell[name] for name in ("promised_macro_f1", "macro_f1", "auroc")]
+        figures = [cell[name] for name in ("validation_macro_f1", "macro_f1", "auroc")]
         assert all(0 <= value <= 1 for value in figures)
         assert f"| {cell['split']} / {cell['fill']} | 1 | {figures[0]:.3f} | " in outcome.stdout
     again = run_script(*command)
