@@ -58,7 +58,8 @@ class Trace:
         if event != "call" or code in self.functions or code in self.other_code:
             return
         is_function = code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<")
-        if is_function and Path(code.co_filename).is_relative_to(SRC):
+        path = Path(code.co_filename)
+        if is_function and path.suffix == ".py" and path.is_relative_to(SRC):
             self.functions[code] = None
         else:
             self.other_code.add(code)

@@ -19,10 +19,10 @@ def main() -> None:
     config = runs[0].config
     tables = stages.ensure_tables(config)
     stages.ensure_test_scores(runs, tables.images)
-    for run in runs:
-        run.load_oof(tables.folds)  # what is missing is told before the comparison, which takes a while
-        run.load_test_scores()
     if config.ensemble.compare and stored_comparison(config) is None:
+        for run in runs:
+            run.load_oof(tables.folds)  # what is missing is told before the comparison, which takes a while
+            run.load_test_scores()
         write_adversarial(config, tables)
     build_and_print(runs, tables, resolve(config.submissions) / "sample_submission.csv")
 

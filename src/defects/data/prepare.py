@@ -1,6 +1,7 @@
 """First stage: index every image once, refuse broken input before anything is trained on it."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from defects.data.sources.listing import Listing
 from defects.data.user_tables import match_ids, read_user_table
 from defects.errors import SHOWN_NAMES, UserError, shorten_names
 from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
-from defects.stamps import Stamp, differences, in_short, settings_but
+from defects.stamps import Stamp, content_of, differences, in_short, settings_but
 from defects.writing import write_bytes
 
 LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used
@@ -96,7 +97,14 @@ def image_sizes(images: pd.DataFrame) -> pd.Series:
 
 def training_sha256(config: Config) -> str:
     """Of the training rows of images.csv: folds and weights do not depend on the test images."""
-    images = read_csv(config.dataset_dir / "images.csv", IMAGE_COLUMNS, "src/prepare.py")
+    path = config.dataset_dir / "images.csv"
+    return _training_sha256(path, content_of(path))
+
+
+@lru_cache(maxsize=4)  # asked for by every fold and every checkpoint
+def _training_sha256(path: Path, content: str | None) -> str:
+    """Of images.csv with this `content`, a sha256."""
+    images = read_csv(path, IMAGE_COLUMNS, "src/prepare.py")
     rows = images[images["split"] == "train"].astype({"label": "Int64"})
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 

@@ -126,10 +126,11 @@ def seed_spread(runs: list[Run], tables: DataTables) -> list[dict]:
         if member.name in seen:
             continue
         kind = without_seeds(member.config)
+        same_kind = [run for run in beside if without_seeds(run.config) == kind]
+        if len(same_kind) < 2:
+            continue
         nested = {}
-        for run in beside:
-            if without_seeds(run.config) != kind:
-                continue
+        for run in same_kind:
             seen.add(run.name)
             with suppress(UserError):  # what stands beside the members may be of other images than they are
                 settings = first.threshold
