@@ -9,6 +9,7 @@ from conftest import raising, texture
 
 from defects.config_data import DuplicateConfig
 from defects.data import duplicates, many
+from defects.data.duplicates import search_siblings
 from defects.errors import UserError
 
 
@@ -23,13 +24,13 @@ def thumbnails():
 @pytest.mark.parametrize("tile", [1, 7, 2**13])
 def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, monkeypatch, tile):
     settings = DuplicateConfig(neighbours=4)
-    expected = duplicates.search_siblings(thumbnails, settings).pairs
+    expected = search_siblings(thumbnails, settings).pairs
     assert expected[["i", "j"]].to_numpy().tolist() == [[k, 41 + k] for k in range(8)]
     monkeypatch.setattr(many, "HELD", 0)
     monkeypatch.setattr(duplicates, "TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", 16)
     monkeypatch.setattr(duplicates, "PAIR_BLOCK", 5)
-    found = duplicates.search_siblings(thumbnails, settings, tmp_path).pairs
+    found = search_siblings(thumbnails, settings, tmp_path).pairs
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
     assert list(tmp_path.iterdir()) == []
 
