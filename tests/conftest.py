@@ -1,5 +1,7 @@
 """What several test modules share: a tiny data set, a config for it, and a way to run the scripts."""
 
+import copy
+import hashlib
 import os
 import re
 import runpy
@@ -16,7 +18,7 @@ import yaml
 from kaggle_server import KaggleServer, serving
 
 from defects.config import ROOT, Config, load_config
-from defects.config_data import DataConfig
+from defects.config_data import DataConfig, DuplicateConfig
 
 # Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -169,6 +171,38 @@ def copy_runs(source: Path, folder: Path) -> None:
     shutil.copytree(source, folder, dirs_exist_ok=True)
     for path in folder.rglob("*.yaml"):
         path.write_text(path.read_text(encoding="utf-8").replace(str(source), str(folder)), encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_siblings() -> Iterator[None]:
+    """Stages search the same generated pictures for siblings over and over: the result is kept.
+
+    The search is deterministic; a set of 48 images takes it 1 s. Scripts in processes of their own, and tests
+    that import search_siblings themselves, search anew.
+    """
+    from defects.data import duplicates
+    from defects.scoring import appearance
+
+    search = duplicates.search_siblings
+    results = {}
+
+    def search_once(
+        thumbnails: np.ndarray,
+        settings: DuplicateConfig,
+        folder: Path | None = None,
+        aspects: np.ndarray | None = None,
+    ) -> duplicates.SiblingSearch:
+        pictures = hashlib.sha256(np.ascontiguousarray(thumbnails)).hexdigest()
+        shapes = None if aspects is None else aspects.tobytes()
+        key = (pictures, shapes, settings.model_dump_json(), folder is None)
+        if key not in results:
+            results[key] = search(thumbnails, settings, folder, aspects)
+        return copy.deepcopy(results[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "search_siblings", search_once)
+        patch.setattr(appearance, "search_siblings", search_once)
+        yield
 
 
 @pytest.fixture

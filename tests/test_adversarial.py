@@ -31,10 +31,11 @@ def write_images(root, train, test):
 def compared(tmp_path, config_file):
     """compared(train, test) -> path of a config about these normal training images and test images."""
 
-    def make(train, test):
+    def make(train, test, siblings=False):
         folders = {"normal": "normal", "test": "test"}
         data = {"source": "folders", "folders": folders, "sample_submission": None}
-        return config_file(write_images(tmp_path / "data", train, test), data=data)
+        split = {"folds": 2, "duplicates": {"enabled": siblings}}
+        return config_file(write_images(tmp_path / "data", train, test), data=data, split=split)
 
     return make
 
@@ -103,7 +104,7 @@ def test_other_files_are_told_by_their_format_and_size(compared):
 
 def test_siblings_of_both_sides_share_a_group(compared):
     train, test = textures(0, 8), textures(500, 8)
-    config = load_config(compared(train, [train[3], cv_flip(test[1]), *test[1:]]))
+    config = load_config(compared(train, [train[3], cv_flip(test[1]), *test[1:]], siblings=True))
     groups = appearance_table(config, ensure_tables(config)).set_index("image_id")["group"]
     by_name = groups.rename(lambda image_id: image_id.rsplit("/")[-1].removesuffix(".png"))
     assert by_name["normal_3"] == by_name["test_0"] and by_name["test_1"] == by_name["test_2"]

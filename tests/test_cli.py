@@ -11,3 +11,19 @@ def test_an_interrupt_while_modules_are_imported_is_one_line():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "src", capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr == "error: interrupted before anything was done\n"
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    """As `head` does: stdout is closed before the script prints."""
+    program = "from defects import cli; cli.run(lambda: print(input()))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT / "src",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    _, stderr = process.communicate(b"a line\n")
+    assert stderr == b""
+    assert process.returncode == 1

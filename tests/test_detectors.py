@@ -33,7 +33,7 @@ TINY = {
     "dfr_reduced": [NETWORK, "model.options.layers=[layer1, layer2]", "train.epochs=8"],
     "patchcore_reduced": [NETWORK, "model.options.layers=null"],
     "draem_reduced": [
-        "model.options={width_reconstructive: 8, samples: 4}",
+        "model.options={width_reconstructive: 8, width_discriminative: 8, samples: 4}",
         "train.epochs=25",
         "train.lr=0.003",
     ],

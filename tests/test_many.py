@@ -9,10 +9,14 @@ from conftest import raising, texture
 
 from defects.config_data import DuplicateConfig
 from defects.data import duplicates, many
+from defects.data.duplicates import search_siblings
 from defects.errors import UserError
 
 
-@pytest.fixture
+SETTINGS = DuplicateConfig(neighbours=4)
+
+
+@pytest.fixture(scope="module")
 def thumbnails():
     """40 textures, a picture without any, and changed copies of the first eight: uint8 [49, 64, 64]."""
     pictures = [texture(seed, 64) for seed in range(40)]
@@ -20,16 +24,20 @@ def thumbnails():
     return np.stack([*pictures, np.full((64, 64), 128, np.uint8), *copies])
 
 
+@pytest.fixture(scope="module")
+def expected(thumbnails):
+    """The pairs that are found in memory and at once."""
+    return search_siblings(thumbnails, SETTINGS).pairs
+
+
 @pytest.mark.parametrize("tile", [1, 7, 2**13])
-def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, monkeypatch, tile):
-    settings = DuplicateConfig(neighbours=4)
-    expected = duplicates.search_siblings(thumbnails, settings).pairs
+def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, expected, monkeypatch, tile):
     assert expected[["i", "j"]].to_numpy().tolist() == [[k, 41 + k] for k in range(8)]
     monkeypatch.setattr(many, "HELD", 0)
     monkeypatch.setattr(duplicates, "TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", 16)
     monkeypatch.setattr(duplicates, "PAIR_BLOCK", 5)
-    found = duplicates.search_siblings(thumbnails, settings, tmp_path).pairs
+    found = search_siblings(thumbnails, SETTINGS, tmp_path).pairs
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
     assert list(tmp_path.iterdir()) == []
 

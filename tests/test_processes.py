@@ -51,7 +51,7 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def settings(make_dataset, config_file):
     """settings(name, **sections): path of a config, all on one data set."""
-    root = make_dataset(defects=16, normals=41, tests=TESTS, size=64)
+    root = make_dataset(defects=12, normals=33, tests=TESTS, size=64)
 
     def make(name: str, **sections: dict) -> Path:
         shared = {"data": {"image_size": [64, 64]}, "infer": {"batch_size": 4, "tta": False, "shard": 8}}
@@ -68,7 +68,7 @@ def test_two_processes_do_what_one_does(settings, run_script):
     # Weights compare where there is neither batch normalisation nor dropout.
     train = {"epochs": 3, "batch_size": 8, "accumulate": 2, "inner_holdout": 0.25}
     plain = {"model": model("test_efficientnet_gn", drop_rate=0), "train": train}
-    stops = {"epochs": 8, "batch_size": 8, "ema": 0.9, "inner_holdout": 0.25, "patience": 4}
+    stops = {"epochs": 5, "batch_size": 8, "ema": 0.9, "inner_holdout": 0.25, "patience": 3}
     marked = {"model": model("test_efficientnet", map_loss=0.5), "train": stops}
     patches = {"model": model("test_resnet", "patchcore", max_patches=500), "train": {"inner_holdout": 0.25}}
     sections = {"killed": marked, "whole": marked, "plain": plain, "patches": patches}

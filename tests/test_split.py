@@ -1,8 +1,6 @@
 """src/split.py as a user runs it: what it writes, prints and notices."""
 
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -10,7 +8,6 @@ import pandas as pd
 import pytest
 from conftest import defective, texture, write_png
 
-from defects.config import ROOT
 from defects.stages import ensure_tables
 
 
@@ -93,15 +90,6 @@ def test_groups_of_the_user_take_precedence_and_copies_across_them_are_told(data
     outcome = run_script("split.py", "--config", path)
     assert "45 images in 45 groups" in outcome.stdout
     assert "3 pairs that look the same are in different groups of your own list" in outcome.stdout
-
-
-def test_a_reader_that_stops_early_is_no_error(dataset, config_file):
-    command = [sys.executable, str(ROOT / "src" / "split.py"), "--config", str(config_file(dataset))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    process.wait()
 
 
 def test_fewer_folds_leave_no_list_of_the_old_ones(dataset, config_file, run_script):

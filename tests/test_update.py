@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import raising, run_at, texture, write_png
+from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
 from defects.config import load_config
 from defects.data.images import read_image
@@ -22,12 +22,20 @@ RUN = "tiny_data_patchcore_reduced"
 FLAGS = ["--model", "patchcore_reduced", *(part for value in SETS for part in ("--set", value))]
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """Folder of a memory bank whose fold 0 is trained."""
+    folder = tmp_path_factory.mktemp("bank")
+    path = write_config(folder, write_dataset(folder / "data", defects=4, normals=20))
+    run_once("train.py", "--config", path, *FLAGS)
+    return folder
+
+
 @pytest.fixture
-def trained(make_dataset, config_file, run_script):
-    """Path of a config whose fold 0 is trained."""
-    path = config_file(make_dataset(defects=4, normals=20))
-    assert run_script("train.py", "--config", path, *FLAGS).code == 0
-    return path
+def trained(trained_once, tmp_path):
+    """Config in a copy of that folder."""
+    copy_runs(trained_once, tmp_path)
+    return tmp_path / "tiny.yaml"
 
 
 def bank(path):

@@ -24,7 +24,7 @@ KEYS = st.text("ab1:_", min_size=1)
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(VALUES)
 def test_what_is_dumped_is_read_again(value):
     for in_one_line in (False, True):
