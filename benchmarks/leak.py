@@ -36,13 +36,13 @@ from defects.config import Config, resolve  # noqa: E402
 from defects.data.datasets import EpochSampler, ImageDataset, Sample, plain_loader  # noqa: E402
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402
-from defects.data.prepare import training_sha256  # noqa: E402
-from defects.errors import UserError  # noqa: E402
+from defects.data.index import training_sha256  # noqa: E402
+from defects.evaluation.answer_key import load_answers  # noqa: E402
+from defects.evaluation.outcome import outcome  # noqa: E402
+from defects.evaluation.thresholds import macro_f1, share_weights  # noqa: E402
+from defects.messages import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.reports.html import build_markdown_table  # noqa: E402
-from defects.scoring.answers import load_answers  # noqa: E402
-from defects.scoring.outcome import outcome  # noqa: E402
-from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402
 from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.loop import Trainer, make_accelerator  # noqa: E402
 from defects.training.scoring import Scorer, score_batches  # noqa: E402

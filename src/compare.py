@@ -7,7 +7,7 @@ end: choosing by it is leaking.
 from argparse import Namespace
 
 from defects import cli, stages
-from defects.errors import UserError, shorten_names
+from defects.messages import UserError, shorten_names
 from defects.reports.comparison import group_by_category, measure
 from defects.reports.comparison_report import write_comparison
 from defects.runs import Run, find_runs, list_runs

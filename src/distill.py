@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from defects import cli, stages
-from defects.training.distill import distill
+from defects.training.distillation import distill
 
 
 def main() -> None:

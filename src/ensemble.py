@@ -6,9 +6,9 @@ training images with the test images, as src/explore.py does.
 
 from defects import cli, stages
 from defects.config import resolve
+from defects.evaluation.adversarial import stored_comparison
 from defects.reports.adversarial_report import write_adversarial
 from defects.runs import check_same_data
-from defects.scoring.adversarial import stored_comparison
 from defects.submission.summary import build_and_print
 
 

@@ -10,17 +10,17 @@ import pandas as pd
 
 from defects import cli, stages
 from defects.config import Config, resolve
-from defects.data.prepare import image_sizes
+from defects.data.index import image_sizes
 from defects.data.rle_table import all_pairs, check_runs, read_annotations
-from defects.errors import UserError
+from defects.evaluation.answer_key import load_answers
+from defects.evaluation.decision import SHARE_NAMES, Decision
+from defects.evaluation.dice import dice_table, mean_dice
+from defects.evaluation.outcome import outcome
+from defects.evaluation.thresholds import macro_f1
 from defects.files import read_csv, same_text
+from defects.messages import UserError
 from defects.runs import Run
-from defects.scoring.answers import load_answers
-from defects.scoring.decision import SHARE_NAMES, Decision
-from defects.scoring.dice import dice_table, mean_dice
-from defects.scoring.outcome import outcome
-from defects.scoring.thresholds import macro_f1
-from defects.submission.build import open_runs, read_summary
+from defects.submission.answers import open_runs, read_summary
 from defects.writing import sha256
 
 

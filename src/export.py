@@ -1,7 +1,7 @@
 """Export a trained fold as PyTorch, ONNX and OpenVINO files, after checking that they score as it does."""
 
 from defects import cli, stages
-from defects.deploy.export import FORMATS, export
+from defects.deploy.exporter import FORMATS, export
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT
 
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from defects import cli
 from defects.data.images import read_image
+from defects.deploy.image_paths import locate, name_pictures, without_dots
 from defects.deploy.model import Meta, find_note, load_model
-from defects.deploy.paths import locate, name_pictures, without_dots
-from defects.deploy.predict import Prediction, find_files, predict
+from defects.deploy.prediction import Prediction, find_files, predict
 from defects.deploy.regions import overlay
 from defects.deploy.writers import csv_writer, json_writer
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.writing import write_bytes
 
 WRITERS = {".csv": csv_writer, ".jsonl": json_writer}

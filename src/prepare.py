@@ -2,8 +2,8 @@
 
 from defects import cli
 from defects.config import Config, resolve
-from defects.data.prepare import prepare
-from defects.errors import UserError
+from defects.data.index import prepare
+from defects.messages import UserError
 from defects.submission import kaggle_cli
 
 

@@ -8,7 +8,7 @@ from defects.config import Config, resolve
 from defects.files import locked
 from defects.runs import Run
 from defects.submission import bundle, kernel
-from defects.submission.build import open_runs, read_summary
+from defects.submission.answers import open_runs, read_summary
 from defects.submission.kaggle_cli import shown
 from defects.submission.send import (
     TAG_LENGTH,

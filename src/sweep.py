@@ -18,13 +18,13 @@ from accelerate.utils import gather_object
 
 from defects import cli, stages
 from defects.config import resolve
-from defects.data.split import load_tables
-from defects.errors import UserError
+from defects.data.fold_files import load_tables
+from defects.evaluation.estimate import estimate
 from defects.files import write_csv
+from defects.messages import UserError
 from defects.reports.html import build_markdown_table, format_number
 from defects.reports.run_tables import out_of_fold
-from defects.scoring.estimate import estimate
-from defects.training.sweep import Experiment, experiments, load_sweep, run_job, score_if_complete
+from defects.training.sweep_jobs import Experiment, experiments, load_sweep, run_job, score_if_complete
 
 FIGURES = {"macro-F1 (nested CV)": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
 PATIENCE = timedelta(days=30)  # between processes: the first to finish waits for the last

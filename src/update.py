@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from defects import cli, stages
-from defects.training.update import update_bank
+from defects.training.bank_update import update_bank
 
 
 def main() -> None:

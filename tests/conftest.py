@@ -181,7 +181,7 @@ def known_siblings() -> Iterator[None]:
     that import search_siblings themselves, search anew.
     """
     from defects.data import duplicates
-    from defects.scoring import appearance
+    from defects.evaluation import appearance
 
     search = duplicates.search_siblings
     results = {}

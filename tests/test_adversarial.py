@@ -9,14 +9,14 @@ from conftest import raising, texture, write_png
 from sklearn.metrics import roc_auc_score
 
 from defects.config import load_config
-from defects.reports.adversarial_report import choose_features, describe_comparison, write_adversarial
-from defects.scoring.adversarial import (
+from defects.evaluation.adversarial import (
     bootstrap_auroc,
     compare,
     defects_to_explain,
     stored_comparison,
 )
-from defects.scoring.appearance import SIDE, appearance_table, picture_features
+from defects.evaluation.appearance import SIDE, appearance_table, picture_features
+from defects.reports.adversarial_report import choose_features, describe_comparison, write_adversarial
 from defects.stages import ensure_tables
 
 

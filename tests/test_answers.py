@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from conftest import texture, write_png
 
-from defects.errors import UserError
-from defects.scoring.answers import load_answers
+from defects.evaluation.answer_key import load_answers
+from defects.messages import UserError
 from defects.stages import ensure_images
 
 EXPECTED = [("test_0.png", 1), ("test_1.png", 0), ("test_2.png", 1)]

@@ -12,11 +12,11 @@ from defects.config import load_config
 from defects.data.datasets import plain_loader
 from defects.data.images import ImageFacts, examine_image, notes_on_depth, read_image
 from defects.deploy.model import Meta
-from defects.deploy.predict import read_frame
+from defects.deploy.prediction import read_frame
 from defects.deploy.similar import load_normals
-from defects.errors import UserError
+from defects.evaluation.appearance import appearance_table
+from defects.messages import UserError
 from defects.reports.figures import read_tile
-from defects.scoring.appearance import appearance_table
 from defects.stages import ensure_images, ensure_tables
 from defects.stamps import differences
 from defects.training.checkpoint import fingerprint

@@ -12,9 +12,9 @@ from conftest import defective, texture, write_png
 from defects.data import rle
 from defects.data.black_out import BlackOut, covered
 from defects.data.datasets import ImageDataset, training_loader
+from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
-from defects.data.split import load_training_rows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.stages import ensure_tables
 
 SIDE = 96

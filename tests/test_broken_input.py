@@ -24,9 +24,9 @@ from defects.data import rle
 from defects.data.images import read_image
 from defects.data.mask_files import read_mask
 from defects.data.rle_table import read_rle_table
-from defects.errors import UserError
+from defects.evaluation.pixels import Maps
 from defects.files import array_archive, read_csv, read_json
-from defects.scoring.pixels import Maps
+from defects.messages import UserError
 from defects.training import checkpoint
 
 CONFIG = b"data: {name: a, source: folders, root: x, image_size: [32, 48]}\nmodel: {options: {a: 1}}\n"

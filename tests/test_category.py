@@ -4,7 +4,7 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.config import ROOT, load_config
-from defects.errors import UserError
+from defects.messages import UserError
 
 DETECTORS = sorted(path.stem for path in (ROOT / "configs" / "models").glob("*.yaml"))
 

@@ -12,14 +12,14 @@ from conftest import data_in, run_at, runs_at, texture, write_png
 from defects.config import as_yaml, load_config
 from defects.data import rle
 from defects.data.labels import read_masks
+from defects.evaluation.heat_map import LIMIT_COLOUR
+from defects.evaluation.pixels import Maps
 from defects.files import array_archive, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.reports.figures import MASK_COLOUR
 from defects.reports.html import Card, Cards, Picture
 from defects.reports.mask_report import choose_masks, draw_mask_cards, draw_masks, measure_dice
 from defects.runs import OOF_COLUMNS, Run
-from defects.scoring.heat_map import LIMIT_COLOUR
-from defects.scoring.pixels import Maps
 from defects.stages import ensure_images, ensure_tables
 from defects.writing import write_bytes
 

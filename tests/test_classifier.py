@@ -7,12 +7,12 @@ import torch
 from conftest import options_for
 
 from defects.config import load_config
-from defects.errors import UserError
+from defects.evaluation.pixels import Maps
 from defects.files import array_archive
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.classifier import balanced_map_loss
 from defects.runs import Run
-from defects.scoring.pixels import Maps
 from defects.training.checkpoint import load_detector
 
 SIDE = 64  # two cells of the last feature map

@@ -25,7 +25,7 @@ from conftest import (
 )
 
 from defects.config import ROOT
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.submission import kernel, send
 from defects.submission.bundle import fetch_wheels
 

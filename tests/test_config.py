@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from defects.config import ROOT, as_yaml, load_config, resolve
-from defects.errors import UserError
+from defects.messages import UserError
 
 SMALL = """
 data: {name: set, source: folders, root: input/set, image_size: [32, 48]}

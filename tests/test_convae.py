@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from defects.config import ROOT, load_config
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.convae import ConvAE
 from defects.models.losses import ssim

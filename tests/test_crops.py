@@ -10,7 +10,7 @@ from defects.data import rle
 from defects.data.black_out import BlackOut
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.labels import Labels
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.stages import ensure_tables
 
 RANDOM = {"name": "RandomCrop", "height": 24, "width": 32}

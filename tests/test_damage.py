@@ -9,9 +9,9 @@ from PIL import Image
 from defects.config import load_config
 from defects.data import damage
 from defects.data.images import examine_image, read_image
+from defects.data.index import prepare
 from defects.data.mask_files import examine_mask
-from defects.data.prepare import prepare
-from defects.errors import UserError
+from defects.messages import UserError
 
 PHOTO = np.dstack([texture(0, 256), texture(1, 256), texture(2, 256)])
 KINDS = {

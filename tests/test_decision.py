@@ -8,12 +8,12 @@ import pytest
 from runs import write_member
 
 from defects.config import EnsembleConfig, ThresholdConfig, load_config
-from defects.scoring.decision import Decision
-from defects.scoring.ensemble import Ensemble, Sample
-from defects.scoring.prior_shift import prior_shift
-from defects.scoring.thresholds import macro_f1
+from defects.evaluation.blend import Ensemble, Sample
+from defects.evaluation.decision import Decision
+from defects.evaluation.prior_shift import prior_shift
+from defects.evaluation.thresholds import macro_f1
 from defects.stages import ensure_images
-from defects.submission.blend import decide_for_shares
+from defects.submission.blended_runs import decide_for_shares
 from defects.submission.ledger import COLUMNS, record
 from defects.submission.send import load_submission
 

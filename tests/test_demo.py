@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defects.data import demo
-from defects.errors import UserError
+from defects.data import demo_images as demo
+from defects.messages import UserError
 
 SMALL = {"normal": 10, "defect": 20, "test": 40}
 

@@ -14,15 +14,15 @@ from conftest import defective, texture, write_png
 from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.images import read_image
-from defects.deploy.export import export
+from defects.deploy.exporter import export
 from defects.deploy.model import load_model
-from defects.deploy.predict import predict
-from defects.errors import UserError
+from defects.deploy.prediction import predict
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.runs import Run
 from defects.stages import ensure_images, ensure_tables
 from defects.training.checkpoint import load_detector
-from defects.training.distill import distill
+from defects.training.distillation import distill
 from defects.training.fold import train_fold
 
 SIZE = 64

@@ -8,7 +8,7 @@ from conftest import texture
 from sklearn.decomposition import PCA
 from torch.nn import functional
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.dfr import DFR
 

@@ -8,8 +8,8 @@ import torch
 from conftest import run_at, texture, write_png
 from torch.nn import functional
 
-from defects.training import distill as library
-from defects.training.distill import Distillation, PatchFeatures, StepBatches
+from defects.training import distillation as library
+from defects.training.distillation import Distillation, PatchFeatures, StepBatches
 
 FAST = {
     "width": 0.0625,

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from defects.config import Config
 from defects.data.transforms import rotate_flip
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector, draem, synthetic_anomalies
 from defects.models.draem import Discriminative, Reconstructive
 from defects.models.synthetic_anomalies import perlin_mask

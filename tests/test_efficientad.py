@@ -7,7 +7,7 @@ import torch
 from conftest import texture, write_png
 
 from defects.config import Config
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.efficientad import Autoencoder, OtherImages, PatchDescription, hard_mean, jitter
 

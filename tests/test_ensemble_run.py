@@ -9,11 +9,11 @@ import yaml
 from runs import write_member, write_runs
 
 from defects.config import load_config
-from defects.errors import UserError
+from defects.evaluation.align import experiment_scores, join_images
+from defects.evaluation.estimate import estimate
 from defects.files import write_csv
+from defects.messages import UserError
 from defects.runs import Run
-from defects.scoring.blending import experiment_scores, join_images
-from defects.scoring.estimate import estimate
 from defects.stages import ensure_tables
 
 TESTS = 18  # images; so few are not compared with the training images, which takes time

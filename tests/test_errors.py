@@ -9,21 +9,21 @@ import pytest
 from runs import runs_of, write_runs
 from scipy.special import expit
 
-from defects.files import write_csv, write_json
-from defects.reports.ensemble_tables import load_ensemble_tables
-from defects.reports.error_report import build_error_report, draw_card
-from defects.runs import Run
-from defects.scoring.defect_score import AT_THRESHOLD, format_defect_score
-from defects.scoring.estimate import rank_metrics
-from defects.scoring.mistakes import (
+from defects.evaluation.defect_score import AT_THRESHOLD, format_defect_score
+from defects.evaluation.estimate import rank_metrics
+from defects.evaluation.mistakes import (
     count_detected_by_kind,
     find_doubtful_labels,
     measure_disagreement,
     measure_margins,
 )
-from defects.scoring.thresholds import macro_f1
+from defects.evaluation.thresholds import macro_f1
+from defects.files import write_csv, write_json
+from defects.reports.ensemble_tables import load_ensemble_tables
+from defects.reports.error_report import build_error_report, draw_card
+from defects.runs import Run
 from defects.stages import ensure_tables
-from defects.submission.blend import blend_runs
+from defects.submission.blended_runs import blend_runs
 
 NORMAL_ONLY = ["data.source=folders", "data.folders={normal: train/normal_images}"]
 NAMES = ["tiny", "other", "third"]

@@ -24,15 +24,15 @@ from line_pc import documented_packages
 
 from defects.config import ROOT, InferConfig, load_config
 from defects.data.images import read_image
-from defects.deploy import export as exporting
+from defects.deploy import exporter as exporting
 from defects.deploy import graph
-from defects.deploy.export import checked_rows, export
+from defects.deploy.exporter import checked_rows, export
 from defects.deploy.limits import between_scores
 from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
 from defects.deploy.portable import save_portable
-from defects.deploy.predict import Prediction, find_files, predict, relabel
+from defects.deploy.prediction import Prediction, find_files, predict, relabel
 from defects.deploy.regions import find_regions, mark_pixels, overlay
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training.fold import train_fold

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from defects.config import BackboneConfig
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.features import Features, Trunk, create_backbone
 

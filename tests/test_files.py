@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defects import files, writing
-from defects.errors import UserError
+from defects.messages import UserError
 
 IDS = ["007", "NA", "null", "None", "nan", "1e5", "", "0x10", "-0", "1,5", 'say "x".png', "true", " padded "]
 NAMES = ["a b.png", "Prüfstück 1.png", "缺陷/图.png", "дефект.jpg", "u\u0308.png", "😀.png", "new\nline.png"]

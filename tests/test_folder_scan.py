@@ -10,8 +10,8 @@ import pytest
 from defects.data import folder_scan
 from defects.data.folder_scan import list_files_to_score, list_images, scan_folder
 from defects.data.junk import list_folders
-from defects.deploy.predict import find_files
-from defects.errors import UserError
+from defects.deploy.prediction import find_files
+from defects.messages import UserError
 
 
 def _touch(folder: Path, *names: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from defects.config_data import BalanceConfig, SplitConfig
 from defects.data import balance, folds
 from defects.data.transforms import rotate_flip
-from defects.errors import UserError
+from defects.messages import UserError
 
 SYMMETRIES = ["rotations", "dihedral", "flips", "none"]
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from defects.data.images import ImageFacts, examine_image, read_image
 from defects.data.mask_files import read_mask
-from defects.errors import UserError
+from defects.messages import UserError
 
 FLOAT = GREY.astype(np.float32) / 255
 BANDS = np.dstack([GREY] * 5)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from defects.data.decoding import REDUCED
 from defects.data.images import IMAGE_SUFFIXES, read_image, read_image_and_shape, resize, resize_mask
 from defects.data.mask_files import read_mask
-from defects.errors import UserError
+from defects.messages import UserError
 
 HEIGHT, WIDTH = 24, 40
 RANDOM = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from conftest import defective, texture, write_png
 
 from defects.config import load_config
 from defects.data.labels import join_masks, read_mask_files, read_masks, split_masks
-from defects.errors import shorten_names
+from defects.messages import shorten_names
 from defects.stages import ensure_images
 
 

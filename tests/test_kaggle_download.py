@@ -10,7 +10,7 @@ import pytest
 from kaggle_server import KaggleServer
 
 from defects.config_data import KaggleConfig
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.submission.kaggle_cli import download, run_kaggle
 
 STEEL = KaggleConfig(competition="steel", expected={"train/*.png": 2, "*.csv": 1})

@@ -10,9 +10,9 @@ from runs import write_runs
 
 from defects.config import load_config
 from defects.deploy.limits import map_limits
+from defects.evaluation.pixels import CellCounts, Maps
 from defects.files import array_archive
 from defects.runs import OOF_MAPS, Run
-from defects.scoring.pixels import CellCounts, Maps
 from defects.stages import ensure_tables
 
 SEGMENTER, OTHER = SimpleNamespace(segments=True), SimpleNamespace(segments=False)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.losses import focal, ssim
 
 

@@ -10,8 +10,7 @@ from conftest import raising, texture
 from defects.config_data import DuplicateConfig
 from defects.data import duplicates, many
 from defects.data.duplicates import search_siblings
-from defects.errors import UserError
-
+from defects.messages import UserError
 
 SETTINGS = DuplicateConfig(neighbours=4)
 

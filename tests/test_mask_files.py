@@ -10,7 +10,7 @@ from image_files import GREY, encoded, encoded_frames, pnm, tiff
 from PIL import Image
 
 from defects.data.mask_files import MaskFacts, are_inverted, examine_mask, read_mask
-from defects.errors import UserError
+from defects.messages import UserError
 
 SIZE = (120, 160)
 MARKED = GREY > 128  # 24 x 40, ragged

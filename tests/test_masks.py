@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from defects.scoring.dice import pair_dice
-from defects.scoring.mask_rules import Rule, remove_small, to_mask
-from defects.scoring.masks import (
+from defects.evaluation.dice import pair_dice
+from defects.evaluation.mask_fitting import (
     CHOICES,
     Candidate,
     apply_rule,
@@ -21,6 +20,7 @@ from defects.scoring.masks import (
     measure,
     nested_dice,
 )
+from defects.evaluation.mask_rules import Rule, remove_small, to_mask
 
 SIZE = (40, 50)  # 2,000 pixels: the component shares are 0, 0.8 and 3 pixels
 SHARES = st.integers(0, 10).map(lambda value: value / 10)

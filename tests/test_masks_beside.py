@@ -8,7 +8,7 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.data.masks_beside import split_off_masks
-from defects.errors import UserError
+from defects.messages import UserError
 
 
 def _write(path: Path, image: np.ndarray, *options: int) -> Path:

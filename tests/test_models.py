@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from defects.config import ROOT, load_config
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector, check_options, find_detector
 
 NETWORK = "model.backbone={name: test_resnet, weights: none}"

@@ -22,11 +22,11 @@ from onnx import TensorProto, helper
 from defects.config import ROOT
 from defects.deploy.inspection import decode, draw_heat_map
 from defects.deploy.model import META, VERSION, load_model
-from defects.deploy.page import DROP_LIMIT, Desk, build_page, serve
 from defects.deploy.page_view import EMPTY
+from defects.deploy.prediction_page import DROP_LIMIT, Desk, build_page, serve
 from defects.deploy.similar import load_normals
-from defects.errors import UserError
 from defects.files import array_archive, write_json
+from defects.messages import UserError
 from defects.writing import sha256
 
 SIZE, CELLS = 32, 8  # pixels and map cells, each way

@@ -11,11 +11,11 @@ import torch
 from conftest import defective, texture, write_png
 
 from defects.data.datasets import ImageDataset, training_loader
+from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
 from defects.data.paste import FEATHER, SCALES, Paste, blended, place
 from defects.data.rle import encode
-from defects.data.split import load_training_rows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.stages import ensure_tables
 
 SIDE = 64

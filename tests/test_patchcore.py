@@ -11,7 +11,7 @@ import torch
 from conftest import run_at, texture, write_png
 
 from defects.config import Config, load_config
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.patchcore import PatchCore
 from defects.runs import Run

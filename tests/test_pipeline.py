@@ -7,9 +7,9 @@ import pytest
 from conftest import raising, run_at, runs_at, submitted_at
 
 from defects.config import load_config
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.runs import Run
-from defects.submission.build import validate
+from defects.submission.answers import validate
 from defects.training import checkpoint, scoring
 from defects.writing import sha256
 

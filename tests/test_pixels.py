@@ -10,9 +10,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label as regions_of
 from sklearn.metrics import roc_auc_score
 
-from defects.errors import UserError
+from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.files import array_archive
-from defects.scoring.pixels import Maps, masked_maps, pixel_metrics
+from defects.messages import UserError
 
 
 def metrics(scores, mask):

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import texture, write_png
 
-from defects.deploy.paths import locate, name_pictures, path_text, without_dots
-from defects.deploy.predict import Prediction, find_files, read_frame
+from defects.deploy.image_paths import locate, name_pictures, path_text, without_dots
+from defects.deploy.prediction import Prediction, find_files, read_frame
 from defects.deploy.writers import csv_writer, json_writer
-from defects.errors import UserError
+from defects.messages import UserError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="names are text there, and backslashes separate folders")
 META = SimpleNamespace(targets=["defect"])

@@ -10,8 +10,8 @@ import pytest
 from conftest import raising, texture, write_png, write_sample, write_test_images
 from PIL import Image
 
-from defects.data import prepare as stage
-from defects.data.prepare import IMAGE_COLUMNS, prepare, sample_ids
+from defects.data import index as stage
+from defects.data.index import IMAGE_COLUMNS, prepare, sample_ids
 from defects.stages import ensure_images
 from defects.writing import sha256
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import raising, texture, write_png, write_sample, write_test_images
 
 from defects.config import ROOT
-from defects.data.prepare import prepare
+from defects.data.index import prepare
 
 OLD = "an older table\n"
 

@@ -15,8 +15,8 @@ from conftest import run_at
 from forked import LIMIT, start_two
 
 from defects.config import ROOT, load_config
-from defects.data.split import load_training_rows
-from defects.errors import UserError
+from defects.data.fold_files import load_training_rows
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.stages import ensure_tables
 from defects.training.fold import _make_training_loader, divide_images

@@ -11,6 +11,9 @@ from conftest import run_at, write_png
 from matplotlib.figure import Figure
 from runs import write_runs
 
+from defects.evaluation.defect_score import AT_THRESHOLD, compute_defect_scores, format_defect_score
+from defects.evaluation.estimate import estimate
+from defects.evaluation.heat_map import LIMIT_COLOUR
 from defects.reports import curves
 from defects.reports.figures import draw_heat_tile, fit_limits
 from defects.reports.html import (
@@ -28,9 +31,6 @@ from defects.reports.html import (
 from defects.reports.run_report import build_run_report, draw_gallery
 from defects.reports.run_tables import load_run_tables, out_of_fold
 from defects.runs import Run
-from defects.scoring.defect_score import AT_THRESHOLD, compute_defect_scores, format_defect_score
-from defects.scoring.estimate import estimate
-from defects.scoring.heat_map import LIMIT_COLOUR
 from defects.stages import ensure_tables
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")

@@ -15,7 +15,7 @@ from defects.data.rle_table import (
     table_form,
     write_rle_table,
 )
-from defects.errors import UserError
+from defects.messages import UserError
 
 CLASSES = ["1", "2", "3", "4"]
 OLD = "ImageId_ClassId,EncodedPixels\nb.jpg_1,\nb.jpg_2,3 4\na_2.jpg_1,1 1 5 2\na_2.jpg_2,\n"

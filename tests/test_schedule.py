@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from defects.config import TrainConfig
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.training.loop import make_scheduler
 
 LR = 0.01

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from defects.config import Config
 from defects.data.datasets import to_device, training_loader
+from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
-from defects.data.split import load_training_rows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.stages import ensure_tables
 

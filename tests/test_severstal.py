@@ -9,7 +9,7 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.data import rle
-from defects.data.prepare import IMAGE_COLUMNS, sample_ids
+from defects.data.index import IMAGE_COLUMNS, sample_ids
 from defects.stages import ensure_images
 from defects.submission.masks import expected_rows
 

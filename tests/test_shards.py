@@ -7,7 +7,7 @@ import pytest
 from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
 from defects.config import load_config
-from defects.data.prepare import prepare
+from defects.data.index import prepare
 from defects.files import read_json, write_json
 from defects.training import checkpoint, scoring
 

@@ -6,8 +6,8 @@ import pytest
 from conftest import texture, write_png
 
 from defects.deploy.similar import NORMALS, SIDE, Normals, load_normals, shrink, spread
-from defects.errors import UserError
 from defects.files import array_archive
+from defects.messages import UserError
 
 
 def colour(grey: np.ndarray) -> np.ndarray:

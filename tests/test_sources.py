@@ -11,8 +11,8 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.config_data import DataConfig
-from defects.data.sources import demo, list_data
-from defects.errors import UserError
+from defects.data.layouts import demo, list_data
+from defects.messages import UserError
 
 
 def _data(root: Path, source: str, **more) -> DataConfig:

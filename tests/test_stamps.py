@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from defects.config import Config, ModelConfig
-from defects.data import prepare, split
+from defects.data import fold_files, index
+from defects.evaluation import adversarial
 from defects.models import check_options
 from defects.runs import Run
-from defects.scoring import adversarial
 from defects.stages import ensure_tables
 from defects.stamps import content_of, differences, in_short, settings_but
-from defects.training import checkpoint, distill
+from defects.training import checkpoint, distillation
 from defects.validation import accepted_kinds, section_of
 
 # run: weights and out-of-fold scores; test: test scores and maps; index: images.csv; folds: folds.csv and the
@@ -143,10 +143,10 @@ def stamps(config: Config) -> dict[str, dict]:
     return {
         "run": checkpoint.fingerprint(config, "0", None),
         "test": Run(config).score_stamp("0"),
-        "index": prepare._stamp(config.data),
-        "folds": split._stamp(config),
+        "index": index._stamp(config.data),
+        "folds": fold_files._stamp(config),
         "comparison": adversarial.inputs(config),
-        "teacher": distill._fingerprint(config, check_options(teacher), []),
+        "teacher": distillation._fingerprint(config, check_options(teacher), []),
     }
 
 

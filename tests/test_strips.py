@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from defects.config_data import DataConfig
-from defects.data import rle, strips
+from defects.data import rle
+from defects.data import strips_images as strips
+from defects.data.layouts import list_data
 from defects.data.rle_table import read_rle_table, table_form
-from defects.data.sources import list_data
-from defects.errors import UserError
+from defects.messages import UserError
 
 SIZE = (64, 400)
 SMALL = {"images": 6, "test": 3, "size": (32, 96)}

@@ -13,17 +13,18 @@ from conftest import copy_runs, options_for, run_at, run_once, runs_at, submitte
 from test_code_competition import run_cells
 
 from defects.config import load_config
-from defects.data import rle, strips
+from defects.data import rle
+from defects.data import strips_images as strips
 from defects.data.images import resize
 from defects.data.labels import read_masks
 from defects.data.rle_table import all_pairs, read_rle_table, write_rle_table
 from defects.deploy.model import load_model
-from defects.deploy.predict import find_files, predict
+from defects.deploy.prediction import find_files, predict
 from defects.deploy.regions import mark_pixels
+from defects.evaluation.decision import Decision
+from defects.evaluation.mask_rules import Rule
+from defects.evaluation.pixels import Maps
 from defects.files import array_archive
-from defects.scoring.decision import Decision
-from defects.scoring.mask_rules import Rule
-from defects.scoring.pixels import Maps
 from defects.stages import ensure_images
 from defects.submission import masks, send
 from defects.writing import sha256

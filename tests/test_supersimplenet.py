@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.supersimplenet import shrink_masks
 

@@ -10,7 +10,7 @@ import yaml
 from forked import start_two
 
 from defects.config import ROOT
-from defects.training import sweep as library
+from defects.training import sweep_jobs as library
 
 
 @pytest.fixture

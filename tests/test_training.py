@@ -12,9 +12,9 @@ from filelock import FileLock
 from forked import Script
 
 from defects.config import ROOT
+from defects.data.fold_files import load_training_rows
 from defects.data.folds import inner_holdout
-from defects.data.split import load_training_rows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.classifier import Classifier
 from defects.stages import ensure_tables

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from defects.data.transforms import DIHEDRAL, augment, build_augmentation, rotate_flip, turn
-from defects.errors import UserError
+from defects.messages import UserError
 
 STEPS = [
     {"name": "RandomBrightnessContrast", "p": 1.0},

@@ -5,7 +5,7 @@ import pytest
 
 from defects.config import ROOT, known_config_files, load_config
 from defects.data.datasets import plain_loader, training_loader
-from defects.data.split import load_training_rows
+from defects.data.fold_files import load_training_rows
 from defects.models import build_detector
 from defects.models.convae import ConvAE
 from defects.stages import ensure_tables

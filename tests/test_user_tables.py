@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defects.data.user_tables import match_ids, read_user_table
-from defects.errors import UserError
+from defects.messages import UserError
 
 COLUMNS = ["image_id", "group"]
 PLAIN = "image_id,group\na.png,1\nb c.png,2\n"

@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 
 from defects.data.datasets import DeviceBatches
+from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
-from defects.data.split import load_training_rows
 from defects.data.windows import windows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.statistics import exact_quantile
 from defects.runs import Run

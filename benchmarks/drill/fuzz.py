@@ -139,7 +139,7 @@ def _answer(target, path: Path, content: bytes, config, noise: Path) -> Answer:
 
 def _outcome(target, path: Path, config) -> tuple[str, bool]:
     """What is wrong, and whether the input was taken."""
-    from defects.errors import UserError
+    from defects.messages import UserError
 
     try:
         target.check(path, config)

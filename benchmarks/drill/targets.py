@@ -14,23 +14,23 @@ import torch
 
 from defects.config import Config, as_yaml, load_config
 from defects.data import rle
+from defects.data.fold_files import load_tables, load_training_rows
 from defects.data.folds import given_groups
 from defects.data.images import read_image
+from defects.data.index import load_images, sample_ids
 from defects.data.mask_files import examine_mask
-from defects.data.prepare import load_images, sample_ids
 from defects.data.rle_table import check_runs, read_rle_table
-from defects.data.split import load_tables, load_training_rows
 from defects.deploy.model import load_model
-from defects.errors import UserError
+from defects.evaluation.adversarial import stored_comparison
+from defects.evaluation.answer_key import load_answers
+from defects.evaluation.pixels import Maps
 from defects.files import read_json
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.features import create_backbone
 from defects.reports.run_tables import out_of_fold
 from defects.runs import Run
-from defects.scoring.adversarial import stored_comparison
-from defects.scoring.answers import load_answers
-from defects.scoring.pixels import Maps
-from defects.submission.build import open_runs, read_summary
+from defects.submission.answers import open_runs, read_summary
 from defects.submission.send import load_submission
 from defects.training import checkpoint
 from defects.training.checkpoint import load_detector

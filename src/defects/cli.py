@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from defects.config import ROOT, Config, categories, known_config_files, load_config, of_category, resolve
-from defects.errors import UserError
+from defects.messages import UserError
 
 if TYPE_CHECKING:
     from defects.runs import Run

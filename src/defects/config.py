@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.data.junk import list_folders
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
 from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
 

@@ -97,7 +97,7 @@ class StripsConfig(Section):
 class DataConfig(Section):
     name: FolderName  # output/<name>/ holds images.csv and the folds
     category: FolderName | None = None  # set by --category: `name` then ends with it
-    source: str  # a module of defects/data/sources
+    source: str  # a module of defects/data/layouts
     root: Path
     image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.writing import partial, remove, write_bytes
 
 TEXT_COLUMNS = dict.fromkeys(

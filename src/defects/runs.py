@@ -16,8 +16,8 @@ import pandas as pd
 
 from defects.config import Config, apply_overrides, read_config_file, resolve, validate_config
 from defects.data.labels import DEFECT
-from defects.errors import UserError, shorten_names
 from defects.files import read_csv, read_json
+from defects.messages import UserError, shorten_names
 from defects.stamps import Stamp, content_of, differences, in_short, settings_but
 
 FULL = "full"  # in place of a fold's number: the fit on every training image

@@ -6,8 +6,8 @@ import pandas as pd
 
 from defects import cli
 from defects.config import ROOT, Config, load_config
-from defects.data.prepare import find_index_problem, load_images, prepare_locked
-from defects.data.split import DataTables, find_folds_problem, load_tables, split_locked
+from defects.data.fold_files import DataTables, find_folds_problem, load_tables, split_locked
+from defects.data.index import find_index_problem, load_images, prepare_locked
 from defects.files import locked
 from defects.runs import FULL, Run
 from defects.training.fold import train_fold

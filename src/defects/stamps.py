@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from defects.config import REMOVED_SETTINGS, Config, resolve
-from defects.errors import shorten_names
+from defects.messages import shorten_names
 from defects.validation import section_of, shown
 from defects.writing import sha256
 

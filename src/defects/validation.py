@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.yaml_text import Written, parse_yaml, plain_value, without_quotes
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from defects.data.images import resize_mask
 from defects.data.labels import is_marked, read_masks
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.seeds import derive
 
 KEY = 1  # of its random numbers, which are none of the augmentation's

@@ -19,7 +19,7 @@ from defects.data.paste import Paste
 from defects.data.synthetic import Synthetic
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.data.windows import windows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.processes import own_rows
 from defects.seeds import derive
 

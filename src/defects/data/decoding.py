@@ -9,7 +9,7 @@ from PIL import Image
 
 from defects.data.damage import find_damage, is_truncated, without_padding
 from defects.data.headers import EIGHT_BITS, Header, read_header
-from defects.errors import UserError
+from defects.messages import UserError
 
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 

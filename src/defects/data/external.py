@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from defects.config import Config, resolve
-from defects.errors import UserError
+from defects.messages import UserError
 
 
 def refuse_external(config: Config, setting: str, folder: Path) -> None:

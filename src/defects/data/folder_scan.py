@@ -13,7 +13,7 @@ from typing import TextIO
 
 from defects.data.images import IMAGE_SUFFIXES
 from defects.data.junk import is_junk
-from defects.errors import UserError, printable, shorten_names
+from defects.messages import UserError, printable, shorten_names
 
 MOST_SUFFIXES = 6  # named in a line
 FolderKey = tuple[int, int] | str

@@ -11,8 +11,8 @@ from defects.config import resolve
 from defects.config_data import SplitConfig
 from defects.data.labels import DEFECT, class_names, target_labels
 from defects.data.user_tables import match_ids, read_user_table
-from defects.errors import SHOWN_NAMES, UserError, shorten_names
 from defects.files import same_text
+from defects.messages import SHOWN_NAMES, UserError, shorten_names
 
 NORMAL = "the normal images"  # in messages
 TRAINING_ONLY = "train"  # in place of a fold's number: learnt from in every fold, never held out

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.errors import UserError
 from defects.files import read_json, write_json
+from defects.messages import UserError
 from defects.stamps import differences, in_short, settings_but
 from defects.writing import partial
 

@@ -11,7 +11,7 @@ from defects.data.decoding import check_content, decode_colours, read_content, t
 from defects.data.headers import EIGHT_BITS
 from defects.data.mask_files import read_mask as read_mask  # images and masks from one place
 from defects.data.mask_pixels import are_pixels_of_mask
-from defects.errors import shorten_names
+from defects.messages import shorten_names
 
 # What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
 IMAGE_SUFFIXES = {

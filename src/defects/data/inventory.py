@@ -19,7 +19,7 @@ from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
 from defects.data.paths import below
 from defects.data.role_folders import RoleFolder
-from defects.errors import printable, shorten_names
+from defects.messages import printable, shorten_names
 
 SHOWN_SIZES = 3
 MASK_LIKE_SHARE = 0.5  # of the images, at most, are mentioned for it

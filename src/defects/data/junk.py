@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from defects.errors import UserError
+from defects.messages import UserError
 
 JUNK_NAMES = {
     "__macosx",  # archives packed on a Mac

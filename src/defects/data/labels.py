@@ -8,7 +8,7 @@ import pandas as pd
 
 from defects.data.mask_files import read_mask
 from defects.data.rle import decode
-from defects.errors import UserError
+from defects.messages import UserError
 
 MASK_SEPARATOR = "|"  # between the paths in mask_path: no mask's own path may hold it
 INVERTED = "inverted"  # in front of the paths, where masks mark what is no defect; no file: it has no suffix

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from defects.errors import UserError
+from defects.messages import UserError
 
 HELD = 2**26  # bytes: larger arrays lie in files
 TAKEN = 4096  # items handed to the threads at a time

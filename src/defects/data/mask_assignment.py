@@ -11,7 +11,7 @@ from defects.data.labels import join_masks
 from defects.data.mask_names import match_masks
 from defects.data.paths import below, check_names
 from defects.data.role_folders import RoleFolder
-from defects.errors import UserError, shorten_names
+from defects.messages import UserError, shorten_names
 
 
 @dataclass

@@ -17,8 +17,8 @@ from defects.data.mask_names import (
     strip_mask_word,
 )
 from defects.data.mask_pixels import are_pixels_of_mask
-from defects.errors import UserError
 from defects.files import same_text
+from defects.messages import UserError
 
 CERTAIN_WORDS = ("mask", "masks", "gt")  # at the end of a name they mean nothing else
 

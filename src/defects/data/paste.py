@@ -15,7 +15,7 @@ import pandas as pd
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import Labels, is_marked, read_masks
 from defects.data.transforms import DIHEDRAL
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.seeds import derive
 
 KEY = 2  # of its random numbers, which are none of the augmentation's

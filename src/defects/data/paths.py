@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from defects.errors import UNWRITABLE, UserError, shorten_names
+from defects.messages import UNWRITABLE, UserError, shorten_names
 
 
 def below(path: Path, root: Path) -> str:

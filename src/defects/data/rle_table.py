@@ -13,8 +13,8 @@ import pandas as pd
 from defects.data import rle
 from defects.data.images import IMAGE_SUFFIXES
 from defects.data.user_tables import match_ids, read_user_table
-from defects.errors import UserError, shorten_names
 from defects.files import same_text, write_csv
+from defects.messages import UserError, shorten_names
 
 Form = Literal["joined", "split"]
 FORM_COLUMNS = {

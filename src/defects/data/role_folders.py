@@ -8,7 +8,7 @@ from typing import Literal
 
 from defects.data.folder_scan import FolderScan, check_complete, check_not_empty, folder_key, scan_folder
 from defects.data.masks_beside import MasksBeside, split_off_masks
-from defects.errors import UserError
+from defects.messages import UserError
 
 Role = Literal["normal", "abnormal", "masks", "test"]
 

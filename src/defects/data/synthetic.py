@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.random import Generator
 
 from defects.data.paste import Pasted
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.seeds import derive
 
 KEY = 3  # of its random numbers, which are none of the augmentation's

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.seeds import derive
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network at import

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from defects.data.images import IMAGE_SUFFIXES
-from defects.errors import UserError, shorten_names
 from defects.files import same_text
+from defects.messages import UserError, shorten_names
 
 DELIMITERS = ",;\t"
 LONGEST_FIELD = 2**31 - 1  # characters; runs of a large mask are longer than the csv module's default

@@ -11,7 +11,7 @@ import torch
 
 from defects.deploy.model import openvino_core
 from defects.deploy.portable import Graph
-from defects.errors import UserError
+from defects.messages import UserError
 
 BATCH = 2  # images of the example that the graph is traced with: 1 would be taken for a constant
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from defects.data.images import read_image, resize
 from defects.deploy.model import MapMeta, Model
-from defects.deploy.predict import Prediction, predict
+from defects.deploy.prediction import Prediction, predict
 from defects.deploy.regions import overlay, scale_region
 from defects.deploy.similar import shrink
 

@@ -7,20 +7,20 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
-from defects.data.split import DataTables
+from defects.data.fold_files import DataTables
+from defects.evaluation.align import align_held, move
+from defects.evaluation.mask_rules import Rule
+from defects.evaluation.pixels import Maps, fit_map_limits
+from defects.evaluation.thresholds import choose_threshold
 from defects.models import Detector
 from defects.runs import OOF_MAPS, Run
-from defects.scoring.blending import align_held, move
-from defects.scoring.mask_rules import Rule
-from defects.scoring.pixels import Maps, fit_map_limits
-from defects.scoring.thresholds import choose_threshold
 from defects.submission.masks import choose_rules
 
 
 def thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
     """The probability from which each target counts as present, by `threshold.rule` on all held-out images.
 
-    The folds' scores are brought to one scale first (scoring.blending), and the threshold to that of `fold`.
+    The folds' scores are brought to one scale first (evaluation.align), and the threshold to that of `fold`.
     The full fit, which holds nothing out, gets the threshold of the common scale.
     """
     settings = run.config.threshold

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from defects.config_data import Count
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.validation import Section, validate
 from defects.writing import sha256
 
@@ -29,7 +29,7 @@ ScoreImages = Callable[[np.ndarray], Arrays]  # images -> outputs by name
 
 
 class MaskRule(Section):
-    """How the map of one class becomes a mask: a scoring.mask_rules.Rule, whose `label` is Meta.threshold."""
+    """How the map of one class becomes a mask: evaluation.mask_rules.Rule, whose `label` is Meta.threshold."""
 
     pixel: float
     component: float

@@ -11,7 +11,7 @@ import torch
 
 from defects.config import Config, validate_config
 from defects.deploy.model import Arrays, ScoreImages
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.scoring import Scorer

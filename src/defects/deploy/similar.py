@@ -13,8 +13,8 @@ import numpy as np
 
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image, resize
-from defects.deploy.paths import path_text
-from defects.errors import UserError
+from defects.deploy.image_paths import path_text
+from defects.messages import UserError
 
 NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
 THUMBNAIL = 96  # pixels: with 64, fine textures are taken for one another

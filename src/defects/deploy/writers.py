@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable
 from typing import TextIO
 
+from defects.deploy.image_paths import escape_bytes, path_text
 from defects.deploy.model import Meta
-from defects.deploy.paths import escape_bytes, path_text
-from defects.deploy.predict import Prediction
+from defects.deploy.prediction import Prediction
 
 Write = Callable[[Prediction], None]
 

@@ -16,7 +16,7 @@ from defects.config import Config, resolve
 from defects.data.external import refuse_external
 from defects.data.transforms import DIHEDRAL
 from defects.data.windows import windows
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector
 from defects.validation import Section, validate
 

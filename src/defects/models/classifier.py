@@ -9,7 +9,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from defects.config import BackboneConfig
 from defects.config_data import Fraction
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.base import Batch, Detector, NotNegative
 from defects.models.features import Normalize, check_sizes, create_backbone
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from defects.config_data import Count
 from defects.data.datasets import as_input
 from defects.data.transforms import rotate_flip
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batch, Batches, pad_to_multiple
 from defects.models.losses import focal, ssim
 from defects.models.synthetic_anomalies import FolderTextures, TextureSource, draw_texture, paste_anomaly

@@ -19,7 +19,7 @@ from defects.config_data import Count, Fraction
 from defects.data.datasets import as_input
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batch, Batches, NotNegative, Positive
 from defects.models.statistics import ChannelMoments, exact_quantile
 from defects.tensors import load_tensors

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config import BackboneConfig, resolve
-from defects.errors import UserError
+from defects.messages import UserError
 
 # What networks raise for images of a size that they cannot take.
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, LookupError)

@@ -3,7 +3,7 @@
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.statistics import average_gaussian, gaussian_kernel
 
 C1, C2 = 0.01**2, 0.03**2  # Wang et al. 2004, K1 and K2, for values from 0 to 1

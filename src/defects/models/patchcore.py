@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from defects.config import BackboneConfig
 from defects.config_data import Count, Fraction
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batches, Positive, Share
 from defects.models.coreset import Coreset, greedy_coreset
 from defects.models.features import Features

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from defects.config import BackboneConfig
 from defects.config_data import Fraction
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.models.base import Batch, Detector, Share, pad_to_multiple
 from defects.models.features import REFUSALS, Normalize, create_backbone, in_one_line, size_arguments
 

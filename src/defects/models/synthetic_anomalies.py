@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image
 from defects.data.transforms import rotate_flip
-from defects.errors import UserError
+from defects.messages import UserError
 
 MOST_OF_ORIGINAL = 0.8  # the image keeps up to this share inside the mask
 OPERATIONS = 3  # of the ten below, on each texture

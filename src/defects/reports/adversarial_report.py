@@ -9,11 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from defects.config import Config
-from defects.data.split import DataTables
-from defects.files import write_json
-from defects.reports.charts import NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
-from defects.reports.html import Charts, KeyFigure, Lines, Section, Text, build_page
-from defects.scoring.adversarial import (
+from defects.data.fold_files import DataTables
+from defects.evaluation.adversarial import (
     FILE,
     NEAR_HALF,
     compare,
@@ -21,7 +18,10 @@ from defects.scoring.adversarial import (
     inputs,
     verdict,
 )
-from defects.scoring.appearance import appearance_table
+from defects.evaluation.appearance import appearance_table
+from defects.files import write_json
+from defects.reports.charts import NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
+from defects.reports.html import Charts, KeyFigure, Lines, Section, Text, build_page
 from defects.writing import write_bytes
 
 NAMED_FEATURES = 5  # in words
@@ -56,7 +56,7 @@ def write_adversarial(config: Config, tables: DataTables) -> tuple[list[str], li
 
 
 def describe_comparison(found: dict[str, Any]) -> list[str]:
-    """Lines about scoring.adversarial.compare's result."""
+    """Lines about evaluation.adversarial.compare's result."""
     if found["auroc"] is None:
         return [in_short(found)]
     lines = [
@@ -89,7 +89,7 @@ def choose_features(found: dict[str, Any], count: int = NAMED_FEATURES) -> list[
 
 
 def build_adversarial_page(name: str, table: pd.DataFrame, found: dict[str, Any]) -> str:
-    """The page as HTML; `found` is scoring.adversarial.compare's of the `table`, with an AUROC."""
+    """The page as HTML; `found` is evaluation.adversarial.compare's of the `table`, with an AUROC."""
     low, high = found["interval_90"]
     interval = f"90 % interval {low:.3f} to {high:.3f}"
     share = f"{found['training_share']:.1%} of the training images are defective"

@@ -16,7 +16,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defects.errors import shorten_names
+from defects.messages import shorten_names
 
 Drawn = TypeVar("Drawn")
 

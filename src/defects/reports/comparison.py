@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from defects.config import Config, ThresholdConfig, known_config_files, resolve, with_model
-from defects.data.split import DataTables
-from defects.errors import UserError, shorten_names
+from defects.data.fold_files import DataTables
+from defects.evaluation.align import experiment_scores
+from defects.evaluation.answer_key import load_answers
+from defects.evaluation.decision import submitted_prior
+from defects.evaluation.estimate import estimate
+from defects.evaluation.outcome import outcome
+from defects.evaluation.pixels import Maps
+from defects.evaluation.prior_shift import prior_shift
+from defects.evaluation.seed_runs import aligned_oof, without_seeds
+from defects.evaluation.thresholds import choose_threshold
+from defects.messages import UserError, shorten_names
 from defects.reports.mask_report import measure_dice
 from defects.reports.run_tables import measure_fold
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
-from defects.scoring.answers import load_answers
-from defects.scoring.blending import experiment_scores
-from defects.scoring.decision import submitted_prior
-from defects.scoring.estimate import estimate
-from defects.scoring.outcome import outcome
-from defects.scoring.pixels import Maps
-from defects.scoring.prior_shift import prior_shift
-from defects.scoring.seed_runs import aligned_oof, without_seeds
-from defects.scoring.thresholds import choose_threshold
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from defects.evaluation.defect_score import AT_THRESHOLD, compute_defect_scores
+from defects.evaluation.estimate import rank_metrics
+from defects.evaluation.thresholds import all_cuts, equal_error
 from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, add_headline, draw_panel
-from defects.scoring.defect_score import AT_THRESHOLD, compute_defect_scores
-from defects.scoring.estimate import rank_metrics
-from defects.scoring.thresholds import all_cuts, equal_error
 
 BINS = 40  # of the histograms
 MOST_MARKS = 1500  # drawn as shapes; more of them become pixels
@@ -29,7 +29,7 @@ METRICS = {  # of an epoch; everything else is a loss
 def draw_score_charts(oof: pd.DataFrame, expected: dict) -> list[str]:
     """SVGs from `oof` (label, fold, raw, score); with one class only the first two of four.
 
-    `expected` is scoring.estimate's; ROC and precision-recall are drawn for each fold from its raw scores,
+    `expected` is evaluation.estimate's; ROC and precision-recall are drawn for each fold from its raw scores,
     and for all folds together from the scores on the common scale.
     """
     panels = [draw_distributions, draw_error_rates]

@@ -6,16 +6,16 @@ import pandas as pd
 from scipy.special import expit
 
 from defects.config import Config
-from defects.data.split import DataTables
+from defects.data.fold_files import DataTables
+from defects.evaluation.align import join, join_images
+from defects.evaluation.blend import Ensemble, Sample
+from defects.evaluation.defect_score import compute_defect_scores
+from defects.evaluation.mistakes import find_doubtful_labels, measure_disagreement, measure_margins
+from defects.evaluation.pixels import Maps
 from defects.reports.figures import MapLimits, fit_limits
 from defects.reports.run_tables import out_of_fold
 from defects.runs import OOF_MAPS, Run
-from defects.scoring.blending import join, join_images
-from defects.scoring.defect_score import compute_defect_scores
-from defects.scoring.ensemble import Ensemble, Sample
-from defects.scoring.mistakes import find_doubtful_labels, measure_disagreement, measure_margins
-from defects.scoring.pixels import Maps
-from defects.submission.blend import blended
+from defects.submission.blended_runs import blended
 
 BLEND = ""  # in place of an experiment's name: no folder is called that
 

@@ -14,6 +14,9 @@ from sklearn.metrics import confusion_matrix
 
 from defects.config import Config
 from defects.config_data import DataConfig
+from defects.evaluation.defect_score import format_defect_score
+from defects.evaluation.estimate import estimate
+from defects.evaluation.mistakes import count_detected_by_kind
 from defects.reports.charts import draw_svg, shorten_name
 from defects.reports.ensemble_tables import EnsembleTables, Member
 from defects.reports.figures import Row, draw_heat_tile, draw_legend, mark_defects, read_tile
@@ -30,9 +33,6 @@ from defects.reports.html import (
     embed_jpeg,
     format_number,
 )
-from defects.scoring.defect_score import format_defect_score
-from defects.scoring.estimate import estimate
-from defects.scoring.mistakes import count_detected_by_kind
 from defects.writing import write_bytes
 
 SHOWN = 10  # images of a section; errors.csv has them all

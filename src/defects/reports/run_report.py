@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from defects.config import ThresholdConfig
+from defects.evaluation.defect_score import compute_defect_scores, format_defect_score, format_probability
+from defects.evaluation.estimate import estimate
 from defects.reports.curves import draw_score_charts, draw_training_charts
 from defects.reports.figures import (
     MapLimits,
@@ -38,8 +40,6 @@ from defects.reports.html import (
 )
 from defects.reports.mask_report import build_dice_table, draw_mask_cards, measure_dice
 from defects.reports.run_tables import RunTables, measure_folds
-from defects.scoring.defect_score import compute_defect_scores, format_defect_score, format_probability
-from defects.scoring.estimate import estimate
 from defects.writing import write_bytes
 
 WORST, CLEAREST = 12, 4  # images of a class that are shown
@@ -121,7 +121,7 @@ def build_run_report(tables: RunTables) -> str:
 
 
 def has_normal(expected: dict) -> bool:
-    """Whether there are normal images in scoring.estimate's result."""
+    """Whether there are normal images in evaluation.estimate's result."""
     return expected["defects"] < expected["images"]
 
 

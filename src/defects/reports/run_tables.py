@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from defects.config import Config, resolve
-from defects.data.split import DataTables
+from defects.data.fold_files import DataTables
+from defects.evaluation.align import align_held
+from defects.evaluation.estimate import rank_metrics
+from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.runs import OOF_MAPS, Run
-from defects.scoring.blending import align_held
-from defects.scoring.estimate import rank_metrics
-from defects.scoring.pixels import Maps, masked_maps, pixel_metrics
 
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb", "parameters", "device"]
 

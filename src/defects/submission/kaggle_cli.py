@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from defects.config_data import KaggleConfig
-from defects.errors import UserError
+from defects.messages import UserError
 
 TROUBLES = (  # the client's last line -> what to do about it; the first match counts
     (

@@ -5,8 +5,8 @@ import shlex
 import time
 from pathlib import Path
 
-from defects.errors import UserError
 from defects.files import read_json, write_json
+from defects.messages import UserError
 from defects.submission.bundle import Bundle, download_command
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle, shown
 

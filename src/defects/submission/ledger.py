@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.errors import UserError
 from defects.files import write_csv
+from defects.messages import UserError
 
 COLUMNS = [
     "date",  # UTC
@@ -15,7 +15,7 @@ COLUMNS = [
     "sha256",
     "options",  # of `kaggle competitions submit`
     "experiments",
-    "metric",  # macro-F1, or Dice for masks; this and the next seven as in scoring.decision
+    "metric",  # macro-F1, or Dice for masks; this and the next seven as in evaluation.decision
     "expected_score",
     "interval_low",  # of 90 %
     "interval_high",

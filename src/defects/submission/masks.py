@@ -10,22 +10,22 @@ import pandas as pd
 from tqdm import tqdm
 
 from defects.config import Config, resolve
+from defects.data.fold_files import DataTables
 from defects.data.images import resize
+from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
-from defects.data.prepare import image_sizes, sample_ids
 from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
-from defects.data.split import DataTables
-from defects.errors import UserError
+from defects.evaluation.adversarial import stored_comparison
+from defects.evaluation.decision import Decision
+from defects.evaluation.dice import PAIR, dice_interval, mean_dice
+from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, measure, nested_dice
+from defects.evaluation.mask_rules import Rule, to_mask
+from defects.evaluation.pixels import Maps
 from defects.files import write_json
+from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run, check_same_data
-from defects.scoring.adversarial import stored_comparison
-from defects.scoring.decision import Decision
-from defects.scoring.dice import PAIR, dice_interval, mean_dice
-from defects.scoring.mask_rules import Rule, to_mask
-from defects.scoring.masks import Candidate, dice_under, fit_rules, measure, nested_dice
-from defects.scoring.pixels import Maps
-from defects.submission.build import input_hashes, run_places, submission_settings
+from defects.submission.answers import input_hashes, run_places, submission_settings
 from defects.writing import sha256
 
 

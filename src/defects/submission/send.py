@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from defects.config import Config
-from defects.errors import UserError
+from defects.evaluation.decision import Decision
 from defects.files import read_csv
-from defects.scoring.decision import Decision
-from defects.submission.build import submission_ids, summary_path, validate
+from defects.messages import UserError
+from defects.submission.answers import submission_ids, summary_path, validate
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
 from defects.submission.masks import check_masks

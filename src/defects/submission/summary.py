@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from defects.data.split import DataTables
+from defects.data.fold_files import DataTables
+from defects.evaluation.adversarial import in_short, stored_comparison
+from defects.evaluation.decision import Decision
 from defects.runs import Run
-from defects.scoring.adversarial import in_short, stored_comparison
-from defects.scoring.decision import Decision
-from defects.submission.build import build_submission
+from defects.submission.answers import build_submission
 from defects.submission.masks import build_mask_submission
 
 METHOD_COLUMNS = {"naive": 8, "nested": 8, "optimism": 10}  # their widths

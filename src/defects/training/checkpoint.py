@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from defects.config import Config
-from defects.data.prepare import training_sha256
-from defects.data.split import training_list
-from defects.errors import UserError
+from defects.data.fold_files import training_list
+from defects.data.index import training_sha256
+from defects.messages import UserError
 from defects.models import Detector, build_detector
 from defects.runs import FULL, Run
 from defects.stamps import (

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from defects.config import Config, TrainConfig, as_yaml, resolve
 from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
+from defects.data.fold_files import load_training_rows, training_list
 from defects.data.folds import inner_holdout
 from defects.data.labels import target_labels
-from defects.data.split import load_training_rows, training_list
-from defects.errors import UserError
 from defects.files import locked, write_csv
+from defects.messages import UserError
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
 from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run

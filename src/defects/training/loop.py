@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from defects.config import TrainConfig
 from defects.data.datasets import to_device
-from defects.errors import UserError
+from defects.evaluation.estimate import rank_metrics
+from defects.evaluation.thresholds import best_threshold, macro_f1
+from defects.messages import UserError
 from defects.models import Batch, Detector
 from defects.processes import average_buffers, follow_main
-from defects.scoring.estimate import rank_metrics
-from defects.scoring.thresholds import best_threshold, macro_f1
 from defects.seeds import derive
 from defects.stamps import Stamp
 from defects.training import checkpoint

@@ -23,8 +23,8 @@ from defects.config import Config, InferConfig
 from defects.data.datasets import as_input, plain_loader
 from defects.data.transforms import DIHEDRAL, turn, turn_back
 from defects.data.windows import windows
-from defects.errors import UserError
 from defects.files import array_archive, join_archives, read_csv, read_json, write_csv, write_json
+from defects.messages import UserError
 from defects.models import Detector
 from defects.runs import FULL, TEST_COLUMNS, TEST_MAPS, Run, name_model
 from defects.stamps import Stamp, differences, in_short

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from defects.config import Config
-from defects.errors import UserError
+from defects.messages import UserError
 from defects.writing import write_bytes
 
 

@@ -1,0 +1,154 @@
+"""Adversarial validation: can a classifier tell training images from test images, and by what?
+
+Where it can, out-of-fold scores say little about the test images. All training images are compared with all
+test images. Two things look like a shift and are none. Photographs of one object would be recognised again:
+groups of siblings, also those across the two sides, stay in one part of the cross-validation. And the test
+set may hold another share of defects: `defects_to_explain` is the least share that would do.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from defects.config import Config
+from defects.evaluation.appearance import ABOUT, setting_features
+from defects.files import read_json
+from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, settings_but
+
+FEWEST = 20  # groups on either side; below it an AUROC means nothing
+PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap
+# Images are measured at a size of their own.
+NOT_THE_COMPARISON = ABOUT_THE_INDEX | {"data.image_size", "data.symmetries", "data.classes"}
+FILE = "adversarial.json"  # of the data set's folder
+DEGREES = {0.8: "clearly", 0.6: "partly", 0.0: "hardly"}  # from which AUROC the two sides are told apart so
+NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher nor lower
+
+
+def stored_comparison(config: Config) -> dict[str, Any] | None:
+    """What `src/explore.py` found, unless the images, the folds or the settings have changed since."""
+    found = read_json(config.dataset_dir / FILE) or {}
+    return None if differences(found.get("inputs"), inputs(config)) else found
+
+
+def inputs(config: Config) -> Stamp:
+    """What a comparison depends on."""
+    siblings = settings_but(config.split.duplicates, set(), "split.duplicates.")
+    settings = settings_but(config.data, NOT_THE_COMPARISON, "data.") | siblings
+    paths = [config.dataset_dir / name for name in ("images.csv", "folds.csv")]
+    return {"settings": settings, "files": {path.name: content_of(path) for path in paths}}
+
+
+def in_short(found: dict[str, Any]) -> str:
+    """One line about the result of `compare`."""
+    sides = f"{found['train']:,} training against {found['test']:,} test images"
+    if found["auroc"] is None:
+        return f"{sides}: too few, or too few that are no siblings, to tell them apart"
+    low, high = found["interval_90"]
+    return f"{sides}: AUROC {found['auroc']:.3f} (90 % interval {low:.3f} - {high:.3f}), {verdict(found)}"
+
+
+def verdict(found: dict[str, Any]) -> str:
+    if found["interval_90"][0] <= 0.5:
+        return "they cannot be told apart"
+    degree = next(word for limit, word in DEGREES.items() if found["auroc"] >= limit)
+    return f"they can {degree} be told apart"
+
+
+def compare(table: pd.DataFrame, share: float) -> dict[str, Any]:
+    """Plain values about an `appearance_table`; of too few groups on a side only how many images there are.
+
+    auroc and interval_90: by all features; auroc_setting: by those that a defect hardly moves.
+    defects_to_explain: a test set needs this share of defects, every one of them recognised, before defects
+    alone could explain auroc (`share` is that of the training images). features, the most important first:
+    name, importance (loss of AUROC when its values are shuffled), auroc (of its values alone: above 0.5
+    where test images have higher ones), medians and words.
+    """
+    test = table["test"].to_numpy()
+    found: dict[str, Any] = {"train": int((~test).sum()), "test": int(test.sum()), "auroc": None}
+    groups = table.groupby("test")["group"].nunique().reindex([False, True], fill_value=0)
+    if groups.min() < FEWEST:
+        return found | {"features": []}
+    split = StratifiedGroupKFold(PARTS, shuffle=True, random_state=SEED)
+    parts = list(split.split(table, test, table["group"]))
+    chance, importance = cross_validate(table, [name for name in table.columns if name not in ABOUT], parts)
+    setting, _ = cross_validate(table, setting_features(table), parts)
+    auroc = float(roc_auc_score(test, chance))
+    return found | {
+        "auroc": auroc,
+        "interval_90": bootstrap_auroc(test, chance, table["group"].to_numpy()),
+        "auroc_setting": float(roc_auc_score(test, setting)),
+        "training_share": share,
+        "defects_to_explain": defects_to_explain(auroc, share),
+        "features": sorted(
+            (describe(table, name, loss) for name, loss in importance.items()),
+            key=lambda feature: (-feature["importance"], -abs(feature["auroc"] - 0.5)),
+        ),
+    }
+
+
+def defects_to_explain(auroc: float, share: float) -> float:
+    """The least share of defects in the test set that could give `auroc` if normal images are all alike.
+
+    No classifier does better than one that knows which images are defective, and those of the test set from
+    those of the training set. It ranks training defects lowest, test defects highest, and guesses between
+    normal images: with a share q its AUROC is (1 + share) / 2 + q (1 - share) / 2.
+    """
+    return float(np.clip((2 * auroc - 1 - share) / (1 - share), 0, 1))
+
+
+def cross_validate(
+    table: pd.DataFrame, columns: list[str], parts: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Probability [N] that an image is of the test set, and the importance of each column.
+
+    `parts`: positions to fit on, positions held out.
+    """
+    values, test = table[columns].to_numpy(), table["test"].to_numpy()
+    chance, losses = np.empty(len(table)), []
+    for fitted, held in parts:
+        model = HistGradientBoostingClassifier(max_leaf_nodes=8, min_samples_leaf=5, random_state=SEED)
+        model.fit(values[fitted], test[fitted])
+        chance[held] = model.predict_proba(values[held])[:, 1]
+        shuffled = permutation_importance(
+            model, values[held], test[held], scoring="roc_auc", n_repeats=1, random_state=SEED
+        )
+        losses.append(shuffled.importances_mean)
+    return chance, dict(zip(columns, np.mean(losses, axis=0).tolist(), strict=True))
+
+
+def bootstrap_auroc(test: np.ndarray, chance: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """90 % interval when whole groups of siblings are drawn anew."""
+    _, rank = np.unique(chance, return_inverse=True)
+    _, group = np.unique(groups, return_inverse=True)
+    rng, count, found = np.random.default_rng(SEED), group.max() + 1, []
+    for _ in range(REPEATS):
+        times = np.bincount(rng.integers(0, count, count), minlength=count)[group]
+        new, old = (np.bincount(rank, times * side) for side in (test, ~test))
+        found.append(new @ (old.cumsum() - old / 2) / (new.sum() * old.sum()))
+    low, high = np.quantile(found, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def describe(table: pd.DataFrame, name: str, importance: float) -> dict[str, Any]:
+    """How one feature differs between the two sides."""
+    new, old = table.loc[table["test"], name], table.loc[~table["test"], name]
+    auroc = float(roc_auc_score(table["test"], table[name]))
+    middle = f"median {new.median():.3g} against {old.median():.3g}"
+    if abs(auroc - 0.5) < NEAR_HALF:
+        (a, b), (c, d) = (side.quantile([0.25, 0.75]) for side in (new, old))
+        words = f"{name}: neither higher nor lower, middle half {a:.3g} to {b:.3g} against {c:.3g} to {d:.3g}"
+    else:
+        words = f"{name}: {'higher' if auroc > 0.5 else 'lower'} in the test images, {middle}"
+    return {
+        "name": name,
+        "importance": importance,
+        "auroc": auroc,
+        "median_train": float(old.median()),
+        "median_test": float(new.median()),
+        "words": words,
+    }

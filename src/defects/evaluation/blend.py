@@ -1,0 +1,193 @@
+"""Several experiments as one: a common scale, weights, and what they are worth on folds not used for them.
+
+Scales, weights and thresholds are fitted on k - 1 folds and scored on the remaining one; where the method is
+chosen too, it is chosen on these k - 1 folds, by the same estimate inside of them.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from defects.config import EnsembleConfig, ThresholdConfig
+from defects.evaluation.scales import Scale, fit_calibration, fit_ranks
+from defects.evaluation.thresholds import bootstrap, choose_threshold, macro_f1
+from defects.messages import UserError
+
+NOTHING_LEFT_OUT: frozenset[str] = frozenset()
+
+Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels [N], placed scores [N, M] -> weights [M]
+
+
+class Sample(NamedTuple):
+    """Held-out images: labels 0/1 [N], scores of the members as log-odds [N, M], folds [N], groups [N]."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    folds: np.ndarray
+    groups: np.ndarray
+
+    def where(self, mask: np.ndarray) -> "Sample":
+        return Sample(*(each[mask] for each in self))
+
+
+class Blend(NamedTuple):
+    """A scale and a weight for each member."""
+
+    scales: list[Scale]
+    weights: np.ndarray
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Log-odds [N] of scores [N, M]."""
+        return _placed(self.scales, scores) @ self.weights
+
+
+class Ensemble:
+    """The members' held-out scores and all that is fitted on them, once for each set of folds left out.
+
+    `methods` are those that can be asked for; mean, which the others have to beat, is always one of them.
+    Without defects there is nothing to fit but ranks; one member is left as it is.
+    """
+
+    def __init__(
+        self, names: list[str], sample: Sample, settings: EnsembleConfig, threshold: ThresholdConfig
+    ):
+        self.sample, self.threshold = sample, threshold
+        self.folds = np.unique(sample.folds).tolist()
+        both, single = 0 < sample.labels.mean() < 1, len(names) == 1
+        self.scale = "none" if single else settings.scale if both else "rank"
+        self.weighers: dict[str, Weigher] = {"mean": equal_weights}
+        if settings.weights and not single:
+            given = given_weights(settings.weights, names)
+            self.weighers["given"] = lambda labels, placed: given
+        elif both and not single:
+            wanted = ["stack"] if settings.method == "auto" else [settings.method]
+            self.weighers |= {name: WEIGHERS[name] for name in wanted}
+        self.methods = list(self.weighers)
+        self.is_chosen = settings.method == "auto" and len(self.methods) > 1 and "given" not in self.methods
+        self.fit, self.nested, self.choose = cache(self._fit), cache(self._nested), cache(self._choose)
+
+    def _fit(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> Blend:
+        labels, scores, *_ = self._without(left_out)
+        if self.scale == "none":
+            return Blend([np.asarray], np.ones(1))
+        fit_scale = fit_ranks if self.scale == "rank" else fit_calibration
+        scales = [fit_scale(labels, column) for column in scores.T]
+        return Blend(scales, self.weighers[method](labels, _placed(scales, scores)))
+
+    def _nested(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> np.ndarray | None:
+        """0/1 for the images of all folds not left out, each called by the others; None for a single fold."""
+        margins = self._margins(left_out, lambda out: self.fit(method, out))
+        return None if margins is None else (margins >= 0).astype(int)
+
+    def _choose(self, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> str:
+        """The method: the last one where nothing is to be chosen, else that of the best nested macro-F1.
+
+        The mean stays unless it is beaten by more than a standard error of the difference.
+        """
+        if not self.is_chosen:
+            return self.methods[-1]
+        labels = self._without(left_out).labels
+        called = {name: self.nested(name, left_out) for name in self.methods}
+        if called["mean"] is None:
+            return "mean"
+        best = max(called, key=lambda name: macro_f1(labels, called[name]))
+        gain, error = self.gain(best, left_out)
+        return best if gain > error else "mean"
+
+    def gain(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> tuple[float, float]:
+        """Nested macro-F1 of a method less that of the mean, and its standard error: groups drawn anew."""
+        sample = self._without(left_out)
+        pair = np.stack([self.nested(name, left_out) for name in (method, "mean")])
+        found = [macro_f1(sample.labels, each) for each in pair]
+        drawn = bootstrap(sample.labels, pair, sample.groups)
+        return found[0] - found[1], float((drawn[:, 0] - drawn[:, 1]).std())
+
+    def predict_nested(self, share: float | None = None) -> np.ndarray | None:
+        """0/1 [N]: every image by all that is fitted and chosen on the other folds; None for a single fold.
+
+        Thresholds are those for a `share` of defects, see choose_threshold.
+        """
+        margins = self.measure_nested_margins(share)
+        return None if margins is None else (margins >= 0).astype(int)
+
+    def measure_nested_margins(self, share: float | None = None) -> np.ndarray | None:
+        """As predict_nested, by how much each score exceeds the threshold, in log-odds [N]."""
+        return self._margins(NOTHING_LEFT_OUT, lambda out: self.fit(self.choose(out), out), share)
+
+    def _margins(
+        self, left_out: frozenset[str], fit: Callable[[frozenset[str]], Blend], share: float | None = None
+    ) -> np.ndarray | None:
+        sample, rule, fpr = self._without(left_out), self.threshold.rule, self.threshold.fpr
+        folds = [fold for fold in self.folds if fold not in left_out]
+        if len(folds) < 2:
+            return None
+        margins = np.zeros(len(sample.labels))
+        for fold in folds:
+            held = sample.folds == fold
+            blend = fit(left_out | {fold})
+            labels = sample.labels[~held]
+            threshold = choose_threshold(labels, blend(sample.scores[~held]), rule, fpr, share)
+            margins[held] = blend(sample.scores[held]) - threshold  # its sign is exact
+        return margins
+
+    def _without(self, left_out: frozenset[str]) -> Sample:
+        return self.sample.where(~np.isin(self.sample.folds, list(left_out)))
+
+
+def equal_weights(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    return np.full(placed.shape[1], 1 / placed.shape[1])
+
+
+def stacking(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """Weights of a logistic regression on the placed scores; members with negative ones are dropped."""
+    kept = np.arange(placed.shape[1])
+    while len(kept):
+        found = LogisticRegression(solver="newton-cholesky").fit(placed[:, kept], labels).coef_[0]
+        if (found > 0).all():
+            weights = np.zeros(placed.shape[1])
+            weights[kept] = found / found.sum()
+            return weights
+        kept = kept[found > 0]
+    return equal_weights(labels, placed)
+
+
+WEIGHERS: dict[str, Weigher] = {"mean": equal_weights, "stack": stacking}
+
+
+def given_weights(weights: dict[str, float], names: list[str]) -> np.ndarray:
+    """`ensemble.weights` in the order of `names`, with sum one. UserError if it is about other members."""
+    if set(weights) != set(names):
+        raise UserError(
+            f"ensemble.weights names {', '.join(sorted(weights))}, but {', '.join(names)} are blended: give "
+            "each of them a weight, 0 to leave it out"
+        )
+    found = np.array([weights[name] for name in names], dtype=float)
+    return found / found.sum()
+
+
+def methods_table(ensemble: Ensemble, names: list[str]) -> dict[str, dict]:
+    """For each method: naive and nested macro-F1, optimism, gain over the mean with its error, weights."""
+    return {method: _method_row(ensemble, method, names) for method in ensemble.methods}
+
+
+def _method_row(ensemble: Ensemble, method: str, names: list[str]) -> dict:
+    labels, scores, *_ = ensemble.sample
+    blend, nested = ensemble.fit(method), ensemble.nested(method)
+    row = dict.fromkeys(["naive", "nested", "optimism", "gain", "gain_error"])
+    if labels.any():
+        blended = blend(scores)
+        threshold = choose_threshold(labels, blended, ensemble.threshold.rule, ensemble.threshold.fpr)
+        row["naive"] = macro_f1(labels, blended >= threshold)
+        if nested is not None:
+            row["nested"] = macro_f1(labels, nested)
+            row["optimism"] = row["naive"] - row["nested"]
+            if method != "mean":
+                row["gain"], row["gain_error"] = ensemble.gain(method)
+    return row | {"weights": dict(zip(names, blend.weights.tolist(), strict=True))}
+
+
+def _placed(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
+    return np.column_stack([scale(column) for scale, column in zip(scales, scores.T, strict=True)])

@@ -1,0 +1,78 @@
+"""What is promised before submitting: every figure from pooled out-of-fold scores."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+
+from defects.evaluation import thresholds
+from defects.evaluation.interval import interval
+from defects.messages import UserError
+
+
+def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> dict:
+    """AUROC and average precision of raw scores; None where only one class is present."""
+    if len(np.unique(labels)) < 2:
+        return {"auroc": None, "average_precision": None}
+    return {
+        "auroc": float(roc_auc_score(labels, scores, sample_weight=weights)),
+        "average_precision": float(average_precision_score(labels, scores, sample_weight=weights)),
+    }
+
+
+def estimate(
+    oof: pd.DataFrame, rule: str = "macro_f1", fpr: float = 0.05, nested: np.ndarray | None = None
+) -> dict:
+    """Threshold and expected macro-F1 from `oof` (label, score, fold, group), plain values only.
+
+    Scores are log-odds; `threshold` is `score_threshold` as a probability, found by `rule` (see
+    thresholds.choose_threshold). `nested_macro_f1` and its interval are the promise: thresholds fitted
+    on the other folds, None for a single fold; of several experiments `nested` [N] is what was called
+    defective by all that was fitted on the other folds. `fold_macro_f1` is the same for each fold, and
+    `optimism` what the nested estimate takes off. Without defects no macro-F1 can be promised: these are
+    all None, and `nested_false_rejection` is what is left. Raises UserError for scores that are not finite.
+    """
+    labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy(dtype=float)
+    if not np.isfinite(scores).all():
+        raise UserError(f"{int((~np.isfinite(scores)).sum())} out-of-fold scores are not finite: train again")
+    threshold = thresholds.choose_threshold(labels, scores, rule, fpr)
+    if nested is None:
+        nested = thresholds.nested_predictions(labels, scores, oof["fold"].to_numpy(), rule, fpr)
+    predicted = (scores >= threshold).astype(int)
+    return {
+        "threshold": float(expit(threshold)),
+        "score_threshold": threshold,
+        "rule": rule if labels.any() else "expected_fpr",
+        "images": len(oof),
+        "defects": int(labels.sum()),
+        "folds": sorted(oof["fold"].unique().tolist()),
+        **_f1_figures(oof, predicted, nested),
+        "false_acceptance": _share(predicted[labels == 1] == 0),
+        "false_rejection": _share(predicted[labels == 0]),
+        "nested_false_rejection": None if nested is None else _share(nested[labels == 0]),
+        "equal_error_rate": thresholds.equal_error(labels, scores)[1] if np.ptp(labels) else None,
+        **rank_metrics(labels, scores),
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=[0, 1]).tolist(),
+    }
+
+
+def _f1_figures(oof: pd.DataFrame, predicted: np.ndarray, nested: np.ndarray | None) -> dict:
+    labels = oof["label"].to_numpy(dtype=int)
+    names = ["macro_f1", "macro_f1_at_half", "nested_macro_f1", "interval_90", "optimism", "fold_macro_f1"]
+    found = dict.fromkeys(names)
+    if labels.any():
+        found["macro_f1"] = thresholds.macro_f1(labels, predicted)
+        found["macro_f1_at_half"] = thresholds.macro_f1(labels, oof["score"] >= 0)
+        if nested is not None:
+            found["nested_macro_f1"] = thresholds.macro_f1(labels, nested)
+            found["interval_90"] = interval(labels, nested, oof["group"].to_numpy())
+            found["optimism"] = found["macro_f1"] - found["nested_macro_f1"]
+            folds = pd.Series(range(len(oof))).groupby(oof["fold"].to_numpy()).indices
+            found["fold_macro_f1"] = {
+                fold: thresholds.macro_f1(labels[rows], nested[rows]) for fold, rows in folds.items()
+            }
+    return found
+
+
+def _share(chosen: np.ndarray) -> float | None:
+    return float(chosen.mean()) if len(chosen) else None

@@ -1,0 +1,227 @@
+"""Many experiments from one YAML: their names, their jobs, and how one job is run.
+
+A job is one experiment on one fold, a process of src/train.py. Jobs are independent of each other: several
+sweep processes share them out by rank and meet again at the end (accelerate's launcher gives the ranks).
+"""
+
+import hashlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from defects.config import ROOT, Config, load_config, resolve
+from defects.config_data import FolderName, Seed
+from defects.files import locked
+from defects.messages import UserError
+from defects.runs import FULL, Run, fold_names
+from defects.training.checkpoint import load_detector
+from defects.validation import Section, validate
+from defects.yaml_text import dump_yaml, parse_yaml
+
+# What launchers tell their processes, which a job must not take for its own.
+LAUNCHER = re.compile(
+    r"(ACCELERATE|TORCHELASTIC|OMPI_COMM|PMI|MV2_COMM)_.*|((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE)"
+    r"|LOCAL_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED"
+)
+PLAIN = re.compile(r"[\w.+-]{1,24}")  # values that can stand in a folder's name
+SHARED = {"image_size", "answers"}  # settings of data that the folds do not depend on
+OWN = {"train.seed", "experiment", "output"}  # set by the sweep itself
+
+
+class SweepConfig(Section):
+    """What a sweep file holds; `name` is the file's own by default."""
+
+    name: FolderName
+    config: Path | None = None  # an experiment, or
+    data: str | None = None  # a file of configs/data, with `models`
+    models: list[str | None] = []  # files of configs/models; null, or none at all: the experiment's own
+    seeds: list[Seed] = []  # of train.seed; none: the config's own
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # key of --set -> values to try
+    folds: Literal["all", "full"] | Annotated[list[str], Field(min_length=1)] = "all"
+    infer: bool = False  # score the test images once all folds of an experiment are there
+
+    @model_validator(mode="after")
+    def _one_data_set(self) -> "SweepConfig":
+        if (self.config is None) == (self.data is None):
+            raise ValueError("name one of config (an experiment) and data (with models)")
+        if self.data is not None and (not self.models or None in self.models):
+            raise ValueError("data needs models: names of configs/models")
+        return self
+
+    @field_validator("grid")
+    @classmethod
+    def _not_its_own(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if OWN & set(grid):
+            raise ValueError(
+                f"{', '.join(sorted(OWN & set(grid)))} is set by the sweep itself (seeds, config)"
+            )
+        return grid
+
+
+@dataclass(eq=False)
+class Experiment:
+    """One point of the sweep: its config, the options of the scripts that lead to it, its folds."""
+
+    config: Config
+    options: tuple[str, ...]
+    folds: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.config.experiment
+
+    @property
+    def run(self) -> Run:
+        return Run(self.config)
+
+    @property
+    def use(self) -> str:
+        """The --use of src/infer.py."""
+        if FULL not in self.folds:
+            return "folds"
+        return "both" if len(self.folds) > 1 else FULL
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Raises UserError for an unreadable file and unknown keys (naming the nearest known one)."""
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold `key: value` lines")
+    return validate(SweepConfig, {"name": path.stem} | values, str(path))
+
+
+def experiments(sweep: SweepConfig) -> list[Experiment]:
+    """All combinations, seeds last, always in the same order.
+
+    Raises UserError for what load_config refuses, for unknown folds, and for experiments that would
+    overwrite each other's runs or folds.
+    """
+    grid = sweep.grid | ({"train.seed": sweep.seeds} if sweep.seeds else {})
+    points = itertools.product(sweep.models or [None], *grid.values())
+    found = [_experiment(sweep, point[0], dict(zip(grid, point[1:], strict=True))) for point in points]
+    names = [each.name for each in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"sweep {sweep.name}: {', '.join(twice)} stands for several equal settings: drop one")
+    _check_shared_folds(found)
+    return found
+
+
+def job_environment() -> dict[str, str]:
+    """This process's environment less what the launcher added; of several GPUs, one for each local rank."""
+    environment = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = range(torch.cuda.device_count()) if visible is None else visible.split(",")
+    if len(devices) > 1:
+        own = devices[int(os.environ.get("LOCAL_RANK", 0)) % len(devices)]
+        environment["CUDA_VISIBLE_DEVICES"] = str(own)
+    return environment
+
+
+def run_job(experiment: Experiment, fold: str, folder: Path) -> Path | None:
+    """Train one fold in a process of its own unless that is done; the log file if it failed."""
+    if is_trained(experiment.run, fold):
+        print(f"{experiment.name} fold {fold} is finished")
+        return None
+    log = folder / f"{experiment.name}_{fold}.log"
+    return _run("train.py", ["--fold", fold, *experiment.options], log)
+
+
+def score_if_complete(experiment: Experiment, folder: Path) -> Path | None:
+    """Score the test images if all folds are trained and that is not done; the log file if it failed.
+
+    Of several processes that have trained folds of it, the last to ask finds them all.
+    """
+    with locked(folder / experiment.name, wait=True):
+        complete = all(experiment.run.is_finished(fold) for fold in experiment.folds)
+        if not complete or _is_scored(experiment):
+            return None
+        log = folder / f"{experiment.name}_infer.log"
+        return _run("infer.py", [str(experiment.run.folder), "--use", experiment.use], log)
+
+
+def is_trained(run: Run, fold: str) -> bool:
+    """Whether a fold is finished, and that of the present config and data."""
+    try:
+        return run.is_finished(fold) and load_detector(run, fold) is not None
+    except UserError:
+        return False  # train.py will say why, in the job's log
+
+
+def _is_scored(experiment: Experiment) -> bool:
+    try:
+        return set(experiment.folds) <= set(experiment.run.load_test_scores()["fold"])
+    except UserError:
+        return False
+
+
+def _experiment(sweep: SweepConfig, model: str | None, settings: dict[str, Any]) -> Experiment:
+    sets = [f"{key}={dump_yaml(value, in_one_line=True)}" for key, value in settings.items()]
+    path = None if sweep.config is None else resolve(sweep.config)
+    base = load_config(path, sets, sweep.data, model)
+    known = fold_names(base)
+    folds = known[:-1] if sweep.folds == "all" else [FULL] if sweep.folds == FULL else sweep.folds
+    if not set(folds) <= set(known):
+        raise UserError(f"sweep {sweep.name}: folds={', '.join(folds)}: there are {', '.join(known)}")
+    parts = [f"{_short(key, list(settings))}{_label(value)}" for key, value in settings.items()]
+    name = "_".join([base.experiment, *parts])
+    options = ["--data", sweep.data] if path is None else ["--config", str(path)]
+    options += ["--model", model] if model else []
+    options += itertools.chain(*(("--set", text) for text in [*sets, f"experiment={name}"]))
+    return Experiment(
+        base.model_copy(update={"experiment": name}), tuple(options), tuple(dict.fromkeys(folds))
+    )
+
+
+def _short(key: str, keys: list[str]) -> str:
+    """The end of a dotted key, as short as it still differs from the others'."""
+    parts = key.split(".")
+    ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+    return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) < 2), key)
+
+
+def _label(value: Any) -> str:
+    text = value if isinstance(value, str) else dump_yaml(value, in_one_line=True)
+    return text if PLAIN.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _check_shared_folds(found: list[Experiment]) -> None:
+    """Experiments on one data.name have one folds.csv."""
+    first: dict[str, Experiment] = {}
+    for each in found:
+        other = first.setdefault(each.config.data.name, each)
+        if _split_settings(other.config) != _split_settings(each.config):
+            raise UserError(
+                f"{other.name} and {each.name} differ in data or split settings, but would share the folds "
+                f"in {each.config.dataset_dir}: give each a data.name, in a sweep of its own"
+            )
+
+
+def _split_settings(config: Config) -> dict[str, Any]:
+    return config.data.model_dump(exclude=SHARED) | {"split": config.split.model_dump()}
+
+
+def _run(script: str, options: list[str], log: Path) -> Path | None:
+    """Run a script of src/ with its output in `log`; `log` if it failed."""
+    command, start = [sys.executable, str(ROOT / "src" / script), *options], time.perf_counter()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{log.stem} started, see {log}", flush=True)
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=job_environment())
+    state = "done" if done.returncode == 0 else "failed"
+    print(f"{log.stem} {state} in {time.perf_counter() - start:.0f} s", flush=True)
+    return log if done.returncode else None
