@@ -81,8 +81,7 @@ def read_summary(path: Path) -> dict:
     summary = read_json(beside)
     if summary is None:
         raise UserError(f"{beside} does not exist: run src/ensemble.py again")
-    is_whole = all(isinstance(summary.get(key), dict) for key in ("runs", "settings"))
-    if not is_whole or not summary["runs"]:
+    if not _is_whole(summary):
         raise UserError(f"{beside} is not whole, or of an older version: run src/ensemble.py again")
     if beside != path.with_suffix(".json"):
         rule = path.stem.rpartition(".")[2]
@@ -90,6 +89,19 @@ def read_summary(path: Path) -> dict:
         summary["sha256"] = summary.get("files", {}).get(rule)
         summary["decision"] = summary.get("decisions", {}).get(rule)
     return summary
+
+
+def _is_whole(summary: dict) -> bool:
+    """Whether the JSON of a submission names its runs and has the settings that open_runs takes from it."""
+    runs = summary.get("runs")
+    if not isinstance(runs, dict) or not runs or not all(isinstance(place, str) for place in runs.values()):
+        return False
+    try:
+        ThresholdConfig.model_validate(summary["settings"]["threshold"])
+        EnsembleConfig.model_validate(summary["settings"]["ensemble"])
+    except (LookupError, TypeError, ValueError):
+        return False
+    return True
 
 
 def open_runs(summary: dict, output: Path | None, overrides: Iterable[str] = ()) -> list[Run]:
