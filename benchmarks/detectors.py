@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import ROOT, known_detectors, load_config  # noqa: E402
+from defects.config import ROOT, known_config_files, load_config  # noqa: E402
 from defects.data.demo import TEXTURES, draw  # noqa: E402
 from defects.data.images import resize  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, CUDA {torch.cuda.is_available()}, batches of {BATCH}")
-    for name in known_detectors():
-        if name.endswith("_reduced") and name != "segmenter_reduced":
+    for name in known_config_files("models"):
+        if name.endswith("_reduced") and name not in ("classifier_reduced", "segmenter_reduced"):
             measure(name, arguments.repeats)
 
 

@@ -31,16 +31,12 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.training.scorer import Scorer, score_batches  # noqa: E402
-from defects.training.trainer import Trainer, make_accelerator  # noqa: E402
-
-from defects import cli  # noqa: E402
+from defects import cli, stages  # noqa: E402
 from defects.config import Config, resolve  # noqa: E402
 from defects.data.datasets import EpochSampler, ImageDataset, Sample, plain_loader  # noqa: E402
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402
 from defects.data.prepare import load_images, training_sha256  # noqa: E402
-from defects.data.split import load_folds  # noqa: E402
 from defects.errors import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.reports.html import build_markdown_table  # noqa: E402
@@ -48,6 +44,8 @@ from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.outcome import outcome  # noqa: E402
 from defects.scoring.thresholds import macro_f1, share_weights  # noqa: E402
 from defects.training.costs import Stopwatch  # noqa: E402
+from defects.training.loop import Trainer, make_accelerator  # noqa: E402
+from defects.training.scoring import Scorer, score_batches  # noqa: E402
 from defects.training.tracking import Tracker  # noqa: E402
 from defects.writing import write_bytes  # noqa: E402
 
@@ -76,16 +74,16 @@ class Blackened(ImageDataset):
 
 
 def main() -> None:
-    parser = cli.parser(__doc__.splitlines()[0])
+    parser = cli.experiment_parser(__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     arguments.set += ["train.select=inner", f"train.inner_holdout={HELD / 10}", "infer.tta=false"]
     arguments.set += ["model.options.map_loss=0"]  # the recipe has no use for masks
-    config = cli.config_from(arguments)
+    config = cli.config_from(arguments, needs_model=True)
     if config.data.classes or config.model.name != "classifier":
         raise UserError("the leak study needs model.name=classifier and a data set without data.classes")
     path = config.dataset_dir / "leak.jsonl"
-    table, key, settings = load_folds(config), answers(config), fingerprint(config)
+    table, key, settings = stages.ensure_tables(config).folds, answers(config), fingerprint(config)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     cells = [line for line in map(json.loads, lines) if line["settings"] == settings]
     for seed, split, fill in itertools.product(range(arguments.seeds), SPLITS, FILLS):
@@ -108,8 +106,9 @@ def fingerprint(config: Config) -> str:
 
 def answers(config: Config) -> pd.DataFrame:
     """Test rows of images.csv with their labels."""
-    images = load_images(config).query("split == 'test'").drop(columns="label")
-    table = images.merge(load_answers(config)[["image_id", "label"]], on="image_id", how="left")
+    images = load_images(config)
+    test = images.query("split == 'test'").drop(columns="label")
+    table = test.merge(load_answers(config, images)[["image_id", "label"]], on="image_id", how="left")
     if table.empty or table["label"].isna().any():
         raise UserError(
             f"{config.data.name}: the leak study needs test images, and the answer to each of them"

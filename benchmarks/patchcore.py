@@ -193,11 +193,11 @@ def here(folder: Path, images: Path) -> tuple:
     """Detector, batches of the images below `images`, and the config."""
     sys.path.insert(0, str(SRC))
     import pandas as pd
-    from defects.training.trainer import make_accelerator
 
     from defects.config import Config
     from defects.data.datasets import DeviceBatches
     from defects.models import build_detector
+    from defects.training.loop import make_accelerator
 
     options = {"layers": LAYERS, "ratio": RATIO, "neighbours": 9}
     backbone = {"name": NETWORK, "weights": str(folder / "weights.pt")}
@@ -217,8 +217,8 @@ def here_detector(folder: Path, _: int) -> dict:
     with torch.no_grad():
         detector.prepare(batches)
     fit = time.perf_counter() - start
-    from defects.training.run import score_table
-    from defects.training.trainer import make_accelerator
+    from defects.training.loop import make_accelerator
+    from defects.training.scoring import score_table
 
     config, rows = here(folder, folder / "test")[2]
     start = time.perf_counter()

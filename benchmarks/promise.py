@@ -22,12 +22,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from defects import cli  # noqa: E402
+from defects import cli, stages  # noqa: E402
 from defects.config import Config  # noqa: E402
 from defects.data.datasets import DeviceBatches  # noqa: E402
 from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
-from defects.data.prepare import load_images  # noqa: E402
 from defects.data.split import find_duplicates  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.parts.backbone import Features  # noqa: E402
@@ -44,11 +43,11 @@ LAYERS = ["blocks.2", "blocks.3", "blocks.4"]
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = cli.experiment_parser(__doc__)
     parser.add_argument("--redraws", type=int, default=40)
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     arguments = parser.parse_args()
-    config = cli.config_from(arguments)
+    config = cli.config_from(arguments, needs_model=True)
     images = labelled_images(config)
     share = float(images.loc[images["split"] == "train", "label"].mean())
     described = describe(config, images, arguments.layers)
@@ -61,8 +60,8 @@ def main() -> None:
 
 def labelled_images(config: Config) -> pd.DataFrame:
     """images.csv with the answers filled in, and the groups of siblings over all images."""
-    images = load_images(config).reset_index(drop=True)
-    answers = load_answers(config).set_index("image_id")["label"]
+    images = stages.ensure_images(config).reset_index(drop=True)
+    answers = load_answers(config, images).set_index("image_id")["label"]
     label = images["label"].astype(float).fillna(images["image_id"].map(answers))
     images = images.assign(label=label).dropna(subset="label").reset_index(drop=True)
     groups = group_ids(len(images), find_duplicates(config, images))

@@ -18,12 +18,13 @@ from throughput import write_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.training.run import train_fold  # noqa: E402
-
+from defects import stages  # noqa: E402
 from defects.config import ROOT, load_config  # noqa: E402
 from defects.deploy.export import FORMATS, export  # noqa: E402
 from defects.deploy.model import Model, load_model  # noqa: E402
 from defects.deploy.predict import predict, read_frame  # noqa: E402
+from defects.runs import Run  # noqa: E402
+from defects.training.fold import train_fold  # noqa: E402
 
 BATCHES = (1, 32)
 DATA = ["data.image_size=[256, 256]", "data.demo={normal: 60, defect: 10, test: 10}", "split.folds=2"]
@@ -59,8 +60,9 @@ def exported(folder: Path, detector: str | None, overrides: list[str], backbone:
     sets = [f"output={folder}", f"data.root={folder / 'data'}", f"data.answers={folder / 'key.csv'}"]
     sets += [*DATA, *overrides, f"model.backbone={{name: {backbone}, weights: none}}", "infer.tta=false"]
     config = load_config(ROOT / "configs" / "demo.yaml", sets, model=detector)
-    train_fold(config, "0")
-    written, _ = export(config, "0", list(FORMATS), 16)
+    tables = stages.ensure_tables(config)
+    train_fold(config, "0", tables.folds)
+    written, _ = export(Run(config), tables, "0", list(FORMATS), 16)
     return {name: load_model(written / file) for name, (file, _) in FORMATS.items()}
 
 
