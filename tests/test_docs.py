@@ -107,7 +107,7 @@ def test_page_commands_exist(path):
     for script, given in commands(path):
         if not (ROOT / script).is_file():
             wrong.append(script)
-        elif script.startswith("src/"):
+        else:
             wrong += [f"{script} {option}" for option in given if option not in options_of(script)]
     assert wrong == []
 
