@@ -36,7 +36,7 @@ from defects.config import Config, resolve  # noqa: E402
 from defects.data.datasets import EpochSampler, ImageDataset, Sample, plain_loader  # noqa: E402
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402
-from defects.data.prepare import load_images, training_sha256  # noqa: E402
+from defects.data.prepare import training_sha256  # noqa: E402
 from defects.errors import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.reports.html import build_markdown_table  # noqa: E402
@@ -83,7 +83,10 @@ def main() -> None:
     if config.data.classes or config.model.name != "classifier":
         raise UserError("the leak study needs model.name=classifier and a data set without data.classes")
     path = config.dataset_dir / "leak.jsonl"
-    table, key, settings = stages.ensure_tables(config).folds, answers(config), fingerprint(config)
+    tables = stages.ensure_tables(config)
+    table = tables.folds
+    key = answers(config, tables.images)
+    settings = fingerprint(config)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     cells = [line for line in map(json.loads, lines) if line["settings"] == settings]
     for seed, split, fill in itertools.product(range(arguments.seeds), SPLITS, FILLS):
@@ -104,11 +107,11 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256((told + training_sha256(config)).encode()).hexdigest()[:12]
 
 
-def answers(config: Config) -> pd.DataFrame:
+def answers(config: Config, images: pd.DataFrame) -> pd.DataFrame:
     """Test rows of images.csv with their labels."""
-    images = load_images(config)
-    test = images.query("split == 'test'").drop(columns="label")
-    table = test.merge(load_answers(config, images)[["image_id", "label"]], on="image_id", how="left")
+    known = load_answers(config, images)[["image_id", "label"]]
+    test = images[images["split"] == "test"].drop(columns="label")
+    table = test.merge(known, on="image_id", how="left")
     if table.empty or table["label"].isna().any():
         raise UserError(
             f"{config.data.name}: the leak study needs test images, and the answer to each of them"

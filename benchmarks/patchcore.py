@@ -120,7 +120,7 @@ def write_inputs(folder: Path, arguments: argparse.Namespace, seed: int) -> None
     """normal/, test/ and labels.json, weights.pt, and vectors.npy: the patches of all normal images."""
     sys.path.insert(0, str(SRC))
     from defects.config import BackboneConfig, resolve
-    from defects.models.parts.backbone import create_backbone
+    from defects.models.features import create_backbone
 
     weights = arguments.weights
     folder.mkdir()
@@ -162,7 +162,7 @@ def peak_mb() -> float:
 
 def here_coreset(folder: Path, _: int) -> dict:
     sys.path.insert(0, str(SRC))
-    from defects.models.parts.coreset import greedy_coreset
+    from defects.models.coreset import greedy_coreset
 
     vectors = torch.from_numpy(np.load(folder / "vectors.npy"))
     count, other, start = int(RATIO * len(vectors)), peak_mb() - vectors.nbytes / 2**20, time.perf_counter()

@@ -29,7 +29,7 @@ from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
 from defects.data.split import find_duplicates  # noqa: E402
 from defects.files import write_csv  # noqa: E402
-from defects.models.parts.backbone import Features  # noqa: E402
+from defects.models.features import Features  # noqa: E402
 from defects.scoring.answers import load_answers  # noqa: E402
 from defects.scoring.blending import experiment_scores  # noqa: E402
 from defects.scoring.decision import Decision  # noqa: E402

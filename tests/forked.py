@@ -74,7 +74,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["defects.training.run", "defects.training.inference"])
+    context.set_forkserver_preload(["defects.training.fold", "defects.training.scoring"])
     with pytest.MonkeyPatch.context() as patch:  # pytest's own paths are not handed on
         patch.setenv("PYTHONPATH", str(ROOT / "src"), prepend=os.pathsep)
         forkserver.ensure_running()

@@ -9,6 +9,7 @@ from conftest import texture, write_png
 
 from defects.errors import UserError
 from defects.scoring.answers import load_answers
+from defects.stages import ensure_images
 
 EXPECTED = [("test_0.png", 1), ("test_1.png", 0), ("test_2.png", 1)]
 
@@ -20,7 +21,8 @@ def answers(make_dataset, make_config, tmp_path) -> Callable[[str], list[tuple]]
 
     def read(text: str) -> list[tuple]:
         (tmp_path / "key.csv").write_text(text, encoding="utf-8")
-        table = load_answers(make_config(root, f"data.answers={tmp_path / 'key.csv'}"))
+        config = make_config(root, f"data.answers={tmp_path / 'key.csv'}")
+        table = load_answers(config, ensure_images(config))
         return sorted(table[["image_id", "label"]].itertuples(index=False, name=None))
 
     return read
@@ -64,6 +66,7 @@ def _severstal(root: Path) -> list[str]:
 def test_a_key_of_masks_tells_whether_there_is_any(tmp_path, make_config):
     options = _severstal(tmp_path / "in")
     (tmp_path / "key.csv").write_text("ImageId,ClassId,EncodedPixels\nt0,1.0,3 4\nt0,1,9 1\nt1,-1,\n")
-    table = load_answers(make_config(tmp_path / "in", f"data.answers={tmp_path / 'key.csv'}", *options))
+    config = make_config(tmp_path / "in", f"data.answers={tmp_path / 'key.csv'}", *options)
+    table = load_answers(config, ensure_images(config))
     assert isinstance(table, pd.DataFrame)
     assert dict(zip(table["image_id"], table["label"], strict=True)) == {"t0.png": 1, "t1.png": 0}

@@ -14,6 +14,7 @@ from conftest import (
     raising,
     run_at,
     run_once,
+    runs_at,
     submitted_at,
     texture,
     write_config,
@@ -112,14 +113,14 @@ def run_cells(config, kaggle, replace_last=None):
 
 def test_the_notebook_writes_a_valid_submission_without_network(trained, kaggle, run_script):
     """A blend, on other test images than those at home, as when Kaggle runs it on the hidden ones."""
-    other = ["--set", "experiment=other"]
-    for script, *options in (
+    other = ["--config", trained, "--set", "experiment=other"]
+    for command in (
         ["train.py", *other, "--fold", "all"],
         ["train.py", *other, "--fold", "full"],
-        ["infer.py", *other, "--use", "both"],
-        ["ensemble.py", "--experiments", "tiny", "other"],
+        ["infer.py", run_at(trained, "other"), "--use", "both"],
+        ["ensemble.py", *runs_at(trained, "tiny", "other")],
     ):
-        assert run_script(script, *options_for(script, trained), *options).code == 0
+        assert run_script(*command).code == 0
     place = kaggle("competitions/steel", "datasets/tester/steel-defects-bundle")
     data = place / "input" / "competitions" / "steel"
     hidden = [f"hidden_{i}.png" for i in range(8)]
@@ -191,7 +192,7 @@ def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, ru
     assert metadata["dataset_sources"] == ["tester/steel-defects-bundle"]
     with zipfile.ZipFile(folder / "dataset" / "project.zip") as archive:
         names = set(archive.namelist())
-    assert {"src/infer.py", "configs/tiny.yaml", "output/tiny/fold1/best.pt"} <= names
+    assert {"src/infer.py", "output/tiny/fold1/config.yaml", "output/tiny/fold1/best.pt"} <= names
     assert "src/defects/reports/templates/page.html" in names
     assert not any(name.endswith(("last.pt", ".pyc", "images.csv")) for name in names)
 

@@ -10,7 +10,7 @@ from defects.config import ROOT, load_config
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.models.convae import ConvAE
-from defects.models.parts.losses import ssim
+from defects.models.losses import ssim
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from defects.models.parts import coreset
-from defects.models.parts.coreset import greedy_coreset
+from defects.models import coreset
+from defects.models.coreset import greedy_coreset
 
 
 def by_definition(vectors: np.ndarray, count: int) -> list[int]:

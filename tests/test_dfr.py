@@ -1,4 +1,4 @@
-"""DFR: its streaming PCA, the latent width in checkpoints, its thresholds, where its maps light up."""
+"""DFR: the latent width in checkpoints, its thresholds, where its maps light up."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,6 @@ from torch.nn import functional
 from defects.errors import UserError
 from defects.models import build_detector
 from defects.models.dfr import DFR
-from defects.models.parts.pca import StreamingCovariance, explained_components
 
 SIZES = [(64, 64), (48, 96), (70, 44), (41, 57)]
 
@@ -65,38 +64,11 @@ def train(detector: DFR, images: torch.Tensor, steps: int) -> None:
     detector.eval()
 
 
-def vectors(rows: int, channels: int, offset: float) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return offset + rng.normal(size=(rows, channels)) @ rng.normal(size=(channels, channels))
-
-
-@pytest.mark.parametrize("parts", [[5000], [1, 4999], [1500] * 3 + [500]])
-@pytest.mark.parametrize("offset", [0, 1e6])
-def test_covariance_of_a_stream_is_that_of_the_whole(parts, offset):
-    whole, stream = vectors(5000, 7, offset), StreamingCovariance(7, torch.device("cpu"))
-    for part in torch.from_numpy(whole).split(parts):
-        stream.update(part)
-    np.testing.assert_allclose(stream.mean, whole.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(stream.covariance, np.cov(whole.T), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.99, 0.999])
-def test_components_are_those_of_scikit_learn(share):
-    whole, stream = vectors(400, 20, 3.0), StreamingCovariance(20, torch.device("cpu"))
-    stream.update(torch.from_numpy(whole))
-    expected = PCA(n_components=share, svd_solver="full").fit(whole).n_components_
-    assert explained_components(stream.covariance, share) == expected
-
-
-def test_features_that_never_change_have_one_component():
-    assert explained_components(torch.zeros(5, 5, dtype=torch.float64), 0.9) == 1
-
-
 @pytest.mark.parametrize("standardize", [False, True])
 def test_latent_width_is_found_on_all_images(make_dfr, standardize):
     detector, images = make_dfr(f"model.options.standardize={standardize}"), pictures(10)
     with torch.no_grad():
-        whole = detector._pooled(images).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+        whole = detector._common_grid(images).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
         detector.prepare(Several(images))
     if standardize:
         floor = 0.01 * whole.std(0, ddof=1).mean()
@@ -110,7 +82,7 @@ def test_pooling_follows_the_published_one_where_they_can_agree(make_dfr):
     detector = make_dfr(size=(64, 64))
     with torch.no_grad():
         fine, _, coarse = detector.features(pictures(2, (64, 64)))
-        pooled = detector._pooled(pictures(2, (64, 64)))
+        pooled = detector._common_grid(pictures(2, (64, 64)))
     full = functional.interpolate(coarse, (64, 64), mode="bilinear")
     torch.testing.assert_close(pooled[:, -192:], functional.avg_pool2d(full, 4, 4))
     torch.testing.assert_close(pooled[:, :32], functional.avg_pool2d(fine, 2, 2))

@@ -160,7 +160,7 @@ def test_scorer_counts_its_passes(symmetries, window, copies):
 
 def test_export_of_the_full_fit_is_compared_on_the_test_images(make_dataset, make_config):
     config = make_config(make_dataset(tests=6))
-    rows = checked_rows(config, "full", 4)
+    rows = checked_rows(ensure_tables(config), "full", 4)
     assert rows["split"].tolist() == 4 * ["test"]
 
 

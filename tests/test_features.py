@@ -1,14 +1,148 @@
-"""Feature maps of frozen backbones: the layers asked for, in that order, never trained."""
+"""Networks from timm: weights from files of all kinds, images of any size, and their frozen feature maps."""
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from defects.config import BackboneConfig
 from defects.errors import UserError
-from defects.models.parts.backbone import Features, Trunk
+from defects.models import build_detector
+from defects.models.features import Features, Trunk, create_backbone
 
+NAME = "test_efficientnet"
 RESNET = BackboneConfig(name="test_resnet", weights="none")
+
+
+def weights(name=NAME, **arguments):
+    """Random weights of a network of timm, other than those that a new one starts with."""
+    torch.manual_seed(7)
+    state = timm.create_model(name, **arguments).state_dict()
+    changed = {key: torch.rand_like(value) for key, value in state.items() if value.is_floating_point()}
+    return state | changed
+
+
+def without_counters(state):
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+CONTENTS = {
+    "plain": lambda state: state,
+    "without counters": without_counters,
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "Lightning": lambda state: {"epoch": 3, "state_dict": prefixed(state, "model.")},
+    "nested": lambda state: {"model": state, "args": {"lr": 0.1}},
+    "both": lambda state: {"state_dict": without_counters(prefixed(state, "module.encoder.backbone."))},
+    "with others": lambda state: prefixed(state, "backbone.") | {"head.conv_stem.weight": torch.zeros(2)},
+    "of this program": lambda state: {"epoch": 2, "detector": prefixed(state, "network.")},
+    "half precision": lambda state: {name: value.half() for name, value in state.items()},
+    "no head": lambda state: {name: value for name, value in state.items() if "classifier" not in name},
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_create_backbone_reads_weight_files_of_many_kinds(tmp_path, kind):
+    state = weights(num_classes=7)
+    torch.save(CONTENTS[kind](state), tmp_path / "w.pth")
+    backbone = BackboneConfig(name=NAME, weights=str(tmp_path / "w.pth"))
+    network = create_backbone(backbone, (32, 32), num_classes=2)
+    found = network.state_dict()
+    for name, value in state.items():
+        if "classifier" not in name and value.is_floating_point():
+            assert torch.allclose(found[name], value, atol=1e-3), name
+    assert network.get_classifier().weight.shape[0] == 2
+    assert "state_dict" not in network.pretrained_cfg
+    Features(backbone, None, (32, 32))
+
+
+def test_create_backbone_reads_safetensors_without_counters(tmp_path):
+    """Ports from TensorFlow have none: they were refused as not fitting."""
+    state = without_counters(weights())
+    save_file(state, tmp_path / "w.safetensors")
+    backbone = BackboneConfig(name=NAME, weights=str(tmp_path / "w.safetensors"))
+    found = create_backbone(backbone, num_classes=1).state_dict()
+    assert torch.equal(found["conv_stem.weight"], state["conv_stem.weight"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (lambda state: {name: state[name] for name in state if "running_mean" not in name}, "running_mean"),
+        (lambda state: state | {"conv_stem.weight": torch.zeros(1)}, "1 tensors, conv_stem.weight first"),
+        (lambda state: {}, "conv_stem.weight first"),
+        (lambda state: {"state_dict": prefixed(weights("test_resnet"), "model.")}, "does not fit"),
+    ],
+)
+def test_create_backbone_refuses_what_leaves_weights_random(tmp_path, spoil, parts):
+    torch.save(spoil(weights()), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="does not fit") as caught:
+        create_backbone(BackboneConfig(name=NAME, weights=str(tmp_path / "w.pth")), num_classes=1)
+    assert parts in str(caught.value)
+
+
+@pytest.mark.parametrize("stored", [(160, 160), (96, 96)])
+def test_create_backbone_brings_positions_to_another_size(tmp_path, stored):
+    state = weights("test_vit", img_size=stored, num_classes=0)
+    torch.save(state, tmp_path / "w.pth")
+    backbone = BackboneConfig(name="test_vit", weights=str(tmp_path / "w.pth"))
+    network = create_backbone(backbone, (64, 48), num_classes=1)
+    assert network.pos_embed.shape == (1, 1 + 4 * 3, 64)
+    assert torch.equal(network.patch_embed.proj.weight, state["patch_embed.proj.weight"])
+
+
+def configured(make_config, tmp_path, name, size, *overrides):
+    return make_config(
+        tmp_path,
+        f"model.backbone={{name: {name}, weights: none}}",
+        f"data.image_size={list(size)}",
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "crossvit_9_240", "test_efficientnet"])
+def test_classifiers_take_images_of_any_size(make_config, tmp_path, name):
+    """A network of one size is built for that of the images: it ended in a traceback."""
+    detector = build_detector(configured(make_config, tmp_path, name, (64, 64))).eval()
+    with torch.no_grad():
+        assert detector(torch.rand(2, 3, 64, 64))[0].shape == (2, 1)
+
+
+@pytest.mark.parametrize("model", ["patchcore", "dfr", "supersimplenet"])
+def test_features_of_transformers_take_images_of_any_size(make_config, tmp_path, model):
+    overrides = (f"model.name={model}", "infer.tta=false")
+    detector = build_detector(configured(make_config, tmp_path, "vit_tiny_patch16_224", (64, 96), *overrides))
+    assert detector.features.grids == [(4, 6)]
+
+
+def test_segmenters_take_transformers_of_any_size(make_config, tmp_path):
+    overrides = ("model.name=segmenter", "infer.tta=false")
+    name = "swin_tiny_patch4_window7_224"
+    detector = build_detector(configured(make_config, tmp_path, name, (64, 90), *overrides)).eval()
+    with torch.no_grad():
+        assert detector(torch.rand(1, 3, 64, 90))[1].shape == (1, 1, 64, 90)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "overrides", "parts"),
+    [
+        ("vit_tiny_patch16_224", (64, 70), [], ["no images of 64x70", "multiples of 16", "[224, 224]"]),
+        ("efficientformer_l1", (64, 64), [], ["no images of 64x64", "[224, 224]"]),
+        ("vit_tiny_patch16_224", (64, 96), [], ["no images of 96x64", "as infer.tta turns them"]),
+        ("test_vit", (64, 96), ["infer.tta=false", "infer.window=[32, 40]"], ["no images of 32x40"]),
+        ("inception_v3", (32, 32), [], ["no images of 32x32"]),
+    ],
+)
+def test_classifiers_refuse_images_that_the_network_cannot_take(
+    make_config, tmp_path, name, size, overrides, parts
+):
+    config = configured(make_config, tmp_path, name, size, *overrides)
+    with pytest.raises(UserError) as caught:
+        build_detector(config)
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from conftest import texture
 
 from defects.config import ROOT
-from defects.data.split import load_folds
+from defects.stages import ensure_tables
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def study():
 
 
 def test_copies_leak_where_they_are_split_at_random_and_nowhere_else(study, make_dataset, make_config):
-    table = load_folds(make_config(make_dataset()))
+    table = ensure_tables(make_config(make_dataset())).folds
     for fill in study["FILLS"]:
         rows = study["make_copies"](table, fill, 0)
         assert rows.groupby("label").size().to_dict() == {0: 30, 1: 12 * 12}

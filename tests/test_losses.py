@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from defects.errors import UserError
-from defects.models.parts.losses import focal, ssim
+from defects.models.losses import focal, ssim
 
 
 def by_definition(a: np.ndarray, b: np.ndarray, window: int, sigma: float) -> np.ndarray:

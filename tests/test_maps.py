@@ -6,7 +6,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import write_png
-from defects.training.scorer import Scorer, score_batches
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -15,6 +14,7 @@ from defects.data.datasets import ImageDataset, to_device
 from defects.data.labels import Labels
 from defects.data.transforms import DIHEDRAL, turn, turn_back
 from defects.files import array_archive
+from defects.training.scoring import Scorer, score_batches
 
 
 class Brightness(nn.Module):

@@ -12,6 +12,7 @@ from conftest import run_at, texture, write_png
 
 from defects.config import Config, load_config
 from defects.errors import UserError
+from defects.models import build_detector
 from defects.models.patchcore import PatchCore
 from defects.runs import Run
 from defects.training.checkpoint import load_checkpoint
@@ -41,7 +42,7 @@ def patchcore(size=SIZE, seed=0, **options) -> PatchCore:
         model={"name": "patchcore", "backbone": backbone, "options": {"ratio": 0.2} | options},
         train={"seed": seed},
     )
-    return PatchCore(config).eval()
+    return build_detector(config).eval()
 
 
 def prepared(images: Images, **options) -> PatchCore:

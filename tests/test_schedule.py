@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from defects.training.trainer import make_scheduler
 
 from defects.config import TrainConfig
 from defects.errors import UserError
+from defects.training.loop import make_scheduler
 
 LR = 0.01
 

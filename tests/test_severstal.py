@@ -197,7 +197,8 @@ def test_sample_ids_may_lack_the_suffix(root, make_config, form):
     text = _sample(rows) if form == "joined" else "ImageId,EncodedPixels,ClassId\n8,1 4,0\n9,1 4,0\n"
     (root / "sample.csv").write_text(text)
     options = ["data.source=severstal", "data.sample_submission=sample.csv", "data.classes=[1,2,3,4]"]
-    rows, _ = expected_rows(make_config(root, *options))
+    config = make_config(root, *options)
+    rows, _ = expected_rows(config, ensure_images(config))
     assert rows["image_id"].unique().tolist() == TEST
     assert rows["written_id"].unique().tolist() == ["8", "9"]
 

@@ -6,15 +6,15 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from defects.config import Config
+from defects.config import Config, ModelConfig
 from defects.data import prepare, split
-from defects.models.efficientad import EfficientADOptions
+from defects.models import check_options
 from defects.runs import Run
 from defects.scoring import adversarial
 from defects.stages import ensure_tables
 from defects.stamps import content_of, differences, in_short, settings_but
 from defects.training import checkpoint, distill
-from defects.validation import accepted_kinds, section_of, validate
+from defects.validation import accepted_kinds, section_of
 
 # run: weights and out-of-fold scores; test: test scores and maps; index: images.csv; folds: folds.csv and the
 # training lists; comparison: of training with test images; teacher: of src/distill.py. What an output is made
@@ -139,14 +139,14 @@ def config(make_dataset, make_config, tmp_path, monkeypatch):
 
 def stamps(config: Config) -> dict[str, dict]:
     """Of every output that has one."""
-    options = validate(EfficientADOptions, {}, "options")
+    teacher = config.model_copy(update={"model": ModelConfig(name="efficientad")})
     return {
         "run": checkpoint.fingerprint(config, "0", None),
         "test": Run(config).score_stamp("0"),
         "index": prepare._stamp(config.data),
         "folds": split._stamp(config),
         "comparison": adversarial.inputs(config),
-        "teacher": distill._fingerprint(config, options, []),
+        "teacher": distill._fingerprint(config, check_options(teacher), []),
     }
 
 

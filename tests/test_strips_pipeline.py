@@ -183,9 +183,9 @@ def test_folds_are_shown_by_class(trained, run_script):
 
 
 def test_reports_and_comparison(trained, run_script):
-    for command in (["report.py"], ["report.py", "--set", "experiment=seer"], ["compare.py", "--test"]):
-        config = trained.with_name("seer.yaml") if "experiment=seer" in command else trained
-        outcome = run_script(command[0], *options_for(command[0], config), *command[1:])
+    runs = runs_at(trained, "marker", "seer")
+    for command in (["report.py", *runs], ["compare.py", *runs, "--test"]):
+        outcome = run_script(*command)
         assert outcome.code == 0, outcome.stderr
     assert "| marker" in outcome.stdout and "| seer" in outcome.stdout
 
@@ -251,15 +251,13 @@ def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch)
 
 # --- sending -----------------------------------------------------------------------------------------------
 
-BLEND = ["marker", "seer"]
-
 
 def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
     sample = own.parent / "data" / "sample_submission.csv"
     names = read_rle_table(sample, CLASSES)["image_id"].unique()
     rows = [f"{name},1 {SIZE[0] * SIZE[1]},0\n" for name in names]
     sample.write_text("".join(["ImageId,EncodedPixels,ClassId\n", *rows]))
-    outcome = run_script("ensemble.py", run_at(own), *BLEND)
+    outcome = run_script("ensemble.py", *runs_at(own, "marker", "seer"))
     assert outcome.code == 0, outcome.stderr
     table = pd.read_csv(submission(own), dtype=str)
     assert list(table.columns) == ["ImageId", "EncodedPixels", "ClassId"]
@@ -277,9 +275,8 @@ def test_masks_are_sent_once_and_noted_with_their_expected_dice(
 ):
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
     summary, file = json.loads(submission(own, ".json").read_text()), submission(own, suffix)
-    command = ("submit.py", *submitted_at(own), "--set", "data.kaggle.competition=steel")
     for _ in range(2):
-        outcome = run_script(*command, *(["--submission", file] if suffix != ".csv" else []))
+        outcome = run_script("submit.py", "--submission", file, "--set", "data.kaggle.competition=steel")
         assert outcome.code == 0, outcome.stderr
     assert list(kaggle_server.uploads.values()) == [file.read_bytes()]
     rules = suffix.split(".")[1] if suffix != ".csv" else summary["chosen"]

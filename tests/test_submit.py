@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from conftest import submitted_at
 
+from defects.config import as_yaml, load_config
 from defects.scoring.decision import Decision
 from defects.submission import send
-from defects.writing import sha256
+from defects.writing import sha256, write_bytes
 
 STEEL = {"competition": "steel"}
 DECISION = Decision(
@@ -39,7 +40,11 @@ def make_ready(make_dataset, config_file):
         file = path.parent / "submissions" / "sample_submission.csv"
         file.parent.mkdir()
         file.write_text("ImageId,answer\n" + (rows or "".join(f"test_{i}.png,{i % 2}\n" for i in range(6))))
+        config = load_config(path)
+        write_bytes(config.experiment_dir / "fold0" / "config.yaml", as_yaml(config).encode())
         summary = {"data": "tiny_data", "weights": {"tiny": 1.0}, "images": 6}
+        summary["runs"] = {"tiny": str(config.experiment_dir)}
+        summary["settings"] = config.model_dump(mode="json", include={"threshold", "ensemble"})
         summary["decision"] = DECISION.to_json()
         file.with_suffix(".json").write_text(json.dumps(summary | {"sha256": sha256(file)}))
         return path

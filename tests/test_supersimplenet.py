@@ -62,9 +62,9 @@ def mixed_batch(kinds, size=32):
 def noise_of(detector, batch, monkeypatch):
     """The noise [2 B, C, h, w] that a training step adds."""
     added = []
-    draw = type(detector)._noise
+    draw = type(detector)._draw_noise
     monkeypatch.setattr(
-        type(detector), "_noise", lambda *arguments: added.append(draw(*arguments)) or added[-1]
+        type(detector), "_draw_noise", lambda *arguments: added.append(draw(*arguments)) or added[-1]
     )
     detector.training_loss(batch)
     return added[0]

@@ -53,7 +53,7 @@ def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
     assert len(set(found)) == len(found) == 8
     assert found[0].startswith("tiny_lr0.001_augment") and found[0].endswith("_namex_seed0")
     assert found[-1].startswith("tiny_lr1.0e-05_augment") and found[-1].endswith("_namex_seed7")
-    both = write_sweep(detectors=[None, "patchcore_reduced"])
+    both = write_sweep(models=[None, "patchcore_reduced"])
     assert names(both) == ["tiny", "tiny_data_patchcore_reduced"]
     clash = {"train.ema": [0.9], "split.seed": [1]}
     assert names(write_sweep(grid=clash, seeds=[0])) == ["tiny_ema0.9_split.seed1_train.seed0"]
@@ -65,9 +65,6 @@ def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
 def test_the_sweeps_of_the_repository_have_two_members_each(path):
     found = library.experiments(library.load_sweep(path))
     assert [len(each.folds) for each in found] == [5, 5]
-    if path.stem == "demo":
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert f"--experiments {' '.join(each.name for each in found)}" in makefile
 
 
 def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
@@ -92,7 +89,7 @@ def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
         ({"grid": {"train.lr": []}}, ["grid.train.lr"]),
         ({"seeds": [1, 1]}, ["tiny_seed1", "several"]),
         ({"folds": [0, 2]}, ["folds=0, 2", "0, 1, full"]),
-        ({"detectors": ["patchcor"]}, ["patchcor", "patchcore_reduced"]),
+        ({"models": ["patchcor"]}, ["patchcor", "patchcore_reduced"]),
     ],
 )
 def test_wrong_sweeps_are_refused_in_one_line(write_sweep, fails_with_one_line, children, values, words):
@@ -150,7 +147,7 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
 
     assert run_script("sweep.py", write_sweep(seeds=[5], infer=True)).code == 0
     ((infer, _),) = children
-    assert infer[1].endswith("infer.py") and infer[2:4] == ["--use", "folds"]
+    assert infer[1].endswith("infer.py") and infer[3:5] == ["--use", "folds"]
     # A run of other settings is not taken for this one's.
     config = tmp_path / "tiny.yaml"
     config.write_text(config.read_text().replace("epochs: 1", "epochs: 2"))

@@ -11,11 +11,12 @@ from conftest import run_at
 from filelock import FileLock
 from forked import Script
 
-from defects.config import ROOT, validate
+from defects.config import ROOT
 from defects.data.folds import inner_holdout
 from defects.data.split import load_training_rows
 from defects.errors import UserError
-from defects.models.classifier import Classifier, ClassifierOptions
+from defects.models import build_detector
+from defects.models.classifier import Classifier
 from defects.stages import ensure_tables
 from defects.training import checkpoint, fold, loop
 from defects.training.fold import divide_images
@@ -297,11 +298,11 @@ def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config)
     config = make_config(make_dataset(), "train.batch_size=2")
     sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     assert (
-        fold._make_training_loader(Classifier(config), config, sides, SimpleNamespace(num_processes=1))
+        fold._make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=1))
         is not None
     )
     with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
-        fold._make_training_loader(Classifier(config), config, sides, SimpleNamespace(num_processes=2))
+        fold._make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=2))
 
 
 def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):
@@ -396,6 +397,7 @@ def test_backbone_weights_that_have_learnt_from_the_fold_are_refused(tiny, run_s
 
 
 def test_training_lists_of_another_experiment_do_not_outdate_a_run(tiny, run_script):
+    assert run_script("train.py", "--config", tiny).code == 0
     assert run_script("infer.py", run_at(tiny)).code == 0
     other = ["--set", "experiment=other", "--set", "data.symmetries=none"]
     assert run_script("train.py", "--config", tiny, *other).code == 0
@@ -439,8 +441,3 @@ def test_fewer_defects_than_folds(make_dataset, config_file, run_script):
     path = config_file(make_dataset(defects=3), split={"folds": 5})
     outcome = run_script("train.py", "--config", path)
     refused(outcome, "the defects lie in 3 groups", "for split.folds=5: set split.folds=3")
-
-
-def test_options_are_checked_by_the_detector():
-    with pytest.raises(UserError, match="did you mean focal_gamma"):
-        validate(ClassifierOptions, {"focal_gama": 1}, "model.options")

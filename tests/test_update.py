@@ -100,7 +100,7 @@ def test_an_update_that_fails_changes_nothing(trained, run_script, tmp_path, mon
     write_png(tmp_path / "new" / "0.png", 255 - texture(900, 64))
     before = run_files(trained)
     monkeypatch.setattr(
-        "defects.training.run.checkpoint.save", raising(OSError(28, "No space left on device"))
+        "defects.training.fold.checkpoint.save", raising(OSError(28, "No space left on device"))
     )
     assert run_script("update.py", run_at(trained, RUN), tmp_path / "new").code == 2
     assert run_files(trained) == before

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from defects.config import ROOT, known_detectors, load_config
+from defects.config import ROOT, known_config_files, load_config
 from defects.data.datasets import plain_loader, training_loader
 from defects.data.split import load_training_rows
 from defects.models import build_detector
@@ -86,7 +86,7 @@ def test_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured,
     assert images_of(loader) == upright_images(config)
 
 
-@pytest.mark.parametrize("name", known_detectors())
+@pytest.mark.parametrize("name", known_config_files("models"))
 def test_shipped_settings_do_not_turn_what_one_class_is_learnt_from(name):
     config = load_config(ROOT / "configs" / "demo.yaml", [], model=name)
     is_supervised = config.model.options.get("supervised", False)

@@ -11,7 +11,7 @@ from defects.data.split import load_training_rows
 from defects.data.windows import windows
 from defects.errors import UserError
 from defects.models import build_detector
-from defects.models.anomaly import exact_quantile
+from defects.models.statistics import exact_quantile
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training.checkpoint import load_detector

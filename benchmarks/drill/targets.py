@@ -29,7 +29,7 @@ from defects.deploy.model import load_model
 from defects.errors import UserError
 from defects.files import read_json
 from defects.models import build_detector
-from defects.models.parts.backbone import create_backbone
+from defects.models.features import create_backbone
 from defects.reports.run_tables import out_of_fold, read_history
 from defects.scoring.adversarial import stored_comparison
 from defects.scoring.answers import load_answers

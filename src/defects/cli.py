@@ -8,10 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from defects.config import ROOT, Config, categories, known_config_files, load_config, of_category, resolve
 from defects.errors import UserError
-from defects.runs import Run, find_runs
+
+if TYPE_CHECKING:
+    from defects.runs import Run
 
 UNWRITABLE = {
     getattr(errno, name)
@@ -109,13 +112,17 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return resolve("output") if arguments.output is None else arguments.output.absolute()
 
 
-def runs_from(arguments: argparse.Namespace) -> list[Run]:
+def runs_from(arguments: argparse.Namespace) -> "list[Run]":
     """The runs that a command is about."""
+    from defects.runs import find_runs  # not on top: src/predict.py does without pandas
+
     return find_runs(arguments.runs or [DEFAULT_RUN], output_folder(arguments), arguments.set)
 
 
-def run_from(arguments: argparse.Namespace) -> Run:
+def run_from(arguments: argparse.Namespace) -> "Run":
     """The run of a command that takes one."""
+    from defects.runs import find_runs
+
     return find_runs([arguments.runs or DEFAULT_RUN], output_folder(arguments), arguments.set)[0]
 
 

@@ -89,7 +89,9 @@ class TrainConfig(Section):
 
 class InferConfig(Section):
     batch_size: Count = 32
-    tta: bool = True  # average over the label-preserving members of the dihedral group
+    # average over the label-preserving members of the dihedral group; where it is not set, load_config takes
+    # what the detector wants (Detector.uses_tta)
+    tta: bool = True
     map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
     window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
     shard: Count = 10_000  # test images, rounded up to whole batches, after which scores are safe
@@ -201,7 +203,8 @@ def load_config(
     settings themselves. `data` and `model` take the place of these names; a `model` given here also replaces
     what the experiment says of training, since a learning rate of another model would be worse than a
     default. The run is called `<data.name>_<model>`, or as the file, where settings stand in it. Without
-    `needs_model` the model may be missing, for stages that use none. Raises UserError for unreadable files,
+    `needs_model` the model may be missing, for stages that use none and should not wait for its libraries.
+    Raises UserError for unreadable files,
     unknown keys (naming the nearest known one) and bad values.
     """
     experiment = {} if path is None else read_config_file(path)
@@ -218,7 +221,18 @@ def load_config(
         values = _merged(_merged(values, kept, Config), _part("models", model), Config)
     if "experiment" not in values:
         values["experiment"] = _run_name(values, path, model)
-    return validate_config(apply_overrides(values, overrides), "settings" if path is None else str(path))
+    config = validate_config(apply_overrides(values, overrides), "settings" if path is None else str(path))
+    return _with_needs_of_detector(config) if needs_model else config
+
+
+def _with_needs_of_detector(config: Config) -> Config:
+    """What is not set and depends on the detector is as its class says."""
+    if "tta" in config.infer.model_fields_set:
+        return config
+    from defects.models import find_detector  # not on top: it takes seconds, and needs this module
+
+    infer = config.infer.model_copy(update={"tta": find_detector(config.model.name).uses_tta})
+    return config.model_copy(update={"infer": infer})
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -230,8 +244,10 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
 def with_model(config: Config, name: str) -> Config:
     """The experiment with what a model file says in place of its model and training."""
-    kept = config.model_dump(mode="json", exclude={"model", "train", "augment"})
-    return validate(Config, _merged(kept, _part("models", name), Config), name)
+    kept = config.model_dump(
+        mode="json", exclude={"model": True, "train": True, "augment": True, "infer": True}
+    )
+    return _with_needs_of_detector(validate(Config, _merged(kept, _part("models", name), Config), name))
 
 
 def known_config_files(kind: str) -> list[str]:

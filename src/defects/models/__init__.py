@@ -1,25 +1,100 @@
-"""One module per detector; configs name the module (`model.name`), which holds its class as DETECTOR."""
+"""Detectors, built from a configuration by the names of their modules, which hold their classes as DETECTOR.
 
+This is the one place that knows configurations and detectors: detectors themselves take plain arguments.
+"""
+
+import inspect
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
+from typing import get_type_hints
 
-from defects.config import Config
+from pydantic import create_model
+
+from defects.config import Config, resolve
+from defects.data.external import refuse_external
+from defects.data.transforms import DIHEDRAL
+from defects.data.windows import windows
 from defects.errors import UserError
 from defects.models.base import Batch, Batches, Detector
+from defects.validation import Section, validate
 
-__all__ = ["Batch", "Batches", "Detector", "build_detector"]
+__all__ = ["Batch", "Batches", "Detector", "build_detector", "check_options", "find_detector"]
 
-CONTRACT = {"base", "anomaly"}  # modules that hold no detector; what detectors are made of is in parts
+# Modules that hold no detector but what detectors are made of.
+SHARED_PARTS = {"base", "coreset", "features", "losses", "statistics", "synthetic_anomalies"}
 
 
 def build_detector(config: Config, pretrained: bool = True) -> Detector:
-    """The configured detector; without `pretrained` its weights are left to a checkpoint."""
-    known = sorted({module.name for module in iter_modules(__path__) if not module.ispkg} - CONTRACT)
-    if config.model.name not in known:
-        raise UserError(f"model.name={config.model.name}: the detectors are {', '.join(known)}")
+    """The configured detector; without `pretrained` its weights are left to a checkpoint.
+
+    Raises UserError for settings that it cannot be built from, and for images to learn from that the
+    competition's rules forbid.
+    """
+    kind = find_detector(config.model.name)
+    backbone = config.model.backbone
+    options = check_options(config)
+    arguments = {}
+    for name in _own_options(kind):
+        value = getattr(options, name)
+        arguments[name] = resolve(value) if isinstance(value, Path) else value
     if not pretrained:
-        config = config.model_copy(deep=True)
-        config.model.options.pop("teacher", None)  # a distilled network is in the checkpoint too
-        if config.model.backbone:
-            config.model.backbone.weights = "none"
-    return import_module(f"{__name__}.{config.model.name}").DETECTOR(config)
+        arguments.pop("teacher", None)  # a distilled network is in the checkpoint too
+        backbone = backbone and backbone.model_copy(update={"weights": "none"})
+    settings = {
+        "backbone": backbone,  # name and weights of a timm model, or None
+        "image_size": config.seen_size,  # height, width in pixels of images, or of the windows of them
+        "view_sizes": _view_sizes(config),  # that size, and those of its rotations under TTA
+        "targets": config.data.targets,  # what scores answer: the classes, and whether there is any defect
+        "symmetries": config.data.symmetries,  # rotations and flips that keep a label true
+        "expected_fpr": config.threshold.fpr,  # share of held-out normal images above the calibrated score
+        "window": config.infer.window,  # height, width in pixels, or None
+        "seed": config.train.seed,
+    }
+    wanted = inspect.signature(kind).parameters
+    detector = kind(**{name: value for name, value in settings.items() if name in wanted}, **arguments)
+    if pretrained:
+        for setting, folder in detector.outside_images().items():
+            refuse_external(config, setting, folder)
+    return detector
+
+
+def find_detector(name: str) -> type[Detector]:
+    """The class of the module `name` of this package; UserError if there is none."""
+    known = sorted({module.name for module in iter_modules(__path__)} - SHARED_PARTS)
+    if name not in known:
+        raise UserError(f"model.name={name}: the detectors are {', '.join(known)}")
+    return import_module(f"{__name__}.{name}").DETECTOR
+
+
+def check_options(config: Config) -> Section:
+    """`model.options` with the detector's defaults. Raises UserError for unknown names and bad values."""
+    section = _options_section(find_detector(config.model.name))
+    return validate(section, config.model.options, "model.options")
+
+
+@cache
+def _options_section(kind: type[Detector]) -> type[Section]:
+    """A detector's options as a section of the configuration, made from the signature of its `__init__`."""
+    types = get_type_hints(kind.__init__, include_extras=True)
+    fields = {name: (types[name], default) for name, default in _own_options(kind).items()}
+    fields |= {name: (section, section()) for name, section in kind.other_options.items()}
+    return create_model(f"{kind.__name__}Options", __base__=Section, **fields)
+
+
+def _own_options(kind: type[Detector]) -> dict[str, object]:
+    """The arguments after the `*` of a detector's `__init__`, with their defaults."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _view_sizes(config: Config) -> list[tuple[int, int]]:
+    """(height, width) of all that a detector is given to score: windows of images, of quarter turns too."""
+    views = DIHEDRAL[config.data.symmetries] if config.infer.tta else [(0, False)]
+    sizes = []
+    for turns, _ in views:
+        size = config.data.image_size[::-1] if turns % 2 else config.data.image_size
+        rows, columns = windows(size, config.infer.window)[0]
+        sizes.append((rows.stop - rows.start, columns.stop - columns.start))
+    return list(dict.fromkeys(sizes))

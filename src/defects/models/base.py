@@ -1,16 +1,26 @@
-"""The contract that every detector keeps, supervised or not."""
+"""The contract that every detector keeps, and what detectors of normal images have in common."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from timm.optim import param_groups_weight_decay
 from torch import nn
+from torch.nn import functional
 
 from defects.data.labels import DEFECT, Labels
+from defects.data.windows import windows
+from defects.models.statistics import exact_quantile
 
 Batch = dict[str, torch.Tensor]
+
+# Types of detectors' options, checked by pydantic.
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Batches(Protocol):
@@ -35,25 +45,41 @@ class Detector(nn.Module):
     every normal image). C counts `targets`, the last of which is whether there is any defect;
     K their classes, or is 1.
 
+    What a detector is built from are plain arguments: those before the `*` of its `__init__` are named as in
+    `defects.models.build_detector`, which takes them from the configuration; those after it are the
+    detector's own `model.options`, checked against their types, and all have defaults.
+
     Randomness comes from torch's and numpy's global generators, which are seeded for every epoch.
     Buffers may take their size in `prepare`: loading a checkpoint brings it back.
     """
 
     targets: tuple[str, ...] = (DEFECT,)  # what its scores answer; data.targets if it tells classes apart
+
+    # --- what it needs; a detector whose options change that sets it for itself in __init__ ---
     learns_from: Literal["normal", "both"] = "both"  # classes that prepare and training_loss are given
     # Whether training_loss is given each image once and as it will be scored, not in the rotations and flips
     # of the training list. Only for detectors that learn from one class: see training.fold.
     learns_upright = False
     uses_masks = False
-    segments = False  # its maps are probabilities that a pixel is defective
-    shares_preparation = False  # each process prepares with its share of the images, and they join that
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
+    uses_tta = True  # infer.tta where the configuration leaves that open; of the class, whatever its options
+    shares_preparation = False  # each process prepares with its share of the images, and they join that
+
+    # --- what it gives ---
+    segments = False  # its maps are probabilities that a pixel is defective
     int8 = False  # its network is worth exporting in 8 bits
+
+    # Sections of model.options that other programs read, such as src/distill.py, not the detector.
+    other_options: dict[str, type] = {}
 
     @property
     def labels(self) -> Labels:
         """What it wants to be told of its training images."""
         return Labels(self.targets, self.uses_masks)
+
+    def outside_images(self) -> dict[str, Path]:
+        """Folders of images beyond the data set that it learns from, by the setting that names them."""
+        return {}
 
     def prepare(self, batches: Batches) -> None:
         """Once, before the epochs, over the images learnt from: PCA, statistics, banks."""
@@ -70,7 +96,7 @@ class Detector(nn.Module):
         return None
 
     def validation(self, batch: Batch) -> Batch:
-        """What is watched on unseen images: `score` [B, C] and, where it means something, named losses."""
+        """What is measured on unseen images: `score` [B, C] and, where it means something, named losses."""
         return {"score": self(batch["image"])[0]}
 
     def calibrate(self, batches: Batches) -> None:
@@ -102,3 +128,54 @@ class Detector(nn.Module):
     def load_state_dict(self, state: dict[str, torch.Tensor], *arguments, **options):
         self.take_sizes(state)
         return super().load_state_dict(state, *arguments, **options)
+
+
+class AnomalyDetector(Detector):
+    """Learns from normal images; its score is calibrated on held-out normal ones.
+
+    The threshold, named `cut` as in checkpoints, is the score that a share `expected_fpr` of the held-out
+    normal images reaches, `spread` the distance from their median to it. Both are exact empirical quantiles.
+    Images larger than `window` (height, width) are scored in windows of that size.
+    """
+
+    learns_from = "normal"
+    # Rotated normal images would be learnt as normal, at the expense of the upright ones that are scored.
+    learns_upright = True
+    needs_holdout = True
+    uses_tta = False  # calibrated on images as they are, which an average over views would not fit
+
+    def __init__(self, expected_fpr: float, window: tuple[int, int] | None):
+        super().__init__()
+        self.expected_fpr = expected_fpr
+        self.window = window
+        self.register_buffer("cut", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
+
+    def calibrate(self, batches: Batches) -> None:
+        scores = []
+        for batch in batches:
+            in_windows = torch.stack([self(window)[0] for window in self.split_windows(batch["image"])])
+            scores.append(in_windows.amax(0).flatten().cpu())
+        self.set_scale(torch.cat(scores))
+
+    def split_windows(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The windows in which images [B, 3, H, W] are scored: their highest score is that of the image."""
+        return [images[..., rows, columns] for rows, columns in windows(images.shape[2:], self.window)]
+
+    def set_scale(self, scores: torch.Tensor) -> None:
+        """`cut` and `spread` from the raw scores [N] of held-out normal images."""
+        cut = exact_quantile(scores, 1 - self.expected_fpr)
+        median = exact_quantile(scores, 0.5)
+        self.cut.copy_(cut)
+        # Never zero: a handful of hold-out images may all score alike.
+        self.spread.copy_((cut - median).clamp(min=cut.abs() * 1e-3 + 1e-12))
+
+    def probability(self, score: torch.Tensor) -> torch.Tensor:
+        """0.5 at the threshold, linear near it, logarithmic far away: no two defects saturate at 1."""
+        return torch.sigmoid(torch.asinh((score - self.cut) / self.spread))
+
+
+def pad_to_multiple(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Images [B, 3, H, W] with their border repeated below and on the right up to multiples of `pixels`."""
+    height, width = images.shape[2:]
+    return functional.pad(images, (0, -width % pixels, 0, -height % pixels), mode="replicate")

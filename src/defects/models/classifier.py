@@ -1,27 +1,17 @@
 """Supervised classifier: any timm network with one logit per target."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import Config, Section, validate
+from defects.config import BackboneConfig
 from defects.config_data import Fraction
 from defects.errors import UserError
-from defects.models.base import Batch, Detector
-from defects.models.parts.backbone import Normalize, check_seen_sizes, create_backbone
-
-
-class ClassifierOptions(Section):
-    loss: Literal["bce", "focal"] = "bce"
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0  # Lin et al. 2017, section 3.2; no class weight
-    drop_rate: Fraction = 0.2
-    drop_path_rate: Fraction = 0.0
-    global_pool: Literal["avg", "max", "avgmax"] | None = None  # max: a small defect is not averaged away
-    map_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of where, beside whether; 0: without masks
+from defects.models.base import Batch, Detector, NotNegative
+from defects.models.features import Normalize, check_sizes, create_backbone
 
 
 class Classifier(Detector):
@@ -35,37 +25,52 @@ class Classifier(Detector):
 
     int8 = True
 
-    def __init__(self, config: Config):
+    def __init__(
+        self,
+        backbone: BackboneConfig | None,
+        view_sizes: list[tuple[int, int]],
+        targets: tuple[str, ...],
+        *,
+        loss: Literal["bce", "focal"] = "bce",
+        focal_gamma: NotNegative = 2.0,  # Lin et al. 2017, section 3.2; no class weight
+        drop_rate: Fraction = 0.2,
+        drop_path_rate: Fraction = 0.0,
+        global_pool: Literal["avg", "max", "avgmax"]
+        | None = None,  # max: a small defect is not averaged away
+        map_loss: NotNegative = 0.0,  # weight of where, beside whether; 0: without masks
+    ):
         super().__init__()
-        self.options = validate(ClassifierOptions, config.model.options, "model.options")
-        # Only what is set: not every network takes each of these.
-        options = self.options.model_dump(include={"drop_rate", "drop_path_rate", "global_pool"})
-        arguments = {name: value for name, value in options.items() if value}
-        self.targets = config.data.targets
-        self.network = create_backbone(
-            config.model.backbone, config.seen_size, num_classes=len(self.targets), **arguments
-        )
-        check_seen_sizes(self.network, config)
+        self.targets = targets
+        self.loss = loss
+        self.focal_gamma = focal_gamma
+        self.map_loss = map_loss
+        self.uses_masks = map_loss > 0
+        # Only what is set: not every network takes all of these.
+        arguments = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "global_pool": global_pool}
+        arguments = {name: value for name, value in arguments.items() if value}
+        self.network = create_backbone(backbone, view_sizes[0], num_classes=len(targets), **arguments)
+        check_sizes(self.network, backbone.name, view_sizes)
         self.normalize = Normalize(self.network)
         # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
         for parameter in self.network.get_classifier().parameters():
             nn.init.zeros_(parameter)
-        self.uses_masks = self.options.map_loss > 0
         if self.uses_masks:
-            channels = _map_channels(self.network, config.model.backbone.name, config.seen_size)
-            self.where = nn.Conv2d(channels, max(1, len(config.data.classes)), 1)
+            channels = _map_channels(self.network, backbone.name, view_sizes[0])
+            self.where = nn.Conv2d(channels, max(1, len(targets) - 1), 1)
 
     def training_loss(self, batch: Batch) -> Batch:
-        (logits, maps), label = self._logits(batch["image"]), batch["label"]
-        if self.options.loss == "focal":
-            losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.options.focal_gamma)
+        logits, maps = self._logits(batch["image"])
+        label = batch["label"]
+        if self.loss == "focal":
+            losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.focal_gamma)
         else:
             losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-        loss, found = losses.mean(), {"score": logits.detach()}
+        loss = losses.mean()
+        score = {"score": logits.detach()}
         if maps is None:
-            return {"loss": loss} | found
-        where = _map_loss(maps, batch["mask"], batch["masked"])
-        return {"loss": loss + self.options.map_loss * where, "map": where.detach()} | found
+            return {"loss": loss} | score
+        where = balanced_map_loss(maps, batch["mask"], batch["masked"])
+        return {"loss": loss + self.map_loss * where, "map": where.detach()} | score
 
     def validation(self, batch: Batch) -> Batch:
         return self.training_loss(batch)
@@ -97,15 +102,18 @@ def _map_channels(network: nn.Module, name: str, size: tuple[int, int]) -> int:
     return shape[0]
 
 
-def _map_loss(maps: torch.Tensor, masks: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+def balanced_map_loss(maps: torch.Tensor, masks: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     """Cross entropy of logits [B, K, h, w], half of it in the cells of defects in `masks` [B, K, H, W].
 
     Images whose mask is not known (0 in `masked` [B, 1]) do not count.
     """
+    known = masked[..., None, None]
     target = functional.adaptive_max_pool2d(masks, maps.shape[2:])
     losses = functional.binary_cross_entropy_with_logits(maps, target, reduction="none")
-    sides = (masked[..., None, None] * side for side in (target, 1 - target))
-    return sum(0.5 * (losses * side).sum() / side.sum().clamp(min=1) for side in sides)
+    total = 0
+    for cells in (known * target, known * (1 - target)):
+        total = total + 0.5 * (losses * cells).sum() / cells.sum().clamp(min=1)
+    return total
 
 
 DETECTOR = Classifier

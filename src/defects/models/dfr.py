@@ -7,20 +7,16 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import Config, Section, validate
+from defects.config import BackboneConfig
 from defects.config_data import Count
-from defects.models.anomaly import AnomalyDetector, exact_quantile
-from defects.models.base import Batch, Batches
-from defects.models.parts.backbone import Features
-from defects.models.parts.pca import StreamingCovariance, explained_components
-
-
-class DFROptions(Section):
-    layers: list[str] | None = None  # None: those of strides 8 and 16; published: the twelve of dfr.yaml
-    cell: Count = 4  # pixels of the image per cell of the common grid
-    variance: Annotated[float, Field(gt=0, lt=1)] = 0.9  # explained by the latent vector
-    standardize: bool = False  # channels to mean 0 and deviation 1 first; published: as they are
-    cut: Literal["image", "pixel"] = "image"  # what threshold.fpr is a share of; published: pixel
+from defects.models.base import AnomalyDetector, Batch, Batches
+from defects.models.features import Features
+from defects.models.statistics import (
+    StreamingCovariance,
+    exact_quantile,
+    explained_components,
+    raise_small_deviations,
+)
 
 
 class DFR(AnomalyDetector):
@@ -33,28 +29,47 @@ class DFR(AnomalyDetector):
     Two thresholds are kept, for the same expected rate and on held-out normal images (the published one is
     swept in 100 steps on the training images, which the autoencoder knows): `image_cut` is exceeded by a
     share threshold.fpr of the images, `pixel_cut` by that share of all cells. As a verdict on images, any
-    cell above `pixel_cut`, the latter calls nearly every image defective unless the rate is tiny.
+    cell above `pixel_cut`, the latter takes nearly every image for defective unless the rate is tiny.
     """
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.options = validate(DFROptions, config.model.options, "model.options")
-        self.features = Features(config.model.backbone, self.options.layers, config.seen_size)
+    def __init__(
+        self,
+        backbone: BackboneConfig | None,
+        image_size: tuple[int, int],
+        expected_fpr: float,
+        window: tuple[int, int] | None,
+        *,
+        layers: list[str] | None = None,  # None: those of strides 8 and 16; published: the twelve of dfr.yaml
+        cell: Count = 4,  # pixels of the image per cell of the common grid
+        variance: Annotated[float, Field(gt=0, lt=1)] = 0.9,  # explained by the latent vector
+        standardize: bool = False,  # channels to mean 0 and deviation 1 first; published: as they are
+        cut: Literal["image", "pixel"] = "image",  # what threshold.fpr is a share of; published: pixel
+    ):
+        super().__init__(expected_fpr, window)
+        self.cell = cell
+        self.variance = variance
+        self.standardize = standardize
+        self.calibrated_on = cut
+        self.features = Features(backbone, layers, image_size)
         self.channels = sum(self.features.channels)
-        for name, size in (("mean", (1, self.channels, 1, 1)), ("image_cut", ()), ("pixel_cut", ())):
-            self.register_buffer(name, torch.zeros(size))
+        self.register_buffer("mean", torch.zeros(1, self.channels, 1, 1))
+        self.register_buffer("image_cut", torch.zeros(()))
+        self.register_buffer("pixel_cut", torch.zeros(()))
         self.register_buffer("std", torch.ones(1, self.channels, 1, 1))
-        self._build(latent=1)
+        self._build_autoencoder(latent=1)
 
     def prepare(self, batches: Batches) -> None:
         stream = StreamingCovariance(self.channels, self.mean.device)
         for batch in batches:
-            for grid in self._pooled(batch["image"]):
+            for grid in self._common_grid(batch["image"]):
                 stream.update(grid.flatten(1).T)
         covariance = stream.covariance
-        if self.options.standardize:
-            covariance = self._standardize(stream.mean, covariance)
-        self._build(explained_components(covariance, self.options.variance))
+        if self.standardize:
+            std = raise_small_deviations(covariance.diagonal().sqrt())
+            covariance = covariance / std.outer(std)
+            self.mean.copy_(stream.mean.float().view_as(self.mean))
+            self.std.copy_(std.float().view_as(self.std))
+        self._build_autoencoder(explained_components(covariance, self.variance))
 
     def training_loss(self, batch: Batch) -> Batch:
         loss = self._errors(batch["image"]).mean()
@@ -65,39 +80,35 @@ class DFR(AnomalyDetector):
         return maps.amax((2, 3)), maps
 
     def calibrate(self, batches: Batches) -> None:
-        maps = [
-            torch.stack([self(part)[1].cpu() for part in self.parts(batch["image"])], 1) for batch in batches
-        ]
+        maps = []
+        for batch in batches:
+            in_windows = [self(window)[1].cpu() for window in self.split_windows(batch["image"])]
+            maps.append(torch.stack(in_windows, 1))
         maps = torch.cat(maps)  # [N, windows, 1, h, w]
         self.set_scale(maps.amax((1, 2, 3, 4)))
         self.image_cut.copy_(self.cut)
         self.pixel_cut.copy_(exact_quantile(maps.flatten(), 1 - self.expected_fpr))
-        if self.options.cut == "pixel":
+        if self.calibrated_on == "pixel":
             self.cut.copy_(self.pixel_cut)
 
     def take_sizes(self, state: dict[str, torch.Tensor]) -> None:
-        self._build(state["decoder.0.weight"].shape[1])
+        self._build_autoencoder(state["decoder.0.weight"].shape[1])
         super().take_sizes(state)
 
-    def _build(self, latent: int) -> None:
+    def _build_autoencoder(self, latent: int) -> None:
         """The autoencoder C, (C + 2d) / 2, 2d, d and back, for a latent width of d."""
-        middle, wide = 2 * latent, (self.channels + 2 * latent) // 2
-        encoder = [*_block(self.channels, wide), *_block(wide, middle), nn.Conv2d(middle, latent, 1)]
-        decoder = [*_block(latent, middle), *_block(middle, wide), nn.Conv2d(wide, self.channels, 1)]
-        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+        middle = 2 * latent
+        wide = (self.channels + 2 * latent) // 2
+        self.encoder = nn.Sequential(
+            *_pixel_block(self.channels, wide), *_pixel_block(wide, middle), nn.Conv2d(middle, latent, 1)
+        )
+        self.decoder = nn.Sequential(
+            *_pixel_block(latent, middle), *_pixel_block(middle, wide), nn.Conv2d(wide, self.channels, 1)
+        )
         # The rest may have been moved, and put into evaluation mode, before this is built anew.
         self.to(self.mean.device).train(self.training)
 
-    def _standardize(self, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        """Keep mean and deviation of the channels; the covariance of what is left of them."""
-        std = covariance.diagonal().sqrt()
-        # A channel that sleeps on these images would shout at the first one that wakes it.
-        std = std.clamp(min=0.01 * std.mean().item() + 1e-12)
-        self.mean.copy_(mean.float().view_as(self.mean))
-        self.std.copy_(std.float().view_as(self.std))
-        return covariance / std.outer(std)
-
-    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
+    def _common_grid(self, images: torch.Tensor) -> torch.Tensor:
         """All layers on one grid [B, C, H / cell, W / cell].
 
         The published code brings every layer to the image's size, bilinearly, and averages squares of 4x4
@@ -105,25 +116,26 @@ class DFR(AnomalyDetector):
         up to a little blur, layer by layer in a sixteenth of the memory. Corners are not aligned, since
         averages are not either.
         """
-        grid = [max(1, round(side / self.options.cell)) for side in images.shape[2:]]
-        return torch.cat([_resize(maps.float(), grid) for maps in self.features(images)], 1)
+        grid = [max(1, round(side / self.cell)) for side in images.shape[2:]]
+        layers = []
+        for maps in self.features(images):
+            maps = maps.float()
+            height, width = maps.shape[2:]
+            if height >= grid[0] and width >= grid[1]:
+                layers.append(functional.adaptive_avg_pool2d(maps, grid))
+            else:
+                layers.append(functional.interpolate(maps, grid, mode="bilinear"))
+        return torch.cat(layers, 1)
 
     def _errors(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 1, h, w]"""
-        features = (self._pooled(images) - self.mean) / self.std
+        features = (self._common_grid(images) - self.mean) / self.std
         restored = self.decoder(self.encoder(features))
         return (restored.float() - features).square().mean(1, keepdim=True)
 
 
-def _block(inputs: int, outputs: int) -> list[nn.Module]:
+def _pixel_block(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-
-
-def _resize(maps: torch.Tensor, grid: list[int]) -> torch.Tensor:
-    height, width = maps.shape[2:]
-    if height >= grid[0] and width >= grid[1]:
-        return functional.adaptive_avg_pool2d(maps, grid)
-    return functional.interpolate(maps, grid, mode="bilinear")
 
 
 DETECTOR = DFR

@@ -10,28 +10,17 @@ from pydantic import Field
 from torch.nn import functional
 from tqdm import tqdm
 
-from defects.config import Config, Section, validate
-from defects.config_data import Count
+from defects.config import BackboneConfig
+from defects.config_data import Count, Fraction
 from defects.errors import UserError
-from defects.models.anomaly import AnomalyDetector, Smooth
-from defects.models.base import Batches
-from defects.models.parts.backbone import Features
-from defects.models.parts.coreset import Coreset, greedy_coreset
+from defects.models.base import AnomalyDetector, Batches, Positive, Share
+from defects.models.coreset import Coreset, greedy_coreset
+from defects.models.features import Features
+from defects.models.statistics import GaussianSmoothing
 from defects.processes import add_up
 
-CELL = 4  # pixels of the image per pixel of the map
+CELL_PIXELS = 4  # of the image per pixel of the map
 PART = 512  # patches of the bank that are compared at a time
-
-
-class PatchCoreOptions(Section):
-    layers: list[str] | None = None  # None: those of strides 8 and 16
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the candidate patches that make the bank
-    max_bank: Count | None = None  # patches in the bank, whatever the ratio
-    max_patches: Count = 250_000  # candidates; beyond it a random part of each image
-    neighbours: Annotated[int, Field(ge=0)] = 9  # of the matched patch, which weight the score; 0: none
-    top_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the patches, averaged; 0: the largest alone
-    projection: Count | None = 128  # dimensions in which patches are chosen if they have more; None: all
-    smoothing: Annotated[float, Field(gt=0)] = 4.0  # sigma of the map, in pixels of the image
 
 
 class PatchCore(AnomalyDetector):
@@ -50,13 +39,35 @@ class PatchCore(AnomalyDetector):
     shares_preparation = True
     int8 = True
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.options = validate(PatchCoreOptions, config.model.options, "model.options")
-        self.features = Features(config.model.backbone, self.options.layers, config.seen_size)
+    def __init__(
+        self,
+        backbone: BackboneConfig | None,
+        image_size: tuple[int, int],
+        expected_fpr: float,
+        window: tuple[int, int] | None,
+        seed: int,
+        *,
+        layers: list[str] | None = None,  # None: those of strides 8 and 16
+        ratio: Share = 0.1,  # of the candidate patches that make the bank
+        max_bank: Count | None = None,  # patches in the bank, whatever the ratio
+        max_patches: Count = 250_000,  # candidates; beyond it a random part of each image
+        # of the matched patch, which weight the score; 0: none
+        neighbours: Annotated[int, Field(ge=0)] = 9,
+        top_share: Fraction = 0.0,  # of the patches, averaged; 0: the largest alone
+        projection: Count | None = 128,  # dimensions in which patches are chosen if they have more; None: all
+        smoothing: Positive = 4.0,  # sigma of the map, in pixels of the image
+    ):
+        super().__init__(expected_fpr, window)
+        self.seed = seed
+        self.ratio = ratio
+        self.max_bank = max_bank
+        self.max_patches = max_patches
+        self.neighbours = neighbours
+        self.top_share = top_share
+        self.projection = projection
+        self.features = Features(backbone, layers, image_size)
         self.cells = max(height * width for height, width in self.features.grids)
-        self.smooth = Smooth(self.options.smoothing / CELL)
-        self.seed = config.train.seed
+        self.smooth = GaussianSmoothing(smoothing / CELL_PIXELS)
         self.register_buffer("memory_bank", torch.empty(0, sum(self.features.channels)))
         self.register_buffer("bank_norms", torch.empty(0))
         # Every candidate lies within it of the bank, in the space where the bank was chosen.
@@ -73,11 +84,12 @@ class PatchCore(AnomalyDetector):
         New is what lies beyond the radius within which the bank covered its own candidates. With
         `max_bank` exceeded the whole bank is thinned by the same choice, and covers a wider radius.
         """
-        pool, radius = self.candidates(batches), float(self.radius)
-        new = self._choose(pool, len(pool), self._reduced(self.memory_bank), radius)
+        pool = self.candidates(batches)
+        radius = float(self.radius)
+        new = self._choose(pool, len(pool), self._project(self.memory_bank), radius)
         bank = torch.cat([self.memory_bank, pool[new.indices]])
-        if self.options.max_bank and len(bank) > self.options.max_bank:
-            thinned = self._choose(bank, self.options.max_bank)
+        if self.max_bank and len(bank) > self.max_bank:
+            thinned = self._choose(bank, self.max_bank)
             bank, radius = bank[thinned.indices], max(radius, thinned.radius)
         self._set_bank(bank, radius)
         return len(new.indices)
@@ -86,15 +98,15 @@ class PatchCore(AnomalyDetector):
         grid = self.patches(images)
         patches = grid.flatten(1, 2)
         distances = self._distances(patches.flatten(0, 1)).view(images.shape[0], -1)
-        score = self._weighted(patches, distances)
+        score = self._weight_score(patches, distances)
         return score[:, None], self._map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C], float32."""
-        maps = [functional.avg_pool2d(found.float(), 3, 1, 1) for found in self.features(images)]
-        finest = max((tuple(found.shape[2:]) for found in maps), key=math.prod)
-        same = [found if tuple(found.shape[2:]) == finest else _resize(found, finest) for found in maps]
-        return torch.cat(same, 1).permute(0, 2, 3, 1)
+        layers = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in self.features(images)]
+        finest = max((tuple(maps.shape[2:]) for maps in layers), key=math.prod)
+        layers = [maps if tuple(maps.shape[2:]) == finest else _resize(maps, finest) for maps in layers]
+        return torch.cat(layers, 1).permute(0, 2, 3, 1)
 
     def _distances(self, patches: torch.Tensor) -> torch.Tensor:
         """[N, C] -> the distance [N] to the nearest in the bank, by |x|^2 + |c|^2 - 2xc.
@@ -104,47 +116,47 @@ class PatchCore(AnomalyDetector):
         """
         squared = None
         for start in range(0, len(self.memory_bank), PART):
-            found = self._compared(patches, slice(start, start + PART)).amin(1)
-            squared = found if squared is None else torch.minimum(squared, found)
+            nearest = self._compare(patches, slice(start, start + PART)).amin(1)
+            squared = nearest if squared is None else torch.minimum(squared, nearest)
         return (squared + patches.square().sum(1)).clamp(min=0).sqrt()
 
-    def _compared(self, vectors: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+    def _compare(self, vectors: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
         """Squared distances of [N, C] to part of the bank, less the vectors' own squares."""
         return torch.addmm(self.bank_norms[part], vectors, self.memory_bank[part].T, alpha=-2)
 
-    def _weighted(self, patches: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+    def _weight_score(self, patches: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         """Image scores [B]: the largest distances, less where the match lies in a crowd (equation 7).
 
         patches [B, P, C], distances [B, P].
         """
-        image, at = torch.arange(patches.shape[0], device=patches.device), distances.argmax(1)
-        patch = patches[image, at]
-        match = self.memory_bank[self._compared(patch).argmin(1)]
+        images = torch.arange(patches.shape[0], device=patches.device)
+        patch = patches[images, distances.argmax(1)]
+        match = self.memory_bank[self._compare(patch).argmin(1)]
         largest = (patch - match).square().sum(1).sqrt()  # from differences: to all its digits
-        top = max(1, round(self.options.top_share * distances.shape[1]))
+        top = max(1, round(self.top_share * distances.shape[1]))
         score = largest if top == 1 else distances.topk(top, 1).values.mean(1)
-        count = min(self.options.neighbours, len(self.memory_bank))
+        count = min(self.neighbours, len(self.memory_bank))
         if count < 2:
             return score
-        around = self.memory_bank[self._compared(match).topk(count, largest=False).indices]
+        around = self.memory_bank[self._compare(match).topk(count, largest=False).indices]
         away = (patch[:, None] - around).square().sum(2).sqrt()
         return (1 - (largest - away.logsumexp(1)).exp()) * score
 
     def _map(self, distances: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """[B, 1, h, w] on the grid of patches -> [B, 1, H / 4, W / 4]."""
-        return self.smooth(_resize(distances, [max(1, round(side / CELL)) for side in size]))
+        return self.smooth(_resize(distances, [max(1, round(side / CELL_PIXELS)) for side in size]))
 
     def candidates(self, batches: Batches) -> torch.Tensor:
         """Candidate patches [N, C] of all images, or a random part of each; 0 for images not in `batches`."""
-        share = min(self.cells, max(1, self.options.max_patches // batches.images))
+        share = min(self.cells, max(1, self.max_patches // batches.images))
         pool = self._allocate(share * batches.images)
-        chosen = self._chosen(share, batches.images)
+        chosen = self._draw_patches(share, batches.images)
         for batch in tqdm(batches, "patches", leave=False, disable=None):
             for row, patches in zip(batch["row"].tolist(), self.patches(batch["image"]), strict=True):
                 pool[row * share : (row + 1) * share] = patches.flatten(0, 1)[chosen[row]]
         return pool
 
-    def _chosen(self, share: int, images: int) -> list[torch.Tensor | slice]:
+    def _draw_patches(self, share: int, images: int) -> list[torch.Tensor | slice]:
         """Which patches of each image are candidates; the same however many processes share the images."""
         if share == self.cells:
             return [slice(None)] * images
@@ -153,36 +165,40 @@ class PatchCore(AnomalyDetector):
 
     def _allocate(self, count: int) -> torch.Tensor:
         """Room for `count` patches. UserError if these, and what choosing among them takes, do not fit."""
-        width, device = self.memory_bank.shape[1], self.memory_bank.device
-        chosen_in = self.options.projection or width
-        extra = chosen_in if chosen_in < width else 0
+        width = self.memory_bank.shape[1]
+        device = self.memory_bank.device
+        projected = self.projection or width
+        extra = projected if projected < width else 0
         values = count * (width + extra + 8) + 2 * (self._bank_size(count) + len(self.memory_bank)) * width
-        needed, free = 4 * values / 2**30, _free_memory(device) / 2**30
+        needed = 4 * values / 2**30
+        free = _free_memory(device) / 2**30
         if needed > free:
             raise UserError(
                 f"patchcore needs {needed:.1f} GiB for {count:,} patches of {width} values, and {free:.1f} "
-                f"are free: lower model.options.max_patches={self.options.max_patches}, model.options.ratio "
+                f"are free: lower model.options.max_patches={self.max_patches}, model.options.ratio "
                 "or model.options.max_bank"
             )
         return torch.zeros(count, width, device=device)
 
     def _bank_size(self, candidates: int) -> int:
-        size = max(1, int(self.options.ratio * candidates))
-        return min(size, self.options.max_bank or size)
+        size = max(1, int(self.ratio * candidates))
+        return min(size, self.max_bank or size)
 
     def _choose(self, vectors: torch.Tensor, count: int, *known) -> Coreset:
-        return greedy_coreset(self._reduced(vectors), count, *known)
+        return greedy_coreset(self._project(vectors), count, *known)
 
-    def _reduced(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _project(self, vectors: torch.Tensor) -> torch.Tensor:
         """As they are, or randomly projected if that makes them narrower; lengths are kept on average."""
-        width, narrow = vectors.shape[1], self.options.projection
+        width = vectors.shape[1]
+        narrow = self.projection
         if narrow is None or narrow >= width:
             return vectors
         matrix = torch.randn(width, narrow, generator=torch.Generator().manual_seed(self.seed))
         return vectors @ (matrix / narrow**0.5).to(vectors.device)
 
     def _set_bank(self, bank: torch.Tensor, radius: float) -> None:
-        self.memory_bank, self.bank_norms = bank, bank.square().sum(1)
+        self.memory_bank = bank
+        self.bank_norms = bank.square().sum(1)
         self.radius.fill_(radius)
 
 
@@ -191,7 +207,7 @@ def _resize(maps: torch.Tensor, size: list[int]) -> torch.Tensor:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes; of the processes on this machine each holds a pool."""
+    """Bytes for one process: on a CPU the processes of this machine share what is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -13,29 +13,16 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import Config, Section, validate
+from defects.config import BackboneConfig
 from defects.config_data import Count
-from defects.models.anomaly import AnomalyDetector, Smooth
-from defects.models.base import Batch, Batches
-from defects.models.parts.backbone import Features, check_seen_sizes
-from defects.models.parts.perlin import perlin_mask
-from defects.precision import as_double, double_device
+from defects.models.base import AnomalyDetector, Batch, Batches, Positive
+from defects.models.features import Features, check_sizes
+from defects.models.statistics import ChannelMoments, GaussianSmoothing, raise_small_deviations
+from defects.models.synthetic_anomalies import perlin_mask
 
-MARGIN, GAMMA = 0.5, 4.0  # of the truncated L1 and of the focal loss
+MARGIN = 0.5  # of the truncated L1 loss
+GAMMA = 4.0  # of the focal loss
 ADAPTOR_LR = 0.5  # of the heads' learning rate
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class SuperSimpleNetOptions(Section):
-    supervised: bool = False  # true: real defects are learnt from too, with masks where there are any
-    layers: list[str] | None = None  # None: those of strides 8 and 16
-    standardize: bool = False  # channels to mean 0 and deviation 1 before anything else
-    noise_std: Positive = 0.015  # published for the raw features of wide_resnet50_2.tv_in1k
-    perlin_threshold: Annotated[float, Field(gt=-1, lt=1)] = 0.2  # published: 0.6 if supervised, and for VisA
-    hidden: Count = 1024  # channels of the segmentation head
-    class_channels: Count = 128  # of the classification head
-    smoothing: Positive = 4.0  # sigma of the map, in pixels of the image
 
 
 class SuperSimpleNet(AnomalyDetector):
@@ -54,54 +41,67 @@ class SuperSimpleNet(AnomalyDetector):
     zeros there.
     """
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.options = options = validate(SuperSimpleNetOptions, config.model.options, "model.options")
-        if options.supervised:
+    def __init__(
+        self,
+        backbone: BackboneConfig | None,
+        view_sizes: list[tuple[int, int]],
+        expected_fpr: float,
+        window: tuple[int, int] | None,
+        *,
+        supervised: bool = False,  # true: real defects are learnt from too, with masks where there are any
+        layers: list[str] | None = None,  # None: those of strides 8 and 16
+        standardize: bool = False,  # channels to mean 0 and deviation 1 before anything else
+        noise_std: Positive = 0.015,  # published for the raw features of wide_resnet50_2.tv_in1k
+        # published: 0.6 if supervised, and for VisA
+        perlin_threshold: Annotated[float, Field(gt=-1, lt=1)] = 0.2,
+        hidden: Count = 1024,  # channels of the segmentation head
+        class_channels: Count = 128,  # of the classification head
+        smoothing: Positive = 4.0,  # sigma of the map, in pixels of the image
+    ):
+        super().__init__(expected_fpr, window)
+        self.supervised = supervised
+        self.standardize = standardize
+        self.noise_std = noise_std
+        self.perlin_threshold = perlin_threshold
+        if supervised:
             self.learns_from = "both"
             # Defects are oversampled in rotations, so normal images must have the same ones, or rotation
             # would tell the classes apart.
             self.learns_upright = False
             self.uses_masks = True
             self.needs_holdout = False
-        self.features = Features(config.model.backbone, options.layers, config.seen_size)
-        check_seen_sizes(self.features, config)
+        self.features = Features(backbone, layers, view_sizes[0])
+        check_sizes(self.features, backbone.name, view_sizes)
         channels = sum(self.features.channels)
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
         self.adaptor = nn.Conv2d(channels, channels, 1)
         self.segmentation = nn.Sequential(
-            nn.Conv2d(channels, options.hidden, 1),
-            nn.BatchNorm2d(options.hidden),
+            nn.Conv2d(channels, hidden, 1),
+            nn.BatchNorm2d(hidden),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(options.hidden, 1, 1, bias=False),
+            nn.Conv2d(hidden, 1, 1, bias=False),
         )
-        self.classification = ClassHead(channels, options.class_channels)
-        self.smooth = Smooth(options.smoothing)
+        self.classification = ClassHead(channels, class_channels)
+        self.smooth = GaussianSmoothing(smoothing)
         for part in (self.adaptor, self.segmentation, self.classification):
-            part.apply(_initialize)
+            part.apply(_initialize_xavier)
 
     @torch.no_grad()
     def prepare(self, batches: Batches) -> None:
-        if not self.options.standardize:
+        if not self.standardize:
             return
-        device = double_device(self.mean.device)
-        moments = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=device)
+        moments = ChannelMoments(self.mean.shape[1])
         for batch in batches:
-            features = self._pooled(batch["image"])
-            means = [values.mean((0, 2, 3), keepdim=True) for values in (features, features**2)]
-            moments += as_double(torch.stack(means)) * len(features) / batches.images
-        mean, square = moments
-        std = (square - mean**2).clamp(min=0).sqrt()
-        self.mean.copy_(mean.float())
-        # A channel that sleeps on these images would shout at the first one that wakes it.
-        self.std.copy_(std.clamp(min=0.01 * std.mean().item() + 1e-12).float())
+            moments.add(self._common_grid(batch["image"]))
+        self.mean.copy_(moments.mean.float().view_as(self.mean))
+        self.std.copy_(raise_small_deviations(moments.std).float().view_as(self.std))
 
     def training_loss(self, batch: Batch) -> Batch:
         features = self._features(batch["image"])
         defect, free, known = self._truth(batch, features.shape[2:])
-        noisy = _twice(free) * self._blotches(2 * len(features), features)
-        noise = self._noise(noisy, features)
+        noisy = _twice(free) * self._draw_blotches(2 * len(features), features)
+        noise = self._draw_noise(noisy, features)
         adapted = _twice(self.adaptor(features)) + noise
         maps, score = self._heads(adapted, _twice(features) + noise)
         target = torch.maximum(_twice(defect), noisy)
@@ -115,61 +115,63 @@ class SuperSimpleNet(AnomalyDetector):
         return score.float(), self.smooth(maps)
 
     def calibrate(self, batches: Batches) -> None:
-        if not self.options.supervised:
+        if not self.supervised:
             super().calibrate(batches)
 
     def probability(self, score: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(score) if self.options.supervised else super().probability(score)
+        return torch.sigmoid(score) if self.supervised else super().probability(score)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         heads = [*self.segmentation.parameters(), *self.classification.parameters()]
-        adaptor = {"params": list(self.adaptor.parameters()), "lr_scale": ADAPTOR_LR}
-        return [group | {"weight_decay": weight_decay} for group in ({"params": heads}, adaptor)]
+        adaptor = list(self.adaptor.parameters())
+        return [
+            {"params": heads, "weight_decay": weight_decay},
+            {"params": adaptor, "lr_scale": ADAPTOR_LR, "weight_decay": weight_decay},
+        ]
 
-    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
+    def _common_grid(self, images: torch.Tensor) -> torch.Tensor:
         """All layers on twice the finest one's grid, 3x3 averaged: [B, C, h, w]."""
-        maps = [each.float() for each in self.features(images)]
-        grid = [2 * max(side) for side in zip(*(each.shape[2:] for each in maps), strict=True)]
-        maps = [functional.interpolate(each, size=grid, mode="bilinear") for each in maps]
-        return functional.avg_pool2d(torch.cat(maps, 1), 3, 1, 1, count_include_pad=False)
+        layers = [maps.float() for maps in self.features(images)]
+        height = max(maps.shape[2] for maps in layers)
+        width = max(maps.shape[3] for maps in layers)
+        grid = [2 * height, 2 * width]
+        layers = [functional.interpolate(maps, size=grid, mode="bilinear") for maps in layers]
+        return functional.avg_pool2d(torch.cat(layers, 1), 3, 1, 1, count_include_pad=False)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        return (self._pooled(images) - self.mean) / self.std
+        return (self._common_grid(images) - self.mean) / self.std
 
     def _heads(self, adapted: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         maps = self.segmentation(adapted)
         # Unsupervised, the map learns from its own losses alone.
-        seen = maps if self.options.supervised else maps.detach()
-        return maps, self.classification(features, seen)
+        classified = maps if self.supervised else maps.detach()
+        return maps, self.classification(features, classified)
 
     def _truth(self, batch: Batch, grid: torch.Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is known of real defects, [B, 1, h, w] each: where they are, where noise may go; [B, 1, 1, 1]:
         whether that is known."""
         images = batch["image"]
-        if not self.options.supervised:
-            nothing, everything = (
-                images.new_zeros(len(images), 1, *grid),
-                images.new_ones(len(images), 1, 1, 1),
-            )
-            return nothing, everything, everything
+        if not self.supervised:
+            nowhere = images.new_zeros(len(images), 1, *grid)
+            everywhere = images.new_ones(len(images), 1, 1, 1)
+            return nowhere, everywhere, everywhere
         known = batch["masked"][..., None, None]
         coverage = functional.interpolate(batch["mask"], size=grid, mode="area")
         return shrink_masks(coverage), known * (coverage == 0), known
 
-    def _blotches(self, count: int, like: torch.Tensor) -> torch.Tensor:
+    def _draw_blotches(self, count: int, like: torch.Tensor) -> torch.Tensor:
         """Where noise goes, [count, 1, h, w]; nowhere in half of them."""
-        grid, threshold = tuple(like.shape[2:]), self.options.perlin_threshold
-        masks = [perlin_mask(grid, threshold) * (np.random.random() < 0.5) for _ in range(count)]
+        grid = tuple(like.shape[2:])
+        masks = [perlin_mask(grid, self.perlin_threshold) * (np.random.random() < 0.5) for _ in range(count)]
         return torch.from_numpy(np.stack(masks)[:, None]).to(like)
 
-    def _noise(self, noisy: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def _draw_noise(self, noisy: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Gaussian noise [B, C, h, w] in the cells of `noisy` [B, 1, h, w], 0 elsewhere."""
         where = noisy[:, 0] > 0
         noise = like.new_zeros(*where.shape, like.shape[1])
         # Only what is used is drawn: the rest would be a sixth of the training time on a CPU.
-        noise[where] = (
-            torch.randn(int(where.sum()), like.shape[1], device=like.device) * self.options.noise_std
-        )
+        drawn = torch.randn(int(where.sum()), like.shape[1], device=like.device)
+        noise[where] = drawn * self.noise_std
         return noise.permute(0, 3, 1, 2)
 
 
@@ -184,8 +186,8 @@ class ClassHead(nn.Module):
         self.logit = nn.Linear(2 * width + 2, 1)
 
     def forward(self, features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        found = self.block(torch.cat([features, maps], 1))
-        pooled = [pool((2, 3)) for values in (found, maps) for pool in (values.amax, values.mean)]
+        hidden = self.block(torch.cat([features, maps], 1))
+        pooled = [pool((2, 3)) for values in (hidden, maps) for pool in (values.amax, values.mean)]
         return self.logit(torch.cat(pooled, 1))
 
 
@@ -193,8 +195,8 @@ def shrink_masks(coverage: torch.Tensor) -> torch.Tensor:
     """The defective cells (1.0) among [B, 1, h, w] of the share of each cell that a defect covers.
 
     A cell counts from half of the largest coverage among itself and its neighbours on. Inside and at the
-    edge of a defect that is the published cut at 0.5; a scratch or pore narrower than half a cell, which
-    that cut erases, keeps the cells it covers most.
+    edge of a defect that is the published threshold of 0.5; a scratch or pore narrower than half a cell,
+    which that threshold erases, keeps the cells it covers most.
     """
     largest = functional.max_pool2d(coverage, 3, 1, 1)
     return ((coverage > 0) & (coverage >= 0.5 * largest)).to(coverage)
@@ -207,19 +209,21 @@ def _losses(
     label: torch.Tensor,
     cell_weight: torch.Tensor,
 ) -> Batch:
-    """Truncated L1 of each side of the map, focal losses of map and score."""
-    maps, score, cell_weight = maps.float(), score.float(), cell_weight.expand_as(maps)
-    normal = _mean(functional.relu(MARGIN + maps), cell_weight * (1 - target))
-    defective = _mean(functional.relu(MARGIN - maps), cell_weight * target)
+    """Truncated L1 of normal and of defective cells, focal losses of map and score."""
+    maps = maps.float()
+    score = score.float()
+    cell_weight = cell_weight.expand_as(maps)
+    normal = _weighted_mean(functional.relu(MARGIN + maps), cell_weight * (1 - target))
+    defective = _weighted_mean(functional.relu(MARGIN - maps), cell_weight * target)
     losses = {
         "map": normal + defective,
-        "focal_map": _mean(sigmoid_focal_loss(maps, target, alpha=-1, gamma=GAMMA), cell_weight),
+        "focal_map": _weighted_mean(sigmoid_focal_loss(maps, target, alpha=-1, gamma=GAMMA), cell_weight),
         "focal_score": sigmoid_focal_loss(score, label, alpha=-1, gamma=GAMMA).mean(),
     }
     return {"loss": sum(losses.values())} | losses
 
 
-def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted mean; 0 where nothing has weight."""
     return (values * weights).sum() / weights.sum().clamp(min=1e-6)
 
@@ -228,7 +232,7 @@ def _twice(values: torch.Tensor) -> torch.Tensor:
     return torch.cat([values, values])
 
 
-def _initialize(module: nn.Module) -> None:
+def _initialize_xavier(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.xavier_normal_(module.weight)
 

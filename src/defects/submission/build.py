@@ -65,24 +65,27 @@ def run_places(runs: list[Run]) -> dict[str, str]:
 RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untuned.csv stand beside <name>.csv
 
 
+def summary_path(path: Path) -> Path:
+    """The JSON beside a submission; the files of the two mask rules share that of <name>.csv."""
+    name, _, rule = path.stem.rpartition(".")
+    own = path.with_suffix(".json")
+    return path.with_name(f"{name}.json") if rule in RULE_NAMES and not own.exists() else own
+
+
 def read_summary(path: Path) -> dict:
     """The JSON of a submission. Raises UserError if it is gone or of an older version.
 
-    The files of the two mask rules share that of <name>.csv; `chosen`, `decision` and `sha256` are then
-    those of the file itself.
+    Where several files share one, `chosen`, `decision` and `sha256` are those of the file itself.
     """
-    beside = path.with_suffix(".json")
-    name, _, rule = path.stem.rpartition(".")
-    is_shared = rule in RULE_NAMES and not beside.exists()
-    if is_shared:
-        beside = path.with_name(f"{name}.json")
+    beside = summary_path(path)
     summary = read_json(beside)
     if summary is None:
         raise UserError(f"{beside} does not exist: run src/ensemble.py again")
     is_whole = all(isinstance(summary.get(key), dict) for key in ("runs", "settings"))
     if not is_whole or not summary["runs"]:
         raise UserError(f"{beside} is not whole, or of an older version: run src/ensemble.py again")
-    if is_shared:
+    if beside != path.with_suffix(".json"):
+        rule = path.stem.rpartition(".")[2]
         summary["chosen"] = rule
         summary["sha256"] = summary.get("files", {}).get(rule)
         summary["decision"] = summary.get("decisions", {}).get(rule)

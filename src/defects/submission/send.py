@@ -14,7 +14,7 @@ from defects.config import Config
 from defects.errors import UserError
 from defects.files import read_csv
 from defects.scoring.decision import Decision
-from defects.submission.build import submission_ids, validate
+from defects.submission.build import submission_ids, summary_path, validate
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
 from defects.submission.masks import check_masks
@@ -64,7 +64,7 @@ def load_submission(
     digest = sha256(path)
     if summary.get("sha256") != digest:
         raise UserError(
-            f"the JSON beside {path.name} does not belong to it: run src/ensemble.py or src/infer.py again"
+            f"{summary_path(path)} does not belong to {path.name}: run src/ensemble.py or src/infer.py again"
         )
     try:
         decision = Decision.from_json(summary["decision"])

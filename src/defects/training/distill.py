@@ -20,20 +20,24 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import Config, resolve
+from defects.config import Config, Section, resolve
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
 from defects.errors import UserError
 from defects.files import locked
-from defects.models.efficientad import EfficientADOptions
-from defects.models.parts.backbone import Features
-from defects.models.parts.pdn import SHAPE, ChannelMoments, PatchDescription, read_tensors
+from defects.models import check_options
+from defects.models.efficientad import (
+    TEACHER_SHAPE,
+    PatchDescription,
+    read_tensors,
+)
+from defects.models.features import Features
+from defects.models.statistics import ChannelMoments
 from defects.stamps import ABOUT_THE_INDEX, Stamp, differences, file_contents, in_short, settings_but
 from defects.training import checkpoint
 from defects.training.loop import make_accelerator
 from defects.training.tracking import write_metrics
-from defects.validation import validate
 
 POOLED = 1024  # numbers per layer, as in PatchCore
 # Settings that the teacher does not depend on; the options are taken with their defaults.
@@ -104,7 +108,7 @@ def distill(config: Config, table: pd.DataFrame, images: Path | None, restart: b
             print(f"{path} is finished; --restart makes it again")
             return path
         work.fit()
-        content = {name: getattr(options, name) for name in SHAPE}
+        content = {name: getattr(options, name) for name in TEACHER_SHAPE}
         content |= {"teacher": work.teacher.cpu().state_dict(), "images": str(source)}
         checkpoint.save(path, content | {"fingerprint": work.fingerprint})
     print(f"wrote {path}")
@@ -168,7 +172,7 @@ class Distillation:
     """The training of one teacher on the images of `paths`, on one device."""
 
     config: Config
-    options: EfficientADOptions
+    options: Section
     paths: list[Path]
     accelerator: Accelerator
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -178,7 +182,7 @@ class Distillation:
         config, options, device = self.config, self.options, self.accelerator.device
         set_seed(config.train.seed)
         self.last = resolve(options.teacher).with_suffix("") / "last.pt"
-        shape = {name: getattr(options, name) for name in SHAPE}
+        shape = {name: getattr(options, name) for name in TEACHER_SHAPE}
         self.teacher = PatchDescription(**shape, padding=True).to(device)
         side, settings = 2 * options.distillation.image_size, options.distillation
         self.features = Features(config.model.backbone, settings.layers, (side, side)).to(device)
@@ -277,10 +281,10 @@ class Distillation:
         write_metrics(self.last.with_name("metrics.jsonl"), self.history)
 
 
-def _options(config: Config) -> EfficientADOptions:
+def _options(config: Config) -> Section:
     if config.model.name != "efficientad":
         raise UserError(f"model.name={config.model.name} has no teacher: choose --model efficientad")
-    options = validate(EfficientADOptions, config.model.options, "model.options")
+    options = check_options(config)
     if options.teacher is None:
         raise UserError("model.options.teacher is missing: name the file to write, such as output/teacher.pt")
     return options
@@ -315,7 +319,7 @@ def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config
     return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, bits=config.data.bits)
 
 
-def _fingerprint(config: Config, options: EfficientADOptions, paths: list[Path]) -> Stamp:
+def _fingerprint(config: Config, options: Section, paths: list[Path]) -> Stamp:
     """What the teacher depends on."""
     settings = settings_but(config, NOT_THE_TEACHER | {"model.options"})
     settings |= settings_but(options, NOT_THE_TEACHER, "model.options.")

@@ -1,30 +1,16 @@
-"""What all detectors share that learn from normal images: calibration, smoothing, sizes from a checkpoint."""
+"""What all detectors share that learn from normal images: calibration, sizes from a checkpoint."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
 
-from defects.config import Config
-from defects.models.anomaly import AnomalyDetector, Smooth, exact_quantile
+from defects.models.base import AnomalyDetector
+from defects.models.statistics import GaussianSmoothing
 
 
 def detector(fpr: float = 0.05) -> AnomalyDetector:
-    values = {"name": "d", "source": "folders", "root": ".", "image_size": [8, 8]}
-    return AnomalyDetector(
-        Config(experiment="e", data=values, model={"name": "none"}, threshold={"fpr": fpr})
-    )
-
-
-@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60), st.floats(0, 1))
-def test_quantile_is_the_smallest_value_that_enough_do_not_exceed(values, q):
-    found = float(exact_quantile(torch.tensor(values), q))
-    assert found in values
-    assert np.mean(np.array(values) <= found) >= q - 1e-12
-    below = [value for value in values if value < found]
-    assert not below or np.mean(np.array(values) <= max(below)) < q
+    return AnomalyDetector(expected_fpr=fpr, window=None)
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.2])
@@ -52,19 +38,11 @@ def test_a_hold_out_that_scores_alike_gives_a_usable_scale(scores):
     assert 0 < below < 0.5 < above < 1
 
 
-@pytest.mark.parametrize(("sigma", "shape"), [(1.0, (20, 31)), (2.5, (9, 40)), (4.0, (5, 5))])
-def test_smoothing_is_the_gaussian_filter(sigma, shape):
-    maps = np.random.default_rng(0).random((2, 3, *shape))
-    found = Smooth(sigma)(torch.tensor(maps, dtype=torch.float32)).numpy()
-    expected = gaussian_filter(maps, (0, 0, sigma, sigma), mode="nearest", truncate=4.0)
-    assert found == pytest.approx(expected, abs=1e-5)
-
-
 def test_a_checkpoint_brings_the_sizes_of_its_buffers_back():
     source, target = detector(), detector()
     for one, size in ((source, 7), (target, 0)):
         one.register_buffer("memory_bank", torch.rand(size, 3))
-        one.inner = Smooth(1.0)
+        one.inner = GaussianSmoothing(1.0)
         one.inner.register_buffer("rows", torch.rand(size))
     target.load_state_dict(source.state_dict())
     assert torch.equal(target.memory_bank, source.memory_bank)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 ROWS = 8192  # vectors compared at a time
 CENTRES = 256  # with so many centres
-CANDIDATES = 2048  # vectors among which the next centres are looked for
+CANDIDATES = 2048  # vectors among which the next centres are chosen
 STEPS = 64  # centres chosen before their distances are looked at: every look makes a GPU wait
 
 
@@ -61,7 +61,9 @@ class _Distances:
     """
 
     def __init__(self, vectors: torch.Tensor, origin: torch.Tensor):
-        self.vectors, self.origin, self.centres = vectors, origin, vectors[:0]
+        self.vectors = vectors
+        self.origin = origin
+        self.centres = vectors[:0]
         self.norms = torch.cat([(block - origin).square().sum(1) for block in vectors.split(ROWS)])
         self.slack = 4 * torch.finfo(vectors.dtype).eps * vectors.shape[1] ** 0.5
         self.squared = torch.full_like(self.norms, torch.inf)
@@ -77,10 +79,10 @@ class _Distances:
         norms = centres.square().sum(1)
         blocks = (part.split(ROWS) for part in (self.vectors, self.norms, self.squared, self.nearest))
         for vectors, own, squared, nearest in zip(*blocks, strict=True):
-            found, index = torch.addmm(norms, vectors - self.origin, centres.T, alpha=-2).min(1)
-            found.add_(own).clamp_(min=0)
-            nearer = found < squared
-            torch.where(nearer, found, squared, out=squared)
+            distance, index = torch.addmm(norms, vectors - self.origin, centres.T, alpha=-2).min(1)
+            distance.add_(own).clamp_(min=0)
+            nearer = distance < squared
+            torch.where(nearer, distance, squared, out=squared)
             torch.where(nearer, index.add_(first), nearest, out=nearest)
 
     def farthest(self, count: int) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -88,9 +90,11 @@ class _Distances:
         upper = self.squared + self.slack * self.norms
         if len(upper) > count:
             top = upper.topk(count + 1)
-            rows, bound = top.indices[:-1].sort().values, float(top.values[-1])
+            rows = top.indices[:-1].sort().values
+            bound = float(top.values[-1])
         else:
-            rows, bound = torch.arange(len(upper), device=upper.device), 0.0
+            rows = torch.arange(len(upper), device=upper.device)
+            bound = 0.0
         # Differences first, products never: equal vectors have distance 0, and equal distances tie.
         squared = (self.vectors[rows] - self.centres[self.nearest[rows]]).square().sum(1)
         squared[squared <= self.slack * self.norms[rows]] = 0

@@ -10,7 +10,7 @@ from defects.config import load_config
 from defects.errors import UserError
 from defects.files import array_archive
 from defects.models import build_detector
-from defects.models.classifier import _map_loss
+from defects.models.classifier import balanced_map_loss
 from defects.runs import Run
 from defects.scoring.pixels import Maps
 from defects.training.checkpoint import load_detector
@@ -96,7 +96,7 @@ def test_images_without_known_mask_teach_nothing_of_the_map(build):
 def test_a_defect_of_one_pixel_weighs_as_much_as_all_that_is_normal(size):
     maps, masks = torch.zeros(3, 1, 4, 4, requires_grad=True), torch.zeros(3, 1, *size)
     masks[0, 0, 20, 40] = 1
-    _map_loss(maps, masks, torch.ones(3, 1)).backward()
+    balanced_map_loss(maps, masks, torch.ones(3, 1)).backward()
     defective = maps.grad < 0
     assert defective.sum() == 1 and defective[0, 0, 1, 40 * 4 // size[1]]
     assert maps.grad[defective].sum().item() == pytest.approx(-maps.grad[~defective].sum().item())

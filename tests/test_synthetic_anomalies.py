@@ -1,9 +1,51 @@
-"""Perlin noise against its definition, and the masks cut from it."""
+"""Synthetic anomalies: what is pasted where, the textures, and Perlin noise against its definition."""
 
 import numpy as np
 import pytest
+from conftest import texture
 
-from defects.models.parts.perlin import perlin_mask, perlin_noise
+from defects.models import synthetic_anomalies
+from defects.models.synthetic_anomalies import distort, draw_texture, paste_anomaly, perlin_mask, perlin_noise
+
+
+def test_the_image_keeps_at_most_four_fifths_inside_the_mask(monkeypatch):
+    monkeypatch.setattr(synthetic_anomalies, "distort", lambda pixels: pixels)
+    np.random.seed(0)
+    black, shares = np.zeros((64, 64, 3), np.uint8), []
+    for _ in range(60):
+        mixed, mask = paste_anomaly(black, lambda image: np.full_like(image, 200))
+        shares += [1 - mixed[mask].mean() / 200] if mask.any() else []
+    assert min(shares) < 0.1
+    assert 0.7 < max(shares) < 0.81
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_a_grey_image_gets_a_grey_anomaly(grey):
+    np.random.seed(0)
+    image = np.repeat(texture(0, 64)[..., None], 3, axis=2)
+    image[..., 0] //= 1 if grey else 2
+    mixed, mask = paste_anomaly(image, lambda same: np.full_like(same, (250, 100, 5)))
+    assert mask.any()
+    spread = mixed[mask].max(axis=1).astype(int) - mixed[mask].min(axis=1)
+    assert (spread.max() == 0) == grey
+
+
+def test_drawn_textures_differ_and_keep_the_size():
+    np.random.seed(0)
+    image = np.random.randint(0, 256, (40, 72, 3), dtype=np.uint8)
+    drawn = np.stack([draw_texture(image) for _ in range(40)])
+    assert drawn.shape == (40, 40, 72, 3)
+    assert drawn.dtype == np.uint8
+    assert np.std(drawn.mean(axis=(1, 2, 3))) > 20
+    assert len({each.tobytes() for each in drawn}) == 40
+
+
+def test_every_operation_keeps_shape_and_type():
+    np.random.seed(0)
+    image = np.random.randint(0, 256, (40, 72, 3), dtype=np.uint8)
+    made = [distort(image) for _ in range(40)]
+    assert {(each.shape, each.dtype) for each in made} == {(image.shape, image.dtype)}
+    assert np.mean([(each != image).any() for each in made]) > 0.9
 
 
 def by_definition(gradients: np.ndarray, y: float, x: float) -> float:

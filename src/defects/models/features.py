@@ -1,4 +1,4 @@
-"""Networks and their weights from timm: from the hub, from a file, or explicitly random."""
+"""Networks of timm, with weights from the hub, from a file or explicitly random, and their feature maps."""
 
 import difflib
 import gc
@@ -13,15 +13,11 @@ from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from defects.config import BackboneConfig, Config, resolve
-from defects.data.transforms import DIHEDRAL
-from defects.data.windows import windows
+from defects.config import BackboneConfig, resolve
 from defects.errors import UserError
 
 # What networks raise for images of a size that they cannot take.
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, LookupError)
-
-logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # parts of a file that are not needed
 
 
 def create_backbone(
@@ -35,12 +31,14 @@ def create_backbone(
     """
     if backbone is None:
         raise UserError("model.backbone is missing: name a timm model, {name: ..., weights: imagenet}")
+    # timm warns of tensors in a file that the network has no use for, such as those of its head.
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
     if not timm.is_model(backbone.name.split(".")[0]):
         near = difflib.get_close_matches(backbone.name, timm.list_models(), n=3, cutoff=0.0)
         raise UserError(
             f"model.backbone.name={backbone.name}: timm has no such model; near: {', '.join(near)}"
         )
-    network, arguments = _build(backbone.name, size, arguments)
+    network, arguments = _create_untrained(backbone.name, size, arguments)
     if backbone.weights == "none":
         return network
     if backbone.weights == "imagenet":
@@ -58,7 +56,7 @@ def size_arguments(name: str, size: tuple[int, int] | None) -> list[dict]:
     return [{"img_size": size}, {}] if size and is_fixed else [{}]
 
 
-def _build(name: str, size: tuple[int, int] | None, arguments: dict) -> tuple[nn.Module, dict]:
+def _create_untrained(name: str, size: tuple[int, int] | None, arguments: dict) -> tuple[nn.Module, dict]:
     """The network without weights, and the arguments it was built with. Raises UserError if it cannot be."""
     choices = size_arguments(name, size)
     if len(choices) == 1:
@@ -84,7 +82,7 @@ def _build(name: str, size: tuple[int, int] | None, arguments: dict) -> tuple[nn
 def take_images(network: nn.Module, size: tuple[int, int]) -> None:
     """Run the network on one black image of `size` (height, width); raises one of REFUSALS if it cannot.
 
-    Also where it would leave a border out: patches that do not fill the image are left away by timm.
+    Also where it would leave out a border: timm drops patches that do not fill the image.
     """
     whole = getattr(network, "model", network)  # a feature extractor holds its network
     patch = getattr(getattr(whole, "patch_embed", None), "patch_size", None)
@@ -96,27 +94,19 @@ def take_images(network: nn.Module, size: tuple[int, int]) -> None:
     network.train(was_training)
 
 
-def seen_sizes(config: Config) -> list[tuple[int, int]]:
-    """(height, width) of all that a detector is given to score: windows of images, of quarter turns too."""
-    views = DIHEDRAL[config.data.symmetries] if config.infer.tta else [(0, False)]
-    sizes = []
-    for turns, _ in views:
-        image = config.data.image_size[::-1] if turns % 2 else config.data.image_size
-        rows, columns = windows(image, config.infer.window)[0]
-        sizes.append((rows.stop - rows.start, columns.stop - columns.start))
-    return list(dict.fromkeys(sizes))
+def check_sizes(network: nn.Module, name: str, sizes: list[tuple[int, int]]) -> None:
+    """UserError unless the network, called `name`, takes images of all `sizes` (height, width).
 
-
-def check_seen_sizes(network: nn.Module, config: Config) -> None:
-    """UserError unless the network takes all that it will be given (`seen_sizes`)."""
-    for height, width in seen_sizes(config):
+    The first is that of images as they are, the others are those of their rotations.
+    """
+    for height, width in sizes:
         try:
             take_images(network, (height, width))
         except REFUSALS as error:
-            turned = "" if (height, width) == config.seen_size else ", as infer.tta turns them"
+            views = "" if (height, width) == sizes[0] else ", as infer.tta turns them"
             raise UserError(
-                f"model.backbone.name={config.model.backbone.name} takes no images of {height}x{width} pixels"
-                f"{turned} ({in_one_line(error)}): change data.image_size, infer.tta or the network"
+                f"model.backbone.name={name} takes no images of {height}x{width} pixels{views} "
+                f"({in_one_line(error)}): change data.image_size, infer.tta or the network"
             ) from None
 
 
@@ -174,19 +164,20 @@ def _without_prefix(content: dict, wanted: dict[str, torch.Tensor]) -> dict[str,
     for part in [content, *(value for value in content.values() if isinstance(value, dict))]:
         tensors = {str(name): value for name, value in part.items() if isinstance(value, torch.Tensor)}
         for prefix in sorted({name.removesuffix(first) for name in tensors if name.endswith(first)}):
-            found = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
-            best = max(best, found, key=len)
+            matching = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
+            best = max(best, matching, key=len)
     return best
 
 
-def _fits(found: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
-    """Batch normalisation counts its batches in `num_batches_tracked`, which nothing here uses.
+def _fits(tensor: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
+    """Whether a checkpoint's `tensor` (None: it has none) can be loaded in place of `wanted`.
 
-    Embeddings of positions depend on the size of images: timm interpolates them.
+    Batch normalisation counts its batches in `num_batches_tracked`, which nothing here uses. Embeddings of
+    positions depend on the size of images: timm interpolates them.
     """
-    if found is None:
+    if tensor is None:
         return name.endswith("num_batches_tracked")
-    return found.shape == wanted.shape or "pos_embed" in name or "relative_position" in name
+    return tensor.shape == wanted.shape or "pos_embed" in name or "relative_position" in name
 
 
 class Normalize(nn.Module):
@@ -205,7 +196,7 @@ class Normalize(nn.Module):
 class Features(nn.Module):
     """Frozen feature maps of named layers: images [B, 3, H, W] in [0, 1] -> one [B, C, h, w] per layer.
 
-    The network is cut after the last layer asked for. `layers` are names of modules; None takes the last
+    The network ends after the last layer asked for. `layers` are names of modules; None takes the last
     of those with a stride of 8 and of 16 pixels (layer2 and layer3 of a ResNet). `channels` and `grids`
     (height, width) are those of images of `size`. Raises UserError for unknown layers and for images
     smaller than a stride.
@@ -214,9 +205,10 @@ class Features(nn.Module):
     def __init__(self, backbone: BackboneConfig | None, layers: list[str] | None, size: tuple[int, int]):
         super().__init__()
         network = create_backbone(backbone, size, num_classes=0)
-        self.layers = layers or _default_layers(network)
+        strides = {stage["reduction"]: stage["module"] for stage in network.feature_info}
+        self.layers = layers or [strides[stride] for stride in (8, 16) if stride in strides]
         self.normalize = Normalize(network)
-        self.network = _cut(backbone, network, self.layers, size).eval().requires_grad_(False)
+        self.network = _shorten(backbone, network, self.layers, size).eval().requires_grad_(False)
         try:
             maps = self(torch.zeros(1, 3, *size))
         except REFUSALS as error:
@@ -236,12 +228,9 @@ class Features(nn.Module):
         return self.network(self.normalize(images))
 
 
-def _default_layers(network: nn.Module) -> list[str]:
-    layers = {stage["reduction"]: stage["module"] for stage in network.feature_info}
-    return [layers[stride] for stride in (8, 16) if stride in layers]
-
-
-def _cut(backbone: BackboneConfig, network: nn.Module, layers: list[str], size: tuple[int, int]) -> nn.Module:
+def _shorten(
+    backbone: BackboneConfig, network: nn.Module, layers: list[str], size: tuple[int, int]
+) -> nn.Module:
     """The network up to the last of `layers`, returning the list of their outputs."""
     unknown = sorted(set(layers) - {name for name, _ in network.named_modules()})
     if unknown:
@@ -267,7 +256,7 @@ class Trunk(nn.Module):
         names = {f"trunk.{layer}": layer for layer in layers}
         self.graph = create_feature_extractor(WithoutHead(network), return_nodes=names).eval()
         _fold_norms(self.graph)
-        gc.collect()  # tracing leaves cycles, which keep what was cut off: half a gigabyte of a VGG
+        gc.collect()  # tracing leaves cycles, which keep the rest of the network: half a gigabyte of a VGG
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         maps = self.graph(images)
@@ -293,6 +282,6 @@ def _fold_norms(graph: nn.Module) -> None:
         pair = modules.get(getattr(before, "target", None)), modules.get(node.target)
         if not (isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)):
             continue
-        if len(before.users) == 1:  # or somebody wants the convolution's own output
+        if len(before.users) == 1:  # else the convolution's own output is wanted too
             graph.set_submodule(before.target, fuse_conv_bn_eval(*pair))
             graph.set_submodule(node.target, getattr(pair[1], "act", nn.Identity()))

@@ -1,10 +1,10 @@
 """What torch and torchvision lack: structural similarity, and the focal loss of two-channel maps."""
 
 import torch
-from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from defects.errors import UserError
+from defects.models.statistics import average_gaussian, gaussian_kernel
 
 C1, C2 = 0.01**2, 0.03**2  # Wang et al. 2004, K1 and K2, for values from 0 to 1
 
@@ -20,11 +20,14 @@ def ssim(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5)
     """
     check_window(window, a.shape[2:])
     with torch.autocast(a.device.type, enabled=False):
-        total, difference = a.float() + b.float(), a.float() - b.float()
+        total = a.float() + b.float()
+        difference = a.float() - b.float()
         # Variances are small differences of large squares, and keep their digits only near zero.
         shift = total.mean((2, 3), keepdim=True)
         values = torch.cat([total - shift, difference], 1)
-        means, squares = _blur(torch.cat([values, values**2], 1), window, sigma).chunk(2, 1)
+        kernel = gaussian_kernel(sigma, window // 2, values.device)
+        averages = average_gaussian(torch.cat([values, values**2], 1), kernel, "reflect")
+        means, squares = averages.chunk(2, 1)
     # Equation 13 in terms of sum and difference: 2ab = (s^2 - d^2) / 2, a^2 + b^2 = (s^2 + d^2) / 2.
     mean_s, mean_d = means.chunk(2, 1)
     variance_s, variance_d = (squares - means**2).chunk(2, 1)
@@ -54,15 +57,3 @@ def check_window(window: int, size: tuple[int, int]) -> None:
             f"the SSIM window of {window} pixels in model.options does not fit images of "
             f"{' x '.join(map(str, size))}: lower it, or enlarge data.image_size"
         )
-
-
-def _blur(images: torch.Tensor, window: int, sigma: float) -> torch.Tensor:
-    """Gaussian averages of [B, C, H, W], mirrored at the border."""
-    channels, radius = images.shape[1], window // 2
-    steps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    for shape, pad in (((1, 1, 1, -1), (radius, radius, 0, 0)), ((1, 1, -1, 1), (0, 0, radius, radius))):
-        weights = kernel.view(shape).expand(channels, -1, -1, -1)
-        images = functional.conv2d(functional.pad(images, pad, mode="reflect"), weights, groups=channels)
-    return images
