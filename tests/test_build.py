@@ -5,8 +5,8 @@ import json
 import pytest
 
 from defects.config import EnsembleConfig, ThresholdConfig
-from defects.errors import UserError
-from defects.submission.build import read_summary
+from defects.messages import UserError
+from defects.submission.answers import read_summary
 
 SETTINGS = {"threshold": ThresholdConfig().model_dump(), "ensemble": EnsembleConfig().model_dump()}
 WHOLE = {"runs": {"member": "output/member"}, "settings": SETTINGS}

@@ -130,7 +130,7 @@ NO_TEXTS = ["looks\\xba.png", "both\\xba\udcba.png", "\udcb0.png"]
 
 
 def read_back(text):
-    r"""The bytes of a path as README.md describes it: `\xNN` a byte, `\\` a backslash."""
+    r"""The bytes of a path as docs/deployment.md describes it: `\xNN` a byte, `\\` a backslash."""
 
     def byte(match):
         return b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)])
