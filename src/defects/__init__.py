@@ -1,4 +1,4 @@
-"""Rare-defect inspection: from raw images to a submission that scores what validation promised."""
+"""Rare-defect inspection: from raw images to a submission that scores what validation estimated."""
 
 import os
 import sys

@@ -29,7 +29,7 @@ ScoreImages = Callable[[np.ndarray], Arrays]  # images -> outputs by name
 
 
 class MaskRule(Section):
-    """How the map of one class becomes a mask: a Rule of evaluation.mask_rules; its `label` is Meta.threshold."""
+    """How the map of one class becomes a mask, a Rule of evaluation; its `label` is Meta.threshold."""
 
     pixel: float
     component: float

@@ -1,4 +1,4 @@
-"""What is promised before submitting: every figure from pooled out-of-fold scores."""
+"""What is expected before submitting: every figure from pooled out-of-fold scores."""
 
 import numpy as np
 import pandas as pd
@@ -26,10 +26,10 @@ def estimate(
     """Threshold and expected macro-F1 from `oof` (label, score, fold, group), plain values only.
 
     Scores are log-odds; `threshold` is `score_threshold` as a probability, found by `rule` (see
-    thresholds.choose_threshold). `nested_macro_f1` and its interval are the promise: thresholds fitted
+    thresholds.choose_threshold). `nested_macro_f1` and its interval are the estimate: thresholds fitted
     on the other folds, None for a single fold; of several experiments `nested` [N] is what was called
     defective by all that was fitted on the other folds. `fold_macro_f1` is the same for each fold, and
-    `optimism` what the nested estimate takes off. Without defects no macro-F1 can be promised: these are
+    `optimism` what the nested estimate takes off. Without defects no macro-F1 can be expected: these are
     all None, and `nested_false_rejection` is what is left. Raises UserError for scores that are not finite.
     """
     labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy(dtype=float)
