@@ -12,7 +12,6 @@ from defects.data import duplicates, many
 from defects.data.duplicates import search_siblings
 from defects.errors import UserError
 
-
 SETTINGS = DuplicateConfig(neighbours=4)
 
 
