@@ -33,10 +33,10 @@ from defects.data.folds import assign_folds  # noqa: E402
 from defects.evaluation.align import experiment_scores  # noqa: E402
 from defects.evaluation.answer_key import load_answers  # noqa: E402
 from defects.evaluation.blend import Ensemble, Sample  # noqa: E402
-from defects.evaluation.decision import Decision  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.evaluation.outcome import outcome  # noqa: E402
 from defects.evaluation.prior_shift import prior_shift  # noqa: E402
+from defects.evaluation.thresholds import Decision  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
 from defects.submission.blended_runs import decide_for_shares  # noqa: E402

@@ -13,10 +13,10 @@ from defects.config import Config, resolve
 from defects.data.index import image_sizes
 from defects.data.rle_table import all_pairs, check_runs, read_annotations
 from defects.evaluation.answer_key import load_answers
-from defects.evaluation.decision import SHARE_NAMES, Decision
 from defects.evaluation.dice import dice_table, mean_dice
+from defects.evaluation.metrics import macro_f1
 from defects.evaluation.outcome import outcome
-from defects.evaluation.thresholds import macro_f1
+from defects.evaluation.thresholds import SHARE_NAMES, Decision
 from defects.files import read_csv, same_text
 from defects.messages import UserError
 from defects.runs import Run

@@ -9,9 +9,9 @@ from runs import write_member
 
 from defects.config import EnsembleConfig, ThresholdConfig, load_config
 from defects.evaluation.blend import Ensemble, Sample
-from defects.evaluation.decision import Decision
+from defects.evaluation.metrics import macro_f1
 from defects.evaluation.prior_shift import prior_shift
-from defects.evaluation.thresholds import macro_f1
+from defects.evaluation.thresholds import Decision
 from defects.stages import ensure_images
 from defects.submission.blended_runs import decide_for_shares
 from defects.submission.ledger import COLUMNS, record

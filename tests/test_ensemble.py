@@ -11,8 +11,8 @@ from sklearn.metrics import f1_score
 from defects.config import EnsembleConfig, ThresholdConfig
 from defects.evaluation import prior_shift, thresholds
 from defects.evaluation.blend import WEIGHERS, Ensemble, Sample, methods_table
+from defects.evaluation.metrics import share_weights
 from defects.evaluation.scales import MIN_SLOPE, fit_calibration, fit_ranks
-from defects.evaluation.thresholds import share_weights
 
 FEW = settings(max_examples=30, deadline=None)
 finite = st.floats(-1e3, 1e3, width=32)

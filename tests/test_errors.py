@@ -10,14 +10,13 @@ from runs import runs_of, write_runs
 from scipy.special import expit
 
 from defects.evaluation.defect_score import AT_THRESHOLD, format_defect_score
-from defects.evaluation.estimate import rank_metrics
+from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.mistakes import (
     count_detected_by_kind,
     find_doubtful_labels,
     measure_disagreement,
     measure_margins,
 )
-from defects.evaluation.thresholds import macro_f1
 from defects.files import write_csv, write_json
 from defects.reports.ensemble_tables import load_ensemble_tables
 from defects.reports.error_report import build_error_report, draw_card

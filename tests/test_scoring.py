@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import expit
 from sklearn.metrics import f1_score
 
-from defects.evaluation import align, thresholds
+from defects.evaluation import align, metrics, thresholds
 from defects.evaluation.estimate import estimate
 from defects.evaluation.outcome import outcome
 from defects.messages import UserError
@@ -36,7 +36,7 @@ def test_best_threshold_is_the_exact_optimum_and_reaches_what_it_claims(sample):
     labels, scores = sample
     threshold, value = thresholds.best_threshold(labels, scores)
     assert value == pytest.approx(brute_force(labels, scores), abs=1e-12)
-    assert thresholds.macro_f1(labels, scores >= threshold) == pytest.approx(value, abs=1e-12)
+    assert metrics.macro_f1(labels, scores >= threshold) == pytest.approx(value, abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -109,7 +109,7 @@ def test_bootstrap_agrees_with_drawing_groups_one_by_one():
     drawn = []
     for _ in range(2000):
         index = np.concatenate([[2 * group, 2 * group + 1] for group in rng.integers(0, 100, 100)])
-        drawn.append(thresholds.macro_f1_of_counts(*confusion(labels[index], predicted[index])))
+        drawn.append(metrics.macro_f1_of_counts(*confusion(labels[index], predicted[index])))
     assert found == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.01)
 
 
@@ -241,7 +241,7 @@ def test_members_are_joined_by_id_and_those_that_differ_are_named():
 
 def test_share_weights_turn_the_test_into_one_with_the_training_share():
     labels = np.array([1] * 47 + [0] * 53)
-    weights = thresholds.share_weights(labels, 0.05)
+    weights = metrics.share_weights(labels, 0.05)
     assert weights.mean() == pytest.approx(1) and weights[labels == 1].sum() == pytest.approx(5)
     table = pd.DataFrame({"label": labels, "answer": labels, "score": labels * 0.5})
     found = outcome(table, 0.05)

@@ -7,7 +7,7 @@ import pytest
 from conftest import submitted_at
 
 from defects.config import as_yaml, load_config
-from defects.evaluation.decision import Decision
+from defects.evaluation.thresholds import Decision
 from defects.submission import send
 from defects.writing import sha256, write_bytes
 

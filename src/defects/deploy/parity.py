@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from defects.deploy.model import Model, Output
-from defects.evaluation.thresholds import macro_f1
+from defects.evaluation.metrics import macro_f1
 
 SCORE_LIMIT = 1e-4  # relative
 MAP_LIMIT = 1e-3

@@ -3,21 +3,12 @@
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import confusion_matrix
 
 from defects.evaluation import thresholds
 from defects.evaluation.interval import interval
+from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.messages import UserError
-
-
-def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> dict:
-    """AUROC and average precision of raw scores; None where only one class is present."""
-    if len(np.unique(labels)) < 2:
-        return {"auroc": None, "average_precision": None}
-    return {
-        "auroc": float(roc_auc_score(labels, scores, sample_weight=weights)),
-        "average_precision": float(average_precision_score(labels, scores, sample_weight=weights)),
-    }
 
 
 def estimate(
@@ -61,15 +52,15 @@ def _f1_figures(oof: pd.DataFrame, predicted: np.ndarray, nested: np.ndarray | N
     names = ["macro_f1", "macro_f1_at_half", "nested_macro_f1", "interval_90", "optimism", "fold_macro_f1"]
     found = dict.fromkeys(names)
     if labels.any():
-        found["macro_f1"] = thresholds.macro_f1(labels, predicted)
-        found["macro_f1_at_half"] = thresholds.macro_f1(labels, oof["score"] >= 0)
+        found["macro_f1"] = macro_f1(labels, predicted)
+        found["macro_f1_at_half"] = macro_f1(labels, oof["score"] >= 0)
         if nested is not None:
-            found["nested_macro_f1"] = thresholds.macro_f1(labels, nested)
+            found["nested_macro_f1"] = macro_f1(labels, nested)
             found["interval_90"] = interval(labels, nested, oof["group"].to_numpy())
             found["optimism"] = found["macro_f1"] - found["nested_macro_f1"]
             folds = pd.Series(range(len(oof))).groupby(oof["fold"].to_numpy()).indices
             found["fold_macro_f1"] = {
-                fold: thresholds.macro_f1(labels[rows], nested[rows]) for fold, rows in folds.items()
+                fold: macro_f1(labels[rows], nested[rows]) for fold, rows in folds.items()
             }
     return found
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import beta
 
-from defects.evaluation.thresholds import macro_f1, macro_f1_of_counts, share_weights
+from defects.evaluation.metrics import macro_f1, macro_f1_of_counts, share_weights
 
 PRIOR = 0.5  # of Jeffreys, both ways
 

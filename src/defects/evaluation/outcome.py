@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from defects.evaluation.estimate import rank_metrics
-from defects.evaluation.thresholds import best_threshold, macro_f1, share_weights
+from defects.evaluation.metrics import macro_f1, rank_metrics, share_weights
+from defects.evaluation.thresholds import best_threshold
 
 
 def outcome(table: pd.DataFrame, training_share: float) -> dict[str, float | None]:

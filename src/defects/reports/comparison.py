@@ -12,13 +12,12 @@ from defects.config import Config, ThresholdConfig, known_config_files, resolve,
 from defects.data.fold_files import DataTables
 from defects.evaluation.align import experiment_scores
 from defects.evaluation.answer_key import load_answers
-from defects.evaluation.decision import submitted_prior
 from defects.evaluation.estimate import estimate
 from defects.evaluation.outcome import outcome
 from defects.evaluation.pixels import Maps
 from defects.evaluation.prior_shift import prior_shift
 from defects.evaluation.seed_runs import aligned_oof, without_seeds
-from defects.evaluation.thresholds import choose_threshold
+from defects.evaluation.thresholds import choose_threshold, submitted_prior
 from defects.messages import UserError, shorten_names
 from defects.reports.mask_report import measure_dice
 from defects.reports.run_tables import measure_fold

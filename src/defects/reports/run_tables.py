@@ -9,7 +9,7 @@ import pandas as pd
 from defects.config import Config, resolve
 from defects.data.fold_files import DataTables
 from defects.evaluation.align import align_held
-from defects.evaluation.estimate import rank_metrics
+from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.runs import OOF_MAPS, Run
 

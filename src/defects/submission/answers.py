@@ -10,7 +10,7 @@ from defects.config import Config, EnsembleConfig, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
 from defects.data.index import sample_ids
 from defects.evaluation.adversarial import stored_comparison
-from defects.evaluation.decision import Decision
+from defects.evaluation.thresholds import Decision
 from defects.files import read_json, write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run

@@ -9,11 +9,11 @@ from defects.config import ThresholdConfig
 from defects.data.fold_files import DataTables
 from defects.evaluation.align import check_scores, experiment_scores, join, join_images
 from defects.evaluation.blend import Blend, Ensemble, Sample, methods_table
-from defects.evaluation.decision import Decision, decide, submitted_prior
 from defects.evaluation.estimate import estimate
 from defects.evaluation.prior_shift import prior_shift
 from defects.evaluation.scales import fit_calibration
 from defects.evaluation.seed_runs import aligned_oof, without_seeds
+from defects.evaluation.thresholds import Decision, decide, submitted_prior
 from defects.messages import UserError
 from defects.runs import Run, check_same_data, runs_on
 

@@ -15,7 +15,7 @@ COLUMNS = [
     "sha256",
     "options",  # of `kaggle competitions submit`
     "experiments",
-    "metric",  # macro-F1, or Dice for masks; this and the next seven as in evaluation.decision
+    "metric",  # macro-F1, or Dice for masks; this and the next seven as in the Decision
     "expected_score",
     "interval_low",  # of 90 %
     "interval_high",

@@ -17,11 +17,11 @@ from defects.data.labels import read_masks
 from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
-from defects.evaluation.decision import Decision
 from defects.evaluation.dice import PAIR, dice_interval, mean_dice
 from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, measure, nested_dice
 from defects.evaluation.mask_rules import Rule, to_mask
 from defects.evaluation.pixels import Maps
+from defects.evaluation.thresholds import Decision
 from defects.files import write_json
 from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run, check_same_data

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from defects.config import Config
-from defects.evaluation.decision import Decision
+from defects.evaluation.thresholds import Decision
 from defects.files import read_csv
 from defects.messages import UserError
 from defects.submission.answers import submission_ids, summary_path, validate

@@ -7,7 +7,7 @@ import numpy as np
 
 from defects.data.fold_files import DataTables
 from defects.evaluation.adversarial import in_short, stored_comparison
-from defects.evaluation.decision import Decision
+from defects.evaluation.thresholds import Decision
 from defects.runs import Run
 from defects.submission.answers import build_submission
 from defects.submission.masks import build_mask_submission

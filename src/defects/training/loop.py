@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from defects.config import TrainConfig
 from defects.data.datasets import to_device
-from defects.evaluation.estimate import rank_metrics
-from defects.evaluation.thresholds import best_threshold, macro_f1
+from defects.evaluation.metrics import macro_f1, rank_metrics
+from defects.evaluation.thresholds import best_threshold
 from defects.messages import UserError
 from defects.models import Batch, Detector
 from defects.processes import average_buffers, follow_main
