@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 import yaml
@@ -22,6 +23,10 @@ from defects.config_data import DataConfig, DuplicateConfig
 
 # Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("without_deadline", deadline=None)
+hypothesis.settings.load_profile("without_deadline")
 
 
 class Outcome(NamedTuple):
