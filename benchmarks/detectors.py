@@ -17,7 +17,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects.config import ROOT, known_config_files, load_config  # noqa: E402
-from defects.data.demo_images import TEXTURES, draw  # noqa: E402
+from defects.data.demo_images import TEXTURES, draw_image  # noqa: E402
 from defects.data.images import resize  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 
@@ -32,7 +32,7 @@ class Textures:
 
     def __init__(self, size: tuple[int, int]):
         names = list(TEXTURES)
-        pictures = [draw([0, number], names[number % len(names)])[0] for number in range(IMAGES)]
+        pictures = [draw_image([0, number], names[number % len(names)])[0] for number in range(IMAGES)]
         grey = np.stack([resize(picture, size) for picture in pictures])
         grey = torch.from_numpy(grey).float()[:, None] / 255
         self.batches = [

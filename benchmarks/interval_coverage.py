@@ -32,7 +32,7 @@ from defects.data.fold_files import find_duplicates  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
 from defects.evaluation.align import experiment_scores  # noqa: E402
 from defects.evaluation.answer_key import load_answers  # noqa: E402
-from defects.evaluation.blend import Ensemble, Sample  # noqa: E402
+from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.evaluation.outcome import outcome  # noqa: E402
 from defects.evaluation.prior_shift import prior_shift  # noqa: E402
@@ -109,7 +109,7 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     estimated = estimate(known.reset_index(), threshold.rule, threshold.fpr)
     labels = known["label"].to_numpy()
     oof_scores = known["score"].to_numpy()
-    sample = Sample(labels, oof_scores[:, None], known["fold"].to_numpy(), known["group"].to_numpy())
+    sample = OutOfFoldScores(labels, oof_scores[:, None], known["fold"].to_numpy(), known["group"].to_numpy())
     ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
     prior = prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
     decisions = decide_for_shares(threshold, ensemble, oof_scores, scores.to_numpy(), prior)

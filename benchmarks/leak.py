@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects import cli, stages  # noqa: E402
 from defects.config import Config, resolve  # noqa: E402
-from defects.data.datasets import EpochSampler, ImageDataset, Sample, plain_loader  # noqa: E402
+from defects.data.datasets import EpochSampler, ImageDataset, TrainingImage, plain_loader  # noqa: E402
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402
 from defects.data.index import training_sha256  # noqa: E402
@@ -66,11 +66,11 @@ FIGURES = {
 class Blackened(ImageDataset):
     """Copies as the recipe makes them: what comes in from outside the frame is black."""
 
-    def _turned(self, item: int | tuple[int, int]) -> Sample:
+    def _turned(self, item: int | tuple[int, int]) -> TrainingImage:
         row = item[1] if isinstance(item, tuple) else item
         image = read_image(self.root / self.paths[row], self.size, self.bits)
         image = rotate_black(image, self.angles[row])
-        return Sample({"image": image}, self.labels[row])
+        return TrainingImage({"image": image}, self.labels[row])
 
 
 def main() -> None:

@@ -140,13 +140,13 @@ def draw_images(folder: Path, count: int, seed: int, kinds: list[str]) -> dict[s
     """Textures of the demo, enlarged; labels by file name."""
     import cv2
 
-    from defects.data.demo_images import TEXTURES, draw
+    from defects.data.demo_images import TEXTURES, draw_image
 
     folder.mkdir()
     labels = {}
     for index in range(count):
         kind, texture = kinds[index % len(kinds)], list(TEXTURES)[index // len(kinds) % len(TEXTURES)]
-        image = draw([seed, index], texture, kind)[0]
+        image = draw_image([seed, index], texture, kind)[0]
         image = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         (folder / f"{index}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
         labels[f"{index}.png"] = int(kind != "normal")

@@ -29,7 +29,7 @@ from defects.evaluation.defect_score import compute_defect_scores, format_defect
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.reports.charts import draw_png  # noqa: E402
-from defects.reports.comparison import group_by_category, measure  # noqa: E402
+from defects.reports.comparison import group_by_category, measure_runs  # noqa: E402
 from defects.reports.comparison_report import write_comparison  # noqa: E402
 from defects.reports.figures import draw_heat_tile, fit_limits, mark_defects, read_tile  # noqa: E402
 from defects.reports.run_report import build_run_report  # noqa: E402
@@ -130,7 +130,7 @@ def take_screenshot(html: str) -> bytes:
 def draw_comparison(run: Run) -> bytes:
     """The PNG of src/compare.py over all runs on the run's data set."""
     runs = runs_on(run.config.data.name, run.config.output_dir)
-    values = measure(group_by_category(runs), stages.ensure_tables, False)
+    values = measure_runs(group_by_category(runs), stages.ensure_tables, False)
     with tempfile.TemporaryDirectory() as folder:
         write_comparison(values, run.config.data.name, Path(folder))
         return (Path(folder) / "compare.png").read_bytes()

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 from defects import cli, stages
 from defects.messages import UserError, shorten_names
-from defects.reports.comparison import group_by_category, measure
+from defects.reports.comparison import group_by_category, measure_runs
 from defects.reports.comparison_report import write_comparison
 from defects.runs import Run, find_runs, list_runs
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="add figures of the test images")
     arguments = parser.parse_args()
     studies = group_by_category(runs_to_compare(arguments))
-    values = measure(studies, stages.ensure_tables, arguments.test)
+    values = measure_runs(studies, stages.ensure_tables, arguments.test)
     config = studies[0][0].config
     name = config.data.whole_name
     paths, table = write_comparison(values, name, config.output_dir / name)

@@ -28,9 +28,9 @@ def main() -> None:
         # Read when Gradio is imported, which takes seconds: not before the model is known to load.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-        from defects.deploy.prediction_page import build_page, serve
+        from defects.deploy.prediction_page import build_prediction_page, serve
 
-        serve(build_page(model, normals), arguments.port, not arguments.no_browser)
+        serve(build_prediction_page(model, normals), arguments.port, not arguments.no_browser)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from defects.files import locked
 from defects.runs import Run
 from defects.submission import bundle, kernel
 from defects.submission.answers import open_runs, read_summary
-from defects.submission.kaggle_cli import shown
+from defects.submission.kaggle_cli import show_command
 from defects.submission.send import (
     TAG_LENGTH,
     Submission,
@@ -52,7 +52,7 @@ def deliver_file(config: Config, submission: Submission, arguments: argparse.Nam
     options, tag = file_options(submission.path), submission.sha256[:TAG_LENGTH]
     if arguments.dry_run:
         command = submit_command(config.data.kaggle.competition, options, tag, submission.message)
-        report_plan([shown(command)], [submission.path])
+        report_plan([show_command(command)], [submission.path])
         return
     report(
         submission,
@@ -70,7 +70,7 @@ def deliver_notebook(runs: list[Run], submission: Submission, arguments: argpars
     pins = [] if arguments.wheels else bundle.pins(config.data.kaggle)
     if arguments.dry_run:
         final = submit_command(competition, kernel.options(made, "VERSION"), tag, submission.message)
-        report_plan([*kernel.planned(made, pins), shown(final)], kernel.files(made))
+        report_plan([*kernel.planned(made, pins), show_command(final)], kernel.files(made))
         return
 
     def run_there() -> list[str]:

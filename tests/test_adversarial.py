@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from defects.config import load_config
 from defects.evaluation.adversarial import (
     bootstrap_auroc,
-    compare,
+    compare_with_test,
     defects_to_explain,
     stored_comparison,
 )
@@ -74,7 +74,9 @@ def test_a_comparison_without_its_page_does_not_count(compared, run_script, monk
 
 def compare_sides(config):
     tables = ensure_tables(config)
-    return compare(appearance_table(config, tables), float(tables.folds["label"].astype(float).mean()))
+    return compare_with_test(
+        appearance_table(config, tables), float(tables.folds["label"].astype(float).mean())
+    )
 
 
 def test_images_from_one_source_cannot_be_told_apart(compared):
@@ -99,7 +101,7 @@ def test_other_files_are_told_by_their_format_and_size(compared):
         [32, 0, 1],
         [40, 1, 0],
     ]
-    assert compare(table, 0)["auroc_setting"] > 0.98
+    assert compare_with_test(table, 0)["auroc_setting"] > 0.98
 
 
 def test_siblings_of_both_sides_share_a_group(compared):
@@ -122,8 +124,8 @@ def test_photographs_of_a_few_objects_are_no_shift():
     group = np.repeat(np.arange(60), 10)
     table = pd.DataFrame(objects[group] + 0.01 * rng.normal(size=(600, 12))).add_prefix("feature ")
     table = table.assign(image_id=np.arange(600).astype(str), test=group % 2 == 1, group=group, width=1.0)
-    assert abs(compare(table, 0)["auroc"] - 0.5) < 0.15
-    assert compare(table.assign(group=np.arange(600)), 0)["auroc"] > 0.95
+    assert abs(compare_with_test(table, 0)["auroc"] - 0.5) < 0.15
+    assert compare_with_test(table.assign(group=np.arange(600)), 0)["auroc"] > 0.95
 
 
 def test_too_few_images_are_not_compared(make_dataset, make_config):

@@ -182,6 +182,10 @@ def test_an_experiment_joins_a_data_file_and_a_model_file(tmp_path, parts):
     assert config.experiment == "cells_net"
 
 
+def test_a_data_file_beside_the_experiment_is_named_by_its_file_name(tmp_path, parts):
+    assert load_config(_write(tmp_path, "top.yaml", "data: cells.yaml\nmodel: net.yaml")).data.name == "cells"
+
+
 def test_data_and_model_on_the_command_line_join_alike(tmp_path, parts):
     data, model = parts
     written = load_config(_write(tmp_path, "top.yaml", f"data: {data}\nmodel: {model}"))

@@ -8,7 +8,7 @@ import pytest
 from runs import write_member
 
 from defects.config import EnsembleConfig, ThresholdConfig, load_config
-from defects.evaluation.blend import Ensemble, Sample
+from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
 from defects.evaluation.prior_shift import prior_shift
 from defects.evaluation.thresholds import Decision
@@ -33,7 +33,7 @@ def decisions_on(rng, rule, test_share, images=600, defects=40, tests=600):
     folds = np.zeros(images, dtype=int)
     for label in (0, 1):
         folds[labels == label] = np.arange((labels == label).sum()) % 5
-    sample = Sample(labels, scores[:, None], folds.astype(str), np.arange(images))
+    sample = OutOfFoldScores(labels, scores[:, None], folds.astype(str), np.arange(images))
     settings = ThresholdConfig(rule=rule)
     ensemble = Ensemble(["only"], sample, EnsembleConfig(), settings)
     prior = prior_shift(labels, scores, test_scores, rule)

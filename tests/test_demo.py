@@ -15,7 +15,7 @@ SMALL = {"normal": 10, "defect": 20, "test": 40}
 def full(tmp_path_factory) -> Path:
     """The folder that holds the default set, `data`, and its key, `key.csv`."""
     folder = tmp_path_factory.mktemp("demo")
-    demo.generate(folder / "data", folder / "key.csv")
+    demo.generate_demo(folder / "data", folder / "key.csv")
     return folder
 
 
@@ -46,7 +46,7 @@ def _macro_f1(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        demo.generate(tmp_path / name / "data", tmp_path / name / "key.csv", seed, **SMALL)
+        demo.generate_demo(tmp_path / name / "data", tmp_path / name / "key.csv", seed, **SMALL)
     a, b, c = (_contents(tmp_path / name) for name in "abc")
     assert a == b
     assert a.keys() == c.keys()
@@ -90,8 +90,8 @@ def test_masks_are_binary_and_small(full):
 @pytest.mark.parametrize("texture", demo.TEXTURES)
 @pytest.mark.parametrize("kind", demo.KINDS)
 def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
-    plain, nothing = demo.draw([5, 0], texture)
-    image, mask = demo.draw([5, 0], texture, kind)
+    plain, nothing = demo.draw_image([5, 0], texture)
+    image, mask = demo.draw_image([5, 0], texture, kind)
     change = np.abs(image.astype(int) - plain)
     far = cv2.dilate(mask, np.ones((31, 31))) == 0
     assert not nothing.any()
@@ -101,7 +101,9 @@ def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
 
 @pytest.mark.parametrize("kind", list(demo.KINDS))
 def test_strength_multiplies_the_change_alone(kind):
-    normal, weak, full = (demo.draw([7], "cast", *last)[0].astype(int) for last in ((), (kind, 0.5), (kind,)))
+    normal, weak, full = (
+        demo.draw_image([7], "cast", *last)[0].astype(int) for last in ((), (kind, 0.5), (kind,))
+    )
     assert np.abs(2 * (weak - normal) - (full - normal)).max() <= 2  # grey levels, of rounding
     assert np.abs(full - normal).max() > 20
 
@@ -151,7 +153,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch, stage):
 
     monkeypatch.setattr(demo, stage, stopped)
     with pytest.raises(KeyboardInterrupt):
-        demo.generate(tmp_path / "data", tmp_path / "key.csv", **SMALL)
+        demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,11 +161,11 @@ def test_existing_data_is_refused_and_left_untouched(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
-        demo.generate(tmp_path / "data", tmp_path / "key.csv", **SMALL)
+        demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", **SMALL)
     assert _contents(tmp_path) == {"data/mine.txt": b"mine"}
 
 
 def test_a_key_inside_the_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="outside"):
-        demo.generate(tmp_path / "data", tmp_path / "data/test/key.csv", **SMALL)
+        demo.generate_demo(tmp_path / "data", tmp_path / "data/test/key.csv", **SMALL)
     assert not list(tmp_path.iterdir())

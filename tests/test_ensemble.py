@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from defects.config import EnsembleConfig, ThresholdConfig
 from defects.evaluation import prior_shift, thresholds
-from defects.evaluation.blend import WEIGHERS, Ensemble, Sample, methods_table
+from defects.evaluation.blend import WEIGHERS, Ensemble, OutOfFoldScores, methods_table
 from defects.evaluation.metrics import share_weights
 from defects.evaluation.scales import MIN_SLOPE, fit_calibration, fit_ranks
 
@@ -26,7 +26,7 @@ def members(seed, worths, images=300, defects=30, folds=3):
     fold = np.zeros(images, dtype=int)
     for label in (0, 1):
         fold[labels == label] = np.arange((labels == label).sum()) % folds
-    return Sample(labels, scores, fold.astype(str), np.arange(images))
+    return OutOfFoldScores(labels, scores, fold.astype(str), np.arange(images))
 
 
 def ensemble(sample, **changes):

@@ -19,7 +19,7 @@ from defects.evaluation.mistakes import (
 )
 from defects.files import write_csv, write_json
 from defects.reports.ensemble_tables import load_ensemble_tables
-from defects.reports.error_report import build_error_report, draw_card
+from defects.reports.error_report import build_error_report, draw_member_card
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.submission.blended_runs import blend_runs
@@ -124,7 +124,7 @@ def test_a_card_has_the_image_and_every_member(config):
     write_members(config, normal_5=[4.0, 4.0, -4.0])
     tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     row = tables.images.loc[tables.list_mistakes(0)].reset_index().to_dict("records")[0]
-    card = draw_card(config.data, tables, row)
+    card = draw_member_card(config.data, tables, row)
     texts = {}
     for member in (tables.blend, *tables.members):
         texts[member.name] = f"{member.name} {format_defect_score(member.defect_scores[row['image_id']])}"

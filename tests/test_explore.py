@@ -214,10 +214,10 @@ def test_count_group_sizes():
 
 def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
     table = pd.DataFrame({"texture": np.arange(600) % 10})
-    rows = data_report.spread(table, 16)
+    rows = data_report.pick_spread(table, 16)
     assert rows.index.is_unique and rows.index.is_monotonic_increasing
     assert rows["texture"].nunique() > 5
-    assert data_report.spread(table, 1000).index.equals(table.index)
+    assert data_report.pick_spread(table, 1000).index.equals(table.index)
 
 
 def test_long_names_of_kinds_lose_their_middle():

@@ -267,7 +267,7 @@ def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     assert "generating the demo images" in capsys.readouterr().out
     assert first.images.groupby(["split", "label"], dropna=False).size().tolist() == [4, 3, 2]
     assert first.images["mask_path"].ne("").sum() == 2
-    monkeypatch.setattr(demo.demo_images, "generate", None)
+    monkeypatch.setattr(demo.demo_images, "generate_demo", None)
     assert list_data(data).images.equals(first.images)
 
 

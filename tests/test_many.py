@@ -43,18 +43,18 @@ def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, expec
 
 def test_large_arrays_lie_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(many, "HELD", 1000)
-    large = many.room((500, 3), np.uint8, tmp_path)
+    large = many.allocate_array((500, 3), np.uint8, tmp_path)
     large[:] = 7
     assert isinstance(large, np.memmap) and large.sum() == 10_500
-    assert not isinstance(many.room((10, 3), np.uint8, tmp_path), np.memmap)
-    assert not isinstance(many.room((500, 3), np.uint8, None), np.memmap)
+    assert not isinstance(many.allocate_array((10, 3), np.uint8, tmp_path), np.memmap)
+    assert not isinstance(many.allocate_array((500, 3), np.uint8, None), np.memmap)
     del large
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_too_small_is_named_beforehand(tmp_path):
     with pytest.raises(UserError, match=r"needs 1000000000.0 GB .* free it, or lower split.duplicates"):
-        many.room((10**9, 10**9), np.uint8, tmp_path)
+        many.allocate_array((10**9, 10**9), np.uint8, tmp_path)
 
 
 def test_threads_keep_the_order_and_run_no_further_than_the_limit(monkeypatch):

@@ -17,7 +17,7 @@ from defects.evaluation.mask_fitting import (
     best_cut,
     dice_under,
     fit_rules,
-    measure,
+    measure_candidates,
     nested_dice,
 )
 from defects.evaluation.mask_rules import Rule, remove_small, to_mask
@@ -89,7 +89,7 @@ def test_small_parts_are_removed_and_corners_connect():
 
 @given(arrays.arrays(np.float16, (9, 11), elements=SHARES), arrays.arrays(bool, (18, 20)))
 def test_every_outcome_is_that_of_the_mask_which_the_rule_makes(probabilities, truth):
-    outcomes = measure([candidate(0, probabilities, truth)])
+    outcomes = measure_candidates([candidate(0, probabilities, truth)])
     assert list(zip(outcomes["pixel"], outcomes["component"], strict=True)) == CHOICES
     for row in outcomes.itertuples():
         mask = to_mask(probabilities, 1, truth.shape, Rule(0, row.pixel, row.component, 0))
@@ -103,7 +103,7 @@ def test_a_pair_with_nothing_to_mark_costs_next_to_nothing():
     size, quiet = (256, 1600), np.full((41, 256), 0.2, np.float16)
     pairs = [Candidate(f"{i}", "1", "0", 0.1, quiet, np.zeros(size, bool)) for i in range(500)]
     start = time.process_time()
-    outcomes = measure(pairs)
+    outcomes = measure_candidates(pairs)
     assert (time.process_time() - start) / len(pairs) < 0.001
     assert len(outcomes) == 500 * len(CHOICES) and (outcomes["dice"] == 1).all()
 
@@ -157,7 +157,7 @@ def planted(kind):
     ],
 )
 def test_planted_thresholds_are_found(kind, low, high):
-    outcomes = measure(planted(kind))
+    outcomes = measure_candidates(planted(kind))
     rule = fit_rules(outcomes)["1"]
     assert low <= getattr(rule, kind) <= high
     untouched = {
@@ -171,34 +171,34 @@ def test_planted_thresholds_are_found(kind, low, high):
 def test_a_class_that_no_image_has_keeps_the_plain_rule():
     """Fitted to what is empty alone, it would never mark anything."""
     empty = [each._replace(truth=np.zeros_like(each.truth)) for each in planted("pixel")]
-    assert fit_rules(measure(empty))["1"] == Rule()
+    assert fit_rules(measure_candidates(empty))["1"] == Rule()
 
 
 def test_each_class_has_a_rule_of_its_own():
     kinds = {"2": "pixel", "4": "component"}
     both = [each._replace(target=name) for name, kind in kinds.items() for each in planted(kind)]
-    rules = fit_rules(measure(both))
+    rules = fit_rules(measure_candidates(both))
     for name, kind in kinds.items():
-        assert rules[name] == fit_rules(measure(planted(kind)))["1"]
+        assert rules[name] == fit_rules(measure_candidates(planted(kind)))["1"]
 
 
 def test_outcomes_under_a_rule_are_those_of_its_masks():
     pairs = [each._replace(target=kind) for kind in ("label", "area") for each in planted(kind)]
     rules = {"label": Rule(0.7, 0.4, 0.0004, 0), "area": Rule(0.5, 0.6, 0.0, 0.03)}
-    found = dice_under(measure(pairs), rules).set_index(["image_id", "target"])
+    found = dice_under(measure_candidates(pairs), rules).set_index(["image_id", "target"])
     assert len(found) == len(pairs)
     for each in pairs:
         mask = to_mask(each.probabilities, each.label, SIZE, rules[each.target])
         row = found.loc[(each.image_id, each.target)]
         assert row["dice"] == pytest.approx(pair_dice(mask, each.truth))
         assert row["empty"] == (not each.truth.any())
-    outcomes = measure(pairs[:3])
+    outcomes = measure_candidates(pairs[:3])
     assert apply_rule(outcomes, rules["label"]).index.tolist() == [each.image_id for each in pairs[:3]]
 
 
 def test_no_fold_has_a_say_in_its_own_rule():
     """The pairs of fold 0 left as they are score the same, whatever the others of fold 0 become."""
-    outcomes = measure(planted("label"))
+    outcomes = measure_candidates(planted("label"))
     held = outcomes["fold"] == "0"
     changed = held & outcomes["image_id"].isin([f"{i}.jpg" for i in range(10)])
     # Many surely labelled masks that are wrong: they would have everybody's emptied.
@@ -211,7 +211,7 @@ def test_no_fold_has_a_say_in_its_own_rule():
 
 
 def test_nested_rules_are_fitted_on_the_other_folds():
-    outcomes = measure(planted("area"))
+    outcomes = measure_candidates(planted("area"))
     parts = [
         dice_under(outcomes[outcomes["fold"] == held], fit_rules(outcomes[outcomes["fold"] == other]))
         for held, other in ("01", "10")

@@ -20,10 +20,10 @@ from conftest import raising, texture, write_png
 from onnx import TensorProto, helper
 
 from defects.config import ROOT
-from defects.deploy.inspection import decode, draw_heat_map
+from defects.deploy.inspection import decode_upload, draw_heat_map
 from defects.deploy.model import META, VERSION, load_model
 from defects.deploy.page_view import EMPTY
-from defects.deploy.prediction_page import DROP_LIMIT, Desk, build_page, serve
+from defects.deploy.prediction_page import DROP_LIMIT, Desk, build_prediction_page, serve
 from defects.deploy.similar import load_normals
 from defects.files import array_archive, write_json
 from defects.messages import UserError
@@ -263,9 +263,9 @@ def test_without_normal_images_their_part_is_left_out(make_desk, drop):
 def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
     desk = make_desk()
     one = score(desk, drop / "clear.png").results[0]
-    assert decode(one.picture).shape == (SIZE, SIZE, 3)
+    assert decode_upload(one.picture).shape == (SIZE, SIZE, 3)
     assert [region[1:5] for region in one.found.regions] == [(8, 8, 4, 8)]
-    picture = decode(draw_heat_map(one.picture, one.found, desk.meta.map)).astype(int)
+    picture = decode_upload(draw_heat_map(one.picture, one.found, desk.meta.map)).astype(int)
     assert picture.shape == (20 * SIZE, 20 * SIZE, 3)
     # The frame of the region, 20 times as large, is cyan.
     assert (picture[160:320, 160] - [0, 255, 255] < 60).all() and picture[100, 100, 0] > 60
@@ -273,8 +273,8 @@ def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
 
 def test_a_large_image_is_kept_small(make_desk, drop):
     page = score(make_desk(), write_png(drop / "large.png", np.zeros((1000, 3000), np.uint8)))
-    assert decode(page.results[0].picture).shape == (400, 1200, 3)
-    assert decode(page.results[0].icon).shape[1] == 112
+    assert decode_upload(page.results[0].picture).shape == (400, 1200, 3)
+    assert decode_upload(page.results[0].icon).shape[1] == 112
 
 
 def test_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):
@@ -289,7 +289,7 @@ def test_a_port_in_use_is_named(make_desk, monkeypatch):
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use"):
-            serve(build_page(make_desk().model, None), port, browser=False)
+            serve(build_prediction_page(make_desk().model, None), port, browser=False)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from conftest import defective, texture, write_png
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
-from defects.data.paste import FEATHER, SCALES, Paste, blended, place
+from defects.data.paste import FEATHER, SCALES, Paste, blend_patch, place
 from defects.data.rle import encode
 from defects.messages import UserError
 from defects.stages import ensure_tables
@@ -211,7 +211,7 @@ def test_a_patch_gets_the_lighting_of_its_place(surface, around, inside, expecte
     mask = np.zeros((40, 40), bool)
     mask[15:25, 10:20] = True
     patch[mask] = inside
-    mixed = blended(image, patch, mask)
+    mixed = blend_patch(image, patch, mask)
     assert (mixed[mask] == expected).all() and (mixed[~mask] == surface).all()
 
 
@@ -219,10 +219,10 @@ def test_a_rim_fades_and_a_whole_image_is_taken_as_it_is():
     image = np.full((30, 30, 3), 100, np.uint8)
     patch, mask = image.copy(), np.zeros((30, 30), bool)
     patch[14:16, 10:20], mask[15, 15] = 160, True
-    mixed = blended(image, patch, mask)[14:16, 15:20, 0].astype(int)
+    mixed = blend_patch(image, patch, mask)[14:16, 15:20, 0].astype(int)
     assert mixed[1, 0] == 160 and (np.diff(mixed[1]) < 0).all() and mixed[1, 4] == 100
     for whole in (patch, patch // 2):
-        assert (blended(image, whole, np.ones((30, 30), bool)) == whole).all()
+        assert (blend_patch(image, whole, np.ones((30, 30), bool)) == whole).all()
 
 
 def test_without_marked_defects_it_is_refused(table, tmp_path):

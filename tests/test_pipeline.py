@@ -9,7 +9,7 @@ from conftest import raising, run_at, runs_at, submitted_at
 from defects.config import load_config
 from defects.messages import UserError
 from defects.runs import Run
-from defects.submission.answers import validate
+from defects.submission.answers import check_answers
 from defects.training import checkpoint, scoring
 from defects.writing import sha256
 
@@ -199,4 +199,4 @@ def test_without_test_images_there_is_nothing_to_score(make_dataset, config_file
 )
 def test_submissions_that_would_be_rejected(table, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        validate(table, ["a", "b"], tmp_path / "submission.csv")
+        check_answers(table, ["a", "b"], tmp_path / "submission.csv")

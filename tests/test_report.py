@@ -21,8 +21,8 @@ from defects.reports.html import (
     Cards,
     Fact,
     KeyFigure,
+    PageSection,
     Picture,
-    Section,
     Table,
     Text,
     build_page,
@@ -232,7 +232,7 @@ def test_page_escapes_all_texts():
     picture = Picture("data:,", 2, 1, tag, tag)
     card = Card(tag, (picture,), (Fact(tag),), tag)
     blocks = [Text(tag), Table(pd.DataFrame({tag: [tag]}, index=[tag])), Cards(tag, [card])]
-    html = build_page(tag, tag, [Section(tag, blocks)], [KeyFigure(tag, tag, tag)])
+    html = build_page(tag, tag, [PageSection(tag, blocks)], [KeyFigure(tag, tag, tag)])
     body = html[html.index("<body>") : html.index("<dialog")]
     assert "<em>&" not in body
     assert body.count("&lt;em&gt;&amp;") == 17
@@ -245,7 +245,7 @@ def test_page_enlarges_images_and_fetches_nothing(tmp_path):
     picture = embed_jpeg(np.full((40, 60, 3), 90, np.uint8), "grey")
     cards = [Card(f"{number}.png", (picture,), hint=f"folder/{number}.png") for number in range(3)]
     path = tmp_path / "page.html"
-    path.write_text(build_page("page", "", [Section("images", [Cards("", cards)])]), encoding="utf-8")
+    path.write_text(build_page("page", "", [PageSection("images", [Cards("", cards)])]), encoding="utf-8")
     requests, complaints = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])

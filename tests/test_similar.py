@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import texture, write_png
 
-from defects.deploy.similar import NORMALS, SIDE, Normals, load_normals, shrink, spread
+from defects.deploy.similar import NORMALS, SIDE, Normals, load_normals, shrink, spread_positions
 from defects.files import array_archive
 from defects.messages import UserError
 
@@ -70,9 +70,9 @@ def test_small_images_are_kept_as_they_are_and_large_ones_in_proportion():
 
 
 def test_positions_are_spread_over_all():
-    assert spread(5, 10) == [0, 1, 2, 3, 4]
-    assert spread(101, 3) == [0, 50, 100]
-    assert spread(0, 3) == []
+    assert spread_positions(5, 10) == [0, 1, 2, 3, 4]
+    assert spread_positions(101, 3) == [0, 50, 100]
+    assert spread_positions(0, 3) == []
 
 
 def test_the_exports_own_images(tmp_path):

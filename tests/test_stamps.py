@@ -12,7 +12,7 @@ from defects.evaluation import adversarial
 from defects.models import check_options
 from defects.runs import Run
 from defects.stages import ensure_tables
-from defects.stamps import content_of, differences, in_short, settings_but
+from defects.stamps import content_of, differences, join_differences, settings_but
 from defects.training import checkpoint, distillation
 from defects.validation import accepted_kinds, section_of
 
@@ -215,7 +215,7 @@ def test_a_difference_names_the_setting_and_both_values():
         "infer.map_size=64 then, 32 now",
         "train.ema=null then, 0.9 now",
     ]
-    assert in_short([*found, "x", "y"]).endswith("train.ema=null then, 0.9 now and 2 more")
+    assert join_differences([*found, "x", "y"]).endswith("train.ema=null then, 0.9 now and 2 more")
     assert differences(then, now, but=["folds.csv", "infer.map_size", "train.ema"]) == []
 
 

@@ -23,7 +23,7 @@ SMALL = {"images": 6, "test": 3, "size": (32, 96)}
 def folder(tmp_path_factory) -> Path:
     """The folder of a data set of 240 + 40 strips, `data`, and its key, `key.csv`."""
     folder = tmp_path_factory.mktemp("strips")
-    strips.generate(folder / "data", folder / "key.csv", 240, 40, SIZE)
+    strips.generate_strips(folder / "data", folder / "key.csv", 240, 40, SIZE)
     return folder
 
 
@@ -36,12 +36,12 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _draw(classes: str, seed: int, size: tuple[int, int] = SIZE):
-    return strips.draw(strips.Strip("x.jpg", (seed,), classes), size)
+    return strips.draw_strip(strips.Strip("x.jpg", (seed,), classes), size)
 
 
 def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        strips.generate(tmp_path / name / "data", tmp_path / name / "key.csv", seed=seed, **SMALL)
+        strips.generate_strips(tmp_path / name / "data", tmp_path / name / "key.csv", seed=seed, **SMALL)
     a, b, c = (_contents(tmp_path / name) for name in "abc")
     assert a == b
     assert not {a[name] for name in a if name.endswith(".jpg")} & set(c.values())
@@ -128,7 +128,7 @@ def test_pairs_of_duplicates(folder):
     pairs = [pair for pair in pairs.values() if len(pair) == 2]
     assert len(pairs) == 3
     for (first, second), stamped, marked in zip(pairs, (False, True, True), (True, True, False), strict=True):
-        (a, masks), (b, others) = (strips.draw(strip, SIZE) for strip in (first, second))
+        (a, masks), (b, others) = (strips.draw_strip(strip, SIZE) for strip in (first, second))
         assert first.name != second.name
         assert np.array_equal(a, b) != stamped
         assert np.array_equal(a[SIZE[0] // 8 :], b[SIZE[0] // 8 :])
@@ -151,7 +151,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(strips, "write_rle_table", stopped)
     with pytest.raises(KeyboardInterrupt):
-        strips.generate(tmp_path / "data", tmp_path / "key.csv", **SMALL)
+        strips.generate_strips(tmp_path / "data", tmp_path / "key.csv", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,13 +159,13 @@ def test_existing_data_is_refused_and_left_untouched(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
-        strips.generate(tmp_path / "data", tmp_path / "key.csv", **SMALL)
+        strips.generate_strips(tmp_path / "data", tmp_path / "key.csv", **SMALL)
     assert _contents(tmp_path) == {"data/mine.txt": b"mine"}
 
 
 def test_a_key_inside_the_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="outside"):
-        strips.generate(tmp_path / "data", tmp_path / "data/key.csv", **SMALL)
+        strips.generate_strips(tmp_path / "data", tmp_path / "data/key.csv", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -177,5 +177,5 @@ def test_the_source_generates_once(tmp_path, monkeypatch, capsys):
     first = list_data(data)
     assert "generating the strips" in capsys.readouterr().out
     assert first.images["split"].value_counts().to_dict() == {"train": 6, "test": 3}
-    monkeypatch.setattr(strips, "generate", None)
+    monkeypatch.setattr(strips, "generate_strips", None)
     assert list_data(data).images.equals(first.images)

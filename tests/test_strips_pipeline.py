@@ -41,7 +41,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("steel")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strips, "LABEL_SETS", LABEL_SETS)
-        strips.generate(folder / "data", folder / "key.csv", 40, 10, SIZE)
+        strips.generate_strips(folder / "data", folder / "key.csv", 40, 10, SIZE)
     sample = folder / "data" / "sample_submission.csv"
     write_rle_table(sample, read_rle_table(sample, CLASSES)[::-1], "joined")  # in no sorted order
     seer = write_config(folder, "seer", {"name": "classifier", "backbone": NETWORK})

@@ -204,18 +204,17 @@ def load_config(
     what the experiment says of training, since a learning rate of another model would be worse than a
     default. The run is called `<data.name>_<model>`, or as the file, where settings stand in it. Without
     `needs_model` the model may be missing, for stages that use none and should not wait for its libraries.
-    Raises UserError for unreadable files,
-    unknown keys (naming the nearest known one) and bad values.
+    Raises UserError for unreadable files, unknown keys (naming the nearest known one) and bad values.
     """
     experiment = {} if path is None else read_config_file(path)
     own = {key: value for key, value in experiment.items() if key not in ("data", "model")}
     data = experiment.get("data") if data is None else data
-    values = _part("data", data)
+    values = _part("data", data, path)
     if model is None:
         model = experiment.get("model")
         if model is None and not needs_model:
             model = "classifier"
-        values = _merged(_merged(values, _part("models", model), Config), own, Config)
+        values = _merged(_merged(values, _part("models", model, path), Config), own, Config)
     else:
         kept = {key: value for key, value in own.items() if key not in ("train", "augment", "experiment")}
         values = _merged(_merged(values, kept, Config), _part("models", model), Config)
@@ -244,9 +243,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
 def with_model(config: Config, name: str) -> Config:
     """The experiment with what a model file says in place of its model and training."""
-    kept = config.model_dump(
-        mode="json", exclude={"model": True, "train": True, "augment": True, "infer": True}
-    )
+    kept = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
     return _with_needs_of_detector(validate(Config, _merged(kept, _part("models", name), Config), name))
 
 
@@ -255,10 +252,17 @@ def known_config_files(kind: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 
-def find_config_file(kind: str, name: str) -> Path:
-    """The file of configs/<kind> that is called `name`; a path to another YAML file is one, too."""
+def find_config_file(kind: str, name: str, beside: Path | None = None) -> Path:
+    """The file of configs/<kind> that is called `name`, or another YAML file, by its path.
+
+    A relative path starts at the folder of `beside` (the experiment that names it), at the present folder, or
+    at the repository: the first that exists.
+    """
     if name.endswith((".yaml", ".yml")):
-        return resolve(name)
+        places = [Path(name).expanduser(), resolve(name)]
+        if beside is not None:
+            places.insert(0, beside.parent / name)
+        return next((place for place in places if place.exists()), places[-1])
     known = known_config_files(kind)
     if name not in known:
         option = "--data" if kind == "data" else "--model"
@@ -268,14 +272,17 @@ def find_config_file(kind: str, name: str) -> Path:
     return ROOT / "configs" / kind / f"{name}.yaml"
 
 
-def _part(kind: str, named: Any) -> dict[str, Any]:
-    """What a data file or a model file says; `named` is its name, or its section written out, or nothing."""
+def _part(kind: str, named: Any, beside: Path | None = None) -> dict[str, Any]:
+    """What a data file or a model file says; `named` is its name, or its section written out, or nothing.
+
+    `beside` is the experiment that names it.
+    """
     if named is None:
         return {}
     section = "data" if kind == "data" else "model"
     if not isinstance(named, str):
         return {section: named}
-    path = find_config_file(kind, named)
+    path = find_config_file(kind, named, beside)
     values = read_config_file(path)
     if section not in values:
         raise UserError(f"{path} says nothing of {section}: a file of configs/{kind} has that section")

@@ -18,7 +18,7 @@ from defects.config import Config, apply_overrides, read_config_file, resolve, v
 from defects.data.labels import DEFECT
 from defects.files import read_csv, read_json
 from defects.messages import UserError, shorten_names
-from defects.stamps import Stamp, content_of, differences, in_short, settings_but
+from defects.stamps import Stamp, content_of, differences, join_differences, settings_but
 
 FULL = "full"  # in place of a fold's number: the fit on every training image
 OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a fold's folder
@@ -154,8 +154,8 @@ class Run:
             found = differences(self.read_score_stamp(fold), self.score_stamp(fold), but=settings)
             if found:
                 raise UserError(
-                    f"{path} was scored with other models ({name_model(fold)}: {in_short(found)}): run "
-                    "src/infer.py again"
+                    f"{path} was scored with other models ({name_model(fold)}: {join_differences(found)}): "
+                    "run src/infer.py again"
                 )
         if self.config.data.classes:
             self._check_map_sizes(scored)
@@ -292,7 +292,8 @@ def _refuse_other_settings(stored: Config, config: Config) -> None:
     then, now = settings_but(stored, excluded), settings_but(config, excluded)
     changed = differences({"settings": then, "files": {}}, {"settings": now, "files": {}})
     if changed:
+        allowed = ", ".join(CHANGEABLE)
         raise UserError(
-            f"{stored.experiment_dir} was trained with other settings ({in_short(changed)}): leave them out, "
-            f"or train another run with src/train.py; of a trained run {', '.join(CHANGEABLE)} can be set"
+            f"{stored.experiment_dir} was trained with other settings ({join_differences(changed)}): leave "
+            f"them out, or train another run with src/train.py; of a trained run {allowed} can be set"
         )

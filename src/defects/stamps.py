@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from defects.config import REMOVED_SETTINGS, Config, resolve
 from defects.messages import shorten_names
-from defects.validation import section_of, shown
+from defects.validation import section_of, show_value
 from defects.writing import sha256
 
 # Data settings whose effect images.csv holds, or which change no image.
@@ -98,7 +98,7 @@ def is_stamp(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("settings", "files"))
 
 
-def in_short(found: list[str]) -> str:
+def join_differences(found: list[str]) -> str:
     """Differences for a message."""
     return shorten_names(found, "; ")
 
@@ -132,4 +132,4 @@ def _defaults(model: type[BaseModel], prefix: str) -> dict[str, Any]:
 def _value(value: Any) -> str:
     if value is PydanticUndefined:
         return "(not set)"
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else show_value(value)

@@ -178,7 +178,7 @@ def _explain(model: type[BaseModel], values: dict[str, Any], problem: dict[str, 
         message = f"write {_list_form(annotation)}"
     elif kind in WANTED:
         message = f"write {WANTED[kind]}"
-    return f"{key}={shown(value)}: {message}"
+    return f"{key}={show_value(value)}: {message}"
 
 
 def _locate(values: Any, place: tuple[str | int, ...]) -> tuple[list[str], Any]:
@@ -222,12 +222,12 @@ def _list_form(annotation: Any) -> str:
     return "a list, [A, B, ...]"
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value of a file as it is written there, in one line, shortened."""
     if isinstance(value, dict):
-        text = "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+        text = "{" + ", ".join(f"{key}: {show_value(item)}" for key, item in value.items()) + "}"
     elif isinstance(value, list | tuple):
-        text = f"[{', '.join(map(shown, value))}]"
+        text = f"[{', '.join(map(show_value, value))}]"
     elif value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     elif isinstance(value, Written) and value.isprintable():

@@ -26,7 +26,7 @@ from defects.seeds import derive
 Item = int | tuple[int, int]
 
 
-class Sample(NamedTuple):
+class TrainingImage(NamedTuple):
     """An image, and what is known of it."""
 
     targets: dict[str, np.ndarray]  # image uint8 [H, W, 3], and where masks are wanted mask uint8 [H, W, K]
@@ -96,7 +96,7 @@ class ImageDataset(Dataset):
         blank = {"image": np.zeros((*self.size, 3), np.uint8)}
         return augmented_size(self.compose, **blank, **({"mask": self._empty()} if self.truth else {}))
 
-    def _turned(self, item: Item) -> Sample:
+    def _turned(self, item: Item) -> TrainingImage:
         """An item covered, pasted into and turned as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
         label = self.labels[row]
@@ -116,7 +116,7 @@ class ImageDataset(Dataset):
             targets |= {name: getattr(painted, name) for name in targets}
             label = painted.label
         turn = (self.angles[row], self.flips[row])
-        return Sample({name: rotate_flip(each, *turn) for name, each in targets.items()}, label)
+        return TrainingImage({name: rotate_flip(each, *turn) for name, each in targets.items()}, label)
 
     def _mask(self, row: dict[str, Any]) -> np.ndarray:
         masks = read_masks(row, self.root, self.known.classes)
@@ -128,7 +128,7 @@ class ImageDataset(Dataset):
     def _empty(self) -> np.ndarray:
         return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
 
-    def _sample(self, item: Item, turned: Sample) -> dict[str, Any]:
+    def _sample(self, item: Item, turned: TrainingImage) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
         targets, label = turned
         if self.compose is not None:

@@ -208,7 +208,7 @@ KINDS: dict[str, Callable[[Generator, Field], tuple[Field, Field]]] = {
 # --- images and data set ---
 
 
-def draw(
+def draw_image(
     key: list[int], texture: str, kind: str = "normal", strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image and its mask, both (SIDE, SIDE) uint8, that belong to the random key.
@@ -251,9 +251,9 @@ def _write_train(folder: Path, seed: int, normal: int, defect: int, strength: fl
     for name in ("normal_images", "defect_images", "defect_masks"):
         (folder / name).mkdir(parents=True)
     for i, (texture, kind) in enumerate(_plan(normal, defects=False)):
-        _write(folder / "normal_images" / f"normal_{i:04d}.png", draw([seed, 0, i], texture, kind)[0])
+        _write(folder / "normal_images" / f"normal_{i:04d}.png", draw_image([seed, 0, i], texture, kind)[0])
     for i, (texture, kind) in enumerate(_plan(defect, defects=True)):
-        image, mask = draw([seed, 1, i], texture, kind, strength)
+        image, mask = draw_image([seed, 1, i], texture, kind, strength)
         _write(folder / "defect_images" / f"defect_{i:04d}.png", image)
         _write(folder / "defect_masks" / f"defect_{i:04d}.png", mask)
 
@@ -266,14 +266,14 @@ def _write_test(folder: Path, seed: int, count: int, strength: float) -> pd.Data
     plan = [plan[i] for i in np.random.default_rng([seed, 3]).permutation(count)]
     names = [f"test_{i:04d}.png" for i in range(count)]
     for i, (name, (texture, kind)) in enumerate(zip(names, plan, strict=True)):
-        _write(folder / "images" / name, draw([seed, 2, i], texture, kind, strength)[0])
+        _write(folder / "images" / name, draw_image([seed, 2, i], texture, kind, strength)[0])
     key = pd.DataFrame({"ImageId": names, "kind": [kind for _, kind in plan]})
     key.insert(1, "answer", (key["kind"] != "normal").astype(int))
     key[["ImageId", "answer"]].assign(answer=0).to_csv(folder / "sample_submission.csv", index=False)
     return key
 
 
-def generate(
+def generate_demo(
     root: Path,
     answers: Path,
     seed: int = 0,

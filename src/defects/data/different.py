@@ -77,7 +77,7 @@ def is_alike(different: np.ndarray) -> bool:
     return len(different) > 0 and bool(np.quantile(different, 0.99) >= ALIKE)
 
 
-def choose_threshold(
+def choose_pair_threshold(
     different: np.ndarray, best: np.ndarray, images: int, proposed: int, has_one_design: bool
 ) -> Threshold:
     """From the agreements of the sampled pairs [P] and the best ones of each image [N, MOST_PHOTOGRAPHS].

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from defects.config_data import DuplicateConfig
 from defects.data import different, registration
 from defects.data.different import Threshold
-from defects.data.many import in_threads, room
+from defects.data.many import allocate_array, in_threads
 from defects.data.registration import FLIPS, blur, flip_pictures
 
 SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
@@ -124,8 +124,9 @@ def _features(
 ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Of the K pictures with texture: details [K, S, S], halves of spectra [K, H, F], positions [K]."""
     side = min(SIDE, thumbnails.shape[1])
-    details = room((len(thumbnails), side, side), np.float16, folder)  # half the memory of what takes most
-    spectra = room((len(thumbnails), FREQUENCIES + 1, 2 * FREQUENCIES + 1), np.float32, folder)
+    # In half precision: this array takes the most memory.
+    details = allocate_array((len(thumbnails), side, side), np.float16, folder)
+    spectra = allocate_array((len(thumbnails), FREQUENCIES + 1, 2 * FREQUENCIES + 1), np.float32, folder)
     usable = []
     for position, picture in enumerate(tqdm(thumbnails, "describing images", leave=False, disable=None)):
         detail = _detail(thumbnail(picture, side))
@@ -364,7 +365,7 @@ def _decide(
     best = different.best_agreements(compared, images)
     tests = len(np.unique(proposed[:, :2], axis=0))
     for has_one_design in (different.is_alike(others), True):
-        threshold = different.choose_threshold(others, best, images, tests, has_one_design)
+        threshold = different.choose_pair_threshold(others, best, images, tests, has_one_design)
         threshold = threshold._replace(agreement=max(threshold.agreement, least))
         is_alike = different.is_one_object(compared, best, threshold) & (compared["agreement"] >= least)
         if threshold.kind != "apart" or _largest_group(images, compared[is_alike]) <= LARGEST_GROUP * images:

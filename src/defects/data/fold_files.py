@@ -11,12 +11,12 @@ from defects.config_data import DuplicateConfig
 from defects.data import balance, duplicates, folds
 from defects.data.images import read_image
 from defects.data.index import load_images, training_sha256
-from defects.data.many import in_threads, room
+from defects.data.many import allocate_array, in_threads
 from defects.data.sibling_report import write_search
 from defects.files import locked, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.runs import FULL, fold_names
-from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, in_short, settings_but
+from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, join_differences, settings_but
 
 STRICTER = [0.95, 0.98, 0.99, 0.995, 0.999, 1.0]  # correlations tried where groups would be too few for folds
 NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size"}  # siblings are searched for on thumbnails
@@ -66,7 +66,7 @@ def find_folds_problem(config: Config) -> str | None:
     if not (config.dataset_dir / "folds.csv").exists():
         return "is missing"
     found = differences(read_json(config.dataset_dir / "split.json"), _stamp(config))
-    return f"was made otherwise ({in_short(found)})" if found else None
+    return f"was made otherwise ({join_differences(found)})" if found else None
 
 
 def load_training_rows(config: Config, fold: str) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def _thumbnails(
         return duplicates.thumbnail(image, settings.thumbnail_size), image.shape[1] / image.shape[0]
 
     side = settings.thumbnail_size
-    thumbnails = room((len(train), side, side), np.uint8, config.dataset_dir)
+    thumbnails = allocate_array((len(train), side, side), np.uint8, config.dataset_dir)
     aspects = np.ones(len(train))
     for place, (picture, aspect) in enumerate(in_threads(one, train["path"], text="thumbnails")):
         thumbnails[place] = picture

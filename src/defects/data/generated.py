@@ -9,7 +9,7 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.files import read_json, write_json
 from defects.messages import UserError
-from defects.stamps import differences, in_short, settings_but
+from defects.stamps import differences, join_differences, settings_but
 from defects.writing import partial
 
 STAMP = ".generated.json"  # in data.root: what was asked for
@@ -34,7 +34,8 @@ def generate_if_missing(data: DataConfig, section: str, what: str, generate: Cal
         found = differences(read_json(root / STAMP), stamp)
         if found:
             raise UserError(
-                f"{root} was generated otherwise ({in_short(found)}): delete it, or name another data.root"
+                f"{root} was generated otherwise ({join_differences(found)}): delete it, or name another "
+                "data.root"
             )
 
 

@@ -17,7 +17,7 @@ from defects.data.rle_table import check_runs, read_rle_table, table_form
 from defects.data.user_tables import match_ids, read_user_table
 from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
 from defects.messages import SHOWN_NAMES, UserError, shorten_names
-from defects.stamps import Stamp, content_of, differences, in_short, settings_but
+from defects.stamps import Stamp, content_of, differences, join_differences, settings_but
 from defects.writing import write_bytes
 
 LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used
@@ -87,7 +87,7 @@ def find_index_problem(config: Config) -> str | None:
     if not (config.dataset_dir / "images.csv").exists():
         return "is missing"
     found = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
-    return f"was made otherwise ({in_short(found)})" if found else None
+    return f"was made otherwise ({join_differences(found)})" if found else None
 
 
 def image_sizes(images: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,7 @@ HELD = 2**26  # bytes: larger arrays lie in files
 TAKEN = 4096  # items handed to the threads at a time
 
 
-def room(shape: tuple[int, ...], dtype: type, folder: Path | None) -> np.ndarray:
+def allocate_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> np.ndarray:
     """An array to be filled; one above HELD lies in a file of `folder` that ends with it.
 
     The system can then take back the memory of parts that are not in use. Without a folder it is held.

@@ -72,7 +72,7 @@ class Paste:
         matrix = place(piece.max(axis=2), self.symmetries, random)
         mask = np.stack([_moved(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
         pixels = read_image(self.root / self.rows[source]["path"], self.size, self.bits)
-        mixed = blended(image, _moved(pixels, matrix), mask.any(axis=2))
+        mixed = blend_patch(image, _moved(pixels, matrix), mask.any(axis=2))
         return Pasted(mixed, mask.astype(np.uint8), self._label(mask))
 
     def _piece(self, row: dict[str, Any], random: np.random.Generator) -> np.ndarray:
@@ -120,7 +120,7 @@ def _turn(
     return turn, 1.0 if across else min(np.exp(random.uniform(*np.log(SCALES))), *fitting)
 
 
-def blended(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def blend_patch(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: `patch` where `mask` is True, fading into `image` around it.
 
     The patch is made as bright as the image, by the medians around the mask, which other defects there hardly

@@ -204,7 +204,7 @@ def _grown(drawn: Mask, width: float) -> Mask:
 # --- images ----------------------------------------------------------------------------------------------
 
 
-def draw(strip: Strip, size: tuple[int, int]) -> tuple[np.ndarray, dict[str, Mask]]:
+def draw_strip(strip: Strip, size: tuple[int, int]) -> tuple[np.ndarray, dict[str, Mask]]:
     """uint8 [H, W] and the mask of each class that is marked in it; masks never overlap, nor lie on black."""
     rng, scale = np.random.default_rng(strip.key), size[0] / HEIGHT
     image = _steel(rng, size, scale)
@@ -273,7 +273,7 @@ def _share_out(count: int) -> np.ndarray:
 
 def _write(folder: Path, size: tuple[int, int], strip: Strip) -> dict[str, str]:
     """Writes the JPEG, of three equal channels as the real ones, and returns the runs by class."""
-    image, masks = draw(strip, size)
+    image, masks = draw_strip(strip, size)
     code = cv2.imencode(".jpg", cv2.merge([image] * 3), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
     (folder / strip.name).write_bytes(code.tobytes())
     return {name: rle.encode(mask) for name, mask in masks.items()}
@@ -293,7 +293,9 @@ def _write_part(folder: Path, strips: list[Strip], size: tuple[int, int]) -> pd.
     return pd.DataFrame(rows, columns=COLUMNS, dtype="str")
 
 
-def generate(root: Path, answers: Path, images: int, test: int, size: tuple[int, int], seed: int = 0) -> None:
+def generate_strips(
+    root: Path, answers: Path, images: int, test: int, size: tuple[int, int], seed: int = 0
+) -> None:
     """Writes the data set to `root` and the key of its test images to `answers`; one seed, one result.
 
     `size` is (height, width) in px.

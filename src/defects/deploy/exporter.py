@@ -29,9 +29,9 @@ from defects.deploy.model import (
     parts,
     read_meta,
 )
-from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare, table
+from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare_runtimes, table
 from defects.deploy.portable import Graph, save_portable
-from defects.deploy.similar import NORMALS, shrink, spread
+from defects.deploy.similar import NORMALS, shrink, spread_positions
 from defects.evaluation.mask_rules import Rule
 from defects.files import array_archive, locked, write_csv, write_json
 from defects.messages import UserError
@@ -119,7 +119,7 @@ def _write(
     _write_meta(run, tables, graph, fold, names, folder)
     limits = read_meta(folder).threshold
     models = {name: load_model(folder / name) for name in names}
-    found = compare(_expected(config, graph, rows), models, limits, partial(_probability, detector))
+    found = compare_runtimes(_expected(config, graph, rows), models, limits, partial(_probability, detector))
     _refuse([name for name, exact in FORMATS.values() if exact and name in names], found)
     _write_normals(config, tables.folds[tables.folds["fold"] != fold], folder)
     truth = None if rows["label"].isna().any() else rows["label"].to_numpy(dtype=int)
@@ -259,4 +259,4 @@ def _write_normals(config: Config, training: pd.DataFrame, folder: Path) -> None
 
 def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
     """`count` of the rows, evenly spread over them; all if there are no more."""
-    return rows.iloc[spread(len(rows), count)].reset_index(drop=True)
+    return rows.iloc[spread_positions(len(rows), count)].reset_index(drop=True)

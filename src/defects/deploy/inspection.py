@@ -40,7 +40,7 @@ def inspect(model: Model, files: list[Path]) -> Iterator[Inspected]:
 
 def draw_heat_map(picture: bytes, found: Prediction, meta: MapMeta) -> bytes:
     """A JPEG of the picture under its map, with the regions boxed in it."""
-    image = _enlarge(decode(picture))
+    image = _enlarge(decode_upload(picture))
     regions = [scale_region(region, found.shape, image.shape[:2]) for region in found.regions]
     return jpeg(overlay(image, found.maps, meta, regions))
 
@@ -57,6 +57,6 @@ def jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
-def decode(content: bytes) -> np.ndarray:
+def decode_upload(content: bytes) -> np.ndarray:
     """Of what jpeg() made."""
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -82,7 +82,7 @@ class Parity:
         return np.concatenate(self.expected_labels) != np.concatenate(self.labels)
 
 
-def compare(
+def compare_runtimes(
     batches: Iterator[tuple[np.ndarray, Output]],
     models: dict[str, Model],
     thresholds: dict[str, float],

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from defects.deploy import page_view as view
-from defects.deploy.inspection import Inspected, decode, inspect
+from defects.deploy.inspection import Inspected, decode_upload, inspect
 from defects.deploy.model import Model
 from defects.deploy.similar import Normals
 from defects.evaluation.defect_score import AT_THRESHOLD, format_probability
@@ -28,7 +28,7 @@ FONTS = {"font": ["system-ui", "Segoe UI", "Noto Sans", "sans-serif"], "font_mon
 PROGRESS = gr.Progress()
 
 
-def build_page(model: Model, normals: Normals | None) -> gr.Blocks:
+def build_prediction_page(model: Model, normals: Normals | None) -> gr.Blocks:
     """The page of one model; without `normals` no similar ones are shown."""
     desk, title = Desk(model, normals), f"{model.meta.experiment}: surface inspection"
     plain = {"apply_default_css": False, "elem_classes": "inspection"}
@@ -126,7 +126,7 @@ class Desk:
     def _choice(self, results: list[Inspected], chosen: int, values: tuple) -> tuple[str, str, str]:
         similar = ""
         if results and self.normals is not None:
-            names = self.normals.most_like(decode(results[chosen].picture), SIMILAR)
+            names = self.normals.most_like(decode_upload(results[chosen].picture), SIMILAR)
             similar = view.neighbours(names, self.normals)
         return *self.relabel(results, chosen, *values), similar
 

@@ -46,7 +46,7 @@ def load_normals(export: Path, folder: Path | None = None, bits: int | None = No
         if not folder.is_dir():
             raise UserError(f"--normals {folder} is not a folder: name one of normal images")
         files = list_images(folder)
-        files = [files[place] for place in spread(len(files), NORMALS)]
+        files = [files[place] for place in spread_positions(len(files), NORMALS)]
         images = (shrink(read_image(path, bits=bits)) for path in files)
         names = (path_text(path.relative_to(folder).as_posix()) for path in files)
         return Normals(dict(zip(names, images, strict=True)))
@@ -66,7 +66,7 @@ def shrink(image: np.ndarray, side: int = SIDE) -> np.ndarray:
     return resize(image, tuple(max(1, round(scale * length)) for length in image.shape[:2]))
 
 
-def spread(total: int, count: int) -> list[int]:
+def spread_positions(total: int, count: int) -> list[int]:
     """`count` of `total` positions, evenly spread over them; all if there are no more."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 

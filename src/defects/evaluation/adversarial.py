@@ -43,7 +43,7 @@ def inputs(config: Config) -> Stamp:
     return {"settings": settings, "files": {path.name: content_of(path) for path in paths}}
 
 
-def in_short(found: dict[str, Any]) -> str:
+def summarise_comparison(found: dict[str, Any]) -> str:
     """One line about the result of `compare`."""
     sides = f"{found['train']:,} training against {found['test']:,} test images"
     if found["auroc"] is None:
@@ -59,7 +59,7 @@ def verdict(found: dict[str, Any]) -> str:
     return f"they can {degree} be told apart"
 
 
-def compare(table: pd.DataFrame, share: float) -> dict[str, Any]:
+def compare_with_test(table: pd.DataFrame, share: float) -> dict[str, Any]:
     """Plain values about an `appearance_table`; of too few groups on a side only how many images there are.
 
     auroc and interval_90: by all features; auroc_setting: by those that a defect hardly moves.

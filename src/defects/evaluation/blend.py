@@ -22,7 +22,7 @@ NOTHING_LEFT_OUT: frozenset[str] = frozenset()
 Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels [N], placed scores [N, M] -> weights [M]
 
 
-class Sample(NamedTuple):
+class OutOfFoldScores(NamedTuple):
     """Held-out images: labels 0/1 [N], scores of the members as log-odds [N, M], folds [N], groups [N]."""
 
     labels: np.ndarray
@@ -30,8 +30,8 @@ class Sample(NamedTuple):
     folds: np.ndarray
     groups: np.ndarray
 
-    def where(self, mask: np.ndarray) -> "Sample":
-        return Sample(*(each[mask] for each in self))
+    def where(self, mask: np.ndarray) -> "OutOfFoldScores":
+        return OutOfFoldScores(*(each[mask] for each in self))
 
 
 class Blend(NamedTuple):
@@ -53,7 +53,7 @@ class Ensemble:
     """
 
     def __init__(
-        self, names: list[str], sample: Sample, settings: EnsembleConfig, threshold: ThresholdConfig
+        self, names: list[str], sample: OutOfFoldScores, settings: EnsembleConfig, threshold: ThresholdConfig
     ):
         self.sample, self.threshold = sample, threshold
         self.folds = np.unique(sample.folds).tolist()
@@ -134,7 +134,7 @@ class Ensemble:
             margins[held] = blend(sample.scores[held]) - threshold  # its sign is exact
         return margins
 
-    def _without(self, left_out: frozenset[str]) -> Sample:
+    def _without(self, left_out: frozenset[str]) -> OutOfFoldScores:
         return self.sample.where(~np.isin(self.sample.folds, list(left_out)))
 
 

@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     truth: np.ndarray
 
 
-def measure(candidates: Iterable[Candidate]) -> pd.DataFrame:
+def measure_candidates(candidates: Iterable[Candidate]) -> pd.DataFrame:
     """What every choice of (pixel, component) would make of each candidate.
 
     Columns image_id, target, fold, label, pixel, component, area (share of the image), dice, empty (1.0 where

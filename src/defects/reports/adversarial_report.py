@@ -13,15 +13,15 @@ from defects.data.fold_files import DataTables
 from defects.evaluation.adversarial import (
     FILE,
     NEAR_HALF,
-    compare,
-    in_short,
+    compare_with_test,
     inputs,
+    summarise_comparison,
     verdict,
 )
 from defects.evaluation.appearance import appearance_table
 from defects.files import write_json
 from defects.reports.charts import NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
-from defects.reports.html import Charts, KeyFigure, Lines, Section, Text, build_page
+from defects.reports.html import Charts, KeyFigure, Lines, PageSection, Text, build_page
 from defects.writing import write_bytes
 
 NAMED_FEATURES = 5  # in words
@@ -42,7 +42,7 @@ def write_adversarial(config: Config, tables: DataTables) -> tuple[list[str], li
     if not table["test"].any():
         return ["training against test images: there are no test images"], []
     training_share = float(tables.folds["label"].astype(float).mean())
-    found = compare(table, training_share)
+    found = compare_with_test(table, training_share)
     stored = config.dataset_dir / FILE
     page = stored.with_suffix(".html")
     if found["auroc"] is None:
@@ -58,9 +58,9 @@ def write_adversarial(config: Config, tables: DataTables) -> tuple[list[str], li
 def describe_comparison(found: dict[str, Any]) -> list[str]:
     """Lines about evaluation.adversarial.compare's result."""
     if found["auroc"] is None:
-        return [in_short(found)]
+        return [summarise_comparison(found)]
     lines = [
-        in_short(found),
+        summarise_comparison(found),
         f"by file, size and light alone, which a defect hardly moves: AUROC {found['auroc_setting']:.3f}",
     ]
     if found["interval_90"][0] > 0.5:
@@ -104,8 +104,10 @@ def build_adversarial_page(name: str, table: pd.DataFrame, found: dict[str, Any]
     charts = [draw_panel(partial(draw_importance, features=features))]
     charts += [draw_panel(partial(draw_feature, table=table, name=feature["name"])) for feature in features]
     sections = [
-        Section(f"Result: {verdict(found)}", [Lines([line.strip() for line in describe_comparison(found)])]),
-        Section("Features", [Text(CHARTS), Charts(charts)]),
+        PageSection(
+            f"Result: {verdict(found)}", [Lines([line.strip() for line in describe_comparison(found)])]
+        ),
+        PageSection("Features", [Text(CHARTS), Charts(charts)]),
     ]
     subtitle = f"{found['train']:,} training and {found['test']:,} test images"
     return build_page(f"Training against test images of {name}", subtitle, sections, key_figures)

@@ -43,7 +43,7 @@ def group_by_category(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def measure(
+def measure_runs(
     groups: list[list[Run]], load_tables: Callable[[Config], DataTables], test: bool = False
 ) -> pd.DataFrame:
     """The long table, COLUMNS; `source` is the run's name. Runs of a group are trained on the same images.

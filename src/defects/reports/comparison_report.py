@@ -12,7 +12,7 @@ from defects.reports.charts import add_headline, draw_png, draw_svg
 from defects.reports.comparison import COSTS
 from defects.reports.html import (
     Charts,
-    Section,
+    PageSection,
     Table,
     Text,
     build_markdown_table,
@@ -76,8 +76,8 @@ def build_comparison_page(name: str, table: pd.DataFrame, chart: str, note: str)
     """compare.html, from the table of texts and the figure as SVG."""
     figure = [Text(note)] if note else []
     sections = [
-        Section("Figure", [*figure, Charts([chart], width=None)]),
-        Section("Table", [Table(table), Text(NOTE)]),
+        PageSection("Figure", [*figure, Charts([chart], width=None)]),
+        PageSection("Table", [Table(table), Text(NOTE)]),
     ]
     count = table.index.nunique()
     subtitle = f"{count} experiment" if count == 1 else f"{count} experiments"

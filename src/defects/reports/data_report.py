@@ -39,7 +39,7 @@ from defects.reports.html import (
     Cards,
     Charts,
     Fact,
-    Section,
+    PageSection,
     Text,
     build_page,
     embed_jpeg,
@@ -84,10 +84,10 @@ def build_data_report(
     subtitle = f"{len(images) - test:,} training images, {f'{test:,}' if test else 'no'} test images"
     panels = list_panels_of(images, folds, measure_images(data, images))
     sections = [
-        Section("Charts", [Text(CHARTS), Charts([draw_panel(panel) for panel in panels])]),
-        Section("Images", draw_samples(data, images)),
-        Section("How alike photographs are", siblings),
-        Section("Photographs of the same thing", draw_groups(data, folds)),
+        PageSection("Charts", [Text(CHARTS), Charts([draw_panel(panel) for panel in panels])]),
+        PageSection("Images", draw_example_images(data, images)),
+        PageSection("How alike photographs are", siblings),
+        PageSection("Photographs of the same thing", draw_groups(data, folds)),
     ]
     return build_page(data.name, subtitle, sections)
 
@@ -116,14 +116,14 @@ def list_panels_of(
     return panels
 
 
-def draw_samples(data: DataConfig, images: pd.DataFrame) -> list[Block]:
+def draw_example_images(data: DataConfig, images: pd.DataFrame) -> list[Block]:
     """Images of each part, spread evenly over it and so over its kinds; defects are outlined."""
     blocks: list[Block] = []
     for name, count in SAMPLES.items():
         of_part = images[images["part"] == name].sort_values(["kind", "image_id"])
         if of_part.empty:
             continue
-        rows = spread(of_part, count).to_dict("records")
+        rows = pick_spread(of_part, count).to_dict("records")
         outlined = ", defects outlined in yellow" if any(is_marked(row) for row in rows) else ""
         title = f"{name}: {len(rows):,} of {len(of_part):,} images{outlined}"
         blocks.append(Cards(title, [draw_sample(data, row) for row in rows]))
@@ -176,7 +176,7 @@ def draw_group(data: DataConfig, rows: pd.DataFrame) -> Card:
     return draw_side_by_side(data, rows.to_dict("records"), captions, f"{len(rows):,} images")
 
 
-def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
+def pick_spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
     """At most `count` rows: a random one of each equal stretch of the table, the same ones every time.
 
     Every tenth row would show one texture only of a data set whose ten textures take turns.
@@ -187,7 +187,7 @@ def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def measure_images(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
     """Of at most MEASURED images of each part: part, mean and deviation (grey levels), area (per cent)."""
-    sample = pd.concat([spread(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
+    sample = pd.concat([pick_spread(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         jobs = pool.map(partial(_measure_one, data), sample.to_dict("records"))
         facts = list(tqdm(jobs, "measuring images", len(sample), leave=False, disable=None))

@@ -8,14 +8,14 @@ from scipy.special import expit
 from defects.config import Config
 from defects.data.fold_files import DataTables
 from defects.evaluation.align import join, join_images
-from defects.evaluation.blend import Ensemble, Sample
+from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.defect_score import compute_defect_scores
 from defects.evaluation.mistakes import find_doubtful_labels, measure_disagreement, measure_margins
 from defects.evaluation.pixels import Maps
 from defects.reports.figures import MapLimits, fit_limits
 from defects.reports.run_tables import out_of_fold
 from defects.runs import OOF_MAPS, Run
-from defects.submission.blended_runs import blended
+from defects.submission.blended_runs import calibrate_blend
 
 BLEND = ""  # in place of an experiment's name: no folder is called that
 
@@ -117,9 +117,9 @@ def score_members(
     joined = join_images({name: table.reset_index() for name, table in tables.items()})
     scores = scores.reindex(joined.index)
     labels = joined["label"].to_numpy(dtype=int)
-    sample = Sample(labels, scores.to_numpy(), joined["fold"].to_numpy(), joined["group"].to_numpy())
+    sample = OutOfFoldScores(labels, scores.to_numpy(), joined["fold"].to_numpy(), joined["group"].to_numpy())
     ensemble = Ensemble(list(tables), sample, config.ensemble, config.threshold)
-    scores[BLEND] = blended(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
+    scores[BLEND] = calibrate_blend(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
     margins = measure_margins(joined, scores, config.threshold.rule, config.threshold.fpr)
     nested_margins = ensemble.measure_nested_margins()
     if nested_margins is not None:

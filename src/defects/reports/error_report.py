@@ -26,7 +26,7 @@ from defects.reports.html import (
     Cards,
     Charts,
     Fact,
-    Section,
+    PageSection,
     Table,
     Text,
     build_page,
@@ -85,12 +85,12 @@ def build_error_report(config: Config, tables: EnsembleTables) -> str:
         disagreement = draw_cards(config.data, tables, DISAGREEMENT, tables.list_disagreements())
     legend = [draw_legend()] if any(member.has_maps for member in members) else []
     sections = [
-        Section("Decisions", draw_decisions(config, images, rated)),
-        Section("Missed defects", [*legend, *draw_mistakes(config.data, tables, 1)]),
-        Section("False alarms", draw_mistakes(config.data, tables, 0)),
-        Section("Where members disagree", disagreement),
-        Section("Kinds of defects", list_kinds(images, rated)),
-        Section("Doubtful labels", doubtful),
+        PageSection("Decisions", draw_decisions(config, images, rated)),
+        PageSection("Missed defects", [*legend, *draw_mistakes(config.data, tables, 1)]),
+        PageSection("False alarms", draw_mistakes(config.data, tables, 0)),
+        PageSection("Where members disagree", disagreement),
+        PageSection("Kinds of defects", list_kinds(images, rated)),
+        PageSection("Doubtful labels", doubtful),
     ]
     return build_page(f"Errors on {config.data.name}", subtitle, sections)
 
@@ -166,11 +166,11 @@ def draw_cards(data: DataConfig, tables: EnsembleTables, text: str, image_ids: p
     if image_ids.empty:
         return [Text(text), Text("There are none.")]
     shown = tables.images.loc[image_ids[:SHOWN]].reset_index().to_dict("records")
-    cards = [draw_card(data, tables, row) for row in shown]
+    cards = [draw_member_card(data, tables, row) for row in shown]
     return [Text(text), Cards(f"{len(shown)} of {len(image_ids):,} images", cards)]
 
 
-def draw_card(data: DataConfig, tables: EnsembleTables, row: Row) -> Card:
+def draw_member_card(data: DataConfig, tables: EnsembleTables, row: Row) -> Card:
     """The image, then the heat maps; a member without a map of this image is a line of text."""
     image_id = row["image_id"]
     name = Path(image_id).name

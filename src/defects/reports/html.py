@@ -133,7 +133,7 @@ Block = Text | Lines | Table | Charts | Cards | Legend
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     title: str
     blocks: list[Block]
 
@@ -146,7 +146,7 @@ class KeyFigure:
 
 
 def build_page(
-    title: str, subtitle: str, sections: list[Section], key_figures: list[KeyFigure] | None = None
+    title: str, subtitle: str, sections: list[PageSection], key_figures: list[KeyFigure] | None = None
 ) -> str:
     """The whole document."""
     return _load_template().render(

@@ -30,8 +30,8 @@ from defects.reports.html import (
     Charts,
     Fact,
     KeyFigure,
+    PageSection,
     Picture,
-    Section,
     Table,
     Text,
     build_page,
@@ -101,17 +101,17 @@ def build_run_report(tables: RunTables) -> str:
     mask_cards = [] if dice is None else draw_mask_cards(config.data, tables.class_oof, tables.maps, dice)
     charts = draw_training_charts(tables.histories)
     sections = [
-        Section("Decision", [Text(describe_decision(expected) + describe_share(config.threshold))]),
-        Section("Dice", [] if dice is None else [Text(DICE), Table(build_dice_table(dice))]),
-        Section("Folds", [Table(build_fold_table(folds))]),
-        Section(
+        PageSection("Decision", [Text(describe_decision(expected) + describe_share(config.threshold))]),
+        PageSection("Dice", [] if dice is None else [Text(DICE), Table(build_dice_table(dice))]),
+        PageSection("Folds", [Table(build_fold_table(folds))]),
+        PageSection(
             "Scores and errors",
             [Text(DEFECT_SCORE), Charts(draw_score_charts(tables.oof, expected))] if has_both else [],
         ),
-        Section("Masks of each class", [Text(MASKS), *mask_cards] if mask_cards else []),
-        Section("Gallery", draw_gallery(tables, expected["score_threshold"])),
-        Section("Training samples", draw_samples(tables.samples)),
-        Section("Training", [Text(TRAINING), Charts(charts)] if charts else [Text(NO_EPOCHS)]),
+        PageSection("Masks of each class", [Text(MASKS), *mask_cards] if mask_cards else []),
+        PageSection("Gallery", draw_gallery(tables, expected["score_threshold"])),
+        PageSection("Training samples", draw_training_samples(tables.samples)),
+        PageSection("Training", [Text(TRAINING), Charts(charts)] if charts else [Text(NO_EPOCHS)]),
     ]
     subtitle = (
         f"{config.model.name} on {config.data.name}: {expected['images']:,} out-of-fold images, "
@@ -213,12 +213,12 @@ def draw_gallery(tables: RunTables, threshold: float) -> list[Block]:
         parts = (of_class[:WORST], others[-CLEAREST:][::-1])
         for title, rows in zip(GALLERY_TITLES[label], parts, strict=True):
             if len(rows):
-                cards = [draw_card(tables, row, limits, threshold) for row in rows.to_dict("records")]
+                cards = [draw_image_card(tables, row, limits, threshold) for row in rows.to_dict("records")]
                 blocks.append(Cards(f"{title} ({len(rows)} of {len(of_class):,})", cards))
     return blocks
 
 
-def draw_card(tables: RunTables, row: Row, limits: MapLimits, threshold: float) -> Card:
+def draw_image_card(tables: RunTables, row: Row, limits: MapLimits, threshold: float) -> Card:
     """An out-of-fold image with its score by the `threshold` (log-odds), and its heat map if there is one."""
     name = Path(row["image_id"]).name
     tile = read_tile(tables.config.data, row)
@@ -236,7 +236,7 @@ def draw_card(tables: RunTables, row: Row, limits: MapLimits, threshold: float) 
     return Card(name, tuple(pictures), tuple(facts), row["image_id"])
 
 
-def draw_samples(samples: bytes | None) -> list[Block]:
+def draw_training_samples(samples: bytes | None) -> list[Block]:
     """What training made of some images, if it kept it."""
     if samples is None:
         return []

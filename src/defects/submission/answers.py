@@ -18,13 +18,14 @@ from defects.submission.blended_runs import blend_runs
 from defects.writing import sha256
 
 SCORES = ("fold*/oof.csv", "test.csv")  # of a run's folder
+RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untuned.csv stand beside <name>.csv
 
 
 def build_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
     """Blend the runs, choose the threshold on out-of-fold scores, write `path`.
 
     Beside it: <name>.json (weights, decision, estimate, sha256 of the file and of every input; see
-    submission.blend; adversarial: whether training and test images differ, None if nobody looked) and
+    blended_runs; adversarial: whether training and test images differ, None if nobody looked) and
     <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
     UserError for members that do not match.
     """
@@ -35,7 +36,7 @@ def build_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
     scores = scores.reindex(ids.index)
     answers = (scores >= decision.score_threshold).where(scores.notna())
     table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
-    validate(table, ids.tolist(), path)
+    check_answers(table, ids.tolist(), path)
     summary = {
         "data": config.data.name,
         "weights": found["ensemble"]["methods"][found["ensemble"]["method"]]["weights"],
@@ -60,9 +61,6 @@ def build_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
 def run_places(runs: list[Run]) -> dict[str, str]:
     """The folder of each run, by its name, so that the submission's runs are found again."""
     return {run.name: _shown(run.folder) for run in runs}
-
-
-RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untuned.csv stand beside <name>.csv
 
 
 def summary_path(path: Path) -> Path:
@@ -137,7 +135,7 @@ def submission_ids(config: Config, images: pd.DataFrame) -> pd.Series:
     return ids.set_axis(ids)
 
 
-def validate(table: pd.DataFrame, ids: list[str], path: Path) -> None:
+def check_answers(table: pd.DataFrame, ids: list[str], path: Path) -> None:
     """UserError unless `table` is ImageId, answer with exactly `ids` in order and answers 0 or 1."""
     if list(table.columns) != ["ImageId", "answer"]:
         raise UserError(f"{path}: its columns are {shorten_names(table.columns)}; expected ImageId, answer")

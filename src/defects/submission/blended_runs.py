@@ -8,7 +8,7 @@ import pandas as pd
 from defects.config import ThresholdConfig
 from defects.data.fold_files import DataTables
 from defects.evaluation.align import check_scores, experiment_scores, join, join_images
-from defects.evaluation.blend import Blend, Ensemble, Sample, methods_table
+from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, methods_table
 from defects.evaluation.estimate import estimate
 from defects.evaluation.prior_shift import prior_shift
 from defects.evaluation.scales import fit_calibration
@@ -33,10 +33,10 @@ def blend_runs(runs: list[Run], tables: DataTables) -> tuple[dict, pd.Series]:
     names = [run.name for run in runs]
     images, held, new = load_members(runs, tables)
     labels = images["label"].to_numpy(dtype=int)
-    sample = Sample(labels, held.to_numpy(), images["fold"].to_numpy(), images["group"].to_numpy())
+    sample = OutOfFoldScores(labels, held.to_numpy(), images["fold"].to_numpy(), images["group"].to_numpy())
     ensemble = Ensemble(names, sample, config.ensemble, config.threshold)
     method = ensemble.choose()
-    held_scores, new_scores = blended(ensemble.fit(method), sample, new.to_numpy())
+    held_scores, new_scores = calibrate_blend(ensemble.fit(method), sample, new.to_numpy())
     rule = config.threshold.rule, config.threshold.fpr
     prior = prior_shift(labels, held_scores, new_scores, *rule)
     decisions = decide_for_shares(config.threshold, ensemble, held_scores, new_scores, prior)
@@ -102,7 +102,7 @@ def load_members(runs: list[Run], tables: DataTables) -> tuple[pd.DataFrame, pd.
     return images, joined.reindex(images.index), join(new)
 
 
-def blended(blend: Blend, sample: Sample, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def calibrate_blend(blend: Blend, sample: OutOfFoldScores, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log-odds of the held-out and of the test images; a blend of several is calibrated once more.
 
     The mean of log-odds is less sure than it could be. A single experiment keeps its own.

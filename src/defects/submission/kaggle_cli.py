@@ -72,7 +72,7 @@ def run_kaggle(arguments: list[str]) -> str:
     return output
 
 
-def shown(arguments: list[str]) -> str:
+def show_command(arguments: list[str]) -> str:
     """The command as a person would type it."""
     return shlex.join(["kaggle", *arguments])
 

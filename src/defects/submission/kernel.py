@@ -8,7 +8,7 @@ from pathlib import Path
 from defects.files import read_json, write_json
 from defects.messages import UserError
 from defects.submission.bundle import Bundle, download_command
-from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle, shown
+from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle, show_command
 
 POLL_SECONDS = 20.0
 DATASET_POLLS = 90  # half an hour
@@ -57,8 +57,8 @@ def push_command(bundle: Bundle) -> list[str]:
 def planned(bundle: Bundle, pins: list[str]) -> list[str]:
     """The commands before the submission, for a dry run."""
     lines = [f"python {shlex.join(download_command(pins, bundle.folder / 'dataset'))}"] if pins else []
-    first, later = shown(create_command(bundle)), shown(version_command(bundle))
-    return [*lines, f"{first}   (the first time)", f"{later}   (later)", shown(push_command(bundle))]
+    first, later = show_command(create_command(bundle)), show_command(version_command(bundle))
+    return [*lines, f"{first}   (the first time)", f"{later}   (later)", show_command(push_command(bundle))]
 
 
 def files(bundle: Bundle) -> list[Path]:

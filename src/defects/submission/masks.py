@@ -18,7 +18,7 @@ from defects.data.rle import encode
 from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.dice import PAIR, dice_interval, mean_dice
-from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, measure, nested_dice
+from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, measure_candidates, nested_dice
 from defects.evaluation.mask_rules import Rule, to_mask
 from defects.evaluation.pixels import Maps
 from defects.evaluation.thresholds import Decision
@@ -92,7 +92,7 @@ def choose_rules(runs: list[Run], tables: DataTables) -> RuleChoice:
     check_same_data(runs)
     classes = runs[0].config.data.classes
     oof = {run.name: run.load_oof(tables.folds, tuple(classes)) for run in runs}
-    outcomes = measure(candidates(runs, oof, tables.images))
+    outcomes = measure_candidates(candidates(runs, oof, tables.images))
     rules = {"tuned": fit_rules(outcomes), "untuned": dict.fromkeys(classes, Rule())}
     scored = {"tuned": nested_dice(outcomes), "untuned": dice_under(outcomes, rules["untuned"])}
     estimates = {

@@ -14,7 +14,7 @@ from defects.config import Config
 from defects.evaluation.thresholds import Decision
 from defects.files import read_csv
 from defects.messages import UserError
-from defects.submission.answers import submission_ids, summary_path, validate
+from defects.submission.answers import check_answers, submission_ids, summary_path
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
 from defects.submission.masks import check_masks
@@ -60,7 +60,7 @@ def load_submission(
     else:
         table = read_csv(path, ["ImageId", "answer"], "src/ensemble.py")
         answers = table["answer"].astype(str).map({"0": 0, "1": 1})  # 0.0 and True are no answers either
-        validate(table.assign(answer=answers), submission_ids(config, images).tolist(), path)
+        check_answers(table.assign(answer=answers), submission_ids(config, images).tolist(), path)
     digest = sha256(path)
     if summary.get("sha256") != digest:
         raise UserError(

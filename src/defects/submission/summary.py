@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from defects.data.fold_files import DataTables
-from defects.evaluation.adversarial import in_short, stored_comparison
+from defects.evaluation.adversarial import stored_comparison, summarise_comparison
 from defects.evaluation.thresholds import Decision
 from defects.runs import Run
 from defects.submission.answers import build_submission
@@ -23,7 +23,7 @@ def build_and_print(runs: list[Run], tables: DataTables, path: Path) -> None:
     else:
         lines = answer_lines(build_submission(runs, tables, path))
     compared = stored_comparison(config)
-    print("\n".join([*lines, *([in_short(compared)] if compared else [])]))
+    print("\n".join([*lines, *([summarise_comparison(compared)] if compared else [])]))
     beside = ", ".join(sorted(each.name for each in path.parent.glob(f"{path.stem}.*") if each != path))
     print(f"wrote {path}, {beside}")
 

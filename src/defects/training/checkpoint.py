@@ -18,8 +18,8 @@ from defects.stamps import (
     Stamp,
     differences,
     file_contents,
-    in_short,
     is_stamp,
+    join_differences,
     settings_but,
 )
 from defects.tensors import load_tensors
@@ -106,8 +106,8 @@ def check_fingerprint(path: Path, content: dict[str, Any], current: Stamp, but: 
     found = differences(content["fingerprint"], current, but)
     if found:
         raise UserError(
-            f"{path} belongs to another config or other data ({in_short(found)}): restore these, train a new "
-            "run (--set experiment=NAME), or replace this one (src/train.py --restart)"
+            f"{path} belongs to another config or other data ({join_differences(found)}): restore these, "
+            "train a new run (--set experiment=NAME), or replace this one (src/train.py --restart)"
         )
 
 

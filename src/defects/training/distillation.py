@@ -34,7 +34,7 @@ from defects.models.efficientad import (
 )
 from defects.models.features import Features
 from defects.models.statistics import ChannelMoments
-from defects.stamps import ABOUT_THE_INDEX, Stamp, differences, file_contents, in_short, settings_but
+from defects.stamps import ABOUT_THE_INDEX, Stamp, differences, file_contents, join_differences, settings_but
 from defects.training import checkpoint
 from defects.training.loop import make_accelerator
 from defects.training.tracking import write_metrics
@@ -200,8 +200,8 @@ class Distillation:
         found = differences(content.get("fingerprint"), self.fingerprint)
         if found:
             raise UserError(
-                f"{path} was distilled otherwise ({in_short(found)}): restore that, name another file "
-                "(--set model.options.teacher=FILE), or replace it (src/distill.py --restart)"
+                f"{path} was distilled otherwise ({join_differences(found)}): restore that, name another "
+                "file (--set model.options.teacher=FILE), or replace it (src/distill.py --restart)"
             )
 
     def fit(self) -> None:

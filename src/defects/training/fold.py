@@ -29,7 +29,7 @@ from defects.messages import UserError
 from defects.models import Detector, build_detector
 from defects.processes import follow_main, own_rows
 from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run
-from defects.stamps import Stamp, differences, in_short, is_stamp
+from defects.stamps import Stamp, differences, is_stamp, join_differences
 from defects.tensors import load_tensors
 from defects.training import checkpoint
 from defects.training.checkpoint import load_checkpoint, load_detector, without_selection
@@ -362,7 +362,7 @@ def _confirm(run: Run, fold: str, data: FoldData, fingerprint: Stamp, accelerato
     if not other_maps:
         accelerator.print(f"{path.parent} is finished; --restart trains it again")
         return
-    accelerator.print(f"{path.parent} is trained and only scored again ({in_short(other_maps)})")
+    accelerator.print(f"{path.parent} is trained and only scored again ({join_differences(other_maps)})")
     detector = load_detector(run, fold, has_other_maps=True)
     if accelerator.is_main_process:
         write_bytes(path.with_name("config.yaml"), as_yaml(run.config).encode())

@@ -27,9 +27,10 @@ from defects.files import array_archive, join_archives, read_csv, read_json, wri
 from defects.messages import UserError
 from defects.models import Detector
 from defects.runs import FULL, TEST_COLUMNS, TEST_MAPS, Run, name_model
-from defects.stamps import Stamp, differences, in_short
+from defects.stamps import Stamp, differences, join_differences
 from defects.training.checkpoint import load_detector
 
+MANY_PASSES = 256  # of the detector, windows times views of one image; more are mentioned
 SHARDS = "test_shards"  # of a fold's folder, while the test images are being scored
 
 Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -126,6 +127,12 @@ def score_table(
     loader = accelerator.prepare(plain_loader(config, rows))
     scores, ids = np.full((len(rows), len(detector.targets)), np.nan), rows["image_id"].to_numpy()
     scorer = Scorer(detector.to(accelerator.device), config.infer, config.data.symmetries)
+    passes = scorer.count_passes(config.data.image_size)
+    if passes > MANY_PASSES:
+        accelerator.print(
+            f"note: every image is scored {passes} times (infer.window={config.infer.window}, infer.tta="
+            f"{config.infer.tta}): a larger window takes less time"
+        )
     with array_archive(maps) if accelerator.is_main_process else nullcontext() as add:
         for index, score, found in score_batches(scorer, loader, accelerator):
             scores[index.numpy()] = score.numpy()
@@ -210,7 +217,7 @@ def _score_fold(run: Run, test: pd.DataFrame, fold: str, accelerator: Accelerato
     if not run.is_scored(fold):
         if (folder / "test.csv").exists():
             found = differences(run.read_score_stamp(fold), stamp)
-            accelerator.print(f"{name_model(fold)} is scored again ({in_short(found)})")
+            accelerator.print(f"{name_model(fold)} is scored again ({join_differences(found)})")
         shards.score(detector, test, accelerator)
         if accelerator.is_main_process:
             write_json(folder / "test.json", stamp)

@@ -9,5 +9,5 @@ from defects.data.layouts.listing import Listing
 
 def list_data(data: DataConfig) -> Listing:
     """Generate the images if `data.root` is missing. Raises UserError without a place for the answers."""
-    generate_if_missing(data, "demo", "the demo images", demo_images.generate)
+    generate_if_missing(data, "demo", "the demo images", demo_images.generate_demo)
     return defect_normal.list_data(data)

@@ -9,5 +9,5 @@ from defects.data.layouts.listing import Listing
 
 def list_data(data: DataConfig) -> Listing:
     """Generate `data.strips` if `data.root` is missing. UserError without a place for the answers."""
-    generate_if_missing(data, "strips", "the strips", strips_images.generate)
+    generate_if_missing(data, "strips", "the strips", strips_images.generate_strips)
     return severstal.list_data(data)
