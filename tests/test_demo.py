@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 
 import cv2
@@ -6,6 +8,7 @@ import pandas as pd
 import pytest
 
 from defects.data import demo_images as demo
+from defects.files import ABANDONED_AFTER_SECONDS
 from defects.messages import UserError
 
 SMALL = {"normal": 10, "defect": 20, "test": 40}
@@ -169,3 +172,14 @@ def test_a_key_inside_the_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="outside"):
         demo.generate_demo(tmp_path / "data", tmp_path / "data/test/key.csv", **SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_generation_left_is_removed_after_a_day(tmp_path):
+    old = tmp_path / ".0123.part"
+    recent = tmp_path / ".4567.part"
+    for part in (old, recent):
+        (part / "data").mkdir(parents=True)
+    long_ago = time.time() - 2 * ABANDONED_AFTER_SECONDS
+    os.utime(old, (long_ago, long_ago))
+    demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", **SMALL)
+    assert recent.exists() and not old.exists()

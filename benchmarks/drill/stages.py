@@ -215,8 +215,13 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in made
-        if path.is_file() and path.name not in TIMES and path.suffix != ".part"  # unfinished: removed in time
+        if path.is_file() and path.name not in TIMES and not _is_unfinished(path)
     }
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a file is, or lies in, what a killed process left unfinished, which is removed after a day."""
+    return any(each.suffix == ".part" for each in (path, *path.parents))
 
 
 def differences(folder: Path, expected: Path) -> list[str]:

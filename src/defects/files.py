@@ -158,13 +158,13 @@ def locked(folder: Path, wait: bool) -> Iterator[None]:
         ) from None
     try:
         with FileLock(folder / ".lock", timeout=-1 if wait else 0):
-            _remove_old_parts(folder)
+            remove_old_parts(folder)
             yield
     except Timeout:
         raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from None
 
 
-def _remove_old_parts(folder: Path) -> None:
+def remove_old_parts(folder: Path) -> None:
     """Remove what killed processes left of unfinished files (writing.partial).
 
     By age: other processes may be writing into the folder without its lock, and a file that is being

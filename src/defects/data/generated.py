@@ -7,7 +7,7 @@ from pathlib import Path
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.files import read_json, write_json
+from defects.files import read_json, remove_old_parts, write_json
 from defects.messages import UserError
 from defects.stamps import differences, join_differences, settings_but
 from defects.writing import partial
@@ -52,6 +52,7 @@ def new_data_set(root: Path, answers: Path) -> Iterator[tuple[Path, Path]]:
     if root in answers.parents:
         raise UserError(f"{answers} lies inside the data folder {root}: keep the hidden key outside it")
     answers.parent.mkdir(parents=True, exist_ok=True)
+    remove_old_parts(root.parent)  # of a generation that was killed
     with partial(root) as staging:
         made, key = staging / "data", staging / "key.csv"
         staging.mkdir()
