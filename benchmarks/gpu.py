@@ -224,6 +224,7 @@ def train_to(folder: Path, epoch: int) -> None:
     ]
     config = benchmark_config(folder, settings)
     accelerator = make_accelerator(config.train)
+    torch.manual_seed(0)  # the same weights in every run
     detector = build_detector(config)
     stamp = {"settings": {}, "files": {}}  # the same for all parts
     stopwatch = Stopwatch(folder / "costs.json")
