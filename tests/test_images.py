@@ -8,8 +8,7 @@ from conftest import texture, write_png
 from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.decoding import REDUCED
-from defects.data.images import IMAGE_SUFFIXES, read_image, read_image_and_shape, resize, resize_mask
+from defects.data.images import IMAGE_SUFFIXES, REDUCED, read_image, read_image_and_shape, resize, resize_mask
 from defects.data.mask_files import read_mask
 from defects.messages import UserError
 

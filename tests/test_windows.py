@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from defects.data.datasets import DeviceBatches
 from defects.data.fold_files import load_training_rows
+from defects.data.images import windows
 from defects.data.labels import Labels
-from defects.data.windows import windows
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.statistics import exact_quantile

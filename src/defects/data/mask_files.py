@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.headers import Header
+from defects.data.images import check_content, decode_colours, read_content
 
 RAMP_SHARE = 0.3  # of the grey pixels of soft edges, at least, lie between a darker and a brighter one
 SOFT_LEVELS = 32  # above black, at least, are the brightest value of soft edges: labels are lower

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from defects.data.decoding import check_content, decode_colours, read_content
+from defects.data.images import are_pixels_of_mask, check_content, decode_colours, read_content
 from defects.data.many import in_threads
 from defects.data.mask_names import (
     NUMBER_END,
@@ -16,7 +16,6 @@ from defects.data.mask_names import (
     mask_keys,
     strip_mask_word,
 )
-from defects.data.mask_pixels import are_pixels_of_mask
 from defects.files import same_text
 from defects.messages import UserError
 

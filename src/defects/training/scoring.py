@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from defects.config import Config, InferConfig
 from defects.data.datasets import as_input, plain_loader
+from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL, turn, turn_back
-from defects.data.windows import windows
 from defects.files import array_archive, join_archives, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
