@@ -11,7 +11,7 @@ import pandas as pd
 from defects import cli, stages
 from defects.config import Config, resolve
 from defects.data.index import image_sizes
-from defects.data.rle_table import all_pairs, check_runs, read_annotations
+from defects.data.rle import all_pairs, check_runs, read_annotations
 from defects.evaluation.answer_key import load_answers
 from defects.evaluation.dice import dice_table, mean_dice
 from defects.evaluation.metrics import macro_f1

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from defects.data import rle
-from defects.data.rle_table import (
+from defects.data.rle import (
     all_pairs,
     check_runs,
     read_annotations,

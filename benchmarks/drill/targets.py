@@ -19,7 +19,7 @@ from defects.data.folds import given_groups
 from defects.data.images import read_image
 from defects.data.index import load_images, sample_ids
 from defects.data.mask_files import examine_mask
-from defects.data.rle_table import check_runs, read_rle_table
+from defects.data.rle import check_runs, read_rle_table
 from defects.deploy.model import load_model
 from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.answer_key import load_answers

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from defects.config import Config, resolve
-from defects.data.rle_table import read_annotations
+from defects.data.rle import read_annotations
 from defects.data.user_tables import match_ids, read_user_table
 from defects.files import same_text
 from defects.messages import UserError, shorten_names

@@ -14,8 +14,7 @@ from defects.data.fold_files import DataTables
 from defects.data.images import resize
 from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
-from defects.data.rle import encode
-from defects.data.rle_table import Form, check_runs, read_rle_table, table_form, write_rle_table
+from defects.data.rle import Form, check_runs, encode, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.dice import PAIR, dice_interval, mean_dice
 from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, measure_candidates, nested_dice
