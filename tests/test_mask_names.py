@@ -2,7 +2,7 @@
 
 import pytest
 
-from defects.data.mask_names import match_masks
+from defects.data.mask_matching import match_masks
 
 
 def _matched(images: list[str], masks: list[str]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import defective, texture, write_png
 
-from defects.data.masks_beside import split_off_masks
+from defects.data.mask_matching import split_off_masks
 from defects.messages import UserError
 
 

@@ -15,7 +15,7 @@ from defects.data.images import ImageFacts, examine_image
 from defects.data.labels import join_masks, split_masks
 from defects.data.many import in_threads
 from defects.data.mask_files import MaskFacts, are_inverted, examine_mask
-from defects.data.masks_beside import looks_like_mask
+from defects.data.mask_matching import looks_like_mask
 from defects.messages import UserError
 from defects.writing import sha256
 

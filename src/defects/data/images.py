@@ -76,8 +76,7 @@ def read_image_and_shape(
     is_strict: bool = False,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """As read_image, and the (height, width) in pixels that the image had before it was resized."""
-    content = read_content(path)
-    header = check_content(path, content, is_strict)
+    content, header = read_content(path, is_strict)
     reduction = 1
     if size is not None and header.format == "JPEG" and header.height:
         # The most by which a JPEG can shrink and need not be enlarged after.
@@ -97,8 +96,7 @@ def read_image_and_shape(
 
 def examine_image(path: Path) -> ImageFacts:
     """Decode a file completely and check it for damage, for prepare's inventory. Raises UserError."""
-    content = read_content(path)
-    header = check_content(path, content, is_strict=True)
+    content, header = read_content(path, is_strict=True)
     pixels = decode_colours(path, content, header)
     height, width = pixels.shape[:2]
     is_grey = not header.channels and np.array_equal(pixels[..., 0], pixels[..., 2])
@@ -202,20 +200,18 @@ def _is_mask_plane(plane: np.ndarray) -> bool:
     return near >= NEAR_SHARE * plane.size
 
 
-def read_content(path: Path) -> bytes:
+def read_content(path: Path, is_strict: bool = False) -> tuple[bytes, Header]:
+    """Content and header of an image file. Raises UserError for a file that cannot be used: several pictures,
+    float values, damage.
+
+    `is_strict`: also for damage that decoders take, which costs up to as much time as decoding.
+    """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run src/prepare.py again if files were moved") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def check_content(path: Path, content: bytes, is_strict: bool = False) -> Header:
-    """The file's header. Raises UserError for what cannot be used: several pictures, float values, damage.
-
-    `is_strict`: also for damage that decoders take, which costs up to as much time as decoding.
-    """
     header = read_header(content)
     if header.refusal:
         raise UserError(f"{path} holds {header.refusal}")
@@ -226,7 +222,7 @@ def check_content(path: Path, content: bytes, is_strict: bool = False) -> Header
     damage = find_damage(content, header) if is_strict else ""
     if damage:
         raise UserError(f"{path} is damaged ({damage}): replace or remove it")
-    return header
+    return content, header
 
 
 def decode_colours(path: Path, content: bytes, header: Header, reduction: int = 1) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from defects.data.headers import Header
-from defects.data.images import check_content, decode_colours, read_content
+from defects.data.images import decode_colours, read_content
 
 RAMP_SHARE = 0.3  # of the grey pixels of soft edges, at least, lie between a darker and a brighter one
 SOFT_LEVELS = 32  # above black, at least, are the brightest value of soft edges: labels are lower
@@ -59,15 +59,15 @@ def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
 
     Raises UserError naming a file that cannot be read.
     """
-    content = read_content(path)
-    mask = _read(path, content, check_content(path, content)).mask
+    content, header = read_content(path)
+    mask = _read(path, content, header).mask
     return ~mask if inverted else mask
 
 
 def examine_mask(path: Path, inverted: bool = False) -> tuple[np.ndarray, MaskFacts]:
     """As read_mask, and what the inventory tells of the file; raises UserError for a damaged one too."""
-    content = read_content(path)
-    mask, kind, doubt = _read(path, content, check_content(path, content, is_strict=True), is_examined=True)
+    content, header = read_content(path, is_strict=True)
+    mask, kind, doubt = _read(path, content, header, is_examined=True)
     if inverted:
         mask = ~mask
     height, width = mask.shape
