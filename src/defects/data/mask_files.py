@@ -1,6 +1,6 @@
 """Mask files of any kind: which pixels of an image they mark.
 
-Annotation tools write masks in many ways. Read from the pixels alone, the same in every stage:
+Annotation tools write masks in many ways. What counts is in the pixels alone, the same in every stage:
 
 - no alpha, black background: everything that is not black (1, 128, 255; labels 1, 2, 3; colours);
 - no black at all: what differs from the most frequent colour, if that fills the border;
@@ -32,7 +32,8 @@ BACKGROUND_SHARE = 0.5  # of an image and of its border, at least, is background
 FAINT_PIXELS = 5  # height and width of a part that is left out for its faintness, and mentioned
 LABELS_BELOW_IGNORE = 64  # labels that stand beside an ignore value of 255
 NEARLY_ALL = 0.95  # of an image
-INVERTED_MASKS, INVERTED_SHARE = 3, 0.9  # so many masks, this share of them, or no set counts as inverted
+INVERTED_MASKS = 3  # of a data set that counts as inverted, at least
+INVERTED_SHARE = 0.9  # of its masks, at least, mark most of their image
 
 
 class MaskFacts(NamedTuple):
@@ -149,7 +150,8 @@ def _mark_palette(indices: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -
     has_coloured_first = used[0] == 0 and not is_black[0]
     if (are_greys and len(used) > 3) or not (has_black or has_coloured_first):
         return _mark_colours(colours[indices])._replace(kind="palette")
-    is_first, is_dark = indices == 0, is_black[indices]
+    is_first = indices == 0
+    is_dark = is_black[indices]
     if not has_coloured_first:
         return Reading(~is_dark, "palette", _doubt_about_ignored(used))
     # The first entry is background for tools that write labels, black for those that write colours.
@@ -178,13 +180,13 @@ def _mark_visible(colours: np.ndarray, alpha: np.ndarray) -> Reading:
     is_visible = alpha >= alpha.max() / 2
     if is_visible.all():
         return _mark_colours(colours)
-    shown = colours[is_visible]
-    if (shown == shown[0]).all():
+    visible_colours = colours[is_visible]
+    if (visible_colours == visible_colours[0]).all():
         return Reading(is_visible, "alpha")
     value = _brightest(colours)
     counts = np.bincount(value[is_visible])
-    if counts[0] == 0 or counts.max() < PICTURE_SHARE * len(shown):  # paint alone, or a piece of a photograph
-        return Reading(is_visible, "alpha")
+    if counts[0] == 0 or counts.max() < PICTURE_SHARE * len(visible_colours):
+        return Reading(is_visible, "alpha")  # paint alone, or a piece of a photograph
     return Reading(is_visible & _mark_levels(value).mask, "alpha")
 
 
@@ -276,5 +278,6 @@ def _doubt_about_grey(value: np.ndarray, mask: np.ndarray, top: int) -> str:
 
 def _border(pixels: np.ndarray) -> np.ndarray:
     """The outermost pixels of [H, W, ...]."""
-    sides = pixels[[0, -1]], pixels[1:-1, [0, -1]].swapaxes(0, 1)
-    return np.concatenate([side.reshape(-1, *pixels.shape[2:]) for side in sides])
+    rows = pixels[[0, -1]].reshape(-1, *pixels.shape[2:])
+    columns = pixels[1:-1, [0, -1]].reshape(-1, *pixels.shape[2:])
+    return np.concatenate([rows, columns])

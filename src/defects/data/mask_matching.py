@@ -26,6 +26,7 @@ MASK_WORDS = (
     "segmentation",
     "annotation",
 )
+# One of the words in the name of a folder of masks: defect_masks, SegmentationClass, label_png.
 FOLDER_WORDS = {
     *MASK_WORDS,
     "annotations",
@@ -38,7 +39,7 @@ FOLDER_WORDS = {
     "truth",
     "마스크",
     "라벨",
-}  # one of the words in the name of a folder of masks: defect_masks, SegmentationClass, label_png
+}
 IMAGE_WORDS = {"image", "images", "img", "imgs", "이미지"}  # of a folder of images
 # The words in `JPEGImages`, `label_png`, `Masks2`.
 NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
