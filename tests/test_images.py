@@ -8,7 +8,14 @@ from conftest import texture, write_png
 from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.images import IMAGE_SUFFIXES, REDUCED, read_image, read_image_and_shape, resize, resize_mask
+from defects.data.images import (
+    IMAGE_SUFFIXES,
+    REDUCED_MODES,
+    read_image,
+    read_image_and_shape,
+    resize,
+    resize_mask,
+)
 from defects.data.mask_files import read_mask
 from defects.messages import UserError
 
@@ -260,7 +267,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch, shape, fac
     monkeypatch.setattr(cv2, "imdecode", lambda content, mode: modes.append(mode) or decode(content, mode))
     path = _save(tmp_path / "x.jpg", Image.fromarray(resize(SMOOTH, shape)))
     assert read_image(path, (224, 224)).shape == (224, 224, 3)
-    assert modes == [cv2.IMREAD_COLOR_RGB if factor == 1 else REDUCED[factor]]
+    assert modes == [cv2.IMREAD_COLOR_RGB if factor == 1 else REDUCED_MODES[factor]]
 
 
 @pytest.mark.parametrize("shape", [(449, 511), (2047, 901), (1001, 1103)])

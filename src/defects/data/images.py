@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = {
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpx"),
     *(".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".ras", ".sr"),
 }
-REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+REDUCED_MODES = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 PIXEL_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"  # the environment variable of OpenCV
 CAMERA_BITS = (10, 12, 14, 16)  # depths of sensors
 DARK_LEVEL = 2**12 - 1  # of 16 bits: 16 of 255
@@ -232,7 +232,7 @@ def decode_colours(path: Path, content: bytes, header: Header, reduction: int = 
     or 8.
     """
     if reduction > 1:
-        return cv2.cvtColor(_decode(path, content, header, REDUCED[reduction]), cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(_decode(path, content, header, REDUCED_MODES[reduction]), cv2.COLOR_BGR2RGB)
     if header.bits <= 8:
         return _decode(path, content, header, cv2.IMREAD_COLOR_RGB)
     # OpenCV 5.0 exchanges red and blue of a TIFF with IMREAD_COLOR_RGB here, and those of a PAM without.
