@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from defects.data.bounded_memory import in_threads
 from defects.data.images import are_pixels_of_mask, decode_colours, read_content
-from defects.data.many import in_threads
 from defects.files import same_text
 from defects.messages import UserError
 
