@@ -44,16 +44,6 @@ def sides_of(config):
     return sides.suited_to(build_detector(config, pretrained=False), config)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (40, 48), (41, 200), (20, 300)])
-def test_windows_are_of_one_size_and_cover_everything(size):
-    seen = np.zeros(size, int)
-    for place in windows(size, (40, 48)):
-        assert seen[place].shape == (min(40, size[0]), min(48, size[1]))
-        seen[place] += 1
-    assert seen.all()
-    assert windows(size, None) == [(slice(0, size[0]), slice(0, size[1]))]
-
-
 @pytest.mark.parametrize("name", sorted(DETECTORS))
 def test_the_threshold_is_that_of_images_scored_in_windows(configured, name):
     config = configured(name, "threshold.fpr=0.5")

@@ -1,4 +1,4 @@
-"""Masks among images: told apart by name and by what is in the files, or refused."""
+"""Which mask belongs to which image: by names, and among images by pixels too, or refused."""
 
 from pathlib import Path
 
@@ -7,8 +7,131 @@ import numpy as np
 import pytest
 from conftest import defective, texture, write_png
 
-from defects.data.mask_matching import split_off_masks
+from defects.data.mask_matching import match_masks, split_off_masks
 from defects.messages import UserError
+
+
+def _matched(images: list[str], masks: list[str]) -> dict[str, list[str]]:
+    names = match_masks(images, masks)
+    found = dict(zip(images, ([masks[number] for number in of] for of in names.of_image), strict=True))
+    return {image: of_image for image, of_image in found.items() if of_image}
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "a.png",
+        "a.bmp",
+        "a_mask.png",
+        "a-mask.png",
+        "a.mask.png",
+        "a mask.png",
+        "a_MASK.PNG",
+        "a_gt.png",
+        "a_GT.png",
+        "a_label.bmp",
+        "a_ground_truth.png",
+        "a.jpg.png",
+        "a.jpg_mask.png",
+        "a/000.png",
+        "a/mask.png",
+        "a_mask/1.png",
+        "a.jpg/1.png",
+        "a_0.png",
+        "a-1.png",
+        "a (2).png",
+        "a_mask1.png",
+        "a_mask_1.png",
+        "a_mask (1).png",
+        "a_1_mask.png",
+        "A_mask.png",
+        "mask_a.png",
+        "GT-a.png",
+        "label_a_1.png",
+    ],
+)
+def test_match_masks_by_all_kinds_of_names(mask):
+    assert _matched(["a.jpg", "b.jpg"], [mask]) == {"a.jpg": [mask]}
+
+
+@pytest.mark.parametrize(
+    "mask", ["c.png", "a1.png", "mask_of_a.png", "masks.png", "ab.png", "a_masked.png", "x/y.png"]
+)
+def test_match_masks_of_no_image(mask):
+    names = match_masks(["a.jpg", "b.jpg"], [mask])
+    assert names.orphans == [0]
+    assert names.of_image == [[], []]
+
+
+def test_match_masks_of_several_regions():
+    masks = ["a_0.png", "a_1.png", "b/000.png", "b/001.png", "c.png", "c_mask.png"]
+    assert _matched(["a.png", "b.png", "c.png"], masks) == {
+        "a.png": ["a_0.png", "a_1.png"],
+        "b.png": ["b/000.png", "b/001.png"],
+        "c.png": ["c.png", "c_mask.png"],
+    }
+
+
+def test_match_masks_of_numbered_images():
+    """part_3.png is the mask of an image that is missing, not a region of part.png."""
+    names = match_masks(["part.png", "part_1.png", "part_2.png"], ["part_1.png", "part_3.png", "part.png"])
+    assert names.of_image == [[2], [0], []]
+    assert names.orphans == [1]
+
+
+def test_match_masks_in_the_same_sub_folders():
+    images = ["line 1/000.png", "line 2/000.png"]
+    masks = ["line 2/000_mask.png", "line 1/000.png"]
+    assert _matched(images, masks) == {images[0]: [masks[1]], images[1]: [masks[0]]}
+
+
+def test_match_masks_where_images_or_masks_have_no_sub_folders():
+    assert _matched(["a.png", "b.png"], ["scratch/a.png", "dent/a_mask.png", "dent/b.png"]) == {
+        "a.png": ["scratch/a.png", "dent/a_mask.png"],
+        "b.png": ["dent/b.png"],
+    }
+    assert _matched(["x/a.png", "y/b.png"], ["a.png", "b.png"]) == {
+        "x/a.png": ["a.png"],
+        "y/b.png": ["b.png"],
+    }
+
+
+def test_match_masks_with_a_copy_in_a_sub_folder():
+    names = match_masks(["a.png", "b.png"], ["a.png", "old/a.png", "old/b.png"])
+    assert names.of_image == [[0], [2]]
+    assert names.orphans == [1]
+
+
+def test_match_masks_of_a_missing_sub_folder():
+    names = match_masks(["line 1/a.png"], ["line 1/a.png", "line 2/a.png"])
+    assert names.of_image == [[0]]
+    assert names.orphans == [1]
+
+
+def test_match_masks_of_two_images_with_one_stem():
+    names = match_masks(["a.jpg", "a.png"], ["a.bmp", "a.jpg.png"])
+    assert names.ambiguous == {0: [0, 1]}
+    assert names.of_image == [[1], []]
+
+
+def test_match_masks_by_upper_and_lower_case():
+    assert _matched(["a.png", "A.png"], ["A_mask.png", "a.png"]) == {
+        "a.png": ["a.png"],
+        "A.png": ["A_mask.png"],
+    }
+
+
+def test_match_masks_of_both_spellings_of_accents():
+    assert _matched(["u\u0308.png"], ["ü_mask.png"]) == {"u\u0308.png": ["ü_mask.png"]}
+
+
+def test_match_masks_of_names_with_dots():
+    assert _matched(["lot.1.v2.png", "lot.1.png"], ["lot.1.v2_mask.PNG"]) == {
+        "lot.1.v2.png": ["lot.1.v2_mask.PNG"]
+    }
+
+
+# --- masks among images ----------------------------------------------------------------------------------
 
 
 def _write(path: Path, image: np.ndarray, *options: int) -> Path:
@@ -58,7 +181,7 @@ def _refused(folder: Path) -> str:
         ("lot.1.v2.jpg", "lot.1.v2.png"),
     ],
 )
-def test_masks_are_told_from_images(tmp_path, image, mask):
+def test_split_off_masks_by_all_kinds_of_names(tmp_path, image, mask):
     image, mask = _picture(tmp_path / image), _mask(tmp_path / mask)
     other = _picture(tmp_path / "other.png", 1)
     found = _split(tmp_path)
@@ -69,7 +192,7 @@ def test_masks_are_told_from_images(tmp_path, image, mask):
 @pytest.mark.parametrize(
     "kind", ["two levels", "empty", "labels", "colours", "alpha", "soft", "16 bits", "lossy"]
 )
-def test_masks_of_all_kinds(tmp_path, kind):
+def test_split_off_masks_of_all_kinds(tmp_path, kind):
     mask = defective(3, 64)[1]
     stored = {
         "two levels": mask,
@@ -87,35 +210,35 @@ def test_masks_of_all_kinds(tmp_path, kind):
 
 
 @pytest.mark.parametrize("second", ["a.jpg", "a_label.png"])
-def test_two_pictures_with_one_name_are_two_pictures(tmp_path, second):
+def test_split_off_masks_of_two_pictures_with_one_name(tmp_path, second):
     paths = {_picture(tmp_path / "a.png"), _picture(tmp_path / second, 1)}
     found = _split(tmp_path)
     assert set(found.images) == paths
     assert not found.masks
 
 
-def test_dark_flat_pictures_are_no_masks(tmp_path):
+def test_split_off_masks_of_dark_flat_pictures(tmp_path):
     noise = np.random.default_rng(0)
     for name in ("a.png", "a.bmp"):
         _write(tmp_path / name, noise.normal(20, 4, (64, 64)).clip(0, 255).astype(np.uint8))
     assert len(_split(tmp_path).images) == 2
 
 
-def test_a_mask_whose_image_is_missing_is_no_image(tmp_path):
+def test_split_off_masks_whose_image_is_missing(tmp_path):
     image, mask = _picture(tmp_path / "a.png"), _mask(tmp_path / "a_mask.png")
     lone = _mask(tmp_path / "b_mask.png", 1)
     found = _split(tmp_path)
     assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
 
 
-def test_a_mask_in_a_folder_of_masks_whose_image_is_missing_is_no_image(tmp_path):
+def test_split_off_masks_in_a_folder_whose_image_is_missing(tmp_path):
     image, mask = _picture(tmp_path / "a_1.png"), _mask(tmp_path / "label_png/a_1.png")
     lone = _mask(tmp_path / "label_png/a_2.png", 1)
     found = _split(tmp_path)
     assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
 
 
-def test_blank_pictures_below_a_folder_with_a_word_for_masks_stay_pictures(tmp_path):
+def test_split_off_masks_below_a_folder_with_a_mask_word(tmp_path):
     folder = tmp_path / "labels 2024/bad"
     image, mask = _picture(folder / "a.png"), _mask(folder / "a_mask.png")
     blank = _write(folder / "b.png", np.zeros((64, 64), np.uint8))
@@ -123,23 +246,23 @@ def test_blank_pictures_below_a_folder_with_a_word_for_masks_stay_pictures(tmp_p
     assert (found.images, found.masks, found.orphans) == ([image, blank], {image: [mask]}, [])
 
 
-def test_pictures_in_a_folder_that_is_called_like_masks_stay_pictures(tmp_path):
+def test_split_off_masks_of_pictures_in_a_folder_with_a_mask_word(tmp_path):
     paths = {_picture(tmp_path / "a.png"), _picture(tmp_path / "annotations/a.png", 1)}
     assert set(_split(tmp_path).images) == paths
 
 
-def test_pictures_that_are_called_masks_stay_pictures_where_none_is_one(tmp_path):
+def test_split_off_masks_of_pictures_that_are_named_masks(tmp_path):
     paths = [_picture(tmp_path / f"{i}_mask.png", i) for i in range(3)]
     assert _split(tmp_path).images == paths
 
 
-def test_several_masks_of_one_image(tmp_path):
+def test_split_off_masks_several_of_one_image(tmp_path):
     image = _picture(tmp_path / "a.jpg")
     masks = [_mask(tmp_path / name, i) for i, name in enumerate(["a_mask1.png", "a_mask2.png"])]
     assert _split(tmp_path).masks == {image: masks}
 
 
-def test_what_cannot_be_told_is_refused_with_both_paths(tmp_path):
+def test_split_off_masks_refuses_what_cannot_be_told(tmp_path):
     cases = {
         "both masks": [_mask(tmp_path / "1/a.png"), _mask(tmp_path / "1/a.bmp", 1)],
         "other size": [
@@ -154,12 +277,12 @@ def test_what_cannot_be_told_is_refused_with_both_paths(tmp_path):
         assert "data.folders.masks" in message
 
 
-def test_a_mask_may_look_like_anything_where_masks_are_said_to_lie(tmp_path):
+def test_split_off_masks_that_look_like_pictures(tmp_path):
     image, mask = _picture(tmp_path / "a.png"), _picture(tmp_path / "a_mask.png", 1)
     assert _split(tmp_path, are_masks_here=True).masks == {image: [mask]}
 
 
-def test_broken_files_are_left_to_be_named_later(tmp_path):
+def test_split_off_masks_ignores_broken_files(tmp_path):
     _picture(tmp_path / "a.jpg")
     (tmp_path / "a.png").write_bytes(b"")
     assert len(_split(tmp_path).images) == 2
