@@ -88,7 +88,7 @@ def test_damage_at_random_bytes_of_a_jpeg(tmp_path):
     random = np.random.default_rng(0)
     content = photo()
     start = content.index(b"\xff\xda") + 14
-    named = 0
+    named_count = 0
     for _ in range(100):
         changed = bytearray(content)
         for place in random.integers(start, len(content) - 2, 8):
@@ -97,8 +97,8 @@ def test_damage_at_random_bytes_of_a_jpeg(tmp_path):
         try:
             examine_image(tmp_path / "x.jpg")
         except UserError:
-            named += 1
-    assert named >= 75
+            named_count += 1
+    assert named_count >= 75
 
 
 @pytest.mark.parametrize("flat", [0, 255, 128])
@@ -172,10 +172,10 @@ FORMATS = ["PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000", "AVIF"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("kept", [0.2, 0.6, 0.95, -1])
-def test_damage_by_truncation_in_any_format(tmp_path, capfd, format, kept):
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95, -1])
+def test_damage_by_truncation_in_any_format(tmp_path, capfd, format, share):
     content = encoded(PHOTO[:64, :64].copy(), format)
-    content = content[:-1] if kept == -1 else content[: int(kept * len(content))]
+    content = content[:-1] if share == -1 else content[: int(share * len(content))]
     refusal(tmp_path / "x.png", content)
     refusal(tmp_path / "x.png", content, read_image)
     assert capfd.readouterr().err == ""

@@ -100,7 +100,7 @@ def facts_of_16_bits(*largest):
 
 
 @pytest.mark.parametrize(
-    ("largest", "bits", "named"),
+    ("largest", "bits", "proposed_bits"),
     [
         ([1023, 700], None, 10),
         ([300, 200], None, 10),
@@ -111,9 +111,9 @@ def facts_of_16_bits(*largest):
         ([4095], 12, None),
     ],
 )
-def test_notes_on_depth_of_unused_bits(largest, bits, named):
+def test_notes_on_depth_of_unused_bits(largest, bits, proposed_bits):
     notes = notes_on_depth(facts_of_16_bits(*largest) | {"8.png": ImageFacts(4, 4, 8, "grey", 255)}, bits)
-    assert [f"set data.bits={named}" in note for note in notes] == ([True] if named else [])
+    assert [f"set data.bits={proposed_bits}" in note for note in notes] == ([True] if proposed_bits else [])
 
 
 def test_notes_on_depth_none_for_8_bits():
@@ -153,17 +153,17 @@ def test_bits_are_used_by_every_reader(deep_data, tmp_path, reader):
         rows = ensure_images(config)
         path = root / rows["path"][0]
         if reader == "loader":
-            seen = next(iter(plain_loader(config, rows)))["image"].numpy()
+            pixels = next(iter(plain_loader(config, rows)))["image"].numpy()
         elif reader == "tile":
-            seen = read_tile(config.data, rows.to_dict("records")[0])
+            pixels = read_tile(config.data, rows.to_dict("records")[0])
         elif reader == "appearance":
             ensure_tables(config)
-            seen = 255 * appearance_table(config, ensure_tables(config))["brightness"].to_numpy()
+            pixels = 255 * appearance_table(config, ensure_tables(config))["brightness"].to_numpy()
         elif reader == "frame":
-            seen = read_frame(path, meta(bits)).image
+            pixels = read_frame(path, meta(bits)).image
         else:
-            seen = np.stack(list(load_normals(tmp_path, path.parent, bits).images.values()))
-        bright.append(float(seen.mean()))
+            pixels = np.stack(list(load_normals(tmp_path, path.parent, bits).images.values()))
+        bright.append(float(pixels.mean()))
     assert bright[0] < 0.7 * bright[1]
 
 
@@ -201,8 +201,8 @@ def test_bits_make_tables_and_checkpoints_stale(deep_data, capsys):
     capsys.readouterr()
     after = configured(12)
     ensure_tables(after)
-    said = capsys.readouterr().out
-    assert "preparing the data first" in said and "splitting first" in said
+    printed = capsys.readouterr().out
+    assert "preparing the data first" in printed and "splitting first" in printed
     assert differences(saved, fingerprint(after, "0", None))[0] == "data.bits=null then, 12 now"
     stamp = json.loads((after.dataset_dir / "split.json").read_text())
     assert stamp["settings"]["data.bits"] == 12

@@ -12,9 +12,13 @@ from defects.messages import UserError
 
 
 def _matched(images: list[str], masks: list[str]) -> dict[str, list[str]]:
-    names = match_masks(images, masks)
-    found = dict(zip(images, ([masks[number] for number in of] for of in names.of_image), strict=True))
-    return {image: of_image for image, of_image in found.items() if of_image}
+    """The masks of those images that have any."""
+    matches = match_masks(images, masks)
+    masks_of = {}
+    for image, numbers in zip(images, matches.of_image, strict=True):
+        if numbers:
+            masks_of[image] = [masks[number] for number in numbers]
+    return masks_of
 
 
 @pytest.mark.parametrize(
@@ -58,9 +62,9 @@ def test_match_masks_by_all_kinds_of_names(mask):
     "mask", ["c.png", "a1.png", "mask_of_a.png", "masks.png", "ab.png", "a_masked.png", "x/y.png"]
 )
 def test_match_masks_of_no_image(mask):
-    names = match_masks(["a.jpg", "b.jpg"], [mask])
-    assert names.orphans == [0]
-    assert names.of_image == [[], []]
+    matches = match_masks(["a.jpg", "b.jpg"], [mask])
+    assert matches.orphans == [0]
+    assert matches.of_image == [[], []]
 
 
 def test_match_masks_of_several_regions():
@@ -74,9 +78,9 @@ def test_match_masks_of_several_regions():
 
 def test_match_masks_of_numbered_images():
     """part_3.png is the mask of an image that is missing, not a region of part.png."""
-    names = match_masks(["part.png", "part_1.png", "part_2.png"], ["part_1.png", "part_3.png", "part.png"])
-    assert names.of_image == [[2], [0], []]
-    assert names.orphans == [1]
+    matches = match_masks(["part.png", "part_1.png", "part_2.png"], ["part_1.png", "part_3.png", "part.png"])
+    assert matches.of_image == [[2], [0], []]
+    assert matches.orphans == [1]
 
 
 def test_match_masks_in_the_same_sub_folders():
@@ -97,21 +101,21 @@ def test_match_masks_where_images_or_masks_have_no_sub_folders():
 
 
 def test_match_masks_with_a_copy_in_a_sub_folder():
-    names = match_masks(["a.png", "b.png"], ["a.png", "old/a.png", "old/b.png"])
-    assert names.of_image == [[0], [2]]
-    assert names.orphans == [1]
+    matches = match_masks(["a.png", "b.png"], ["a.png", "old/a.png", "old/b.png"])
+    assert matches.of_image == [[0], [2]]
+    assert matches.orphans == [1]
 
 
 def test_match_masks_of_a_missing_sub_folder():
-    names = match_masks(["line 1/a.png"], ["line 1/a.png", "line 2/a.png"])
-    assert names.of_image == [[0]]
-    assert names.orphans == [1]
+    matches = match_masks(["line 1/a.png"], ["line 1/a.png", "line 2/a.png"])
+    assert matches.of_image == [[0]]
+    assert matches.orphans == [1]
 
 
 def test_match_masks_of_two_images_with_one_stem():
-    names = match_masks(["a.jpg", "a.png"], ["a.bmp", "a.jpg.png"])
-    assert names.ambiguous == {0: [0, 1]}
-    assert names.of_image == [[1], []]
+    matches = match_masks(["a.jpg", "a.png"], ["a.bmp", "a.jpg.png"])
+    assert matches.ambiguous == {0: [0, 1]}
+    assert matches.of_image == [[1], []]
 
 
 def test_match_masks_by_upper_and_lower_case():
@@ -182,11 +186,12 @@ def _refused(folder: Path) -> str:
     ],
 )
 def test_split_off_masks_by_all_kinds_of_names(tmp_path, image, mask):
-    image, mask = _picture(tmp_path / image), _mask(tmp_path / mask)
-    other = _picture(tmp_path / "other.png", 1)
-    found = _split(tmp_path)
-    assert set(found.images) == {image, other}
-    assert found.masks == {image: [mask]}
+    image_path = _picture(tmp_path / image)
+    mask_path = _mask(tmp_path / mask)
+    second_image_path = _picture(tmp_path / "other.png", 1)
+    split = _split(tmp_path)
+    assert set(split.images) == {image_path, second_image_path}
+    assert split.masks == {image_path: [mask_path]}
 
 
 @pytest.mark.parametrize(
@@ -212,9 +217,9 @@ def test_split_off_masks_of_all_kinds(tmp_path, kind):
 @pytest.mark.parametrize("second", ["a.jpg", "a_label.png"])
 def test_split_off_masks_of_two_pictures_with_one_name(tmp_path, second):
     paths = {_picture(tmp_path / "a.png"), _picture(tmp_path / second, 1)}
-    found = _split(tmp_path)
-    assert set(found.images) == paths
-    assert not found.masks
+    split = _split(tmp_path)
+    assert set(split.images) == paths
+    assert not split.masks
 
 
 def test_split_off_masks_of_dark_flat_pictures(tmp_path):
@@ -225,25 +230,28 @@ def test_split_off_masks_of_dark_flat_pictures(tmp_path):
 
 
 def test_split_off_masks_whose_image_is_missing(tmp_path):
-    image, mask = _picture(tmp_path / "a.png"), _mask(tmp_path / "a_mask.png")
+    image = _picture(tmp_path / "a.png")
+    mask = _mask(tmp_path / "a_mask.png")
     lone = _mask(tmp_path / "b_mask.png", 1)
-    found = _split(tmp_path)
-    assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
+    split = _split(tmp_path)
+    assert (split.images, split.masks, split.orphans) == ([image], {image: [mask]}, [lone])
 
 
 def test_split_off_masks_in_a_folder_whose_image_is_missing(tmp_path):
-    image, mask = _picture(tmp_path / "a_1.png"), _mask(tmp_path / "label_png/a_1.png")
+    image = _picture(tmp_path / "a_1.png")
+    mask = _mask(tmp_path / "label_png/a_1.png")
     lone = _mask(tmp_path / "label_png/a_2.png", 1)
-    found = _split(tmp_path)
-    assert (found.images, found.masks, found.orphans) == ([image], {image: [mask]}, [lone])
+    split = _split(tmp_path)
+    assert (split.images, split.masks, split.orphans) == ([image], {image: [mask]}, [lone])
 
 
 def test_split_off_masks_below_a_folder_with_a_mask_word(tmp_path):
     folder = tmp_path / "labels 2024/bad"
-    image, mask = _picture(folder / "a.png"), _mask(folder / "a_mask.png")
+    image = _picture(folder / "a.png")
+    mask = _mask(folder / "a_mask.png")
     blank = _write(folder / "b.png", np.zeros((64, 64), np.uint8))
-    found = _split(folder)
-    assert (found.images, found.masks, found.orphans) == ([image, blank], {image: [mask]}, [])
+    split = _split(folder)
+    assert (split.images, split.masks, split.orphans) == ([image, blank], {image: [mask]}, [])
 
 
 def test_split_off_masks_of_pictures_in_a_folder_with_a_mask_word(tmp_path):
@@ -278,7 +286,8 @@ def test_split_off_masks_refuses_what_cannot_be_told(tmp_path):
 
 
 def test_split_off_masks_that_look_like_pictures(tmp_path):
-    image, mask = _picture(tmp_path / "a.png"), _picture(tmp_path / "a_mask.png", 1)
+    image = _picture(tmp_path / "a.png")
+    mask = _picture(tmp_path / "a_mask.png", 1)
     assert _split(tmp_path, are_masks_here=True).masks == {image: [mask]}
 
 

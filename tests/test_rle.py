@@ -25,18 +25,20 @@ MASKS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12), elem
 
 def _slow_encode(mask: np.ndarray) -> str:
     """Pixel by pixel, as the competition describes it."""
-    found, previous = [], 0
+    runs = []
+    previous = 0
     for position, pixel in enumerate(mask.flatten(order="F"), start=1):
         if pixel and not previous:
-            found.append([position, 0])
+            runs.append([position, 0])
         if pixel:
-            found[-1][1] += 1
+            runs[-1][1] += 1
         previous = pixel
-    return " ".join(f"{start} {length}" for start, length in found)
+    return " ".join(f"{start} {length}" for start, length in runs)
 
 
 def _slow_decode(runs: str, shape: tuple[int, int]) -> np.ndarray:
-    pixels, values = [0] * (shape[0] * shape[1]), [int(value) for value in runs.split()]
+    pixels = [0] * (shape[0] * shape[1])
+    values = [int(value) for value in runs.split()]
     for start, length in zip(values[::2], values[1::2], strict=True):
         for position in range(start, start + length):
             pixels[position - 1] = 1
@@ -73,11 +75,11 @@ def test_encode_and_decode_like_pixel_by_pixel(mask):
 
 @given(st.lists(st.integers(1, 5), max_size=20), st.integers(0, 4))
 @settings(max_examples=50)
-def test_decode_any_sorted_runs_even_if_they_touch(steps, rest):
+def test_decode_any_sorted_runs_even_if_they_touch(steps, gap):
     """Every second step is a run; a step of another tool may split one run into two that touch."""
     ends = np.cumsum([0, *steps])
     runs = " ".join(f"{start + 1} {end - start}" for start, end in zip(ends[:-1], ends[1:], strict=True))
-    shape = (1, int(ends[-1]) + rest + 1)
+    shape = (1, int(ends[-1]) + gap + 1)
     assert rle.decode(runs, shape).sum() == ends[-1]
     assert np.array_equal(rle.decode(runs, shape), _slow_decode(runs, shape))
 

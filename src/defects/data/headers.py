@@ -263,9 +263,9 @@ def _heif(content: bytes) -> Header:
 
 def _jpeg2000(content: bytes) -> Header:
     start = content.index(b"\xff\x4f\xff\x51")
-    right, bottom, left, top = struct.unpack_from(">4I", content, start + 8)
-    height = bottom - top
-    width = right - left
+    x_end, y_end, x_start, y_start = struct.unpack_from(">4I", content, start + 8)
+    height = y_end - y_start
+    width = x_end - x_start
     box = content.find(b"ihdr", 0, start)
     if box >= 0:  # Pillow allocates what this box says
         box_height, box_width = struct.unpack_from(">II", content, box + 4)

@@ -14,31 +14,14 @@ from defects.files import same_text
 from defects.messages import UserError
 
 MASK_WORDS = (
-    "mask",
-    "masks",
-    "gt",
-    "label",
-    "labels",
-    "groundtruth",
-    "ground_truth",
-    "ground-truth",
-    "seg",
-    "segmentation",
-    "annotation",
+    *("mask", "masks", "gt", "label", "labels", "seg", "segmentation", "annotation"),
+    *("groundtruth", "ground_truth", "ground-truth"),
 )
 # One of the words in the name of a folder of masks: defect_masks, SegmentationClass, label_png.
 FOLDER_WORDS = {
     *MASK_WORDS,
-    "annotations",
-    "ann",
-    "anns",
-    "anno",
-    "bitmask",
-    "bitmasks",
-    "segmentations",
-    "truth",
-    "마스크",
-    "라벨",
+    *("annotations", "ann", "anns", "anno", "bitmask", "bitmasks", "segmentations", "truth"),
+    *("마스크", "라벨"),
 }
 IMAGE_WORDS = {"image", "images", "img", "imgs", "이미지"}  # of a folder of images
 # The words in `JPEGImages`, `label_png`, `Masks2`.

@@ -23,7 +23,7 @@ def dice_table(
     """image_id, target, dice, empty (whether the truth is) for every row of `truth`, in its order.
 
     Both are long tables (image_id, target, runs); `truth` lists every pair that counts, also the empty
-    ones (`rle_table.all_pairs`), and a pair that `predicted` leaves out is predicted empty. `sizes` holds
+    ones (`rle.all_pairs`), and a pair that `predicted` leaves out is predicted empty. `sizes` holds
     (height, width) by image_id. Raises ValueError for a predicted pair that `truth` does not list, for
     pairs listed twice, and for runs that are no mask.
     """
