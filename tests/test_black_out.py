@@ -38,8 +38,8 @@ def table(tmp_path) -> pd.DataFrame:
             if i % 3 == 0:
                 path.write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
             runs = ["", rle.encode(mask)] if i % 2 else [rle.encode(mask), ""]
-            one, two = runs if kind == "marked" else ("", "")
-            rows.append((f"{kind}/{i}.png", int(kind != "normal"), "", SIDE, SIDE, kind, one, two))
+            runs = runs if kind == "marked" else ["", ""]
+            rows.append((f"{kind}/{i}.png", int(kind != "normal"), "", SIDE, SIDE, kind, *runs))
     columns = ["path", "label", "mask_path", "width", "height", "kind", "defect_1", "defect_2"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -55,13 +55,14 @@ def build(table, tmp_path):
     return make
 
 
-def same(one, other):
-    return torch.equal(one["image"], other["image"])
+def have_same_image(sample, second):
+    return torch.equal(sample["image"], second["image"])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (96, 96), (120, 120), (11, 7)])
 def test_black_out_covers_all_of_a_defect(build, size):
-    plain, hidden = build(None, size), build(1.0, size)
+    plain = build(None, size)
+    hidden = build(1.0, size)
     for row in range(ROWS["marked"]):
         assert plain[0, row]["image"].max() > 220
         assert hidden[0, row]["image"].max() < 170
@@ -79,7 +80,8 @@ def test_black_out_of_a_jpeg_decoded_at_half_its_size(build, table, tmp_path, si
 
 
 def test_black_out_gives_labels_and_masks_of_a_normal_image(build):
-    plain, hidden = build(None), build(1.0)
+    plain = build(None)
+    hidden = build(1.0)
     for row in range(ROWS["marked"]):
         assert plain[0, row]["label"].sum() == 2 and plain[0, row]["mask"].any()
         assert hidden[0, row]["label"].tolist() == [0, 0, 0]
@@ -88,31 +90,35 @@ def test_black_out_gives_labels_and_masks_of_a_normal_image(build):
 
 
 def test_black_out_ignores_unmarked_defects(build):
-    plain, hidden = build(None), build(1.0)
+    plain = build(None)
+    hidden = build(1.0)
     for row in range(ROWS["marked"] + ROWS["normal"], sum(ROWS.values())):
-        assert same(plain[0, row], hidden[0, row])
+        assert have_same_image(plain[0, row], hidden[0, row])
         assert torch.equal(plain[0, row]["label"], hidden[0, row]["label"])
 
 
 def test_black_out_gives_normal_images_the_shapes_of_defects(build, table, tmp_path):
-    plain, hidden = build(None), build(1.0)
+    plain = build(None)
+    hidden = build(1.0)
     shapes = [hidden.black_out.cover(0, row) for row in range(ROWS["marked"])]
-    seen = set()
+    covered_shapes = set()
     for row in range(ROWS["marked"], ROWS["marked"] + ROWS["normal"]):
         for epoch in range(4):
             cover = hidden.black_out.cover(epoch, row)
             (number,) = [i for i, shape in enumerate(shapes) if np.array_equal(shape, cover)]
-            seen.add(number)
-            before, after = plain[epoch, row]["image"], hidden[epoch, row]["image"]
+            covered_shapes.add(number)
+            before = plain[epoch, row]["image"]
+            after = hidden[epoch, row]["image"]
             assert (after[cover] == after[cover][0]).all() and torch.equal(before[~cover], after[~cover])
         assert hidden[0, row]["label"].sum() == 0
-    assert len(seen) > ROWS["marked"] / 2
+    assert len(covered_shapes) > ROWS["marked"] / 2
 
 
 def test_black_out_is_as_frequent_in_both_classes(build):
-    dataset, epochs = build(0.3), 100
-    marked, normal = range(ROWS["marked"]), range(ROWS["marked"], ROWS["marked"] + ROWS["normal"])
-    black_out = dataset.black_out
+    epochs = 100
+    marked = range(ROWS["marked"])
+    normal = range(ROWS["marked"], ROWS["marked"] + ROWS["normal"])
+    black_out = build(0.3).black_out
     hidden = [black_out.hides(epoch, row) for epoch in range(epochs) for row in marked]
     stray = [
         black_out.cover(epoch, row) is not None
@@ -125,30 +131,37 @@ def test_black_out_is_as_frequent_in_both_classes(build):
 
 
 def test_black_out_covers_no_part_of_other_defects(build):
-    plain, dataset = build(None), build(0.5)
-    kept = [(epoch, row) for epoch in range(6) for row in range(8) if not dataset.black_out.hides(epoch, row)]
+    plain = build(None)
+    dataset = build(0.5)
+    items = [
+        (epoch, row) for epoch in range(6) for row in range(8) if not dataset.black_out.hides(epoch, row)
+    ]
     changed = 0
-    for item in kept:
-        before, after = plain[item], dataset[item]
+    for item in items:
+        before = plain[item]
+        after = dataset[item]
         inside = before["mask"].bool().any(dim=2)
         assert torch.equal(before["image"][inside], after["image"][inside])
         assert torch.equal(before["label"], after["label"]) and torch.equal(before["mask"], after["mask"])
-        changed += not same(before, after)
-    assert 0 < changed < len(kept)
+        changed += not have_same_image(before, after)
+    assert 0 < changed < len(items)
 
 
 def test_black_out_depends_on_seed_epoch_and_row_alone(build):
-    one, again, other = build(0.5), build(0.5), build(0.5, seed=1)
+    dataset = build(0.5)
+    again = build(0.5)
+    other_seed = build(0.5, seed=1)
     items = [(epoch, row) for epoch in range(3) for row in range(16)]
     batch = again.__getitems__(items[::-1])[::-1]
-    assert all(same(one[item], sample) for item, sample in zip(items, batch, strict=True))
-    assert not all(same(one[item], other[item]) for item in items)
-    assert not all(same(one[0, row], one[1, row]) for row in range(16))
+    assert all(have_same_image(dataset[item], sample) for item, sample in zip(items, batch, strict=True))
+    assert not all(have_same_image(dataset[item], other_seed[item]) for item in items)
+    assert not all(have_same_image(dataset[0, row], dataset[1, row]) for row in range(16))
 
 
 def test_covered_has_the_mean_colour_of_visible_pixels():
     image = np.full((4, 4, 3), (10, 20, 30), np.uint8)
-    image[:2], image[3, 3] = 255, (26, 20, 30)
+    image[:2] = 255
+    image[3, 3] = (26, 20, 30)
     cover = np.zeros((4, 4), bool)
     cover[:2] = True
     assert (covered(image, cover)[:2] == (12, 20, 30)).all() and image[0, 0, 0] == 255
@@ -162,16 +175,18 @@ def test_black_out_refuses_rows_without_marked_defects(table, tmp_path):
 
 def test_black_out_by_mask_files_before_rotation(make_dataset, make_config):
     """In the defect/normal layout: squares are the only white pixels, each image is learnt from in turns."""
-    root, found = make_dataset(), []
-    config = make_config(root, "train.black_out=0.5", "split.balance.ratio=2", "data.symmetries=dihedral")
+    labels = []
+    config = make_config(
+        make_dataset(), "train.black_out=0.5", "split.balance.ratio=2", "data.symmetries=dihedral"
+    )
     table = ensure_tables(config).folds  # which writes the list, too
     rows = load_training_rows(config, "0").merge(table, on="image_id")
     for batch in training_loader(config, rows, Labels(masks=True)):
         white = (batch["image"] == 255).all(3)
         assert torch.equal(white.amax((1, 2)).float(), batch["label"][:, 0])
         assert torch.equal(white, batch["mask"][..., 0] == 1) and batch["masked"].all()
-        found += batch["label"][rows["label"][batch["row"].tolist()].to_numpy() == 1, 0].tolist()
-    assert rows["angle"].nunique() > 1 and np.mean(found) == pytest.approx(0.5, abs=0.2)
+        labels += batch["label"][rows["label"][batch["row"].tolist()].to_numpy() == 1, 0].tolist()
+    assert rows["angle"].nunique() > 1 and np.mean(labels) == pytest.approx(0.5, abs=0.2)
 
 
 def test_black_out_is_a_setting_of_training(make_dataset, make_config, config_file, run_script):
