@@ -61,14 +61,14 @@ def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
     Raises UserError naming a file that cannot be read.
     """
     content, header = read_content(path)
-    mask = _read(path, content, header).mask
+    mask = _mark(path, content, header).mask
     return ~mask if inverted else mask
 
 
 def examine_mask(path: Path, inverted: bool = False) -> tuple[np.ndarray, MaskFacts]:
     """As read_mask, and what the inventory tells of the file; raises UserError for a damaged one too."""
     content, header = read_content(path, is_strict=True)
-    mask, kind, doubt = _read(path, content, header, is_examined=True)
+    mask, kind, doubt = _mark(path, content, header, is_examined=True)
     if inverted:
         mask = ~mask
     height, width = mask.shape
@@ -98,22 +98,20 @@ def are_inverted(facts: Sequence[MaskFacts], setting: bool | None = None) -> boo
     )
 
 
-def _read(path: Path, content: bytes, header: Header, is_examined: bool = False) -> Reading:
+def _mark(path: Path, content: bytes, header: Header, is_examined: bool = False) -> Reading:
+    """`is_examined`: also say what speaks against the reading, which takes time."""
     has_palette = header.channels == "palette"
     may_have_alpha = header.channels in ("RGBA", "grey+alpha") or header.format in ("WebP", "AVIF")
     picture = _open_with_pillow(content) if has_palette or may_have_alpha else None
     if has_palette and picture is not None and picture.mode == "P":
-        return _mark_palette(*_palette(picture))
+        return _mark_palette(*_read_palette(picture))
     colours = decode_colours(path, content, header)
     if may_have_alpha and picture is not None and "A" in picture.getbands():
         alpha = np.asarray(picture.getchannel("A"))
         if np.ptp(alpha):
             return _mark_visible(colours, alpha)
-    return _mark_colours(colours, _is_lossy(content, header), is_examined)
-
-
-def _is_lossy(content: bytes, header: Header) -> bool:
-    return header.format in ("JPEG", "AVIF") or (header.format == "WebP" and content[12:16] == b"VP8 ")
+    is_lossy_webp = header.format == "WebP" and content[12:16] == b"VP8 "
+    return _mark_colours(colours, header.format in ("JPEG", "AVIF") or is_lossy_webp, is_examined)
 
 
 def _open_with_pillow(content: bytes) -> Image.Image | None:
@@ -126,7 +124,7 @@ def _open_with_pillow(content: bytes) -> Image.Image | None:
         return None
 
 
-def _palette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_palette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices uint8 [H, W], colours uint8 [256, 3] and alpha uint8 [256] of its entries."""
     entries = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
     colours = np.zeros((256, 3), np.uint8)
@@ -192,14 +190,15 @@ def _mark_visible(colours: np.ndarray, alpha: np.ndarray) -> Reading:
 
 def _mark_colours(colours: np.ndarray, is_lossy: bool = False, is_examined: bool = False) -> Reading:
     """Of [H, W, 3], uint8 or uint16."""
+    noise = NOISE_LEVELS if is_lossy else 0
     value = _brightest(colours)
-    has_black = value.min() <= (NOISE_LEVELS if is_lossy else 0)
-    if not has_black:
-        value = _distance_from_background(colours, NOISE_LEVELS if is_lossy else 0)
-    if value is None:
-        return Reading(np.ones(colours.shape[:2], bool), "labels", "has neither black nor another background")
-    if value.max() == 0 and not has_black:
-        return Reading(np.ones(colours.shape[:2], bool), "two levels")
+    if value.min() > noise:  # no black
+        everything = np.ones(colours.shape[:2], bool)
+        value = _distance_from_background(colours, noise)
+        if value is None:
+            return Reading(everything, "labels", "has neither black nor another background")
+        if value.max() == 0:
+            return Reading(everything, "two levels")
     reading = _mark_levels(value, is_lossy, is_examined)
     is_grey = all(np.array_equal(colours[..., 0], colours[..., channel]) for channel in (1, 2))
     return reading if is_grey or is_lossy else reading._replace(kind="colours")
@@ -231,9 +230,7 @@ def _mark_levels(value: np.ndarray, is_lossy: bool = False, is_examined: bool = 
     counts = np.bincount(value.ravel())
     levels = np.flatnonzero(counts)
     top = int(levels[-1])
-    is_soft = len(levels) > 3 and (
-        _are_two_levels_with_noise(counts) or (top >= SOFT_LEVELS and _is_soft(value, top))
-    )
+    is_soft = len(levels) > 3 and (_are_two_levels_with_noise(counts) or _has_soft_edges(value, top))
     if top > 0 and (is_lossy or is_soft):
         mask = value >= top / 2
         doubt = _doubt_about_grey(value, mask, top) if is_examined else ""
@@ -255,7 +252,7 @@ def _are_two_levels_with_noise(counts: np.ndarray) -> bool:
     return bool(np.count_nonzero(counts) > NOISE_LEVELS and between < NOISE_SHARE * counts[1:].sum())
 
 
-def _is_soft(value: np.ndarray, top: int) -> bool:
+def _has_soft_edges(value: np.ndarray, top: int) -> bool:
     """Whether what is neither black nor brightest lies on slopes, as at soft edges, not in areas."""
     if top < SOFT_LEVELS:
         return False
