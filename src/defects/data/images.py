@@ -84,7 +84,7 @@ def read_image_and_shape(
         factors = (factor for factor in (8, 4, 2) if shorter_side // factor >= max(size))
         reduction = next(factors, 1)
     pixels = decode_colours(path, content, header, reduction)
-    image = to_eight_bits(pixels, header, bits)
+    image = _to_eight_bits(pixels, header, bits)
     shape = image.shape[:2]
     if size is None:
         return image, shape
@@ -243,7 +243,7 @@ def decode_colours(path: Path, content: bytes, header: Header, reduction: int = 
     return header.white - pixels if header.is_inverted else pixels
 
 
-def to_eight_bits(pixels: np.ndarray, header: Header, bits: int | None) -> np.ndarray:
+def _to_eight_bits(pixels: np.ndarray, header: Header, bits: int | None) -> np.ndarray:
     """uint8 of what decode_colours gives: black to white level becomes 0 to 255, what lies above is white.
 
     The white level of more than 8 bits is 2**bits - 1 (data.bits), or without `bits` the largest value that
