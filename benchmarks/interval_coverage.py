@@ -30,16 +30,14 @@ from defects.data.datasets import DeviceBatches  # noqa: E402
 from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.fold_files import find_duplicates  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
-from defects.evaluation.align import experiment_scores  # noqa: E402
-from defects.evaluation.answer_key import load_answers  # noqa: E402
 from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
-from defects.evaluation.outcome import outcome  # noqa: E402
-from defects.evaluation.prior_shift import prior_shift  # noqa: E402
-from defects.evaluation.thresholds import Decision  # noqa: E402
+from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
+from defects.evaluation.scales import experiment_scores  # noqa: E402
+from defects.evaluation.thresholds import Decision, prior_shift  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
-from defects.submission.blended_runs import decide_for_shares  # noqa: E402
+from defects.submission.build import decide_for_shares  # noqa: E402
 
 LAYERS = ["blocks.2", "blocks.3", "blocks.4"]
 

@@ -9,7 +9,7 @@ from defects.config import resolve
 from defects.evaluation.adversarial import stored_comparison
 from defects.reports.adversarial_report import write_adversarial
 from defects.runs import check_same_data
-from defects.submission.summary import build_and_print
+from defects.submission.build import build_and_print
 
 
 def main() -> None:

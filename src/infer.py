@@ -6,7 +6,7 @@ from defects import cli, stages
 from defects.config import resolve
 from defects.models import build_detector
 from defects.runs import Run
-from defects.submission.summary import build_and_print
+from defects.submission.build import build_and_print
 from defects.training.loop import make_accelerator
 from defects.training.scoring import score_test
 

@@ -10,12 +10,10 @@ from runs import write_member
 from defects.config import EnsembleConfig, ThresholdConfig, load_config
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
-from defects.evaluation.prior_shift import prior_shift
-from defects.evaluation.thresholds import Decision
+from defects.evaluation.thresholds import Decision, prior_shift
 from defects.stages import ensure_images
-from defects.submission.blended_runs import decide_for_shares
-from defects.submission.ledger import COLUMNS, record
-from defects.submission.send import load_submission
+from defects.submission.build import decide_for_shares
+from defects.submission.send import COLUMNS, load_submission, record
 
 RULES = ["macro_f1", "expected_fpr"]
 

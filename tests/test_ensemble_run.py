@@ -9,8 +9,8 @@ import yaml
 from runs import write_member, write_runs
 
 from defects.config import load_config
-from defects.evaluation.align import experiment_scores, join_images
 from defects.evaluation.estimate import estimate
+from defects.evaluation.scales import experiment_scores, join_images
 from defects.files import write_csv
 from defects.messages import UserError
 from defects.runs import Run

@@ -9,7 +9,7 @@ import pytest
 from runs import runs_of, write_runs
 from scipy.special import expit
 
-from defects.evaluation.defect_score import AT_THRESHOLD, format_defect_score
+from defects.evaluation.display_scales import AT_THRESHOLD, format_defect_score
 from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.mistakes import (
     count_detected_by_kind,
@@ -22,7 +22,7 @@ from defects.reports.ensemble_tables import load_ensemble_tables
 from defects.reports.error_report import build_error_report, draw_member_card
 from defects.runs import Run
 from defects.stages import ensure_tables
-from defects.submission.blended_runs import blend_runs
+from defects.submission.build import blend_runs
 
 NORMAL_ONLY = ["data.source=folders", "data.folders={normal: train/normal_images}"]
 NAMES = ["tiny", "other", "third"]

@@ -14,7 +14,7 @@ from defects.data.images import ImageFacts, examine_image, notes_on_depth, read_
 from defects.deploy.model import Meta
 from defects.deploy.prediction import read_frame
 from defects.deploy.similar import load_normals
-from defects.evaluation.appearance import appearance_table
+from defects.evaluation.adversarial import appearance_table
 from defects.messages import UserError
 from defects.reports.figures import read_tile
 from defects.stages import ensure_images, ensure_tables

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from defects.evaluation.dice import pair_dice
-from defects.evaluation.mask_fitting import (
+from defects.evaluation.mask_rules import Rule, remove_small, to_mask
+from defects.evaluation.metrics import pair_dice
+from defects.evaluation.thresholds import best_cut
+from defects.submission.masks import (
     CHOICES,
     Candidate,
     apply_rule,
-    best_cut,
     dice_under,
     fit_rules,
     measure_candidates,
     nested_dice,
 )
-from defects.evaluation.mask_rules import Rule, remove_small, to_mask
 
 SIZE = (40, 50)  # 2,000 pixels: the component shares are 0, 0.8 and 3 pixels
 SHARES = st.integers(0, 10).map(lambda value: value / 10)

@@ -8,10 +8,10 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from defects.data.fold_files import DataTables
-from defects.evaluation.align import align_held, move
 from defects.evaluation.mask_rules import Rule
-from defects.evaluation.pixels import Maps, fit_map_limits
-from defects.evaluation.thresholds import choose_threshold
+from defects.evaluation.pixels import Maps
+from defects.evaluation.scales import align_oof, move
+from defects.evaluation.thresholds import choose_threshold, fit_map_limits
 from defects.models import Detector
 from defects.runs import OOF_MAPS, Run
 from defects.submission.masks import choose_rules
@@ -27,7 +27,7 @@ def thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> d
     found = {}
     for target in detector.targets:
         oof = run.load_oof(tables.folds, (target,))
-        held, scales, common = align_held(oof)
+        held, scales, common = align_oof(oof)
         labels = oof["label"].to_numpy(dtype=int)
         cut = choose_threshold(labels, held.to_numpy(), settings.rule, settings.fpr)
         cut = between_scores(cut, held.to_numpy())

@@ -7,7 +7,7 @@ import numpy as np
 
 from defects.data.images import resize
 from defects.deploy.model import MapMeta
-from defects.evaluation.heat_map import LIMIT_COLOUR, compute_heat, paint_heat
+from defects.evaluation.display_scales import LIMIT_COLOUR, compute_heat, paint_heat
 from defects.evaluation.mask_rules import Rule, mask_if_present
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from defects.config import EnsembleConfig, ThresholdConfig
-from defects.evaluation.metrics import macro_f1
+from defects.evaluation.metrics import bootstrap, macro_f1
 from defects.evaluation.scales import Scale, fit_calibration, fit_ranks
-from defects.evaluation.thresholds import bootstrap, choose_threshold
+from defects.evaluation.thresholds import choose_threshold
 from defects.messages import UserError
 
 NOTHING_LEFT_OUT: frozenset[str] = frozenset()

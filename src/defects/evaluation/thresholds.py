@@ -5,18 +5,24 @@ record of what is submitted: everything that tells what a submission is worth ta
 lines, the JSON, the ledger, the message on Kaggle, src/evaluate.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from defects.config import ThresholdConfig
-from defects.evaluation.interval import interval
-from defects.evaluation.metrics import macro_f1, macro_f1_of_counts, share_weights
+from defects.evaluation.metrics import interval, macro_f1, macro_f1_of_counts, share_weights
+from defects.evaluation.pixels import CellCounts
+from defects.evaluation.scales import fit_calibration
 
 SHARE_NAMES = {"train": "training share", "estimated": "estimated share"}  # prior -> words
+
 TINY = 1e-12  # in place of a denominator of 0
+SURE = 0.5  # probability from which a segmenter's pixel is marked
+STEPS = 10_000  # of EM, which creeps where the scores hardly tell the classes apart
+CLOSE = 1e-9  # a step of the share that ends it
 
 
 class Cuts(NamedTuple):
@@ -120,22 +126,6 @@ def nested_predictions(
         held = folds == name
         predicted[held] = scores[held] >= choose_threshold(labels[~held], scores[~held], rule, fpr)
     return predicted
-
-
-def bootstrap(
-    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, repeats: int = 5000
-) -> np.ndarray:
-    """macro-F1 [repeats, K] of K predictions 0/1 [K, N] on the same draws of whole groups."""
-    outcome = 2 * np.asarray(labels, dtype=int) + predicted.astype(int)  # tn, fp, fn, tp
-    _, group = np.unique(groups, return_inverse=True)
-    counts = np.zeros((group.max() + 1, len(predicted), 4))
-    for index, each in enumerate(outcome):
-        np.add.at(counts, (group, index, each), 1)
-    # Groups with equal counts are interchangeable: draw how often each kind of group occurs.
-    kinds, multiplicity = np.unique(counts, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(counts), multiplicity / len(counts), repeats)
-    tn, fp, fn, tp = np.moveaxis(np.tensordot(draws, kinds, axes=1), 2, 0)
-    return macro_f1_of_counts(tp, fp, fn, tn)
 
 
 def between(distinct: np.ndarray) -> np.ndarray:
@@ -242,3 +232,129 @@ def decide(
         expected_score=expected_score,
         interval_90=interval_90,
     )
+
+
+def fit_map_limits(
+    maps: Iterable[np.ndarray], fpr: float, has_probabilities: bool, has_normal: bool
+) -> tuple[list[float], list[float]]:
+    """Of each plane of `maps` [K, h, w]: the median over all images, and from which value a cell is marked.
+
+    The latter is reached anywhere in a share `fpr` of these images, which are normal ones. Without normal
+    ones (`has_normal` False) both are quantiles of all cells of all images. A probability of a pixel is
+    marked from SURE on.
+    """
+    counts: list[CellCounts] = []
+    highest = []
+    for planes in maps:
+        counts = counts or [CellCounts() for _ in planes]
+        for plane, count in zip(planes, counts, strict=True):
+            count.add(plane)
+        highest.append(planes.max((1, 2)).astype(float))
+    medians = [count.quantile(0.5) for count in counts]
+    if has_probabilities:
+        return medians, [SURE] * len(medians)
+    if not has_normal:
+        return medians, [count.quantile(1 - fpr) for count in counts]
+    return medians, [fpr_threshold(values, fpr) for values in np.transpose(highest)]
+
+
+def best_cut(values: np.ndarray, reached: np.ndarray, below: np.ndarray, default: float = 0.0) -> float:
+    """The threshold t with the largest sum of `reached` where values >= t, and of `below` elsewhere.
+
+    `default` where no other is better; else in the middle between two values.
+    """
+    distinct, position = np.unique(values, return_inverse=True)
+    gain = np.zeros(len(distinct) + 1)
+    np.add.at(gain, position + 1, below - reached)
+    gain = gain.cumsum()  # of emptying all that lie below the i-th value
+    best = int(gain.argmax())
+    if gain[best] <= gain[np.searchsorted(distinct, default)] + 1e-9:
+        return default
+    cuts = np.concatenate([[0.0], between(distinct), [np.nextafter(distinct[-1], np.inf)]])
+    return float(cuts[best])
+
+
+class Count(NamedTuple):
+    """A share of defects and its standard error."""
+
+    share: float
+    error: float
+
+
+def estimate_share(log_odds: np.ndarray, training_share: float) -> float:
+    """The share of defects among images [N] with these calibrated log-odds, by EM.
+
+    Saerens, Latinne & Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori
+    probabilities", equations 2.4 to 2.7. `log_odds` hold at `training_share`, which lies between 0 and 1.
+    """
+    share = training_share
+    with np.errstate(divide="ignore"):  # the share may run to 0 or 1
+        for _ in range(STEPS):
+            previous, shift = share, logit(share) - logit(training_share)
+            share = float(expit(log_odds + shift).mean())
+            if abs(share - previous) < CLOSE:
+                break
+    return share
+
+
+def counted_share(labels: np.ndarray, called: np.ndarray, new_called: np.ndarray) -> Count | None:
+    """The share of defects from how many test images are called defective, corrected by the known errors.
+
+    `labels` and `called` 0/1 [N] of held-out images, `new_called` [T]. Cruder than EM, but it asks for no
+    calibration: a check on it. None where as many normal images are called defective as defects.
+    """
+    hit, false, rate = called[labels == 1].mean(), called[labels == 0].mean(), new_called.mean()
+    if hit <= false:
+        return None
+    share = float(np.clip((rate - false) / (hit - false), 0, 1))
+    spreads = (
+        (rate, 1.0, len(new_called)),
+        (hit, share, (labels == 1).sum()),
+        (false, 1 - share, (labels == 0).sum()),
+    )
+    variance = sum(weight**2 * _smoothed(value, count) / count for value, weight, count in spreads)
+    return Count(share, float(np.sqrt(variance) / (hit - false)))
+
+
+def prior_shift(
+    labels: np.ndarray, scores: np.ndarray, new: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+) -> dict:
+    """The share of defects behind the test scores `new` [T], from the out-of-fold `scores` [N].
+
+    Plain values: training_share, estimated_share, counted_share with counted_error, and `doubt` (why the
+    estimate is not to be trusted, None if it is). Without defects, or without normal images, there is no
+    estimated share.
+    """
+    found = {
+        "training_share": float(labels.mean()),
+        "estimated_share": None,
+        "counted_share": None,
+        "counted_error": None,
+        "doubt": "one class only among the out-of-fold images",
+    }
+    if labels.all() or not labels.any():
+        return found
+    share = estimate_share(fit_calibration(labels, scores)(new), labels.mean())
+    threshold = choose_threshold(labels, scores, rule, fpr)
+    count = counted_share(labels, scores >= threshold, new >= threshold)
+    found |= {"estimated_share": share, "doubt": doubt(share, count, len(new))}
+    if count is not None:
+        found |= {"counted_share": count.share, "counted_error": count.error}
+    return found
+
+
+def doubt(share: float, count: Count | None, images: int) -> str | None:
+    """Why EM's share of `images` is not to be trusted; None if nothing speaks against it."""
+    if not 1 <= share * images <= images - 1:
+        return f"it ran to the edge: {share * images:.1f} of {images} images"
+    if count is None:
+        return "the scores do not tell defects from normal images"
+    if abs(share - count.share) > 2 * count.error:
+        return f"counting says {count.share:.1%} ± {count.error:.1%}"
+    return None
+
+
+def _smoothed(value: float, count: int) -> float:
+    """Variance of one draw; a rate of 0 or 1 that was seen in `count` of them is not known to be that."""
+    kept = (value * count + 0.5) / (count + 1)
+    return kept * (1 - kept)

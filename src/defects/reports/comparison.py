@@ -10,14 +10,11 @@ import pandas as pd
 
 from defects.config import Config, ThresholdConfig, known_config_files, resolve, with_model
 from defects.data.fold_files import DataTables
-from defects.evaluation.align import experiment_scores
-from defects.evaluation.answer_key import load_answers
-from defects.evaluation.estimate import estimate
-from defects.evaluation.outcome import outcome
+from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
+from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.pixels import Maps
-from defects.evaluation.prior_shift import prior_shift
-from defects.evaluation.seed_runs import aligned_oof, without_seeds
-from defects.evaluation.thresholds import choose_threshold, submitted_prior
+from defects.evaluation.scales import experiment_scores
+from defects.evaluation.thresholds import choose_threshold, prior_shift, submitted_prior
 from defects.messages import UserError, shorten_names
 from defects.reports.mask_report import measure_dice
 from defects.reports.run_tables import measure_fold

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from defects.evaluation.defect_score import AT_THRESHOLD, compute_defect_scores
+from defects.evaluation.display_scales import AT_THRESHOLD, compute_defect_scores
 from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.thresholds import all_cuts, equal_error
 from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, add_headline, draw_panel

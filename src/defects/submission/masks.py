@@ -1,10 +1,11 @@
 """Mask submissions: members blended, maps made into masks by rules fitted out of fold, written as runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -16,16 +17,19 @@ from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
 from defects.data.rle import Form, check_runs, encode, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
-from defects.evaluation.dice import PAIR, dice_interval, mean_dice
-from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, measure_candidates, nested_dice
 from defects.evaluation.mask_rules import Rule, to_mask
+from defects.evaluation.metrics import PAIR, dice_interval, mean_dice
 from defects.evaluation.pixels import Maps
-from defects.evaluation.thresholds import Decision
+from defects.evaluation.thresholds import Decision, best_cut
 from defects.files import write_json
 from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run, check_same_data
-from defects.submission.answers import input_hashes, run_places, submission_settings
+from defects.submission.summary import input_hashes, run_places, submission_settings
 from defects.writing import sha256
+
+PIXELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # thresholds tried
+COMPONENTS = (0.0, 0.0004, 0.0015)  # shares of the image tried
+CHOICES = list(product(PIXELS, COMPONENTS))
 
 
 def build_mask_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
@@ -161,6 +165,109 @@ def check_masks(config: Config, images: pd.DataFrame, path: Path) -> None:
             "columns): run src/ensemble.py again"
         )
     check_runs(table.assign(image_id=rows["image_id"]), image_sizes(images), path)
+
+
+# --- rules fitted out of fold -------------------------------------------------------------------------
+
+
+class Candidate(NamedTuple):
+    """One map [h, w] of probabilities of one class, and the mask [H, W] that it should become."""
+
+    image_id: str
+    target: str
+    fold: str
+    label: float
+    probabilities: np.ndarray
+    truth: np.ndarray
+
+
+def measure_candidates(candidates: Iterable[Candidate]) -> pd.DataFrame:
+    """What every choice of (pixel, component) would make of each candidate.
+
+    Columns image_id, target, fold, label, pixel, component, area (share of the image), dice, empty (1.0 where
+    nothing should be marked: the Dice of an empty mask). The candidates are looked at one by one.
+    """
+    rows = [(*each[:4], float(not each.truth.any()), *_outcomes(each)) for each in candidates]
+    *about, areas, dice = zip(*rows, strict=True)
+    about = dict(zip(["image_id", "target", "fold", "label", "empty"], map(list, about), strict=True))
+    table = pd.DataFrame(about).loc[np.repeat(np.arange(len(rows)), len(CHOICES))].reset_index(drop=True)
+    pixel, component = np.tile(np.array(CHOICES).T, len(rows))
+    return table.assign(
+        pixel=pixel, component=component, area=np.concatenate(areas), dice=np.concatenate(dice)
+    )
+
+
+def _outcomes(candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
+    """Area and Dice of the masks of all CHOICES, as `marked` makes them; most maps hold nothing to mark."""
+    probabilities, truth = candidate.probabilities, candidate.truth
+    wanted, found = np.count_nonzero(truth), np.zeros((2, len(PIXELS), len(COMPONENTS)))
+    if probabilities.max() >= min(PIXELS):
+        probabilities = resize(probabilities.astype(np.float32), truth.shape)
+        for index, pixel in enumerate(PIXELS):
+            parts = _parts(probabilities >= pixel, truth)
+            large = [parts[0] >= share * truth.size for share in COMPONENTS]
+            found[:, index] = np.transpose([parts[:, kept].sum(axis=1) for kept in large])
+    marked_pixels, overlap = found.reshape(2, -1)
+    total = marked_pixels + wanted
+    return marked_pixels / truth.size, np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+
+
+def _parts(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pixels of each 8-connected part of a mask, and how many of them are true [2, P]."""
+    count, part = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    return np.stack([np.bincount(part[where], minlength=count)[1:] for where in (mask, truth)])
+
+
+def fit_rules(outcomes: pd.DataFrame) -> dict[str, Rule]:
+    """For each target the rule with the highest mean Dice on these outcomes; `label` and `area` exactly."""
+    return {target: _fit(rows) for target, rows in outcomes.groupby("target")}
+
+
+def _fit(outcomes: pd.DataFrame) -> Rule:
+    if (outcomes["empty"] == 1).all():
+        return Rule()  # fitted to images without the class alone, it would never mark anything
+    found = []
+    for (pixel, component), rows in outcomes.groupby(["pixel", "component"]):
+        kept, empty = rows["dice"].to_numpy(), rows["empty"].to_numpy()
+        label = best_cut(rows["label"].to_numpy(), kept, empty, Rule().label)
+        kept = np.where(rows["label"] >= label, kept, empty)
+        rule = Rule(label, pixel, component, best_cut(rows["area"].to_numpy(), kept, empty))
+        found.append((apply_rule(rows, rule).mean(), pixel == Rule().pixel, -component, rule))
+    return max(found)[-1]  # of equally good ones the plainest
+
+
+def apply_rule(outcomes: pd.DataFrame, rule: Rule) -> pd.Series:
+    """Dice of each image under a rule whose pixel and component are among those measured."""
+    rows = outcomes[(outcomes["pixel"] == rule.pixel) & (outcomes["component"] == rule.component)]
+    kept = (rows["label"] >= rule.label) & (rows["area"] >= rule.area)
+    return rows["dice"].where(kept, rows["empty"]).set_axis(rows["image_id"])
+
+
+def dice_under(outcomes: pd.DataFrame, rules: dict[str, Rule]) -> pd.DataFrame:
+    """image_id, target, dice, empty: every pair under the rule of its target."""
+    parts = []
+    for target, rows in outcomes.groupby("target"):
+        truth = rows.drop_duplicates("image_id").set_index("image_id")["empty"] == 1
+        table = pd.DataFrame({"dice": apply_rule(rows, rules[target]), "empty": truth}).reset_index()
+        parts.append(table.assign(target=target))
+    return pd.concat(parts, ignore_index=True)
+
+
+def nested_dice(outcomes: pd.DataFrame) -> pd.DataFrame | None:
+    """As dice_under, each fold under the rules fitted on all others; None for a single fold."""
+    folds = outcomes["fold"].unique()
+    if len(folds) < 2:
+        return None
+    return pd.concat(
+        [
+            dice_under(rows, fit_rules(outcomes[outcomes["fold"] != fold]))
+            for fold, rows in outcomes.groupby("fold")
+        ],
+        ignore_index=True,
+    )
+
+
+# --- members blended -----------------------------------------------------------------------------------
 
 
 def candidates(runs: list[Run], oof: dict[str, pd.DataFrame], images: pd.DataFrame) -> Iterator[Candidate]:
