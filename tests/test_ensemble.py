@@ -131,10 +131,10 @@ def test_calibrated_log_odds_are_those_of_the_truth():
 @given(
     st.integers(0, 99), st.lists(st.floats(-1, 3), min_size=2, max_size=3), st.sampled_from(list(WEIGHERS))
 )
-def test_weights_are_shares_and_ranks_make_them_blind_to_monotone_transforms(seed, worths, method):
+def test_weights_are_shares_and_do_not_depend_on_the_unit_of_a_score(seed, worths, method):
     sample = members(seed, worths, images=120, defects=20)
-    moved = sample._replace(scores=np.exp(sample.scores / 2) * 5 + 1)
-    plain, other = (ensemble(each, scale="rank", method=method).fit(method) for each in (sample, moved))
+    moved = sample._replace(scores=sample.scores * 5 + 1)
+    plain, other = (ensemble(each, method=method).fit(method) for each in (sample, moved))
     assert (plain.weights >= 0).all() and plain.weights.sum() == pytest.approx(1)
     assert other.weights == pytest.approx(plain.weights)
     assert other(moved.scores) == pytest.approx(plain(sample.scores))
@@ -142,9 +142,7 @@ def test_weights_are_shares_and_ranks_make_them_blind_to_monotone_transforms(see
 
 def test_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays():
     samples = [members(seed, [1.0] * 5, images=200) for seed in range(5)]  # of equal worth: nothing to gain
-    tables = [
-        methods_table(ensemble(sample, method="stack", scale="rank"), list("abcde")) for sample in samples
-    ]
+    tables = [methods_table(ensemble(sample, method="stack"), list("abcde")) for sample in samples]
     naive, nested, optimism = (
         {name: np.mean([table[name][figure] for table in tables]) for name in ("mean", "stack")}
         for figure in ("naive", "nested", "optimism")
@@ -157,7 +155,7 @@ def test_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays(
 
 
 def test_another_method_is_chosen_where_the_mean_is_surely_worse():
-    made = ensemble(members(1, [4.0, 0.0, 0.0, 0.0]), scale="rank")
+    made = ensemble(members(1, [4.0, 0.0, 0.0, 0.0]))
     assert made.choose() == "stack"
     assert made.fit(made.choose()).weights[0] > 0.7
     assert ensemble(members(1, [4.0, 0.0]), method="mean").choose() == "mean"
@@ -166,10 +164,10 @@ def test_another_method_is_chosen_where_the_mean_is_surely_worse():
 def test_no_fold_has_a_say_in_how_it_is_called():
     """Not even in which method is: the promise includes the choice."""
     sample = members(1, [4.0, 0.0, 0.5])
-    before = ensemble(sample, scale="rank").predict_nested()
+    before = ensemble(sample).predict_nested()
     held = sample.folds == "1"
     labels = np.where(held, 1 - sample.labels, sample.labels)
-    after = ensemble(sample._replace(labels=labels), scale="rank").predict_nested()
+    after = ensemble(sample._replace(labels=labels)).predict_nested()
     assert (before[held] == after[held]).all() and (before[~held] != after[~held]).any()
 
 

@@ -89,7 +89,8 @@ def mask_rules(run: Run, tables: DataTables, detector: Detector) -> dict[str, Ru
     """
     if not (detector.segments and run.config.data.classes):
         return None
-    choice = choose_rules([run], tables)
+    oof = {run.name: run.load_oof(tables.folds, tuple(run.config.data.classes))}
+    choice = choose_rules([run], oof, tables.images)
     untuned, tuned = choice.estimates["untuned"], choice.estimates["tuned_nested"]
     nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
     print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")

@@ -24,7 +24,7 @@ CenterSpread = tuple[float, float]
 Scale = Callable[[np.ndarray], np.ndarray]  # [N] -> [N], increasing
 
 
-# --- folds of one experiment --------------------------------------------------------------------------------
+# --- folds of one experiment -------------------------------------------------------------------------------
 
 
 def log_odds(probability: pd.Series) -> pd.Series:
@@ -91,7 +91,7 @@ def move(values: pd.Series, source: CenterSpread, target: CenterSpread) -> pd.Se
     return target[0] + (values - source[0]) / source[1] * target[1]
 
 
-# --- several experiments ------------------------------------------------------------------------------------
+# --- several experiments -----------------------------------------------------------------------------------
 
 
 def check_scores(name: str, oof: pd.DataFrame, test: pd.DataFrame) -> None:

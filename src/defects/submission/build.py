@@ -3,19 +3,21 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from defects.config import Config, ThresholdConfig
+from defects.config import Config
 from defects.data.fold_files import DataTables
 from defects.data.index import sample_ids
+from defects.data.labels import DEFECT
 from defects.evaluation.adversarial import stored_comparison, summarise_comparison
 from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, methods_table
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.scales import check_scores, experiment_scores, fit_calibration, join, join_images
-from defects.evaluation.thresholds import Decision, decide, prior_shift, submitted_prior
+from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift, submitted_prior
 from defects.files import write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run, check_same_data, runs_on
@@ -26,52 +28,77 @@ from defects.writing import sha256
 METHOD_COLUMNS = {"naive": 8, "nested": 8, "optimism": 10}  # their widths
 
 
-def build_and_print(runs: list[Run], tables: DataTables, path: Path) -> None:
-    """Blend the runs into answers, or into masks where there are classes of defects."""
+class RunScores(NamedTuple):
+    """Out-of-fold rows and rows of test.csv, by the name of the run."""
+
+    oof: dict[str, pd.DataFrame]
+    test: dict[str, pd.DataFrame]
+
+
+def load_scores(runs: list[Run], tables: DataTables) -> RunScores:
+    """The scores that a submission is made from. UserError for runs that do not match the tables."""
+    check_same_data(runs)
+    targets = tuple(runs[0].config.data.classes) or (DEFECT,)
+    oof = {}
+    test = {}
+    for run in runs:
+        oof[run.name] = run.load_oof(tables.folds, targets)
+        test[run.name] = run.load_test_scores(targets)
+    return RunScores(oof, test)
+
+
+def build_and_print(runs: list[Run], tables: DataTables, scores: RunScores, path: Path) -> None:
+    """Blend the runs into answers, or into masks where there are classes of defects; `scores` are theirs."""
     config = runs[0].config
     if config.data.classes:
-        lines = mask_lines(build_mask_submission(runs, tables, path))
+        lines = mask_lines(build_mask_submission(runs, tables.images, scores.oof, scores.test, path))
     else:
-        lines = answer_lines(build_submission(runs, tables, path))
-    compared = stored_comparison(config)
-    print("\n".join([*lines, *([summarise_comparison(compared)] if compared else [])]))
-    beside = ", ".join(sorted(each.name for each in path.parent.glob(f"{path.stem}.*") if each != path))
-    print(f"wrote {path}, {beside}")
+        lines = answer_lines(build_submission(runs, tables, scores, path))
+    comparison = stored_comparison(config)
+    if comparison:
+        lines.append(summarise_comparison(comparison))
+    print("\n".join(lines))
+    written = sorted(file.name for file in path.parent.glob(f"{path.stem}.*") if file != path)
+    print(f"wrote {path}, {', '.join(written)}")
 
 
-def build_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:
+# --- answers -----------------------------------------------------------------------------------------------
+
+
+def build_submission(runs: list[Run], tables: DataTables, scores: RunScores, path: Path) -> dict:
     """Blend the runs, choose the threshold on out-of-fold scores, write `path`.
 
-    Beside it: <name>.json (weights, decision, estimate, sha256 of the file and of every input; see
-    blended_runs; adversarial: whether training and test images differ, None if nobody looked) and
+    Also written are <name>.json (weights, decision, estimate, sha256 of the file and of every input; see
+    blend_runs; adversarial: whether training and test images differ, None if they were not compared) and
     <name>.scores.csv (image_id, score as log-odds, probability). Returns the JSON's content. Raises
     UserError for members that do not match.
     """
     config = runs[0].config
     ids = submission_ids(config, tables.images)
-    found, scores = blend_runs(runs, tables)
-    decision: Decision = found["decision"]
-    scores = scores.reindex(ids.index)
-    answers = (scores >= decision.score_threshold).where(scores.notna())
+    blended, test_scores = blend_runs(runs, tables, scores)
+    decision: Decision = blended["decision"]
+    test_scores = test_scores.reindex(ids.index)
+    answers = (test_scores >= decision.score_threshold).where(test_scores.notna())
     table = pd.DataFrame({"ImageId": ids.to_numpy(), "answer": answers.to_numpy()})
     check_answers(table, ids.tolist(), path)
     summary = {
         "data": config.data.name,
-        "weights": found["ensemble"]["methods"][found["ensemble"]["method"]]["weights"],
+        "weights": blended["ensemble"]["methods"][blended["ensemble"]["method"]]["weights"],
         "images": len(table),
-        **found,
+        **blended,
         "decision": decision.to_json(),
-        "decisions": {prior: each.to_json() for prior, each in found["decisions"].items()},
+        "decisions": {prior: decided.to_json() for prior, decided in blended["decisions"].items()},
         "adversarial": stored_comparison(config),
         "runs": run_places(runs),
         "settings": submission_settings(config),
         "inputs": input_hashes(runs),
     }
-    shown = pd.DataFrame({"score": scores, "probability": expit(scores)}).rename_axis("image_id")
+    score_table = pd.DataFrame({"score": test_scores, "probability": expit(test_scores)})
     scores_file = path.with_suffix(".scores.csv")
-    write_csv(scores_file, shown.reset_index())
+    write_csv(scores_file, score_table.rename_axis("image_id").reset_index())
     write_csv(path, table.astype({"answer": int}))
-    summary["sha256"], summary["scores_sha256"] = sha256(path), sha256(scores_file)
+    summary["sha256"] = sha256(path)
+    summary["scores_sha256"] = sha256(scores_file)
     write_json(path.with_suffix(".json"), summary)
     return summary
 
@@ -92,8 +119,9 @@ def check_answers(table: pd.DataFrame, ids: list[str], path: Path) -> None:
     if list(table.columns) != ["ImageId", "answer"]:
         raise UserError(f"{path}: its columns are {shorten_names(table.columns)}; expected ImageId, answer")
     if table["ImageId"].tolist() != list(ids):
-        found = set(table["ImageId"])
-        missing, extra = sorted(set(ids) - found)[:3], sorted(found - set(ids))[:3]
+        written_ids = set(table["ImageId"])
+        missing = sorted(set(ids) - written_ids)[:3]
+        extra = sorted(written_ids - set(ids))[:3]
         raise UserError(
             f"{path}: its ids differ from the sample's (missing {missing}, unknown {extra}, or order)"
         )
@@ -102,128 +130,115 @@ def check_answers(table: pd.DataFrame, ids: list[str], path: Path) -> None:
         raise UserError(f"{path}: {len(wrong)} answers are not 0 or 1, that of {wrong[0]} first: score again")
 
 
-def blend_runs(runs: list[Run], tables: DataTables) -> tuple[dict, pd.Series]:
-    """What is found out about the blend, and its test scores as log-odds, by image_id.
+# --- the blend ---------------------------------------------------------------------------------------------
+
+
+def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[dict, pd.Series]:
+    """Everything that is reported of the blend, and its test scores as log-odds, by image_id.
 
     The settings of the blend and of the threshold are those of the first run.
 
     `ensemble`: scale, method, a row for each method; `estimate`: evaluation.estimate's, at the training share
-    of defects; `prior`: evaluation.prior_shift's; `decisions`: the Decision for the training share (`train`)
-    and, where there is one, for the estimated share (`estimated`); `decision`: the submitted one; `seeds`:
-    see seed_spread. All but decisions are plain values. Raises UserError for members that do not match, and
-    for scores that nothing can be made of.
+    of defects, without its threshold; `prior`: thresholds.prior_shift's; `decisions`: the Decision for the
+    training share (`train`) and, where there is one, for the estimated share (`estimated`); `decision`: the
+    submitted one; `seeds`: see measure_seed_spread. All but decisions are plain values. Raises UserError for
+    members that do not match, and for scores that cannot be used.
     """
     config = runs[0].config
     names = [run.name for run in runs]
-    images, held, new = load_members(runs, tables)
+    images, oof_members, test_members = join_members(scores)
     labels = images["label"].to_numpy(dtype=int)
-    sample = OutOfFoldScores(labels, held.to_numpy(), images["fold"].to_numpy(), images["group"].to_numpy())
+    groups = images["group"].to_numpy()
+    sample = OutOfFoldScores(labels, oof_members.to_numpy(), images["fold"].to_numpy(), groups)
     ensemble = Ensemble(names, sample, config.ensemble, config.threshold)
     method = ensemble.choose()
-    held_scores, new_scores = calibrate_blend(ensemble.fit(method), sample, new.to_numpy())
+    oof_scores, test_scores = calibrate_blend(ensemble.fit(method), sample, test_members.to_numpy())
     rule = config.threshold.rule, config.threshold.fpr
-    prior = prior_shift(labels, held_scores, new_scores, *rule)
-    decisions = decide_for_shares(config.threshold, ensemble, held_scores, new_scores, prior)
-    found = {
+    prior = prior_shift(labels, oof_scores, test_scores, *rule)
+    decisions = decide_for_shares(
+        labels, oof_scores, groups, test_scores, ensemble.predict_nested, config.threshold, prior
+    )
+    figures = estimate(images.assign(score=oof_scores), *rule, ensemble.predict_nested())
+    for name in ("threshold", "score_threshold"):
+        del figures[name]  # it is that of the Decision for the training share
+    blended = {
         "ensemble": {
             "scale": ensemble.scale,
             "method": method,
             "chosen": ensemble.is_chosen,
             "methods": methods_table(ensemble, names),
         },
-        "estimate": estimate(images.assign(score=held_scores), *rule, ensemble.predict_nested()),
+        "estimate": figures,
         "prior": prior,
         "decision": decisions[submitted_prior(config.threshold, prior)],
         "decisions": decisions,
-        "seeds": seed_spread(runs, tables),
+        "seeds": measure_seed_spread(runs, tables),
     }
-    return found, pd.Series(new_scores, new.index)
+    return blended, pd.Series(test_scores, test_members.index)
 
 
-def decide_for_shares(
-    settings: ThresholdConfig,
-    ensemble: Ensemble,
-    held_scores: np.ndarray,
-    new_scores: np.ndarray,
-    prior: dict,
-) -> dict[str, Decision]:
-    """The decision for the training share of defects, and for the estimated one if `prior` has it."""
-    sample = ensemble.sample
-    decisions = {
-        "train": decide(
-            sample.labels, held_scores, ensemble.predict_nested(), sample.groups, new_scores, settings
-        )
-    }
-    share = prior["estimated_share"]
-    if share is not None:
-        decisions["estimated"] = decide(
-            sample.labels,
-            held_scores,
-            ensemble.predict_nested(share),
-            sample.groups,
-            new_scores,
-            settings,
-            estimated_share=share,
-            share_error=prior["counted_error"] or 0.0,
-        )
-    return decisions
+def join_members(scores: RunScores) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Out-of-fold images (label, fold, group), scores on them and on the test images, by image_id.
 
-
-def load_members(runs: list[Run], tables: DataTables) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Held-out images (label, fold, group), scores on them and on the test images, by image_id.
-
-    Both score tables have a column for each run. Raises UserError as blend_runs.
+    Both score tables have a column of log-odds for each run. Raises UserError as blend_runs.
     """
-    check_same_data(runs)
-    oofs, held, new = {}, {}, {}
-    for run in runs:
-        oof = run.load_oof(tables.folds)
-        scored = run.load_test_scores()
-        check_scores(run.name, oof, scored)
-        oofs[run.name] = oof
-        held[run.name], new[run.name] = experiment_scores(oof, scored)
-    joined, images = join(held), join_images(oofs)
-    return images, joined.reindex(images.index), join(new)
+    oof_members = {}
+    test_members = {}
+    for name, oof in scores.oof.items():
+        check_scores(name, oof, scores.test[name])
+        oof_members[name], test_members[name] = experiment_scores(oof, scores.test[name])
+    joined = join(oof_members)
+    images = join_images(scores.oof)
+    return images, joined.reindex(images.index), join(test_members)
 
 
-def calibrate_blend(blend: Blend, sample: OutOfFoldScores, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-odds of the held-out and of the test images; a blend of several is calibrated once more.
+def calibrate_blend(
+    blend: Blend, sample: OutOfFoldScores, test_members: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds of the out-of-fold and of the test images; a blend of several is calibrated once more.
 
     The mean of log-odds is less sure than it could be. A single experiment keeps its own.
     """
-    scores = blend(sample.scores), blend(new)
+    oof_scores = blend(sample.scores)
+    test_scores = blend(test_members)
     if len(blend.weights) == 1 or not 0 < sample.labels.mean() < 1:
-        return scores
-    calibration = fit_calibration(sample.labels, scores[0])
-    return calibration(scores[0]), calibration(scores[1])
+        return oof_scores, test_scores
+    calibration = fit_calibration(sample.labels, oof_scores)
+    return calibration(oof_scores), calibration(test_scores)
 
 
-def seed_spread(runs: list[Run], tables: DataTables) -> list[dict]:
-    """Nested macro-F1 of runs that differ in their seeds alone: members, and those trained beside them.
+def measure_seed_spread(runs: list[Run], tables: DataTables) -> list[dict]:
+    """Nested macro-F1 of runs that differ in their seeds alone: members, and runs in the same folder.
 
     A dict for each such set of two or more: nested_macro_f1 of each alone, spread (standard deviation).
     """
     first = runs[0].config
-    beside = runs_on(first.data.name, first.output_dir)
-    found, seen = [], set()
+    neighbours = runs_on(first.data.name, first.output_dir)
+    spreads = []
+    compared_names = set()
     for member in runs:
-        if member.name in seen:
+        if member.name in compared_names:
             continue
         kind = without_seeds(member.config)
-        same_kind = [run for run in beside if without_seeds(run.config) == kind]
+        same_kind = [run for run in neighbours if without_seeds(run.config) == kind]
         if len(same_kind) < 2:
             continue
-        nested = {}
+        scores = {}
         for run in same_kind:
-            seen.add(run.name)
-            with suppress(UserError):  # what stands beside the members may be of other images than they are
-                settings = first.threshold
+            compared_names.add(run.name)
+            with suppress(UserError):  # a neighbour may be of other images than the members are
                 oof = aligned_oof(run, tables)
-                nested[run.name] = estimate(oof, settings.rule, settings.fpr)["nested_macro_f1"]
-        known = {name: value for name, value in nested.items() if value is not None}
-        if len(known) > 1:
-            found.append({"nested_macro_f1": known, "spread": float(np.std(list(known.values()), ddof=1))})
-    return found
+                score = estimate(oof, first.threshold.rule, first.threshold.fpr)["nested_macro_f1"]
+                if score is not None:
+                    scores[run.name] = score
+        if len(scores) > 1:
+            spreads.append(
+                {"nested_macro_f1": scores, "spread": float(np.std(list(scores.values()), ddof=1))}
+            )
+    return spreads
+
+
+# --- printed lines -----------------------------------------------------------------------------------------
 
 
 def mask_lines(summary: dict) -> list[str]:
@@ -232,48 +247,52 @@ def mask_lines(summary: dict) -> list[str]:
         f"submitted                 {Decision.from_json(summary['decision']).text()}",
         f"{'out-of-fold Dice':26}{'all pairs':>11}{'not empty':>11}",
     ]
-    for name, found in summary["estimate"].items():
-        if found is not None:
-            figures = "".join(f"{found[name] or 0:11.4f}" for name in ("dice", "dice_non_empty"))
-            lines.append(f"  {name.replace('_', ', '):24}{figures}")
+    for name, figures in summary["estimate"].items():
+        if figures is not None:
+            title = name.replace("_", ", ")
+            lines.append(f"  {title:24}{figures['dice'] or 0:11.4f}{figures['dice_non_empty'] or 0:11.4f}")
     for name, rule in summary["rules"].items():
         lines.append(f"class {name:20}" + ", ".join(f"{key} {value:.4g}" for key, value in rule.items()))
     return lines
 
 
 def answer_lines(summary: dict) -> list[str]:
-    """The methods, the decision and the one for the other share of defects, and what is known out of fold."""
-    found = summary["estimate"]
-    (tn, fp), (fn, tp) = found["confusion_matrix"]
-    folds = f"({found['defects']} defective), folds {', '.join(found['folds'])}"
+    """The methods, the decision and the one for the other share of defects, and the out-of-fold figures."""
+    figures = summary["estimate"]
+    (tn, fp), (fn, tp) = figures["confusion_matrix"]
+    folds = f"({figures['defects']} defective), folds {', '.join(figures['folds'])}"
     lines = [
         *_method_lines(summary["ensemble"]),
         *_decision_lines(summary),
         *_share_lines(summary["prior"]),
-        f"out-of-fold images        {found['images']} {folds}",
-        *_training_share_lines(found),
-        *_seed_lines(summary["seeds"]),
-        f"  confusion               {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected",
+        f"out-of-fold images        {figures['images']} {folds}",
+        *_training_share_lines(figures),
     ]
-    if found["auroc"] is not None:
-        ranked = f"{found['auroc']:.4f}, {found['average_precision']:.4f}"
+    for spread in summary["seeds"]:
+        scores = spread["nested_macro_f1"]
+        lines.append(f"{_format_spread('of each seed', scores.values())} ({', '.join(scores)})")
+    lines.append(
+        f"  confusion               {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected"
+    )
+    if figures["auroc"] is not None:
+        ranked = f"{figures['auroc']:.4f}, {figures['average_precision']:.4f}"
         lines.append(f"AUROC, average precision  {ranked}")
     return lines
 
 
 def _decision_lines(summary: dict) -> list[str]:
-    """What is submitted, then the decision for the other share of defects."""
+    """The submitted decision, then the one for the other share of defects."""
     submitted = Decision.from_json(summary["decision"])
-    lines = [
-        f"submitted                 {submitted.text()}",
-        f"  called defective        {submitted.called_defective} of {summary['images']} test images",
-    ]
+    decisions = {"submitted": submitted}
     for prior, values in summary["decisions"].items():
         if prior != submitted.prior:
-            other = Decision.from_json(values)
-            lines.append(f"not submitted             {other.text()}")
-            called = f"{other.called_defective} of {summary['images']} test images"
-            lines.append(f"  called defective        {called}")
+            decisions["not submitted"] = Decision.from_json(values)
+    lines = []
+    for title, decision in decisions.items():
+        lines.append(f"{title:26}{decision.text()}")
+        lines.append(
+            f"  called defective        {decision.called_defective} of {summary['images']} test images"
+        )
     return lines
 
 
@@ -290,41 +309,37 @@ def _method_lines(ensemble: dict) -> list[str]:
         f"  {'':8}{'naive':>8}{'nested':>8}{'optimism':>10}{'over mean':>18}   weights",
     ]
     for method, row in rows.items():
-        figures = "".join(_figure(row[key], width) for key, width in METHOD_COLUMNS.items())
+        figures = ""
+        for key, width in METHOD_COLUMNS.items():
+            figure = "-" if row[key] is None else f"{row[key]:.4f}"
+            figures += f"{figure:>{width}}"
         gain = "-" if row["gain"] is None else f"{row['gain']:+.4f} ± {row['gain_error']:.4f}"
         weights = ", ".join(f"{weight:.2f}" for weight in row["weights"].values())
         lines.append(f"  {method:8}{figures}{gain:>18}   {weights}")
     return lines
 
 
-def _training_share_lines(found: dict) -> list[str]:
+def _training_share_lines(figures: dict) -> list[str]:
     """Macro-F1 of the out-of-fold images, at their own share of defects, in several ways."""
-    if not found["defects"]:
+    if not figures["defects"]:
         lines = ["  macro-F1                unknown: no defects among the out-of-fold images"]
-        if found["nested_false_rejection"] is not None:
-            lines.append(f"  normal images rejected  {found['nested_false_rejection']:.2%} (nested)")
+        if figures["nested_false_rejection"] is not None:
+            lines.append(f"  normal images rejected  {figures['nested_false_rejection']:.2%} (nested)")
         return lines
-    naive = f"  macro-F1, optimistic    {found['macro_f1']:.4f}"
-    at_half = f"  macro-F1 at 0.5         {found['macro_f1_at_half']:.4f}"
-    if found["nested_macro_f1"] is None:
+    naive = f"  macro-F1, optimistic    {figures['macro_f1']:.4f}"
+    at_half = f"  macro-F1 at 0.5         {figures['macro_f1_at_half']:.4f}"
+    if figures["nested_macro_f1"] is None:
         return ["  macro-F1, nested        needs two trained folds (src/train.py --fold all)", naive, at_half]
     return [
-        f"  macro-F1, nested        {found['nested_macro_f1']:.4f}",
-        _listed("of each fold", found["fold_macro_f1"].values()),
-        f"{naive}, by {found['optimism']:.4f}",
+        f"  macro-F1, nested        {figures['nested_macro_f1']:.4f}",
+        _format_spread("of each fold", figures["fold_macro_f1"].values()),
+        f"{naive}, by {figures['optimism']:.4f}",
         at_half,
     ]
 
 
-def _seed_lines(seeds: list[dict]) -> list[str]:
-    return [
-        _listed("of each seed", each["nested_macro_f1"].values()) + f" ({', '.join(each['nested_macro_f1'])})"
-        for each in seeds
-    ]
-
-
-def _listed(title: str, values: Iterable[float]) -> str:
-    values = list(values)
+def _format_spread(title: str, scores: Iterable[float]) -> str:
+    values = list(scores)
     return f"  {title:24}{', '.join(f'{value:.4f}' for value in values)}: ± {np.std(values, ddof=1):.4f}"
 
 
@@ -335,7 +350,3 @@ def _share_lines(prior: dict) -> list[str]:
         return [*lines, f"  of the test images      not estimated: {prior['doubt']}"]
     believed = "by EM" if prior["doubt"] is None else f"by EM, not to be trusted: {prior['doubt']}"
     return [*lines, f"  of the test images      {prior['estimated_share']:.1%} {believed}"]
-
-
-def _figure(value: float | None, width: int) -> str:
-    return f"{'-' if value is None else f'{value:.4f}':>{width}}"
