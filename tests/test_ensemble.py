@@ -155,9 +155,12 @@ def test_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays(
 
 
 def test_another_method_is_chosen_where_the_mean_is_surely_worse():
-    made = ensemble(members(1, [4.0, 0.0, 0.0, 0.0]))
+    sample = members(1, [3.0, 1.5])
+    copies = np.repeat(sample.scores[:, 1:], 8, axis=1)  # in the mean eight copies outvote the better member
+    made = ensemble(sample._replace(scores=np.column_stack([sample.scores[:, 0], copies])))
     assert made.choose() == "stack"
-    assert made.fit(made.choose()).weights[0] > 0.7
+    weights = made.fit("stack").weights
+    assert weights[0] > 5 * weights[1]
     assert ensemble(members(1, [4.0, 0.0]), method="mean").choose() == "mean"
 
 

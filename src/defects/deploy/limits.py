@@ -20,7 +20,7 @@ from defects.submission.masks import choose_rules
 def thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
     """The probability from which each target counts as present, by `threshold.rule` on all held-out images.
 
-    The folds' scores are brought to one scale first (evaluation.align), and the threshold to that of `fold`.
+    The folds' scores are brought to one scale first (evaluation.scales), and the threshold to that of `fold`.
     The full fit, which holds nothing out, gets the threshold of the common scale.
     """
     settings = run.config.threshold

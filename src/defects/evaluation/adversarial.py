@@ -29,7 +29,9 @@ from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, sett
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 
-PARTS, REPEATS, SEED = 5, 1000, 0  # of the cross-validation, of the bootstrap
+PARTS = 5  # of the cross-validation
+REPEATS = 1000  # of the bootstrap
+SEED = 0
 
 # Images are measured at a size of their own.
 NOT_THE_COMPARISON = ABOUT_THE_INDEX | {"data.image_size", "data.symmetries", "data.classes"}

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from defects.data import rle
 
-PRIOR = 0.5  # of Jeffreys, both ways
+JEFFREYS_PRIOR = 0.5  # of Jeffreys, both ways
 PAIR = ["image_id", "target"]
 NORMAL_QUANTILE_95 = 1.645
 
@@ -31,10 +31,10 @@ def macro_f1_of_counts(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.nd
 
 def share_weights(labels: np.ndarray, share: float) -> np.ndarray:
     """Weights [N] of mean 1 that give the defective images the stated share of the total."""
-    found = labels.mean()
-    if found in (0.0, 1.0):
+    own_share = labels.mean()
+    if own_share in (0.0, 1.0):
         return np.ones(len(labels))
-    return np.where(labels == 1, share / found, (1 - share) / (1 - found))
+    return np.where(labels == 1, share / own_share, (1 - share) / (1 - own_share))
 
 
 def rank_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> dict:
@@ -54,8 +54,8 @@ def bootstrap(
     outcome = 2 * np.asarray(labels, dtype=int) + predicted.astype(int)  # tn, fp, fn, tp
     _, group = np.unique(groups, return_inverse=True)
     counts = np.zeros((group.max() + 1, len(predicted), 4))
-    for index, each in enumerate(outcome):
-        np.add.at(counts, (group, index, each), 1)
+    for index, cells in enumerate(outcome):
+        np.add.at(counts, (group, index, cells), 1)
     # Groups with equal counts are interchangeable: draw how often each kind of group occurs.
     kinds, multiplicity = np.unique(counts, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(counts), multiplicity / len(counts), repeats)
@@ -85,10 +85,10 @@ def interval(
     macro-F1 of that many images, which varies with their draw too; without, that of infinitely many.
     """
     random = np.random.default_rng(seed)
-    found, rejected = (
-        posterior(predicted[labels == label], groups[labels == label]).rvs(draws, random_state=random)
-        for label in (1, 0)
-    )
+    is_defect = labels == 1
+    is_normal = labels == 0
+    detected = posterior(predicted[is_defect], groups[is_defect]).rvs(draws, random_state=random)
+    rejected = posterior(predicted[is_normal], groups[is_normal]).rvs(draws, random_state=random)
     expected_share = float(np.mean(labels)) if share is None else share
     shares = np.full(draws, expected_share)
     if share_error > 0:
@@ -97,9 +97,10 @@ def interval(
         defects = np.rint(new_images * shares).astype(int)
         normal = new_images - defects
         shares = defects / new_images
-        found = random.binomial(defects, found) / np.maximum(defects, 1)
+        detected = random.binomial(defects, detected) / np.maximum(defects, 1)
         rejected = random.binomial(normal, rejected) / np.maximum(normal, 1)
-    tp, fp = shares * found, (1 - shares) * rejected
+    tp = shares * detected
+    fp = (1 - shares) * rejected
     drawn = macro_f1_of_counts(tp, fp, shares - tp, 1 - shares - fp)
     weights = None if share is None else share_weights(labels, share)
     value = macro_f1(labels, predicted, weights)
@@ -107,11 +108,11 @@ def interval(
     return min(float(low), value), max(float(high), value)
 
 
-def posterior(called: np.ndarray, groups: np.ndarray):
-    """Beta distribution of the share of images that are called defective, from 0/1 [N] of some."""
+def posterior(predicted: np.ndarray, groups: np.ndarray):
+    """Beta distribution of the share of images that are predicted defective, from 0/1 [N] of some."""
     images = effective_number(groups)
-    positive = images * called.mean() if len(called) else 0.0
-    return beta(PRIOR + positive, PRIOR + images - positive)
+    positive = images * predicted.mean() if len(predicted) else 0.0
+    return beta(JEFFREYS_PRIOR + positive, JEFFREYS_PRIOR + images - positive)
 
 
 def effective_number(groups: np.ndarray) -> float:
@@ -122,8 +123,8 @@ def effective_number(groups: np.ndarray) -> float:
 
 def pair_dice(predicted: np.ndarray, truth: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|) of two masks [H, W], nonzero is defect; 1 where both are empty."""
-    predicted, truth = predicted != 0, truth != 0
-    return _dice(np.count_nonzero(predicted & truth), np.count_nonzero(predicted) + np.count_nonzero(truth))
+    overlap = np.count_nonzero((predicted != 0) & (truth != 0))
+    return _dice(overlap, np.count_nonzero(predicted) + np.count_nonzero(truth))
 
 
 def dice_table(
@@ -136,14 +137,14 @@ def dice_table(
     (height, width) by image_id. Raises ValueError for a predicted pair that `truth` does not list, for
     pairs listed twice, and for runs that are no mask.
     """
-    wanted = pd.MultiIndex.from_frame(truth[PAIR])
-    found = predicted.set_index(PAIR)["runs"]
-    if not (wanted.is_unique and found.index.is_unique):
+    true_pairs = pd.MultiIndex.from_frame(truth[PAIR])
+    predicted_runs = predicted.set_index(PAIR)["runs"]
+    if not (true_pairs.is_unique and predicted_runs.index.is_unique):
         raise ValueError("some pairs of image and class are listed twice")
-    unknown = found.index.difference(wanted)
+    unknown = predicted_runs.index.difference(true_pairs)
     if len(unknown):
         raise ValueError(f"{len(unknown)} predicted pairs are not among the true ones: first {unknown[0]}")
-    guesses = found.reindex(wanted, fill_value="")
+    guesses = predicted_runs.reindex(true_pairs, fill_value="")
     rows = zip(guesses, truth["runs"], truth["image_id"], strict=True)
     dice = [_runs_dice(guess, runs, sizes[name]) if guess or runs else 1.0 for guess, runs, name in rows]
     return truth[PAIR].assign(dice=np.array(dice, float), empty=truth["runs"] == "")
@@ -184,9 +185,10 @@ def _means(table: pd.DataFrame) -> dict:
 
 
 def _runs_dice(predicted: str, truth: str, size: tuple[int, int]) -> float:
-    (starts, ends), (others, other_ends) = rle.parse(predicted, size), rle.parse(truth, size)
-    total = (ends - starts).sum() + (other_ends - others).sum()
-    overlap = _covered(ends, others, other_ends) - _covered(starts, others, other_ends)
+    starts, ends = rle.parse(predicted, size)
+    true_starts, true_ends = rle.parse(truth, size)
+    total = (ends - starts).sum() + (true_ends - true_starts).sum()
+    overlap = _covered(ends, true_starts, true_ends) - _covered(starts, true_starts, true_ends)
     return _dice(overlap.sum(), total)
 
 
