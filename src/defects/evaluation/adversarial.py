@@ -93,16 +93,16 @@ def compare_with_test(table: pd.DataFrame, share: float) -> dict[str, Any]:
     where test images have higher ones), medians and words.
     """
     test = table["test"].to_numpy()
-    found: dict[str, Any] = {"train": int((~test).sum()), "test": int(test.sum()), "auroc": None}
+    comparison: dict[str, Any] = {"train": int((~test).sum()), "test": int(test.sum()), "auroc": None}
     groups = table.groupby("test")["group"].nunique().reindex([False, True], fill_value=0)
     if groups.min() < FEWEST:
-        return found | {"features": []}
+        return comparison | {"features": []}
     split = StratifiedGroupKFold(PARTS, shuffle=True, random_state=SEED)
     parts = list(split.split(table, test, table["group"]))
     chance, importance = cross_validate(table, [name for name in table.columns if name not in ABOUT], parts)
     setting, _ = cross_validate(table, setting_features(table), parts)
     auroc = float(roc_auc_score(test, chance))
-    return found | {
+    return comparison | {
         "auroc": auroc,
         "interval_90": bootstrap_auroc(test, chance, table["group"].to_numpy()),
         "auroc_setting": float(roc_auc_score(test, setting)),

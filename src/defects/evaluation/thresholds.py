@@ -98,6 +98,18 @@ def decide_for_shares(
     return decisions
 
 
+def choose_submitted_threshold(
+    labels: np.ndarray, scores: np.ndarray, new_scores: np.ndarray, settings: ThresholdConfig
+) -> float:
+    """The threshold of the Decision that is submitted, as log-odds; arguments as those of `decide`."""
+    share = None
+    if settings.prior == "estimated":
+        prior = prior_shift(labels, scores, new_scores, settings.rule, settings.fpr)
+        if submitted_prior(settings, prior) == "estimated":
+            share = prior["estimated_share"]
+    return choose_threshold(labels, scores, settings.rule, settings.fpr, share)
+
+
 def decide(
     labels: np.ndarray,
     scores: np.ndarray,

@@ -39,8 +39,8 @@ def build_bundle(runs: list[Run], summary: dict, folder: Path, wheels: Path | No
     uploaded = folder / "dataset"
     dataset = f"{kaggle.kernel}-bundle"
     _write_archive(uploaded / "project.zip", _project(runs))
-    held = _copy_wheels(wheels, uploaded) if wheels else _keep_wheels(pins(kaggle), uploaded)
-    digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *held]).encode()).hexdigest()
+    wheel_lines = _copy_wheels(wheels, uploaded) if wheels else _keep_wheels(pins(kaggle), uploaded)
+    digest = hashlib.sha256("\n".join([sha256(uploaded / "project.zip"), *wheel_lines]).encode()).hexdigest()
     write_json(uploaded / "bundle.json", {"sha256": digest})
     write_json(uploaded / "dataset-metadata.json", dataset_metadata(dataset))
     _write_kernel(folder / "kernel", kaggle, dataset, digest, runs, _written(summary))
@@ -115,12 +115,12 @@ def _keep_wheels(wanted: list[str], folder: Path) -> list[str]:
 
 def _copy_wheels(source: Path, folder: Path) -> list[str]:
     """Put the wheels of `source` in place of those in `folder`; their names and hashes."""
-    found = sorted(source.glob("*.whl"))
-    if not found:
+    wheel_files = sorted(source.glob("*.whl"))
+    if not wheel_files:
         raise UserError(f"--wheels {source}: there is no wheel in this folder")
     for path in folder.glob("*.whl"):
         path.unlink()
-    return [f"{path.name} {sha256(shutil.copyfile(path, folder / path.name))}" for path in found]
+    return [f"{path.name} {sha256(shutil.copyfile(path, folder / path.name))}" for path in wheel_files]
 
 
 def _check_inputs(summary: dict) -> None:

@@ -139,8 +139,8 @@ def send(
     `options` is called only if there is something to send. Raises UserError when Kaggle did not take it.
     """
     row = submission.row(competition, tag)
-    found = find(competition, tag)
-    if found is not None:
+    confirmed = find(competition, tag)
+    if confirmed is not None:
         print(f"{submission.path.name} was submitted before; nothing sent")
     else:
         check_allowance(competition)
@@ -148,8 +148,8 @@ def send(
         row["options"] = shlex.join(arguments)
         record(ledger, row)
         command = submit_command(competition, arguments, tag, submission.message)
-        found = _send(command, row, ledger)
-    row |= found
+        confirmed = _send(command, row, ledger)
+    row |= confirmed
     record(ledger, row)
     return row
 

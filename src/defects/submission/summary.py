@@ -83,11 +83,11 @@ def submission_settings(config: Config) -> dict:
 def input_hashes(runs: list[Run], files: tuple[str, ...] = SCORES) -> dict[str, str]:
     """sha256 of every file that a blend of `runs` was made from: `files` are patterns in their folders."""
     data = runs[0].config.dataset_dir
-    found = [data / "images.csv", data / "folds.csv"]
+    paths = [data / "images.csv", data / "folds.csv"]
     for run in runs:
         for pattern in files:
-            found += sorted(run.folder.glob(pattern))
-    return {_shown(path): sha256(path) for path in found}
+            paths += sorted(run.folder.glob(pattern))
+    return {_shown(path): sha256(path) for path in paths}
 
 
 def _shown(path: Path) -> str:
