@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import openvino
 import pandas as pd
 import pytest
 import torch
@@ -24,14 +25,12 @@ from line_pc import documented_packages
 
 from defects.config import ROOT, InferConfig, load_config
 from defects.data.images import read_image
-from defects.deploy import exporter as exporting
-from defects.deploy import graph
-from defects.deploy.exporter import checked_rows, export
-from defects.deploy.limits import between_scores
+from defects.deploy import exporter
+from defects.deploy.exporter import checked_rows, export, move_between_scores
+from defects.deploy.graph import save_portable
 from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
-from defects.deploy.portable import save_portable
 from defects.deploy.prediction import Prediction, find_files, predict, relabel
-from defects.deploy.regions import find_regions, mark_pixels, overlay
+from defects.deploy.regions import draw_overlay, find_regions, mark_pixels
 from defects.messages import UserError
 from defects.runs import Run
 from defects.stages import ensure_tables
@@ -121,7 +120,7 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
         save_portable(path, detector, config)
         bias.data -= 0.01
 
-    monkeypatch.setattr(exporting, "save_portable", distort)
+    monkeypatch.setattr(exporter, "save_portable", distort)
     message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "torch")
     assert "model.pt fails the parity gate" in message and "nothing was exported" in message
     assert sorted(path.stat().st_mtime_ns for path in run[1].iterdir()) == before
@@ -129,7 +128,7 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
 
 
 def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_one_line):
-    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    monkeypatch.setattr(exporter, "MAX_COPIES", 3)
     message = fails_with_one_line("export.py", run_at(run[0]))
     assert "the graph would hold 4 copies of the network (4 views x 1 windows)" in message
     assert "export --formats torch" in message
@@ -137,7 +136,7 @@ def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_
 
 def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_script):
     """The way out of that refusal."""
-    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    monkeypatch.setattr(exporter, "MAX_COPIES", 3)
     outcome = run_script("export.py", run_at(run[0]), "--formats", "torch", "--images", "4")
     shutil.rmtree(run[1])
     shutil.copytree(own, run[1])
@@ -286,8 +285,8 @@ signal.raise_signal(signal.SIGINT)
 
 
 def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
-    monkeypatch.setattr(graph, "write_onnx", lambda _, __, path: shutil.copy(run[1] / "model.onnx", path))
-    monkeypatch.setattr(graph.openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
+    monkeypatch.setattr(exporter, "write_onnx", lambda _, __, path: shutil.copy(run[1] / "model.onnx", path))
+    monkeypatch.setattr(openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
     message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "openvino", "--images", "4")
     assert "openvino_fp32.xml cannot be written" in message and (run[1] / "model.json").exists()
     assert not run[1].with_name(".export.part").exists()
@@ -424,11 +423,11 @@ def test_every_file_once_and_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("cut", "moved"), [(0.0, -1.0), (1.0, 0.5), (0.7, 0.5), (np.nextafter(1, 2), 2.0), (3.5, 4.0)]
 )
-def test_a_threshold_lies_between_scores(cut, moved):
+def test_a_threshold_lies_move_between_scores(cut, moved):
     """On a score, rounding in another runtime would decide: the labels of an export differed by one."""
     scores = np.array([3.0, 0.0, 1.0])
-    assert between_scores(cut, scores) == pytest.approx(moved)
-    assert ((scores >= between_scores(cut, scores)) == (scores >= cut)).all()
+    assert move_between_scores(cut, scores) == pytest.approx(moved)
+    assert ((scores >= move_between_scores(cut, scores)) == (scores >= cut)).all()
 
 
 def test_regions_lie_where_the_map_is_high():
@@ -517,10 +516,10 @@ def test_a_normal_image_stays_as_it_is_under_its_map():
     """Colours are measured against the threshold, not against the map's own extremes."""
     meta = MapMeta(size=(8, 8), classes=["defect"], normal=[1.0], threshold=[3.0])
     image, noise = np.full((16, 16, 3), 200, np.uint8), np.random.default_rng(0).uniform(0.9, 1.1, (1, 8, 8))
-    calm = overlay(image, noise.astype(np.float32), meta, []).astype(int)
+    calm = draw_overlay(image, noise.astype(np.float32), meta, []).astype(int)
     assert np.ptp(calm[..., 0]) < 20
     noise[0, 4, 4] = 5
-    assert np.ptp(overlay(image, noise.astype(np.float32), meta, []).astype(int)[..., 0]) > 40
+    assert np.ptp(draw_overlay(image, noise.astype(np.float32), meta, []).astype(int)[..., 0]) > 40
 
 
 def test_portable_files_hold_no_paths_of_the_machine(run):

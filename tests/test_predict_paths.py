@@ -11,9 +11,17 @@ from types import SimpleNamespace
 import pytest
 from conftest import texture, write_png
 
-from defects.deploy.image_paths import locate, name_pictures, path_text, without_dots
-from defects.deploy.prediction import Prediction, find_files, read_frame
-from defects.deploy.writers import csv_writer, json_writer
+from defects.deploy.prediction import (
+    Prediction,
+    csv_writer,
+    find_files,
+    json_writer,
+    locate,
+    name_pictures,
+    path_text,
+    read_frame,
+    without_dots,
+)
 from defects.messages import UserError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="names are text there, and backslashes separate folders")

@@ -85,11 +85,13 @@ class Model:
     """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output."""
 
     def __init__(self, path: Path, meta: Meta, run: ScoreImages):
-        self.path, self.meta, self.run = path, meta, run
+        self.path = path
+        self.meta = meta
+        self.run = run
 
     def __call__(self, images: np.ndarray) -> Output:
-        found = self.run(images)
-        return Output(found["score"], found["probability"], found.get("map"))
+        outputs = self.run(images)
+        return Output(outputs["score"], outputs["probability"], outputs.get("map"))
 
 
 def load_model(path: Path, threads: int | None = None) -> Model:
@@ -101,11 +103,15 @@ def load_model(path: Path, threads: int | None = None) -> Model:
         raise UserError(f"{path} does not exist: name an export's folder, which src/export.py writes")
     folder = path if path.is_dir() else path.parent
     meta = read_meta(folder)
-    path = _preferred(folder, meta) if path.is_dir() else path
+    path = _choose_file(folder, meta) if path.is_dir() else path
     if path.name not in FILES:
         raise UserError(f"{path} is no model: give an export's folder, or one of {', '.join(FILES)} in it")
-    for name in parts(path.name):
-        _check(folder / name, meta)
+    for name in list_parts(path.name):
+        part = folder / name
+        if not part.is_file():
+            raise UserError(f"{part} does not exist: export it, or name another of {', '.join(meta.files)}")
+        if meta.files.get(name) != sha256(part):
+            raise UserError(f"{part} is not the file that {META} describes: copy or export it again")
     try:
         return Model(path, meta, OPEN[path.suffix](path, threads))
     except ImportError as error:
@@ -137,40 +143,35 @@ def read_meta(folder: Path) -> Meta:
     return meta
 
 
-def parts(name: str) -> list[str]:
+def list_parts(name: str) -> list[str]:
     """The files of which one of FILES consists."""
     return [name, name.replace(".xml", ".bin")] if name.endswith(".xml") else [name]
 
 
-def _preferred(folder: Path, meta: Meta) -> Path:
-    held = [folder / name for name in FILES if name in meta.files and (folder / name).exists()]
-    if not held:
+def _choose_file(folder: Path, meta: Meta) -> Path:
+    present = [folder / name for name in FILES if name in meta.files and (folder / name).exists()]
+    if not present:
         raise UserError(f"{folder} holds none of the models that its {META} names: export again")
-    runnable = (path for path in held if find_spec(RUNTIMES[path.suffix]))
-    # None of them: the first one's own message says what to install.
-    return next(runnable, held[0])
-
-
-def _check(path: Path, meta: Meta) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: export it, or name another of {', '.join(meta.files)}")
-    if meta.files.get(path.name) != sha256(path):
-        raise UserError(f"{path} is not the file that {META} describes: copy or export it again")
+    for path in present:
+        if find_spec(RUNTIMES[path.suffix]):
+            return path
+    return present[0]  # its own message says what to install
 
 
 @cache
 def openvino_core() -> Any:
     """The one openvino.Core of this process.
 
-    Each sets up a stack for signals and, when released, the one that it found. Two that end out of turn
-    leave that of the first in use, which is gone by then: the next Ctrl-C would be a segmentation fault.
+    Each sets up a stack for signals and, when released, restores the previous one. Of two that end out of
+    turn, the stack of the first stays in use after it is freed: the next Ctrl-C would be a segmentation
+    fault.
     """
     import openvino
 
     return openvino.Core()
 
 
-def _openvino(path: Path, threads: int | None) -> ScoreImages:
+def _open_openvino(path: Path, threads: int | None) -> ScoreImages:
     # Some processors would compute in bf16 unasked, and give other scores.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
@@ -179,13 +180,13 @@ def _openvino(path: Path, threads: int | None) -> ScoreImages:
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(images: np.ndarray) -> Arrays:
-        found = compiled({"image": images})
-        return {name: found[name] for name in names}
+        outputs = compiled({"image": images})
+        return {name: outputs[name] for name in names}
 
     return run
 
 
-def _onnx(path: Path, threads: int | None) -> ScoreImages:
+def _open_onnx(path: Path, threads: int | None) -> ScoreImages:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -200,10 +201,10 @@ def _onnx(path: Path, threads: int | None) -> ScoreImages:
     return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
-def _torch(path: Path, threads: int | None) -> ScoreImages:
-    from defects.deploy.portable import load_portable
+def _open_torch(path: Path, threads: int | None) -> ScoreImages:
+    from defects.deploy.graph import load_portable
 
     return load_portable(path, threads)
 
 
-OPEN = {".xml": _openvino, ".onnx": _onnx, ".pt": _torch}
+OPEN = {".xml": _open_openvino, ".onnx": _open_onnx, ".pt": _open_torch}
