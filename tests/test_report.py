@@ -14,7 +14,7 @@ from runs import write_runs
 from defects.evaluation.defect_score import AT_THRESHOLD, compute_defect_scores, format_defect_score
 from defects.evaluation.estimate import estimate
 from defects.evaluation.heat_map import LIMIT_COLOUR
-from defects.reports import curves
+from defects.reports import charts
 from defects.reports.figures import draw_heat_tile, fit_limits
 from defects.reports.html import (
     Card,
@@ -28,8 +28,7 @@ from defects.reports.html import (
     build_page,
     embed_jpeg,
 )
-from defects.reports.run_report import build_run_report, draw_gallery
-from defects.reports.run_tables import load_run_tables, out_of_fold
+from defects.reports.run_report import build_run_report, draw_gallery, load_aligned_oof, load_run_tables
 from defects.runs import Run
 from defects.stages import ensure_tables
 
@@ -62,7 +61,7 @@ def test_report_is_one_file_that_asks_for_nothing_else(config, run_script):
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.search(r"https?:|<script src|<link|url\(h|@import", html)
     assert html.count('loading="lazy"') == html.count('<div class="picture">')
-    expected = estimate(out_of_fold(Run(config), ensure_tables(config)))
+    expected = estimate(load_aligned_oof(Run(config), ensure_tables(config)))
     for value in (expected["nested_macro_f1"], expected["auroc"], expected["average_precision"]):
         assert f"<b>{value:.3f}</b>" in html
     assert f"{len(oof)} out-of-fold images" in html
@@ -182,7 +181,7 @@ def test_error_rates_cross_at_the_equal_error_point():
     oof = scored(labels, rng.normal(size=300) + 2 * labels)
     axes = Figure().subplots()
     expected = estimate(oof)
-    curves.draw_error_rates(axes, oof, expected)
+    charts.draw_error_rates(axes, oof, expected)
     rejection, acceptance, point, threshold = axes.lines
     x, y = point.get_xdata()[0], point.get_ydata()[0]
     for line in (rejection, acceptance):
@@ -198,7 +197,7 @@ def test_curves_pass_through_the_decision():
     oof = scored(labels, np.random.default_rng(3).normal(size=40) + labels)
     expected = estimate(oof)
     axes = Figure().subplots()
-    curves.draw_roc(axes, oof, expected)
+    charts.draw_roc(axes, oof, expected)
     pooled, mark = axes.lines[2], axes.lines[-1]
     points = np.column_stack([pooled.get_xdata(), pooled.get_ydata()])
     decision = [mark.get_xdata()[0], mark.get_ydata()[0]]
@@ -210,7 +209,7 @@ def test_distributions_have_both_classes_and_the_threshold_at_50():
     labels = np.array([0, 0, 0, 1, 1] * 8)
     oof = scored(labels, np.random.default_rng(3).normal(size=40) + labels)
     axes = Figure().subplots()
-    curves.draw_distributions(axes, oof, estimate(oof))
+    charts.draw_distributions(axes, oof, estimate(oof))
     assert len(axes.patches) == 2
     assert [line.get_xdata()[0] for line in axes.lines] == [AT_THRESHOLD]
 
@@ -219,12 +218,12 @@ def test_training_charts_have_one_for_every_loss_and_metric():
     fold = {"epoch": [1, 2, 3], "lr": 1.0, "train_ae": [3.0, 2.0, 1.0], "train_loss": [6.0, 5.0, 4.0]}
     fold |= {"val_loss": [np.nan, np.nan, 5.0], "val_auroc": [np.nan, np.nan, 0.8]}
     histories = {"0": pd.DataFrame(fold), "1": pd.DataFrame(fold)}
-    assert curves.list_panels(histories) == ["loss", "ae", "auroc"]
+    assert charts.list_panels(histories) == ["loss", "ae", "auroc"]
     axes = Figure().subplots()
-    curves.draw_history(axes, "loss", histories)
+    charts.draw_history(axes, "loss", histories)
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 3, 1, 1]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "unseen images"]
-    assert curves.draw_training_charts({"0": pd.DataFrame()}) == []
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "validation"]
+    assert charts.draw_training_charts({"0": pd.DataFrame()}) == []
 
 
 def test_page_escapes_all_texts():
