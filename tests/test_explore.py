@@ -187,7 +187,9 @@ def test_equal_sizes_show_the_rare_class_on_top():
     bubbles = axes.collections[0]
     assert bubbles.get_offsets().tolist() == [[32, 32], [32, 32]]
     assert bubbles.get_sizes()[0] > bubbles.get_sizes()[1]
-    np.testing.assert_allclose(bubbles.get_facecolors()[1][:3], to_rgb(data_report.COLOURS["train defect"]))
+    np.testing.assert_allclose(
+        bubbles.get_facecolors()[1][:3], to_rgb(data_report.PART_COLOURS["train defect"])
+    )
 
 
 def test_sizes_far_apart_get_a_logarithmic_axis():

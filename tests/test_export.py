@@ -28,7 +28,7 @@ from defects.data.images import read_image
 from defects.deploy import exporter
 from defects.deploy.exporter import checked_rows, export, move_between_scores
 from defects.deploy.graph import save_portable
-from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
+from defects.deploy.model import MODEL_FILES, MapMeta, MaskRule, find_note, load_model, read_meta
 from defects.deploy.prediction import Prediction, find_files, predict, relabel
 from defects.deploy.regions import draw_overlay, find_regions, mark_pixels
 from defects.messages import UserError
@@ -86,7 +86,7 @@ def oof(run):
 
 def test_what_is_written(run):
     meta, table = read_meta(run[1]), pd.read_csv(run[1] / "parity.csv", index_col="file")
-    assert set(table.index) == {"training", *FILES}
+    assert set(table.index) == {"training", *MODEL_FILES}
     assert set(meta.files) == {path.name for path in run[1].iterdir()} - {
         "model.json", "parity.csv", "normals.npz"
     }  # fmt: skip

@@ -21,7 +21,7 @@ from defects.writing import sha256
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
 # Files of an export that can be run, the one to be preferred first.
-FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
+MODEL_FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]
@@ -81,7 +81,7 @@ class Output(NamedTuple):
     map: np.ndarray | None
 
 
-class Model:
+class ExportedModel:
     """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output."""
 
     def __init__(self, path: Path, meta: Meta, run: ScoreImages):
@@ -94,8 +94,8 @@ class Model:
         return Output(outputs["score"], outputs["probability"], outputs.get("map"))
 
 
-def load_model(path: Path, threads: int | None = None) -> Model:
-    """A file of an export, or its folder: then the first of FILES that can be run.
+def load_model(path: Path, threads: int | None = None) -> ExportedModel:
+    """A file of an export, or its folder: then the first of MODEL_FILES that can be run.
 
     `threads` None leaves their number to the runtime. Raises UserError for what is missing or broken.
     """
@@ -104,8 +104,10 @@ def load_model(path: Path, threads: int | None = None) -> Model:
     folder = path if path.is_dir() else path.parent
     meta = read_meta(folder)
     path = _choose_file(folder, meta) if path.is_dir() else path
-    if path.name not in FILES:
-        raise UserError(f"{path} is no model: give an export's folder, or one of {', '.join(FILES)} in it")
+    if path.name not in MODEL_FILES:
+        raise UserError(
+            f"{path} is no model: give an export's folder, or one of {', '.join(MODEL_FILES)} in it"
+        )
     for name in list_parts(path.name):
         part = folder / name
         if not part.is_file():
@@ -113,7 +115,7 @@ def load_model(path: Path, threads: int | None = None) -> Model:
         if meta.files.get(name) != sha256(part):
             raise UserError(f"{part} is not the file that {META} describes: copy or export it again")
     try:
-        return Model(path, meta, OPEN[path.suffix](path, threads))
+        return ExportedModel(path, meta, OPEN[path.suffix](path, threads))
     except ImportError as error:
         raise UserError(f"{path} needs the package {error.name}: pip install {error.name}") from None
     except (RuntimeError, ValueError, OSError) as error:
@@ -144,12 +146,12 @@ def read_meta(folder: Path) -> Meta:
 
 
 def list_parts(name: str) -> list[str]:
-    """The files of which one of FILES consists."""
+    """The files of which one of MODEL_FILES consists."""
     return [name, name.replace(".xml", ".bin")] if name.endswith(".xml") else [name]
 
 
 def _choose_file(folder: Path, meta: Meta) -> Path:
-    present = [folder / name for name in FILES if name in meta.files and (folder / name).exists()]
+    present = [folder / name for name in MODEL_FILES if name in meta.files and (folder / name).exists()]
     if not present:
         raise UserError(f"{folder} holds none of the models that its {META} names: export again")
     for path in present:

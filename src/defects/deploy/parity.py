@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from defects.deploy.model import Model, Output
+from defects.deploy.model import ExportedModel, Output
 from defects.evaluation.metrics import macro_f1
 
 SCORE_LIMIT = 1e-4  # relative
@@ -73,7 +73,7 @@ class Parity:
 
 def compare_runtimes(
     batches: Iterator[tuple[np.ndarray, Output]],
-    models: dict[str, Model],
+    models: dict[str, ExportedModel],
     thresholds: dict[str, float],
     probability: Probability,
 ) -> dict[str, Parity]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from defects.data.folder_scan import list_files_to_score
 from defects.data.images import read_image_and_shape
-from defects.deploy.model import Meta, Model, Output
+from defects.deploy.model import ExportedModel, Meta, Output
 from defects.deploy.regions import Region, find_regions
 from defects.evaluation.defect_score import AT_THRESHOLD, score_probabilities
 from defects.messages import UserError
@@ -133,7 +133,7 @@ def locate(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    model: Model, files: list[Path], batch_size: int, threshold: float | None = None
+    model: ExportedModel, files: list[Path], batch_size: int, threshold: float | None = None
 ) -> Iterator[Prediction]:
     """Predictions in the order of `files`; a file that cannot be read has an error and stops nothing.
 
@@ -159,7 +159,7 @@ def read_frame(path: Path, meta: Meta) -> Frame:
 
 
 def _predict_batch(
-    model: Model, batch: list[tuple[Path, Future]], threshold: float | None
+    model: ExportedModel, batch: list[tuple[Path, Future]], threshold: float | None
 ) -> Iterator[Prediction]:
     """Predictions of one batch of paths with their frames to come, in one run of the model."""
     frames: dict[int, Frame] = {}  # by position in the batch

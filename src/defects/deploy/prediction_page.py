@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 
 from defects.data.images import read_image, resize
-from defects.deploy.model import MapMeta, Meta, Model
+from defects.deploy.model import ExportedModel, MapMeta, Meta
 from defects.deploy.prediction import Prediction, predict, relabel
 from defects.deploy.regions import draw_overlay, scale_region
 from defects.deploy.similar import Normals, shrink
@@ -45,7 +45,7 @@ EMPTY = '<p class="nothing">Drop images to have them scored. They stay on this c
 LEGEND = '<span class="scale"><i></i><span>normal</span><span>threshold</span><span>above</span></span>'
 
 
-def build_prediction_page(model: Model, normals: Normals | None) -> gr.Blocks:
+def build_prediction_page(model: ExportedModel, normals: Normals | None) -> gr.Blocks:
     """The page of one model; without `normals` no similar ones are shown."""
     desk = Desk(model, normals)
     title = f"{model.meta.experiment}: surface inspection"
@@ -117,7 +117,7 @@ class Desk:
     `progress` and `event` by their types.
     """
 
-    def __init__(self, model: Model, normals: Normals | None):
+    def __init__(self, model: ExportedModel, normals: Normals | None):
         self.model = model
         self.meta = model.meta
         self.normals = normals
@@ -174,7 +174,7 @@ class Desk:
         return *self.relabel(results, chosen, *values), similar
 
 
-def score_images(model: Model, files: list[Path]) -> Iterator[Result]:
+def score_images(model: ExportedModel, files: list[Path]) -> Iterator[Result]:
     """In the order of `files`; what cannot be read has an error that names the file without its folder."""
     for prediction in predict(model, files, BATCH_SIZE):
         if prediction.error:
@@ -212,7 +212,7 @@ def decode_picture(content: bytes) -> np.ndarray:
 # --- HTML --------------------------------------------------------------------------------------------------
 
 
-def build_heading(model: Model) -> str:
+def build_heading(model: ExportedModel) -> str:
     facts = f"{model.meta.experiment}, fold {model.meta.fold} · {model.meta.detector} · {model.path.name}"
     return f"<h1>Surface inspection</h1><p>{escape(facts)}</p>"
 

@@ -25,7 +25,7 @@ from defects.reports.charts import NORMAL_COLOUR, TEST_COLOUR, add_headline, add
 
 NAMED_FEATURES = 5  # in words
 DRAWN_FEATURES = 6
-CHARTS = (
+FEATURES_TEXT = (
     "The first chart: how much AUROC is lost when the values of a feature are shuffled; alone: AUROC of this "
     "feature, above 0.5 where test images have higher values. The others: how the features are distributed; "
     "the outermost hundredths are put into the last bins."
@@ -110,7 +110,7 @@ def build_adversarial_page(name: str, table: pd.DataFrame, comparison: dict[str,
             f"Result: {verdict(comparison)}",
             [html.Lines([line.strip() for line in describe_comparison(comparison)])],
         ),
-        html.PageSection("Features", [html.Text(CHARTS), html.Charts(charts)]),
+        html.PageSection("Features", [html.Text(FEATURES_TEXT), html.Charts(charts)]),
     ]
     subtitle = f"{comparison['train']:,} training and {comparison['test']:,} test images"
     return html.build_page(f"Training against test images of {name}", subtitle, sections, key_figures)

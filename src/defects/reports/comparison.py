@@ -34,10 +34,20 @@ from defects.writing import write_bytes
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
 OUTCOME = ["auroc", "average_precision", "macro_f1", "macro_f1_at_training_share"]  # of all models together
-POOLED = "all"  # in place of a fold
-COLUMNS = ["experiment", "category", "detector", "setting", "device", "source", "fold", "metric", "value"]
+ALL_FOLDS = "all"  # in place of a fold
+VALUE_COLUMNS = [
+    "experiment",
+    "category",
+    "detector",
+    "setting",
+    "device",
+    "source",
+    "fold",
+    "metric",
+    "value",
+]
 
-FORMATS = {
+METRIC_FORMATS = {
     "auroc": ("AUROC", ".3f"),
     "average_precision": ("AP", ".3f"),
     "macro_f1": ("macro-F1 (nested CV)", ".3f"),
@@ -67,8 +77,8 @@ NOTE = (
     "include reading from the disk and averaging over flipped and rotated copies."
 )
 NO_AUROC = "No fold holds both normal images and defects: there is no AUROC."
-KEYS = ["experiment", "category"]
-ABOUT = ["detector", "setting", "device"]
+ROW_KEYS = ["experiment", "category"]
+RUN_COLUMNS = ["detector", "setting", "device"]
 MEAN = "mean"  # of the categories
 SERIES = {"auroc": ("out of fold", "#4c78a8"), "test_model_auroc": ("test images", "#f58518")}
 
@@ -89,7 +99,7 @@ def group_by_category(runs: list[Run]) -> list[list[Run]]:
 def measure_runs(
     groups: list[list[Run]], load_tables: Callable[[Config], DataTables], test: bool = False
 ) -> pd.DataFrame:
-    """The long table, COLUMNS; `source` is the run's name. Runs of a group are trained on the same images.
+    """The long table, VALUE_COLUMNS; `source` is the run's name. A group has the same training images.
 
     With `test` the answer key of the test images is read. Raises UserError for runs that belong to other
     data.
@@ -106,7 +116,7 @@ def measure_runs(
             device = run.read_costs(run.trained_folds()[0]).get("device", "")
             about = (experiment, category, config.model.name, describe_setting(config), device, run.name)
             rows += [(*about, *value) for value in measure_one(run, tables, test)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+    return pd.DataFrame(rows, columns=VALUE_COLUMNS).astype({"value": float})
 
 
 def measure_one(run: Run, tables: DataTables, test: bool) -> Iterator[Value]:
@@ -117,11 +127,11 @@ def measure_one(run: Run, tables: DataTables, test: bool) -> Iterator[Value]:
     settings = run.config.threshold
     expected = estimate(oof, settings.rule, settings.fpr)
     if expected["defects"] < expected["images"]:  # or there is no macro-F1
-        yield POOLED, "macro_f1", expected["nested_macro_f1"]
+        yield ALL_FOLDS, "macro_f1", expected["nested_macro_f1"]
         if expected["interval_90"] is not None:
             low, high = expected["interval_90"]
-            yield POOLED, "macro_f1_low", low
-            yield POOLED, "macro_f1_high", high
+            yield ALL_FOLDS, "macro_f1_low", low
+            yield ALL_FOLDS, "macro_f1_high", high
     if test:
         yield from _measure_test(run, tables.images, oof, expected)
 
@@ -176,7 +186,7 @@ def _measure_test(run: Run, images: pd.DataFrame, oof: pd.DataFrame, expected: d
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     figures = outcome(table, share) | {"macro_f1_at_training_share": at_share}
     for name in OUTCOME:
-        yield POOLED, f"test_{name}", figures[name]
+        yield ALL_FOLDS, f"test_{name}", figures[name]
 
 
 def submitted_threshold(settings: ThresholdConfig, oof: pd.DataFrame, new_scores: pd.Series) -> float:
@@ -244,20 +254,20 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
 
     With categories, also the mean of their means, as papers report it, where all of them have the metric.
     """
-    figures = values.groupby([*KEYS, "metric"], sort=False)["value"].agg(["mean", "std"])
+    figures = values.groupby([*ROW_KEYS, "metric"], sort=False)["value"].agg(["mean", "std"])
     figures = figures.unstack("metric", sort=False)
-    first = {name: (name, "first") for name in ABOUT}
-    models = values[values["metric"] == "auroc"].groupby(KEYS, sort=False)  # a value of each
+    first = {name: (name, "first") for name in RUN_COLUMNS}
+    models = values[values["metric"] == "auroc"].groupby(ROW_KEYS, sort=False)  # a value of each
     about = models.agg(**first, folds=("fold", "nunique"), seeds=("source", "nunique"))
     table = pd.concat([about, figures["mean"], figures["std"].add_suffix("_spread")], axis=1).reset_index()
     table = table.dropna(axis=1, how="all")
     if table["category"].nunique() == 1:
         return table
-    metrics = [name for name in table.columns if name in FORMATS]
+    metrics = [name for name in table.columns if name in METRIC_FORMATS]
     parts = []
     for _, rows in table.groupby("experiment", sort=False):
         mean = rows[metrics].mean(skipna=False).to_frame().T.assign(category=MEAN)
-        common = rows[["experiment", *ABOUT, "folds", "seeds"]].iloc[0]
+        common = rows[["experiment", *RUN_COLUMNS, "folds", "seeds"]].iloc[0]
         parts += [rows, mean.assign(**common)]
     return pd.concat(parts)
 
@@ -269,7 +279,7 @@ def build_text_table(summary: pd.DataFrame) -> pd.DataFrame:
         table = table.drop(columns="category")
     if summary["seeds"].max() == 1:
         table = table.drop(columns="seeds")
-    for name, (title, form) in FORMATS.items():
+    for name, (title, form) in METRIC_FORMATS.items():
         if name in summary and summary[name].notna().any():
             table[title] = [_cell(row, name, form) for _, row in summary.iterrows()]
     if summary["device"].any():

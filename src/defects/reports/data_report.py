@@ -44,27 +44,27 @@ from defects.reports.figures import (
     read_tile,
 )
 
-COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}  # of the parts
+PART_COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}
 KIND_COLOUR = "#f2abaa"
 GROUP_COLOUR = "#72b7b2"
-SAMPLES = {"train defect": 24, "train normal": 24, "test": 12}  # images of each part on the page
+EXAMPLES_OF_PART = {"train defect": 24, "train normal": 24, "test": 12}  # images of each part on the page
 MEASURED_IMAGES = 650  # of each part, whose pixels are read: below 2,000 in all
 KINDS = 8  # kinds of defect with a bar of their own
 MOST_GROUPS = 40
 JOINED_PAIRS = 16  # at most, of one group
 SEPARATE_PAIRS = 12  # at most, of different groups
 CORRELATION_TICKS = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999]
-CLASSES = {0: "normal", 1: "defect"}
-CHARTS = (
+LABEL_NAMES = {0: "normal", 1: "defect"}
+CHARTS_TEXT = (
     "What differs between the classes, or between training and test, is learnt in place of the defects. A "
     "share is one of all images of that colour."
 )
-GROUPS = (
+GROUPS_TEXT = (
     "Images of a group are taken to show the same thing, so a group is never divided between folds. Where "
     "such images do not show the same thing, or others do, name what belongs together in split.group_file or "
     "split.group_pattern."
 )
-NO_GROUPS = "No two images are taken to show the same thing."
+NO_GROUPS_TEXT = "No two images are taken to show the same thing."
 
 
 def build_data_report(
@@ -79,7 +79,9 @@ def build_data_report(
     subtitle = f"{len(images) - test:,} training images, {f'{test:,}' if test else 'no'} test images"
     panels = list_panels_of(images, folds, measure_images(data, images))
     sections = [
-        html.PageSection("Charts", [html.Text(CHARTS), html.Charts([draw_panel(panel) for panel in panels])]),
+        html.PageSection(
+            "Charts", [html.Text(CHARTS_TEXT), html.Charts([draw_panel(panel) for panel in panels])]
+        ),
         html.PageSection("Images", draw_example_images(data, images)),
         html.PageSection("How alike photographs are", siblings),
         html.PageSection("Photographs of the same thing", draw_groups(data, folds)),
@@ -88,9 +90,11 @@ def build_data_report(
 
 
 def name_parts(images: pd.DataFrame) -> pd.Categorical:
-    """[N], a key of COLOURS and in their order: where each image of images.csv belongs."""
+    """[N], a key of PART_COLOURS and in their order: where each image of images.csv belongs."""
     train = np.where(images["label"].eq(1).fillna(False), "train defect", "train normal")
-    return pd.Categorical(np.where(images["split"] == "test", "test", train), list(COLOURS), ordered=True)
+    return pd.Categorical(
+        np.where(images["split"] == "test", "test", train), list(PART_COLOURS), ordered=True
+    )
 
 
 def list_panels_of(
@@ -114,7 +118,7 @@ def list_panels_of(
 def draw_example_images(data: DataConfig, images: pd.DataFrame) -> list[html.Block]:
     """Images of each part, spread evenly over it and so over its kinds; defects are outlined."""
     blocks: list[html.Block] = []
-    for name, count in SAMPLES.items():
+    for name, count in EXAMPLES_OF_PART.items():
         of_part = images[images["part"] == name].sort_values(["kind", "image_id"])
         if of_part.empty:
             continue
@@ -139,14 +143,14 @@ def draw_groups(data: DataConfig, folds: pd.DataFrame) -> list[html.Block]:
     """
     members = folds[folds.duplicated("group", keep=False)]
     if members.empty:
-        return [html.Text(NO_GROUPS)]
+        return [html.Text(NO_GROUPS_TEXT)]
     labels = members.groupby("group")["label"].nunique()
     sizes = members.groupby("group").size().sort_values(ascending=False, kind="stable")
     mixed = sizes[labels[sizes.index] > 1].index
     pure = sizes[labels[sizes.index] <= 1].index
     chosen = choose_groups(pure, max(0, MOST_GROUPS - len(mixed)))
     counts = f"{len(sizes):,} groups of {len(folds):,} images have two or more members"
-    blocks: list[html.Block] = [html.Text(GROUPS), html.Text(f"{counts}.")]
+    blocks: list[html.Block] = [html.Text(GROUPS_TEXT), html.Text(f"{counts}.")]
     for title, groups, total, is_alert in (
         ("Groups that hold both classes", mixed[:MOST_GROUPS], len(mixed), True),
         ("Groups of one class", chosen, len(pure), False),
@@ -167,7 +171,7 @@ def choose_groups(groups: pd.Index, count: int) -> list:
 
 
 def draw_group(data: DataConfig, rows: pd.DataFrame) -> html.Card:
-    captions = [CLASSES.get(label, "") for label in rows["label"]]
+    captions = [LABEL_NAMES.get(label, "") for label in rows["label"]]
     return draw_side_by_side(data, rows.to_dict("records"), captions, f"{len(rows):,} images")
 
 
@@ -221,7 +225,7 @@ def count_group_sizes(folds: pd.DataFrame) -> pd.Series:
 
 
 def draw_counts(axes: Axes, counts: pd.Series) -> None:
-    colours = [COLOURS.get(name, KIND_COLOUR) for name in counts.index]
+    colours = [PART_COLOURS.get(name, KIND_COLOUR) for name in counts.index]
     bars = axes.barh(range(len(counts)), counts, color=colours, tick_label=counts.index)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
     axes.invert_yaxis()
@@ -237,13 +241,13 @@ def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
     sizes = images.groupby(["part", "width", "height"], observed=True).size().rename("images").reset_index()
     sizes = sizes.sort_values(["images", "part"], ascending=False)
     areas = 15 + 600 * sizes["images"] / len(images)
-    colours = sizes["part"].map(COLOURS).tolist()
+    colours = sizes["part"].map(PART_COLOURS).tolist()
     axes.scatter(sizes["width"], sizes["height"], areas, colours, alpha=0.6, linewidths=0)
     for axis, side in ((axes.xaxis, "width"), (axes.yaxis, "height")):
         _size_scale(axis, images[side])
         axis.set_label_text(f"{side}, pixels")
     for key in sizes["part"].drop_duplicates().sort_values():
-        axes.scatter([], [], 40, COLOURS[key], label=key)
+        axes.scatter([], [], 40, PART_COLOURS[key], label=key)
     axes.legend(title="area: number of images")
     add_headline(axes, "Image sizes", describe_sizes(images))
 
@@ -289,7 +293,7 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
     bins = np.histogram_bin_edges(measured[column], 16)
     for key, rows in measured.groupby("part", observed=True):
         total = "" if len(rows) == totals[key] else f" of {totals[key]:,}"
-        add_histogram(axes, rows[column], bins, COLOURS[key], f"{key} ({len(rows):,}{total} images)")
+        add_histogram(axes, rows[column], bins, PART_COLOURS[key], f"{key} ({len(rows):,}{total} images)")
     axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of that colour")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.locator_params(axis="x", nbins=7)
@@ -305,7 +309,7 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
 def draw_area(axes: Axes, area: pd.Series) -> None:
     """`area`: marked share of each image with a mask, per cent."""
     low, high = area.min() / 2, min(100, 2 * area.max())
-    axes.hist(area, np.geomspace(low, high, 18), color=COLOURS["train defect"])
+    axes.hist(area, np.geomspace(low, high, 18), color=PART_COLOURS["train defect"])
     _log_scale(axes.xaxis)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="share of the image marked in its mask, %", ylabel="images")

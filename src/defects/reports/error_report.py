@@ -46,7 +46,7 @@ from defects.submission.blended_runs import calibrate_blend
 BLEND = ""  # in place of an experiment's name: no folder is called that
 SECTION_IMAGES = 10  # of a section; errors.csv has all
 MATRIX_INCHES = (2.5, 2.6)
-CLASSES = ["normal", "defective"]
+CLASS_NAMES = ["normal", "defective"]
 ONE_FOLD = "There is one trained fold: its thresholds were chosen on the same images, which is optimistic."
 OTHER_FOLDS = (
     "The images of each fold are decided by the threshold of the other folds, for the training share of "
@@ -72,7 +72,7 @@ ONE_MEMBER = "This needs two runs: src/errors.py A B."
 
 
 @dataclass(frozen=True)
-class Member:
+class RatedMember:
     """An experiment, or the blend; series are by image_id.
 
     `scores` are log-odds of a defect. `margins` are log-odds above the thresholds of the other folds: at
@@ -104,8 +104,8 @@ class EnsembleTables:
     """`images`: out-of-fold rows of images.csv with fold and group, indexed by image_id like the members."""
 
     images: pd.DataFrame
-    blend: Member
-    members: list[Member]
+    blend: RatedMember
+    members: list[RatedMember]
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -151,13 +151,13 @@ def load_ensemble_tables(runs: list[Run], tables: DataTables) -> EnsembleTables:
     """
     oofs = {run.name: load_aligned_oof(run, tables).set_index("image_id") for run in runs}
     images, scores, margins = score_members(runs[0].config, oofs)
-    blend = Member("blend", scores[BLEND], margins[BLEND], {}, {})
+    blend = RatedMember("blend", scores[BLEND], margins[BLEND], {}, {})
     members = []
     for run in runs:
         maps = {fold: Maps(run.fold_folder(fold) / OOF_MAPS) for fold in images["fold"].unique()}
         limits = fit_limits(images.reset_index(), maps, run.config.threshold.fpr)
         name = run.name.removeprefix(f"{run.config.data.name}_")
-        members.append(Member(name, scores[run.name], margins[run.name], maps, limits))
+        members.append(RatedMember(name, scores[run.name], margins[run.name], maps, limits))
     return EnsembleTables(images, blend, members)
 
 
@@ -216,7 +216,7 @@ def build_error_report(config: Config, tables: EnsembleTables) -> str:
     return html.build_page(f"Errors on {config.data.name}", subtitle, sections)
 
 
-def draw_decisions(config: Config, images: pd.DataFrame, members: list[Member]) -> list[html.Block]:
+def draw_decisions(config: Config, images: pd.DataFrame, members: list[RatedMember]) -> list[html.Block]:
     """Figures and confusion matrices of the members, the blend among them."""
     figures = {member.name: measure_member(config, images, member) for member in members}
     labels = images["label"].to_numpy(dtype=int)
@@ -228,7 +228,7 @@ def draw_decisions(config: Config, images: pd.DataFrame, members: list[Member]) 
     ]
 
 
-def measure_member(config: Config, images: pd.DataFrame, member: Member) -> dict[str, str]:
+def measure_member(config: Config, images: pd.DataFrame, member: RatedMember) -> dict[str, str]:
     """A row of the table of figures, as texts."""
     labels = images["label"] == 1
     nested = member.predicted.to_numpy(dtype=int) if images["fold"].nunique() > 1 else None
@@ -245,7 +245,7 @@ def measure_member(config: Config, images: pd.DataFrame, member: Member) -> dict
     }
 
 
-def draw_matrix(labels: np.ndarray, member: Member) -> Figure:
+def draw_matrix(labels: np.ndarray, member: RatedMember) -> Figure:
     """Confusion matrix: counts, coloured by their share of the class."""
     counts = confusion_matrix(labels, member.predicted, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -256,8 +256,8 @@ def draw_matrix(labels: np.ndarray, member: Member) -> Figure:
         share = shares[label, predicted]
         text = f"{count:,}\n{share:.1%}" if counts[label].any() else "–"
         axes.text(predicted, label, text, ha="center", va="center", color="white" if share > 0.5 else "black")
-    axes.set_xticks([0, 1], CLASSES)
-    axes.set_yticks([0, 1], CLASSES, rotation=90, va="center")
+    axes.set_xticks([0, 1], CLASS_NAMES)
+    axes.set_yticks([0, 1], CLASS_NAMES, rotation=90, va="center")
     axes.tick_params(length=0)
     axes.set(xlabel="predicted", ylabel="labelled")
     axes.spines[:].set_visible(False)
@@ -267,11 +267,11 @@ def draw_matrix(labels: np.ndarray, member: Member) -> Figure:
 
 def draw_mistakes(data: DataConfig, tables: EnsembleTables, label: int) -> list[html.Block]:
     if not (tables.images["label"] == label).any():
-        return [html.Text(f"There are no {CLASSES[label]} images out of fold.")]
+        return [html.Text(f"There are no {CLASS_NAMES[label]} images out of fold.")]
     return draw_cards(data, tables, CARDS, tables.list_mistakes(label))
 
 
-def list_kinds(images: pd.DataFrame, members: list[Member]) -> list[html.Block]:
+def list_kinds(images: pd.DataFrame, members: list[RatedMember]) -> list[html.Block]:
     """How many defects of each kind are detected."""
     predicted = pd.DataFrame({member.name: member.predicted for member in members})
     counts = count_detected_by_kind(images, predicted)
@@ -297,14 +297,14 @@ def draw_member_card(data: DataConfig, tables: EnsembleTables, row: Row) -> html
     name = Path(image_id).name
     is_defective = row["label"] == 1
 
-    def is_wrong(member: Member) -> bool:
+    def is_wrong(member: RatedMember) -> bool:
         return bool(member.predicted[image_id] != is_defective)
 
-    def describe(member: Member) -> str:
+    def describe(member: RatedMember) -> str:
         return f"{member.name} {format_defect_score(member.defect_scores[image_id])}"
 
     tile = read_tile(data, row)
-    pictures = [html.embed_jpeg(mark_defects(tile, data, row), name, CLASSES[row["label"]])]
+    pictures = [html.embed_jpeg(mark_defects(tile, data, row), name, CLASS_NAMES[row["label"]])]
     facts = [html.Fact(row["kind"])] if row["kind"] else []
     if len(tables.members) > 1:
         facts.append(html.Fact(f"{describe(tables.blend)}, fold {row['fold']}", is_wrong(tables.blend)))

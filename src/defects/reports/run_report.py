@@ -55,7 +55,7 @@ MASKS = (
     "By the untuned rule, of images that the model did not learn from. The true mask is outlined in yellow, "
     "the predicted one in cyan, a little closer."
 )
-SAMPLES = "What the first fold learnt from: a normal image, where it was changed, and how."
+SAMPLES_TEXT = "What the first fold learnt from: a normal image, where it was changed, and how."
 TRAINING = "Means over the images of an epoch. Validation images are not learnt from."
 NO_EPOCHS = "This detector has no epochs: it was fitted in one pass."
 DICE = (
@@ -313,4 +313,4 @@ def draw_training_samples(samples: bytes | None) -> list[html.Block]:
     height, width = image.shape[:2]
     source = f"data:image/png;base64,{b64encode(samples).decode()}"
     picture = html.Picture(source, width, height, "training samples")
-    return [html.Text(SAMPLES), html.Cards("", [html.Card("samples.png", (picture,))])]
+    return [html.Text(SAMPLES_TEXT), html.Cards("", [html.Card("samples.png", (picture,))])]
