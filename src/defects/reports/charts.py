@@ -326,7 +326,7 @@ def draw_history(axes: Axes, name: str, histories: dict[str, pd.DataFrame]) -> N
 
 def _format_shares(axes: Axes) -> None:
     axes.set_ylabel("share of the class")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _format_defect_scores(axes: Axes, scores: np.ndarray, expected: dict) -> None:

@@ -329,7 +329,11 @@ def _draw_auroc(axes: Axes, values: pd.DataFrame, rows: pd.DataFrame) -> None:
             height = place - 0.2 * shift
             axes.plot(dots, [height] * len(dots), ".", color=colour, alpha=0.5)
             style = {"color": colour, "capsize": 4, "label": None if place else label}
-            axes.errorbar(row[name], height, xerr=dots.std() if len(dots) > 1 else None, fmt="D", **style)
+            spread = None
+            if len(dots) > 1:
+                above = min(dots.std(), 1 - row[name])  # AUROC ends at 1
+                spread = [[dots.std()], [max(0.0, above)]]
+            axes.errorbar(row[name], height, xerr=spread, fmt="D", **style)
     axes.set_ylim(-0.7, len(rows) - 0.4)
     axes.set_xlabel("AUROC")
     axes.grid(axis="x", alpha=0.3)

@@ -295,7 +295,7 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
         total = "" if len(rows) == totals[key] else f" of {totals[key]:,}"
         add_histogram(axes, rows[column], bins, PART_COLOURS[key], f"{key} ({len(rows):,}{total} images)")
     axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of that colour")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.locator_params(axis="x", nbins=7)
     axes.margins(y=0.5)  # space for the legend
     axes.legend(loc="upper right")

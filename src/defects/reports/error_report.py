@@ -44,7 +44,7 @@ from defects.runs import OOF_MAPS, Run
 from defects.submission.blended_runs import calibrate_blend
 
 BLEND = ""  # in place of an experiment's name: no folder is called that
-SECTION_IMAGES = 10  # of a section; errors.csv has all
+SECTION_IMAGES = 12  # of a section, rows of two, three or six cards; errors.csv has all
 MATRIX_INCHES = (2.5, 2.6)
 CLASS_NAMES = ["normal", "defective"]
 ONE_FOLD = "There is one trained fold: its thresholds were chosen on the same images, which is optimistic."
@@ -224,7 +224,7 @@ def draw_decisions(config: Config, images: pd.DataFrame, members: list[RatedMemb
     return [
         html.Text(ONE_FOLD if images["fold"].nunique() == 1 else OTHER_FOLDS),
         html.Table(pd.DataFrame.from_dict(figures, orient="index")),
-        html.Charts(matrices, width=150),
+        html.Charts(matrices, width=190),
     ]
 
 

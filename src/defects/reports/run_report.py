@@ -34,7 +34,7 @@ from defects.reports.mask_report import build_dice_table, draw_mask_cards, measu
 from defects.runs import OOF_MAPS, Run
 
 WORST = 12  # images of a class in the gallery
-CLEAREST = 4
+CLEAREST = 6  # WORST and CLEAREST fill rows of two, three or six cards
 GALLERY_TITLES = {
     0: ("Normal images: the highest scores", "Normal images: the lowest scores"),
     1: ("Defects: the lowest scores", "Defects: the highest scores"),
