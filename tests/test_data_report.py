@@ -100,7 +100,7 @@ def test_report_without_defects_masks_and_groups(make_dataset, config_file):
     folders = {"normal": "train/normal_images"}
     html = _draw(load_config(config_file(root, data={"source": "folders", "folders": folders})))
     assert "no defects to learn from" in html
-    assert data_report.NO_GROUPS in html
+    assert data_report.NO_GROUPS_TEXT in html
     assert "outlined" not in html
     assert "Defective area" not in html
 
