@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from defects import stages  # noqa: E402
 from defects.config import ROOT, load_config  # noqa: E402
 from defects.deploy.exporter import FORMATS, export  # noqa: E402
-from defects.deploy.model import Model, load_model  # noqa: E402
+from defects.deploy.model import ExportedModel, load_model  # noqa: E402
 from defects.deploy.prediction import predict, read_frame  # noqa: E402
 from defects.runs import Run  # noqa: E402
 from defects.training.fold import train_fold  # noqa: E402
@@ -55,7 +55,9 @@ def main() -> None:
             start_up(name, models["openvino"], files[0], arguments.rounds)
 
 
-def exported(folder: Path, detector: str | None, overrides: list[str], backbone: str) -> dict[str, Model]:
+def exported(
+    folder: Path, detector: str | None, overrides: list[str], backbone: str
+) -> dict[str, ExportedModel]:
     """Every format of a detector that has learnt nothing."""
     sets = [f"output={folder}", f"data.root={folder / 'data'}", f"data.answers={folder / 'key.csv'}"]
     sets += [*DATA, *overrides, f"model.backbone={{name: {backbone}, weights: none}}", "infer.tta=false"]
@@ -67,7 +69,7 @@ def exported(folder: Path, detector: str | None, overrides: list[str], backbone:
 
 
 def compare_runtimes(
-    name: str, models: dict[str, Model], images: np.ndarray, batch: int, rounds: int
+    name: str, models: dict[str, ExportedModel], images: np.ndarray, batch: int, rounds: int
 ) -> None:
     rates = {each: [] for each in models}
     for model in models.values():
@@ -80,7 +82,7 @@ def compare_runtimes(
         print(f"{name:28} {each:14} {np.median(found):7.1f} images/s, {ratio:.2f} of PyTorch's")
 
 
-def bare(model: Model, images: np.ndarray, batch: int) -> float:
+def bare(model: ExportedModel, images: np.ndarray, batch: int) -> float:
     """Images/s of the runtime on images in memory."""
     start = time.perf_counter()
     for first in range(0, len(images), batch):
@@ -88,7 +90,9 @@ def bare(model: Model, images: np.ndarray, batch: int) -> float:
     return len(images) / (time.perf_counter() - start)
 
 
-def compare_pipeline(name: str, model: Model, files: list[Path], images: np.ndarray, rounds: int) -> None:
+def compare_pipeline(
+    name: str, model: ExportedModel, files: list[Path], images: np.ndarray, rounds: int
+) -> None:
     rates = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -99,7 +103,7 @@ def compare_pipeline(name: str, model: Model, files: list[Path], images: np.ndar
     print(f"{name:28} from files {whole:.1f} images/s, runtime alone {only:.1f}: {ratio:.2f}")
 
 
-def start_up(name: str, model: Model, image: Path, rounds: int) -> None:
+def start_up(name: str, model: ExportedModel, image: Path, rounds: int) -> None:
     command, seconds = [sys.executable, ROOT / "src" / "predict.py", model.path, image], []
     for _ in range(rounds):
         start = time.perf_counter()

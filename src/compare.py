@@ -8,8 +8,7 @@ from argparse import Namespace
 
 from defects import cli, stages
 from defects.messages import UserError, shorten_names
-from defects.reports.comparison import group_by_category, measure_runs
-from defects.reports.comparison_report import write_comparison
+from defects.reports.comparison import group_by_category, measure_runs, write_comparison
 from defects.runs import Run, find_runs, list_runs
 
 
@@ -35,14 +34,14 @@ def runs_to_compare(arguments: Namespace) -> list[Run]:
         return find_runs(arguments.runs, output, arguments.set)
     trained = find_runs(list_runs(output), output, arguments.set)
     names = sorted({run.config.data.whole_name for run in trained})
-    wanted = arguments.data
-    if wanted is None and len(names) == 1:
-        wanted = names[0]
-    if not trained or wanted not in names:
-        known = shorten_names(names) or "no data set yet: run src/train.py first"
-        option = "name runs, or a data set with --data" if wanted is None else f"--data {wanted}"
-        raise UserError(f"{option}: the runs in {output} are trained on {known}")
-    return [run for run in trained if run.config.data.whole_name == wanted]
+    name = arguments.data
+    if name is None and len(names) == 1:
+        name = names[0]
+    if not trained or name not in names:
+        trained_on = shorten_names(names) or "no data set yet: run src/train.py first"
+        option = "name runs, or a data set with --data" if name is None else f"--data {name}"
+        raise UserError(f"{option}: the runs in {output} are trained on {trained_on}")
+    return [run for run in trained if run.config.data.whole_name == name]
 
 
 if __name__ == "__main__":

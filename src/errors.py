@@ -6,8 +6,8 @@ from pathlib import Path
 from defects import cli, stages
 from defects.config import resolve
 from defects.files import write_csv
-from defects.reports.ensemble_tables import load_ensemble_tables
-from defects.reports.error_report import write_error_report
+from defects.reports.error_report import build_error_report, load_ensemble_tables
+from defects.reports.html import write_page
 from defects.runs import Run, check_same_data
 from defects.submission.summary import open_runs, read_summary
 
@@ -28,7 +28,7 @@ def main() -> None:
     page = config.dataset_dir / "errors" / "errors.html"
     listing = page.with_suffix(".csv")
     write_csv(listing, tables.build_table())
-    write_error_report(page, config, tables)
+    write_page(page, build_error_report(config, tables))
     for path in (page, listing):
         print(f"wrote {path}")
 

@@ -6,8 +6,8 @@ Also whether training images can be told from test images (adversarial validatio
 
 from defects import cli, stages
 from defects.reports.adversarial_report import write_adversarial
-from defects.reports.data_report import write_data_report
-from defects.reports.sibling_pairs import draw_siblings
+from defects.reports.data_report import build_data_report, draw_siblings
+from defects.reports.html import write_page
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         tables = stages.ensure_tables(config)
         path = config.dataset_dir / "explore.html"
         siblings = draw_siblings(config, tables.folds)
-        write_data_report(path, config.data, tables.images, tables.folds, siblings)
+        write_page(path, build_data_report(config.data, tables.images, tables.folds, siblings))
         lines, compared = write_adversarial(config, tables)
         print("\n".join(lines))
         for written in (path, *compared):

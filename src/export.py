@@ -15,8 +15,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in cli.runs_from(arguments):
         tables = stages.ensure_tables(run.config)
-        folder, found = export(run, tables, arguments.fold, arguments.formats, arguments.images)
-        print(found.to_string())
+        folder, table = export(run, tables, arguments.fold, arguments.formats, arguments.images)
+        print(table.to_string())
         limits = f"scores within {SCORE_LIMIT:.0e} of training's, maps within {MAP_LIMIT:.0e}"
         print(f"gate: FP32 {limits}, the same labels but for ties")
         print(f"wrote {folder}")

@@ -12,11 +12,18 @@ from tqdm import tqdm
 
 from defects import cli
 from defects.data.images import read_image
-from defects.deploy.image_paths import locate, name_pictures, without_dots
 from defects.deploy.model import Meta, find_note, load_model
-from defects.deploy.prediction import Prediction, find_files, predict
-from defects.deploy.regions import overlay
-from defects.deploy.writers import csv_writer, json_writer
+from defects.deploy.prediction import (
+    Prediction,
+    csv_writer,
+    find_files,
+    json_writer,
+    locate,
+    name_pictures,
+    predict,
+    without_dots,
+)
+from defects.deploy.regions import draw_overlay
 from defects.messages import UserError
 from defects.writing import write_bytes
 
@@ -37,35 +44,40 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output and arguments.output.suffix not in WRITERS:
         raise UserError(f"--output {arguments.output}: end it in {' or '.join(WRITERS)}")
-    model, files = load_model(arguments.model, arguments.threads), find_files(arguments.paths)
+    model = load_model(arguments.model, arguments.threads)
+    files = find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
     if note := find_note(model.meta):
         print(note, file=sys.stderr)
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
-    broken, lost = 0, []
-    with written_to(arguments.output) as stream:
+    unread = 0
+    unwritten = []  # reasons
+    with open_output(arguments.output) as stream:
         write = WRITERS[arguments.output.suffix if arguments.output else ".csv"](stream, model.meta)
-        found = predict(model, files, arguments.batch_size, arguments.threshold)
-        bar = tqdm(found, "predicting", len(files), leave=False, disable=None)
-        for number, each in enumerate(bar):
-            write(each)
-            broken += bool(each.error)
-            if pictures and not each.error:
-                problem = save_overlay(pictures[number], each, model.meta)
-                lost += [problem] if problem else []
+        predictions = predict(model, files, arguments.batch_size, arguments.threshold)
+        bar = tqdm(predictions, "predicting", len(files), leave=False, disable=None)
+        for position, prediction in enumerate(bar):
+            write(prediction)
+            if prediction.error:
+                unread += 1
+            elif pictures:
+                problem = save_overlay(pictures[position], prediction, model.meta)
+                if problem:
+                    unwritten.append(problem)
     problems = []
-    if broken:
-        problems.append(f"{broken} of {len(files)} files could not be read; the others are scored")
-    if lost:
-        problems.append(f"{len(lost)} of {len(files) - broken} overlays could not be written ({lost[0]})")
+    if unread:
+        problems.append(f"{unread} of {len(files)} files could not be read; the others are scored")
+    if unwritten:
+        count = f"{len(unwritten)} of {len(files) - unread} overlays"
+        problems.append(f"{count} could not be written ({unwritten[0]})")
     if problems:
         raise UserError("; ".join(problems))
 
 
 @contextmanager
-def written_to(path: Path | None) -> Iterator[TextIO]:
-    """The file, or the console; a file grows line by line, so that what is known can be read at once."""
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """The file, or the console; a file grows line by line, so that it can be read while more is scored."""
     if path is None:
         yield sys.stdout
         return
@@ -98,10 +110,11 @@ def plan_pictures(folder: Path, files: list[Path]) -> list[Path]:
     return pictures
 
 
-def save_overlay(path: Path, found: Prediction, meta: Meta) -> str:
+def save_overlay(path: Path, prediction: Prediction, meta: Meta) -> str:
     """Write a PNG; the reason if that fails, since other images are still to be scored."""
     try:
-        picture = overlay(read_image(found.path, bits=meta.bits), found.maps, meta.map, found.regions)
+        image = read_image(prediction.path, bits=meta.bits)
+        picture = draw_overlay(image, prediction.maps, meta.map, prediction.regions)
         content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
         write_bytes(path, content)
     except UserError as error:

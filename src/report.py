@@ -1,8 +1,8 @@
 """Draw the report of each run: output/<run>/report/report.html."""
 
 from defects import cli, stages
-from defects.reports.run_report import ONE_LABEL, write_run_report
-from defects.reports.run_tables import load_run_tables
+from defects.reports.html import write_page
+from defects.reports.run_report import ONE_LABEL, build_run_report, load_run_tables
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
         if (tables.oof["label"] == 1).all():
             print(f"{run.name}: {ONE_LABEL}")
         path = run.folder / "report" / "report.html"
-        write_run_report(path, tables)
+        write_page(path, build_run_report(tables))
         print(f"wrote {path}")
 
 

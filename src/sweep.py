@@ -23,7 +23,7 @@ from defects.evaluation.estimate import estimate
 from defects.files import write_csv
 from defects.messages import UserError
 from defects.reports.html import build_markdown_table, format_number
-from defects.reports.run_tables import out_of_fold
+from defects.reports.run_report import load_aligned_oof
 from defects.training.sweep_jobs import Experiment, experiments, load_sweep, run_job, score_if_complete
 
 FIGURES = {"macro-F1 (nested CV)": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
@@ -82,7 +82,7 @@ def summary(found: list[Experiment]) -> pd.DataFrame:
         row = {"experiment": each.name, "seed": each.config.train.seed, "folds": len(each.folds)}
         if each.run.trained_folds():
             threshold = each.config.threshold
-            oof = out_of_fold(each.run, load_tables(each.config))
+            oof = load_aligned_oof(each.run, load_tables(each.config))
             expected = estimate(oof, threshold.rule, threshold.fpr)
             row |= {name: expected[figure] for name, figure in FIGURES.items()}
         rows.append(row)

@@ -67,7 +67,7 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
 def test_a_comparison_without_its_page_does_not_count(compared, run_script, monkeypatch):
     path = compared(textures(0, 40), textures(500, 40))
     with monkeypatch.context() as patch:
-        patch.setattr("defects.reports.adversarial_report.build_page", raising(KeyboardInterrupt()))
+        patch.setattr("defects.reports.html.build_page", raising(KeyboardInterrupt()))
         assert run_script("explore.py", "--config", path).code == 130
     config = load_config(path)
     assert stored_comparison(config) is None

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from conftest import texture, write_png
 
-from defects.deploy.similar import NORMALS, SIDE, Normals, load_normals, shrink, spread_positions
+from defects.deploy.similar import (
+    NORMAL_IMAGES,
+    NORMAL_PIXELS,
+    Normals,
+    load_normals,
+    shrink,
+    spread_positions,
+)
 from defects.files import array_archive
 from defects.messages import UserError
 
@@ -65,8 +72,12 @@ def test_all_are_given_where_there_are_few():
 
 def test_small_images_are_kept_as_they_are_and_large_ones_in_proportion():
     assert shrink(np.zeros((100, 50, 3), np.uint8)).shape == (100, 50, 3)
-    assert shrink(np.zeros((4 * SIDE, 2 * SIDE, 3), np.uint8)).shape == (SIDE, SIDE // 2, 3)
-    assert shrink(np.zeros((1000, 1, 3), np.uint8)).shape == (SIDE, 1, 3)
+    assert shrink(np.zeros((4 * NORMAL_PIXELS, 2 * NORMAL_PIXELS, 3), np.uint8)).shape == (
+        NORMAL_PIXELS,
+        NORMAL_PIXELS // 2,
+        3,
+    )
+    assert shrink(np.zeros((1000, 1, 3), np.uint8)).shape == (NORMAL_PIXELS, 1, 3)
 
 
 def test_positions_are_spread_over_all():
@@ -84,10 +95,10 @@ def test_the_exports_own_images(tmp_path):
 
 
 def test_images_of_a_folder_replace_them(tmp_path):
-    for place in range(NORMALS + 50):
+    for place in range(NORMAL_IMAGES + 50):
         write_png(tmp_path / "deep" / f"{place:03d}.png", texture(place, 16))
     found = load_normals(tmp_path / "no export", tmp_path)
-    assert len(found.names) == NORMALS
+    assert len(found.names) == NORMAL_IMAGES
     assert (found.names[0], found.names[-1]) == ("deep/000.png", "deep/249.png")
 
 

@@ -28,7 +28,7 @@ from defects.files import read_json
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.features import create_backbone
-from defects.reports.run_tables import out_of_fold
+from defects.reports.run_report import load_aligned_oof
 from defects.runs import Run
 from defects.submission.send import load_submission
 from defects.submission.summary import open_runs, read_summary
@@ -173,7 +173,7 @@ def _grouped(path: Path, config: Config) -> None:
 
 
 def _oof(_: Path, config: Config) -> None:
-    out_of_fold(Run(config), load_tables(config))
+    load_aligned_oof(Run(config), load_tables(config))
 
 
 def _submission(path: Path, _: Config) -> None:

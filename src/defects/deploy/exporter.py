@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from tqdm import tqdm
 
 from defects.config import Config, resolve
 from defects.data.datasets import plain_loader
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image
-from defects.deploy import graph as graphs
-from defects.deploy.limits import map_limits, mask_rules, thresholds
+from defects.deploy.graph import Graph, save_portable, write_int8, write_onnx, write_openvino
 from defects.deploy.model import (
     META,
     VERSION,
@@ -25,18 +25,21 @@ from defects.deploy.model import (
     MaskRule,
     Meta,
     Output,
+    list_parts,
     load_model,
-    parts,
     read_meta,
 )
-from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare_runtimes, table
-from defects.deploy.portable import Graph, save_portable
-from defects.deploy.similar import NORMALS, shrink, spread_positions
+from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, build_parity_table, compare_runtimes
+from defects.deploy.similar import NORMAL_IMAGES, shrink, spread_positions
 from defects.evaluation.mask_rules import Rule
+from defects.evaluation.pixels import Maps
+from defects.evaluation.scales import align_oof, move
+from defects.evaluation.thresholds import choose_threshold, fit_map_limits
 from defects.files import array_archive, locked, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
-from defects.runs import FULL, Run
+from defects.runs import FULL, OOF_MAPS, Run
+from defects.submission.masks import choose_rules
 from defects.training.checkpoint import load_detector
 from defects.writing import sha256
 
@@ -46,7 +49,7 @@ FORMATS = {  # for --formats: the file, and whether it has to score as training 
     "openvino": ("openvino_fp32.xml", True),
     "openvino_int8": ("openvino_int8.xml", False),
 }
-CALIBRATION = 200  # training images that the ranges of INT8 are taken from
+CALIBRATION_IMAGES = 200  # of the training part, which the ranges of INT8 are taken from
 MAX_COPIES = 64  # of the network in one graph
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "timm")
 
@@ -56,37 +59,40 @@ def export(
 ) -> tuple[Path, pd.DataFrame]:
     """The folder of what was written, and a table of how each file scores `images` images beside training.
 
-    Raises UserError, and writes nothing, when a file that has to score as training did does not.
+    Without `formats`, all that suit the detector. Raises UserError, and writes nothing, when a file that has
+    to score as training did does not.
     """
     detector = load_detector(run, fold)
-    formats = formats or default_formats(detector)
-    _check_copies(run.config, detector, formats)
+    if not formats:
+        formats = [name for name in FORMATS if detector.int8 or name != "openvino_int8"]
+    graph = Graph(detector, run.config)
+    check_copies(graph, run.config, formats)
     folder = run.fold_folder(fold) / "export"
-    part, old = folder.with_name(".export.part"), folder.with_name(".export.old")
+    part = folder.with_name(".export.part")
+    old = folder.with_name(".export.old")
     with locked(run.fold_folder(fold), wait=False):
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for path in (part, old):
+            shutil.rmtree(path, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            found = _write(run, tables, detector, fold, formats, images, part)
+            table = _write_export(run, tables, graph, fold, formats, images, part)
             if folder.exists():
-                folder.replace(old)  # as a whole, so that an interruption never leaves half of it
+                folder.replace(old)  # in one step, so that an interruption never leaves half of it
             part.replace(folder)
         finally:
-            for left in (part, old):
-                shutil.rmtree(left, ignore_errors=True)
-    return folder, found
+            for path in (part, old):
+                shutil.rmtree(path, ignore_errors=True)
+    return folder, table
 
 
-def _check_copies(config: Config, detector: Detector, formats: list[str]) -> None:
+def check_copies(graph: Graph, config: Config, formats: list[str]) -> None:
     """Say how often the graph will hold the network. UserError where that is beyond MAX_COPIES.
 
     ONNX has no loop that all runtimes run fast, so views and windows are written out one after another; each
     copy takes the exporter seconds.
     """
-    scorer = Graph(detector, config).scorer
-    copies = scorer.count_passes(config.data.image_size)
-    views = len(scorer.members)
+    copies = graph.scorer.count_passes(config.data.image_size)
+    views = len(graph.scorer.members)
     if copies == 1 or formats == ["torch"]:
         return
     text = f"{copies} copies of the network ({views} views x {copies // views} windows)"
@@ -98,75 +104,81 @@ def _check_copies(config: Config, detector: Detector, formats: list[str]) -> Non
     print(f"note: the graph holds {text}; writing it takes some seconds for each")
 
 
-def default_formats(detector: Detector) -> list[str]:
-    return [name for name in FORMATS if detector.int8 or name != "openvino_int8"]
-
-
-def _write(
-    run: Run,
-    tables: DataTables,
-    detector: Detector,
-    fold: str,
-    formats: list[str],
-    images: int,
-    folder: Path,
+def _write_export(
+    run: Run, tables: DataTables, graph: Graph, fold: str, formats: list[str], images: int, folder: Path
 ) -> pd.DataFrame:
+    """All files of an export into `folder`; the parity table. UserError where a file misses the gate."""
     config = run.config
-    rows = checked_rows(tables, fold, images)
-    graph = Graph(detector, config)
-    _write_models(config, graph, tables.folds[tables.folds["fold"] != fold], formats, folder)
-    names = [FORMATS[name][0] for name in FORMATS if (folder / FORMATS[name][0]).exists()]
+    detector = graph.scorer.detector
+    training = tables.folds[tables.folds["fold"] != fold]
+    _write_models(config, graph, training, formats, folder)
+    names = [file for file, _ in FORMATS.values() if (folder / file).exists()]
     _write_meta(run, tables, graph, fold, names, folder)
-    limits = read_meta(folder).threshold
+    rows = checked_rows(tables, fold, images)
     models = {name: load_model(folder / name) for name in names}
-    found = compare_runtimes(_expected(config, graph, rows), models, limits, partial(_probability, detector))
-    _refuse([name for name, exact in FORMATS.values() if exact and name in names], found)
-    _write_normals(config, tables.folds[tables.folds["fold"] != fold], folder)
+    thresholds = read_meta(folder).threshold
+    probability = partial(_probability, detector)
+    parities = compare_runtimes(_score_as_training(config, graph, rows), models, thresholds, probability)
+    for name, is_exact in FORMATS.values():
+        if is_exact and name in names and not parities[name].passes:
+            raise UserError(
+                f"{name} fails the parity gate: scores differ by {parities[name].score_difference:.1e} "
+                f"(limit {SCORE_LIMIT:.0e}), maps by {parities[name].map_difference:.1e} "
+                f"(limit {MAP_LIMIT:.0e}), {parities[name].wrong_labels} labels; nothing was exported"
+            )
+    normals = _spread(training[training["label"] == 0], NORMAL_IMAGES)
+    with array_archive(folder / "normals.npz") as add:  # small, for people to compare with
+        for row in normals.itertuples():
+            image = read_image(resolve(config.data.root) / row.path, bits=config.data.bits)
+            add(row.image_id, shrink(image))
     truth = None if rows["label"].isna().any() else rows["label"].to_numpy(dtype=int)
-    result = table(found, truth)
-    write_csv(folder / "parity.csv", result.reset_index(names="file"))
-    return result
+    table = build_parity_table(parities, truth)
+    write_csv(folder / "parity.csv", table.reset_index(names="file"))
+    return table
 
 
 def checked_rows(tables: DataTables, fold: str, images: int) -> pd.DataFrame:
     """Up to `images` rows of images.csv that the model has not learnt from, defects first.
 
-    Those that the fold held out; for the full fit the test images or, where there are none, what it learnt.
+    The validation images of the fold; for the full fit the test images or, where there are none, the training
+    images.
     """
     rows = tables.folds[tables.folds["fold"] == fold]
     if fold == FULL:
         test = tables.images[tables.images["split"] == "test"]
         rows = test if len(test) else tables.folds
-    is_defect = (rows["label"] == 1).fillna(False)  # the test images' labels are not known
+    is_defect = (rows["label"] == 1).fillna(False)  # test images have no label
     defects = _spread(rows[is_defect], images // 2)
-    others = _spread(rows[~is_defect], images - len(defects))
-    return pd.concat([defects, others], ignore_index=True)
+    normals = _spread(rows[~is_defect], images - len(defects))
+    return pd.concat([defects, normals], ignore_index=True)
 
 
 def _write_models(
     config: Config, graph: Graph, training: pd.DataFrame, formats: list[str], folder: Path
 ) -> None:
-    """`training` are the images of the training side."""
-    onnx, fp32 = folder / "model.onnx", folder / "openvino_fp32.xml"
-    rest = [name for name in formats if name != "torch"]
+    """`training` are the training images of the fold. OpenVINO files are made from the ONNX file."""
+    detector = graph.scorer.detector
+    onnx = folder / "model.onnx"
+    fp32 = folder / "openvino_fp32.xml"
     if "torch" in formats:
-        save_portable(folder / "model.pt", graph.scorer.detector, config)
-    if rest:
-        rows = learnt_rows(graph.scorer.detector, training)
-        graphs.write_onnx(graph, next(_image_batches(config, rows[:1])), onnx)
-        if rest != ["onnx"]:
-            graphs.write_openvino(onnx, fp32)
-    if "openvino_int8" in rest:
+        save_portable(folder / "model.pt", detector, config)
+    if formats == ["torch"]:
+        return
+    rows = select_learnt(detector, training)
+    write_onnx(graph, next(_image_batches(config, rows[:1])), onnx)
+    if "openvino" in formats or "openvino_int8" in formats:
+        write_openvino(onnx, fp32)
+    if "openvino_int8" in formats:
         single = config.model_copy(update={"infer": config.infer.model_copy(update={"batch_size": 1})})
-        sample = _spread(rows, CALIBRATION)
-        graphs.write_int8(fp32, folder / "openvino_int8.xml", _image_batches(single, sample), len(sample))
+        sample = _spread(rows, CALIBRATION_IMAGES)
+        write_int8(fp32, folder / "openvino_int8.xml", _image_batches(single, sample), len(sample))
     for name in FORMATS.keys() - set(formats):  # written on the way only
-        for file in parts(FORMATS[name][0]):
-            (folder / file).unlink(missing_ok=True)
+        for part in list_parts(FORMATS[name][0]):
+            (folder / part).unlink(missing_ok=True)
 
 
-def learnt_rows(detector: Detector, training: pd.DataFrame) -> pd.DataFrame:
-    """Those images of the training side that the detector has learnt from."""
+def select_learnt(detector: Detector, training: pd.DataFrame) -> pd.DataFrame:
+    """Those training images that the detector has learnt from."""
     return training[training["label"] == 0] if detector.learns_from == "normal" else training
 
 
@@ -177,8 +189,10 @@ def _image_batches(config: Config, rows: pd.DataFrame) -> Iterator[np.ndarray]:
 
 
 @torch.inference_mode()
-def _expected(config: Config, graph: Graph, rows: pd.DataFrame) -> Iterator[tuple[np.ndarray, Output]]:
-    """Batches of images, and what training-time scoring makes of them."""
+def _score_as_training(
+    config: Config, graph: Graph, rows: pd.DataFrame
+) -> Iterator[tuple[np.ndarray, Output]]:
+    """Batches of images, and their scores, probabilities and maps as training computes them."""
     for images in tqdm(_image_batches(config, rows), "comparing", leave=False, disable=None):
         score, maps = graph.scorer(torch.from_numpy(images))
         probability = _probability(graph.scorer.detector, score.numpy())
@@ -191,14 +205,12 @@ def _probability(detector: Detector, scores: np.ndarray) -> np.ndarray:
     return detector.probability(torch.from_numpy(scores).double()).numpy()
 
 
-def _refuse(names: list[str], found: dict[str, Parity]) -> None:
-    for name in names:
-        if not found[name].passes:
-            raise UserError(
-                f"{name} fails the parity gate: scores differ by {found[name].score_difference:.1e} "
-                f"(limit {SCORE_LIMIT:.0e}), maps by {found[name].map_difference:.1e} "
-                f"(limit {MAP_LIMIT:.0e}), {found[name].wrong_labels} labels; nothing was exported"
-            )
+def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`count` of the rows, evenly spread over them; all if there are no more."""
+    return rows.iloc[spread_positions(len(rows), count)].reset_index(drop=True)
+
+
+# --- model.json: thresholds and limits ---------------------------------------------------------------------
 
 
 def _write_meta(
@@ -209,9 +221,13 @@ def _write_meta(
     with torch.inference_mode():
         blank = torch.zeros(1, *config.data.image_size, 3, dtype=torch.uint8)
         maps = graph(blank).get("map")
-    files = [file for name in names for file in parts(name)]
-    rules = mask_rules(run, tables, detector)
-    labels = {} if rules is None else {name: rule.label for name, rule in rules.items()}
+    thresholds = choose_thresholds(run, tables, detector, fold)
+    rules = choose_mask_rules(run, tables, detector)
+    if rules is not None:
+        thresholds |= {name: rule.label for name, rule in rules.items()}
+    map_meta = None
+    if maps is not None:
+        map_meta = _describe_map(run, tables, detector, fold, tuple(maps.shape[1:]), rules)
     meta = Meta(
         version=VERSION,
         experiment=config.experiment,
@@ -221,15 +237,15 @@ def _write_meta(
         image_size=config.data.image_size,
         bits=config.data.bits,
         targets=list(detector.targets),
-        threshold=thresholds(run, tables, detector, fold) | labels,
-        map=None if maps is None else _map_meta(run, tables, detector, fold, tuple(maps.shape[1:]), rules),
-        files={name: sha256(folder / name) for name in files},
+        threshold=thresholds,
+        map=map_meta,
+        files={part: sha256(folder / part) for name in names for part in list_parts(name)},
         packages={name: version(name) for name in PACKAGES},
     )
     write_json(folder / META, meta.model_dump(mode="json"))
 
 
-def _map_meta(
+def _describe_map(
     run: Run,
     tables: DataTables,
     detector: Detector,
@@ -238,25 +254,85 @@ def _map_meta(
     rules: dict[str, Rule] | None,
 ) -> MapMeta:
     """`shape` is that of a map, [K, h, w]; `rules` are those of its classes."""
-    config = run.config
-    normal, cut = map_limits(run, tables, detector, fold)
+    normal, threshold = measure_map_limits(run, tables, detector, fold)
     if rules is None:
-        classes = config.data.classes if shape[0] > 1 else ["defect"]
-        return MapMeta(size=shape[1:], classes=classes, normal=normal, threshold=cut)
+        classes = run.config.data.classes if shape[0] > 1 else ["defect"]
+        return MapMeta(size=shape[1:], classes=classes, normal=normal, threshold=threshold)
     masks = [MaskRule(pixel=rule.pixel, component=rule.component, area=rule.area) for rule in rules.values()]
-    cut = [rule.pixel for rule in rules.values()]
-    return MapMeta(size=shape[1:], classes=list(rules), normal=normal, threshold=cut, rules=masks)
+    threshold = [rule.pixel for rule in rules.values()]
+    return MapMeta(size=shape[1:], classes=list(rules), normal=normal, threshold=threshold, rules=masks)
 
 
-def _write_normals(config: Config, training: pd.DataFrame, folder: Path) -> None:
-    """normals.npz: small normal images that the model has learnt from, for people to compare with."""
-    rows = _spread(training[training["label"] == 0], NORMALS)
-    with array_archive(folder / "normals.npz") as add:
-        for row in rows.itertuples():
-            image = read_image(resolve(config.data.root) / row.path, bits=config.data.bits)
-            add(row.image_id, shrink(image))
+def choose_thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
+    """The probability from which a target counts as present, by `threshold.rule` on all out-of-fold images.
+
+    The folds' scores are brought to one scale first (evaluation.align), and the threshold to that of `fold`.
+    The full fit, which has no out-of-fold images, gets the threshold of the common scale.
+    """
+    settings = run.config.threshold
+    thresholds = {}
+    for target in detector.targets:
+        oof = run.load_oof(tables.folds, (target,))
+        aligned, scales, common = align_oof(oof)
+        scores = aligned.to_numpy()
+        labels = oof["label"].to_numpy(dtype=int)
+        threshold = choose_threshold(labels, scores, settings.rule, settings.fpr)
+        threshold = move_between_scores(threshold, scores)
+        thresholds[target] = float(expit(move(threshold, common, scales.get(fold, common))))
+    return thresholds
 
 
-def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` of the rows, evenly spread over them; all if there are no more."""
-    return rows.iloc[spread_positions(len(rows), count)].reset_index(drop=True)
+def move_between_scores(threshold: float, scores: np.ndarray) -> float:
+    """The same decisions on the log-odds [N], as far from both neighbours as can be; 1 beyond the outermost.
+
+    On a score itself, another runtime's rounding would decide.
+    """
+    below = scores[scores < threshold]
+    above = scores[scores >= threshold]
+    low = below.max() if len(below) else above.min() - 2
+    high = above.min() if len(above) else below.max() + 2
+    return float((low + high) / 2)
+
+
+def measure_map_limits(
+    run: Run, tables: DataTables, detector: Detector, fold: str
+) -> tuple[list[float], list[float]]:
+    """Of each class of the maps: the median over out-of-fold normal images, and from where a cell is marked.
+
+    The latter is reached anywhere in a share `threshold.fpr` of these images; that of a probability of a
+    pixel is 0.5. Normal images of the fold are preferred, then those of any fold, as for the full fit. Where
+    no fold has a normal image, both are quantiles of all cells of all out-of-fold images.
+    """
+    oof = run.load_oof(tables.folds)
+    normal = oof[oof["label"] == 0]
+    if normal.empty:
+        print("note: no normal image was held out: the scale of the maps comes from images with defects")
+    choices = (normal[normal["fold"] == fold], normal, oof[oof["fold"] == fold], oof)
+    rows = next(choice for choice in choices if len(choice))
+    has_normal = (rows["label"] == 0).all()
+    return fit_map_limits(_read_maps(run, rows), run.config.threshold.fpr, detector.segments, has_normal)
+
+
+def _read_maps(run: Run, rows: pd.DataFrame) -> Iterator[np.ndarray]:
+    """float16 [K, h, w] of each of these out-of-fold rows."""
+    for fold, of_fold in rows.groupby("fold"):
+        maps = Maps(run.fold_folder(fold) / OOF_MAPS)
+        for image_id in tqdm(of_fold["image_id"], "scale of the maps", leave=False, disable=None):
+            yield maps.of_classes(image_id)
+
+
+def choose_mask_rules(run: Run, tables: DataTables, detector: Detector) -> dict[str, Rule] | None:
+    """By class, fitted out of fold or the default ones, as src/ensemble.py chooses for this run alone.
+
+    None for a detector that makes no masks of classes.
+    """
+    if not (detector.segments and run.config.data.classes):
+        return None
+    oof = {run.name: run.load_oof(tables.folds, tuple(run.config.data.classes))}
+    choice = choose_rules([run], oof, tables.images)
+    untuned = choice.estimates["untuned"]
+    tuned = choice.estimates["tuned_nested"]
+    nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
+    print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")
+    rules = choice.rules[choice.chosen]
+    return {name: rules[name] for name in run.config.data.classes}

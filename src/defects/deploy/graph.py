@@ -1,24 +1,79 @@
-"""Writing the graph of a detector: torch.export, from it ONNX, from that OpenVINO."""
+"""A detector as a graph of its own, and the files that hold it: PyTorch, ONNX, OpenVINO.
+
+torch.export's own archive is loaded by unpickling and by executing strings; the portable PyTorch file holds
+tensors and plain values only, and brings neither a data set nor a config along.
+"""
 
 import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import openvino
 import torch
 
-from defects.deploy.model import openvino_core
-from defects.deploy.portable import Graph
+from defects.config import Config, validate_config
+from defects.deploy.model import Arrays, ScoreImages, openvino_core
 from defects.messages import UserError
+from defects.models import Detector, build_detector
+from defects.training import checkpoint
+from defects.training.scoring import Scorer
 
-BATCH = 2  # images of the example that the graph is traced with: 1 would be taken for a constant
+# Sections that detectors read.
+PORTABLE_SECTIONS = {"experiment", "data", "split", "model", "train", "infer", "threshold"}
+SOURCE_OPTIONS = {"teacher", "textures", "texture_classes", "penalty"}  # that name files to learn from
+EXAMPLE_BATCH = 2  # images that the graph is traced with: 1 would be taken for a constant
+
+
+class Graph(torch.nn.Module):
+    """What is exported: images uint8 [B, H, W, 3] -> score and probability [B, C], map [B, K, h, w]."""
+
+    def __init__(self, detector: Detector, config: Config):
+        super().__init__()
+        self.scorer = Scorer(detector, config.infer, config.data.symmetries).eval()
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        score, maps = self.scorer(image)
+        outputs = {"score": score, "probability": self.scorer.detector.probability(score)}
+        return outputs if maps is None else outputs | {"map": maps}
+
+
+def save_portable(path: Path, detector: Detector, config: Config) -> None:
+    """Weights and the settings they need, without the folders of this machine."""
+    values = config.model_dump(mode="json", include=PORTABLE_SECTIONS, exclude_defaults=True)
+    values["data"]["root"] = "."
+    model = values["model"]
+    options = model.get("options", {})
+    model["options"] = {name: value for name, value in options.items() if name not in SOURCE_OPTIONS}
+    if "backbone" in model:
+        model["backbone"]["weights"] = "none"
+    checkpoint.save(path, {"config": values, "detector": detector.state_dict()})
+
+
+def load_portable(path: Path, threads: int | None = None) -> ScoreImages:
+    """Raises UserError when the file is truncated, or holds anything but tensors and plain values."""
+    content = checkpoint.load(path)
+    if set(content) != {"config", "detector"}:
+        raise UserError(f"{path} is no portable model: src/export.py writes one")
+    config = validate_config(content["config"], str(path))
+    detector = build_detector(config, pretrained=False)
+    detector.load_state_dict(content["detector"])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    graph = Graph(detector, config)
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> Arrays:
+        outputs = graph(torch.from_numpy(images))
+        return {name: values.numpy() for name, values in outputs.items()}
+
+    return run
 
 
 def write_onnx(graph: Graph, example: np.ndarray, path: Path) -> None:
     """One file with dynamic batch; `example` is a batch of images. Raises UserError if that fails."""
-    inputs = {"image": torch.from_numpy(np.repeat(example[:1], BATCH, 0))}
+    inputs = {"image": torch.from_numpy(np.repeat(example[:1], EXAMPLE_BATCH, 0))}
     shapes = {"image": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
@@ -38,22 +93,25 @@ def write_onnx(graph: Graph, example: np.ndarray, path: Path) -> None:
 
 def write_openvino(onnx: Path, path: Path) -> None:
     """The .xml at `path` and the .bin beside it."""
-    _save(openvino.convert_model(onnx), path)
+    import openvino  # not to be imported with the portable file
+
+    _save_openvino(openvino.convert_model(onnx), path)
 
 
 def write_int8(fp32: Path, path: Path, batches: Iterable[np.ndarray], images: int) -> None:
-    """The network in 8 bits, calibrated on `batches` of single images, and what follows it as it was."""
+    """The network in 8 bits, calibrated on `batches` of single images; what follows it is unchanged."""
     import nncf  # slow to import
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     model = openvino_core().read_model(fp32)
-    quantized = nncf.quantize(
-        model, nncf.Dataset(batches), subset_size=images, ignored_scope=nncf.IgnoredScope(names=_tail(model))
-    )
-    _save(quantized, path)
+    ignored = nncf.IgnoredScope(names=_list_tail(model))
+    quantized = nncf.quantize(model, nncf.Dataset(batches), subset_size=images, ignored_scope=ignored)
+    _save_openvino(quantized, path)
 
 
-def _save(model: openvino.Model, path: Path) -> None:
+def _save_openvino(model: Any, path: Path) -> None:
+    import openvino
+
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:  # all that it says of a full disk
@@ -63,28 +121,32 @@ def _save(model: openvino.Model, path: Path) -> None:
         ) from None
 
 
-def _tail(model: openvino.Model) -> list[str]:
-    """Names of the operations that no convolution of the network comes after.
+def _list_tail(model: Any) -> list[str]:
+    """Names of the operations of an openvino.Model that no convolution of the network comes after.
 
     Distances to a memory bank would lose their order in 8 bits. Convolutions after a matrix product smooth
     maps: they belong to the tail themselves.
     """
-    convolutions = [op for op in model.get_ops() if op.get_type_name().endswith("Convolution")]
-    network = [
-        op for op in convolutions if all(each.get_type_name() != "MatMul" for each in _before([op]).values())
-    ]
-    kept = _before(network)
-    names = {op.get_friendly_name(): op.get_type_name() for op in model.get_ops()}
+    network = []
+    for operation in model.get_ops():
+        if operation.get_type_name().endswith("Convolution"):
+            inputs = _list_dependencies([operation])
+            if all(source.get_type_name() != "MatMul" for source in inputs.values()):
+                network.append(operation)
+    quantized = _list_dependencies(network)
+    names = {operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ops()}
     plain = ("Constant", "Parameter", "Result")
-    return [name for name, kind in names.items() if name not in kept and kind not in plain]
+    return [name for name, kind in names.items() if name not in quantized and kind not in plain]
 
 
-def _before(ops: list[openvino.Node]) -> dict[str, openvino.Node]:
-    """These operations and all that they depend on, by name."""
-    found, waiting = {}, list(ops)
+def _list_dependencies(operations: list[Any]) -> dict[str, Any]:
+    """These operations (openvino.Node) and all that they depend on, by name."""
+    dependencies = {}
+    waiting = list(operations)
     while waiting:
-        op = waiting.pop()
-        if op.get_friendly_name() not in found:
-            found[op.get_friendly_name()] = op
-            waiting += [each.get_source_output().get_node() for each in op.inputs()]
-    return found
+        operation = waiting.pop()
+        name = operation.get_friendly_name()
+        if name not in dependencies:
+            dependencies[name] = operation
+            waiting += [port.get_source_output().get_node() for port in operation.inputs()]
+    return dependencies

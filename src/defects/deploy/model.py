@@ -21,7 +21,7 @@ from defects.writing import sha256
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
 # Files of an export that can be run, the one to be preferred first.
-FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
+MODEL_FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]
@@ -81,19 +81,21 @@ class Output(NamedTuple):
     map: np.ndarray | None
 
 
-class Model:
+class ExportedModel:
     """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output."""
 
     def __init__(self, path: Path, meta: Meta, run: ScoreImages):
-        self.path, self.meta, self.run = path, meta, run
+        self.path = path
+        self.meta = meta
+        self.run = run
 
     def __call__(self, images: np.ndarray) -> Output:
-        found = self.run(images)
-        return Output(found["score"], found["probability"], found.get("map"))
+        outputs = self.run(images)
+        return Output(outputs["score"], outputs["probability"], outputs.get("map"))
 
 
-def load_model(path: Path, threads: int | None = None) -> Model:
-    """A file of an export, or its folder: then the first of FILES that can be run.
+def load_model(path: Path, threads: int | None = None) -> ExportedModel:
+    """A file of an export, or its folder: then the first of MODEL_FILES that can be run.
 
     `threads` None leaves their number to the runtime. Raises UserError for what is missing or broken.
     """
@@ -101,13 +103,19 @@ def load_model(path: Path, threads: int | None = None) -> Model:
         raise UserError(f"{path} does not exist: name an export's folder, which src/export.py writes")
     folder = path if path.is_dir() else path.parent
     meta = read_meta(folder)
-    path = _preferred(folder, meta) if path.is_dir() else path
-    if path.name not in FILES:
-        raise UserError(f"{path} is no model: give an export's folder, or one of {', '.join(FILES)} in it")
-    for name in parts(path.name):
-        _check(folder / name, meta)
+    path = _choose_file(folder, meta) if path.is_dir() else path
+    if path.name not in MODEL_FILES:
+        raise UserError(
+            f"{path} is no model: give an export's folder, or one of {', '.join(MODEL_FILES)} in it"
+        )
+    for name in list_parts(path.name):
+        part = folder / name
+        if not part.is_file():
+            raise UserError(f"{part} does not exist: export it, or name another of {', '.join(meta.files)}")
+        if meta.files.get(name) != sha256(part):
+            raise UserError(f"{part} is not the file that {META} describes: copy or export it again")
     try:
-        return Model(path, meta, OPEN[path.suffix](path, threads))
+        return ExportedModel(path, meta, OPEN[path.suffix](path, threads))
     except ImportError as error:
         raise UserError(f"{path} needs the package {error.name}: pip install {error.name}") from None
     except (RuntimeError, ValueError, OSError) as error:
@@ -137,40 +145,35 @@ def read_meta(folder: Path) -> Meta:
     return meta
 
 
-def parts(name: str) -> list[str]:
-    """The files of which one of FILES consists."""
+def list_parts(name: str) -> list[str]:
+    """The files of which one of MODEL_FILES consists."""
     return [name, name.replace(".xml", ".bin")] if name.endswith(".xml") else [name]
 
 
-def _preferred(folder: Path, meta: Meta) -> Path:
-    held = [folder / name for name in FILES if name in meta.files and (folder / name).exists()]
-    if not held:
+def _choose_file(folder: Path, meta: Meta) -> Path:
+    present = [folder / name for name in MODEL_FILES if name in meta.files and (folder / name).exists()]
+    if not present:
         raise UserError(f"{folder} holds none of the models that its {META} names: export again")
-    runnable = (path for path in held if find_spec(RUNTIMES[path.suffix]))
-    # None of them: the first one's own message says what to install.
-    return next(runnable, held[0])
-
-
-def _check(path: Path, meta: Meta) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: export it, or name another of {', '.join(meta.files)}")
-    if meta.files.get(path.name) != sha256(path):
-        raise UserError(f"{path} is not the file that {META} describes: copy or export it again")
+    for path in present:
+        if find_spec(RUNTIMES[path.suffix]):
+            return path
+    return present[0]  # its own message says what to install
 
 
 @cache
 def openvino_core() -> Any:
     """The one openvino.Core of this process.
 
-    Each sets up a stack for signals and, when released, the one that it found. Two that end out of turn
-    leave that of the first in use, which is gone by then: the next Ctrl-C would be a segmentation fault.
+    Each sets up a stack for signals and, when released, restores the previous one. Of two that end out of
+    turn, the stack of the first stays in use after it is freed: the next Ctrl-C would be a segmentation
+    fault.
     """
     import openvino
 
     return openvino.Core()
 
 
-def _openvino(path: Path, threads: int | None) -> ScoreImages:
+def _open_openvino(path: Path, threads: int | None) -> ScoreImages:
     # Some processors would compute in bf16 unasked, and give other scores.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
@@ -179,13 +182,13 @@ def _openvino(path: Path, threads: int | None) -> ScoreImages:
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(images: np.ndarray) -> Arrays:
-        found = compiled({"image": images})
-        return {name: found[name] for name in names}
+        outputs = compiled({"image": images})
+        return {name: outputs[name] for name in names}
 
     return run
 
 
-def _onnx(path: Path, threads: int | None) -> ScoreImages:
+def _open_onnx(path: Path, threads: int | None) -> ScoreImages:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -200,10 +203,10 @@ def _onnx(path: Path, threads: int | None) -> ScoreImages:
     return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
-def _torch(path: Path, threads: int | None) -> ScoreImages:
-    from defects.deploy.portable import load_portable
+def _open_torch(path: Path, threads: int | None) -> ScoreImages:
+    from defects.deploy.graph import load_portable
 
     return load_portable(path, threads)
 
 
-OPEN = {".xml": _openvino, ".onnx": _onnx, ".pt": _torch}
+OPEN = {".xml": _open_openvino, ".onnx": _open_onnx, ".pt": _open_torch}

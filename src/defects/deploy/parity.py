@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from defects.deploy.model import Model, Output
+from defects.deploy.model import ExportedModel, Output
 from defects.evaluation.metrics import macro_f1
 
 SCORE_LIMIT = 1e-4  # relative
@@ -17,7 +17,7 @@ Probability = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Parity:
-    """What a file makes of the images, beside what training made of them; fed batch by batch.
+    """Scores, labels and maps of a file beside those of training; added batch by batch.
 
     `probability` makes raw scores [N, C] into probabilities, in double precision as training does.
     """
@@ -30,19 +30,20 @@ class Parity:
     labels: list[np.ndarray] = field(default_factory=list)
     map_differences: list[float] = field(default_factory=list)
 
-    def add(self, expected: Output, found: Output) -> None:
+    def add(self, expected: Output, output: Output) -> None:
         self.expected_scores.append(expected.score)
-        self.scores.append(found.score)
+        self.scores.append(output.score)
         self.expected_labels.append(expected.probability >= self.thresholds)
-        self.labels.append(found.probability >= self.thresholds)
+        self.labels.append(output.probability >= self.thresholds)
         if expected.map is not None:
             scale = max(1.0, _largest(expected.map))
-            self.map_differences.append(_largest(found.map - expected.map) / scale)
+            self.map_differences.append(_largest(output.map - expected.map) / scale)
 
     @property
     def score_difference(self) -> float:
         """Largest difference, relative to the score or, where that is small, to the scores' deviation."""
-        expected, scores = np.concatenate(self.expected_scores), np.concatenate(self.scores)
+        expected = np.concatenate(self.expected_scores)
+        scores = np.concatenate(self.scores)
         return _largest((scores - expected) / _scale(expected))
 
     @property
@@ -51,8 +52,9 @@ class Parity:
         return max(self.map_differences, default=0.0)
 
     @property
-    def changed_labels(self) -> int:
-        return int(self._is_changed().sum())
+    def is_changed(self) -> np.ndarray:
+        """bool [N, C]: whether the label is not that of training."""
+        return np.concatenate(self.expected_labels) != np.concatenate(self.labels)
 
     @property
     def wrong_labels(self) -> int:
@@ -61,45 +63,42 @@ class Parity:
         allowed = SCORE_LIMIT * _scale(expected)
         is_defect_at_least = self.probability(expected - allowed) >= self.thresholds
         is_defect_at_most = self.probability(expected + allowed) >= self.thresholds
-        return int((self._is_changed() & (is_defect_at_least == is_defect_at_most)).sum())
+        return int((self.is_changed & (is_defect_at_least == is_defect_at_most)).sum())
 
     @property
     def passes(self) -> bool:
         is_close = self.score_difference <= SCORE_LIMIT and self.map_difference <= MAP_LIMIT
         return is_close and not self.wrong_labels
 
-    def row(self, truth: np.ndarray | None) -> dict:
-        """For the table; `truth` [N] 0/1, if known, for the macro-F1 at the threshold."""
-        found = np.concatenate(self.labels)[:, -1].astype(int)
-        return {
-            "score difference": f"{self.score_difference:.1e}",
-            "map difference": f"{self.map_difference:.1e}",
-            "labels changed": self.changed_labels,
-            "macro-F1": "" if truth is None else f"{macro_f1(truth, found):.4f}",
-        }
-
-    def _is_changed(self) -> np.ndarray:
-        return np.concatenate(self.expected_labels) != np.concatenate(self.labels)
-
 
 def compare_runtimes(
     batches: Iterator[tuple[np.ndarray, Output]],
-    models: dict[str, Model],
+    models: dict[str, ExportedModel],
     thresholds: dict[str, float],
     probability: Probability,
 ) -> dict[str, Parity]:
-    """Every model on every batch (images, what training-time scoring makes of them)."""
-    cuts = np.array(list(thresholds.values()))
-    found = {name: Parity(cuts, probability) for name in ("training", *models)}
+    """Every model on every batch (images, and their outputs by training-time scoring)."""
+    limits = np.array(list(thresholds.values()))
+    parities = {name: Parity(limits, probability) for name in ("training", *models)}
     for images, expected in batches:
-        found["training"].add(expected, expected)
+        parities["training"].add(expected, expected)
         for name, model in models.items():
-            found[name].add(expected, model(images))
-    return found
+            parities[name].add(expected, model(images))
+    return parities
 
 
-def table(found: dict[str, Parity], truth: np.ndarray | None) -> pd.DataFrame:
-    return pd.DataFrame({name: each.row(truth) for name, each in found.items()}).T
+def build_parity_table(parities: dict[str, Parity], truth: np.ndarray | None) -> pd.DataFrame:
+    """A row of texts for each file; `truth` [N] 0/1, where labels exist, gives macro-F1 at the threshold."""
+    rows = {}
+    for name, parity in parities.items():
+        predicted = np.concatenate(parity.labels)[:, -1].astype(int)
+        rows[name] = {
+            "score difference": f"{parity.score_difference:.1e}",
+            "map difference": f"{parity.map_difference:.1e}",
+            "labels changed": int(parity.is_changed.sum()),
+            "macro-F1": "" if truth is None else f"{macro_f1(truth, predicted):.4f}",
+        }
+    return pd.DataFrame(rows).T
 
 
 def _largest(values: np.ndarray) -> float:

@@ -1,27 +1,35 @@
-"""Scores, labels and regions of any images, by an exported model; nothing of training is imported."""
+r"""Scores, labels and regions of any images by an exported model, and how they are written down.
 
+Nothing of training is imported. A file name need not be text: of one that is no UTF-8, `\xNN` stands for a
+byte wherever the path is written (`path_text`).
+"""
+
+import csv
 import glob
+import json
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
 from defects.data.folder_scan import list_files_to_score
 from defects.data.images import read_image_and_shape
-from defects.deploy.image_paths import locate
-from defects.deploy.model import Meta, Model
+from defects.deploy.model import ExportedModel, Meta, Output
 from defects.deploy.regions import Region, find_regions
 from defects.evaluation.display_scales import AT_THRESHOLD, score_probabilities
 from defects.messages import UserError
 
-AHEAD = 2  # batches that are read while one is scored
+BATCHES_AHEAD = 2  # that are read while one is scored
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # stands for a byte that is no UTF-8 (PEP 383: U+DC80 to U+DCFF)
+LOOKS_ESCAPED = re.compile(r"\\x[89a-f][0-9a-f]")
 
 
 @dataclass
@@ -43,6 +51,14 @@ class Prediction:
     shape: tuple[int, int] = (0, 0)  # height, width of the image in pixels
     error: str = ""  # why there is nothing else
 
+    @property
+    def verdict(self) -> str:
+        """The kinds of defects, joined by `+`; `normal` without any; empty for a file with an error."""
+        if self.error:
+            return ""
+        kinds = [target for target in self.labels if target != "defect"]  # say more than that there is one
+        return "+".join(kinds or self.labels) or "normal"
+
 
 class Frame(NamedTuple):
     """An image as the model sees it, and the (height, width) it had."""
@@ -51,27 +67,30 @@ class Frame(NamedTuple):
     shape: tuple[int, int]
 
 
+# --- which files -------------------------------------------------------------------------------------------
+
+
 def find_files(patterns: list[str]) -> list[Path]:
-    """Files, all images of folders, and what globs match, in this order, each once.
+    """Files, all images of folders, and what globs match, in this order, without repetitions.
 
     Raises UserError for a folder and for a glob without images; a file that does not exist is reported by
     `predict`.
     """
-    named: list[Path] = []
+    matches: list[Path] = []
     for pattern in patterns:
         if not pattern:
             raise UserError("one of the paths is empty: leave it out, or set the variable it stands for")
         path = Path(pattern)
         if _is_folder(pattern):
-            named += list_files_to_score(path)
+            matches += list_files_to_score(path)
         elif os.path.lexists(path) or not set("*?[") & set(pattern):
-            named.append(path)
+            matches.append(path)
         else:
-            named += _match(pattern)
-    found: dict[Path, Path] = {}
-    for place, path in zip(locate(named), named, strict=True):
-        found.setdefault(place, path)
-    return list(found.values())
+            matches += _match_glob(pattern)
+    files: dict[Path, Path] = {}
+    for location, path in zip(locate(matches), matches, strict=True):
+        files.setdefault(location, path)
+    return list(files.values())
 
 
 def _is_folder(path: str) -> bool:
@@ -79,7 +98,7 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def _match(pattern: str) -> list[Path]:
+def _match_glob(pattern: str) -> list[Path]:
     """What a glob matches, as a shell would: files of any kind, and folders, which stand for their images."""
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's `**` leaves files out)
     files: list[Path] = []
@@ -98,8 +117,23 @@ def _match(pattern: str) -> list[Path]:
     return files
 
 
+def locate(paths: Sequence[Path]) -> list[Path]:
+    """What identifies files: absolute paths, without `..` and without links among the folders.
+
+    A link to a file stays a link.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = Path(os.path.realpath(path.parent))
+    return [folders[path.parent] / path.name for path in paths]
+
+
+# --- predictions -------------------------------------------------------------------------------------------
+
+
 def predict(
-    model: Model, files: list[Path], batch_size: int, threshold: float | None = None
+    model: ExportedModel, files: list[Path], batch_size: int, threshold: float | None = None
 ) -> Iterator[Prediction]:
     """Predictions in the order of `files`; a file that cannot be read has an error and stops nothing.
 
@@ -110,10 +144,10 @@ def predict(
         waiting = (  # a generator: what is far ahead is not read yet
             [(path, pool.submit(read_frame, path, model.meta)) for path in batch] for batch in batches
         )
-        queue = list(islice(waiting, AHEAD))
+        queue = list(islice(waiting, BATCHES_AHEAD))
         while queue:
             queue += list(islice(waiting, 1))
-            yield from _score(model, queue.pop(0), threshold)
+            yield from _predict_batch(model, queue.pop(0), threshold)
 
 
 def read_frame(path: Path, meta: Meta) -> Frame:
@@ -124,62 +158,166 @@ def read_frame(path: Path, meta: Meta) -> Frame:
     return Frame(*read_image_and_shape(path, meta.image_size, meta.bits, is_strict=True))
 
 
-def predict_frames(
-    model: Model, paths: list[Path], frames: list[Frame], threshold: float | None
+def _predict_batch(
+    model: ExportedModel, batch: list[tuple[Path, Future]], threshold: float | None
 ) -> Iterator[Prediction]:
-    found = model(np.stack([frame.image for frame in frames]))
-    for row, (path, frame) in enumerate(zip(paths, frames, strict=True)):
-        maps = None if found.map is None else found.map[row]
-        yield _prediction(model.meta, path, found.score[row], found.probability[row], maps, frame, threshold)
-
-
-def _score(model: Model, batch: list[tuple[Path, Future]], threshold: float | None) -> Iterator[Prediction]:
-    paths, frames, errors = [], [], []
-    for path, future in batch:
+    """Predictions of one batch of paths with their frames to come, in one run of the model."""
+    frames: dict[int, Frame] = {}  # by position in the batch
+    errors: dict[int, str] = {}
+    for position, (_, future) in enumerate(batch):
         try:
-            frames.append(future.result())
-            paths.append(path)
-            errors.append("")
+            frames[position] = future.result()
         except UserError as error:
-            errors.append(str(error))
-    scored = predict_frames(model, paths, frames, threshold) if frames else iter(())
-    for (path, _), error in zip(batch, errors, strict=True):
-        yield Prediction(path, error=error) if error else next(scored)
+            errors[position] = str(error)
+    output = model(np.stack([frame.image for frame in frames.values()])) if frames else None
+    rows = {position: row for row, position in enumerate(frames)}  # of the output
+    for position, (path, _) in enumerate(batch):
+        if position in errors:
+            yield Prediction(path, error=errors[position])
+        else:
+            shape = frames[position].shape
+            yield _build_prediction(model.meta, path, output, rows[position], shape, threshold)
 
 
-def _prediction(
-    meta: Meta,
-    path: Path,
-    scores: np.ndarray,
-    probabilities: np.ndarray,
-    maps: np.ndarray | None,
-    frame: Frame,
-    threshold: float | None,
+def _build_prediction(
+    meta: Meta, path: Path, output: Output, row: int, shape: tuple[int, int], threshold: float | None
 ) -> Prediction:
+    """Of one row of the model's output, for an image of `shape` (height, width)."""
+    scores = output.score[row]
+    probabilities = output.probability[row]
+    maps = None if output.map is None else output.map[row]
     thresholds = [meta.threshold[target] if threshold is None else threshold for target in meta.targets]
     defect_scores = score_probabilities(probabilities.astype(float), np.array(thresholds))
-    found = Prediction(
+    prediction = Prediction(
         path,
         score=dict(zip(meta.targets, scores.tolist(), strict=True)),
         probability=dict(zip(meta.targets, probabilities.tolist(), strict=True)),
         defect_score=dict(zip(meta.targets, defect_scores.tolist(), strict=True)),
-        marked=[] if maps is None else find_regions(maps, frame.shape, meta.map),
+        marked=[] if maps is None else find_regions(maps, shape, meta.map),
         maps=maps,
-        shape=frame.shape,
+        shape=shape,
     )
-    return relabel(found, dict.fromkeys(meta.targets, AT_THRESHOLD), meta)
+    return relabel(prediction, dict.fromkeys(meta.targets, AT_THRESHOLD), meta)
 
 
-def relabel(found: Prediction, thresholds: dict[str, float], meta: Meta) -> Prediction:
+def relabel(prediction: Prediction, thresholds: dict[str, float], meta: Meta) -> Prediction:
     """The same scores with the labels and regions of other thresholds, defect scores by target.
 
     Where the model has mask rules, a class is present if its score reaches the threshold and its mask
     is not empty; the regions are those masks. Else all that is marked counts as soon as anything is present.
     """
-    reached = [target for target in meta.targets if found.defect_score[target] >= thresholds[target]]
+    scores = prediction.defect_score
+    reached = [target for target in meta.targets if scores[target] >= thresholds[target]]
     if meta.map is None or meta.map.rules is None:
-        return replace(found, labels=reached, regions=found.marked if reached else [])
-    regions = [region for region in found.marked if region.kind in reached]
+        return replace(prediction, labels=reached, regions=prediction.marked if reached else [])
+    regions = [region for region in prediction.marked if region.kind in reached]
     kinds = {region.kind for region in regions}
     labels = [target for target in reached if target in kinds or target not in meta.map.classes]
-    return replace(found, labels=labels, regions=regions)
+    return replace(prediction, labels=labels, regions=regions)
+
+
+# --- how they are written down -----------------------------------------------------------------------------
+
+WritePrediction = Callable[[Prediction], None]
+
+
+def csv_writer(stream: TextIO, meta: Meta) -> WritePrediction:
+    """path, label, score, probability, defect_score (of each target, where there are several), boxes, error.
+
+    label: Prediction.verdict; defect_score: 0 to 100, the threshold at 50; boxes: a JSON list of
+    [x, y, width, height] in pixels. A line is written out at once.
+    """
+    endings = [f"_{target}" for target in meta.targets] if len(meta.targets) > 1 else [""]
+    columns = [f"{name}{ending}" for name in ("score", "probability", "defect_score") for ending in endings]
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["path", "label", *columns, "boxes", "error"])
+
+    def write(prediction: Prediction) -> None:
+        path = path_text(prediction.path)
+        if prediction.error:
+            figures = [""] * len(columns)
+            boxes = ""
+        else:
+            figures = [
+                *prediction.score.values(),
+                *prediction.probability.values(),
+                *prediction.defect_score.values(),
+            ]
+            boxes = json.dumps([region[1:5] for region in prediction.regions])
+        table.writerow([path, prediction.verdict, *figures, boxes, escape_bytes(prediction.error)])
+        stream.flush()
+
+    return write
+
+
+def json_writer(stream: TextIO, _: Meta) -> WritePrediction:
+    """One object a line, as the CSV; boxes with their kind and the map's largest value in them."""
+
+    def write(prediction: Prediction) -> None:
+        values = {"path": path_text(prediction.path)}
+        if prediction.error:
+            values["error"] = escape_bytes(prediction.error)
+        else:
+            values |= {
+                "label": prediction.verdict,
+                "score": prediction.score,
+                "probability": prediction.probability,
+                "defect_score": prediction.defect_score,
+                "boxes": [region._asdict() for region in prediction.regions],
+            }
+        stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+        stream.flush()
+
+    return write
+
+
+def path_text(path: PurePath | str) -> str:
+    r"""The path as UTF-8 can hold it: a byte of a name that is no UTF-8 becomes `\xNN`.
+
+    In such a path a backslash is doubled, so that the bytes can be told from the text. All other paths stay
+    as they are.
+    """
+    text = str(path)
+    could_be_mistaken = os.sep == "/" and LOOKS_ESCAPED.search(text)
+    if not (SURROGATE.search(text) or could_be_mistaken):
+        return text
+    return escape_bytes(text.replace("\\", "\\\\"))
+
+
+def escape_bytes(text: str) -> str:
+    r"""Text with `\xNN` for each byte that is no UTF-8."""
+
+    def escape(match: re.Match) -> str:
+        code = ord(match[0])
+        is_byte = 0xDC80 <= code <= 0xDCFF
+        return f"\\x{code - 0xDC00:02x}" if is_byte else f"\\u{code:04x}"  # the latter on Windows alone
+
+    return SURROGATE.sub(escape, text)
+
+
+# --- where their pictures go -------------------------------------------------------------------------------
+
+
+def without_dots(paths: Sequence[Path]) -> list[Path]:
+    """Absolute paths as they were written, with linked folders; those with a `..` are located.
+
+    Different for different files: a path without `..` and links is the file's own.
+    """
+    absolute = []
+    for path, location in zip(paths, locate(paths), strict=True):
+        absolute.append(location if ".." in path.parts else path.absolute())
+    return absolute
+
+
+def name_pictures(paths: Sequence[PurePath]) -> list[PurePath]:
+    r"""For absolute paths (see `without_dots`) relative ones, all different, with `.png` added.
+
+    They lie below the deepest folder that holds all files. Where there are several drives, `C:` is the folder
+    C, `\\server\share` the folders server and share.
+    """
+    parts = []
+    for path in paths:
+        drive_folders = re.findall(r"[^\\/:?]+", path.drive)
+        parts.append([*drive_folders, *path.parts[1:]])
+    common = len(os.path.commonprefix([part[:-1] for part in parts]))
+    return [PurePath(*part[common:-1], f"{part[-1]}.png") for part in parts]

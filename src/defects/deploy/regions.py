@@ -26,41 +26,48 @@ def find_regions(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> lis
     """Regions of maps [K, h, w] in an image of `shape` (height, width), highest peak first.
 
     By the mask rules where the model has them, on the grid of the image as in a submission; else cells of the
-    map at their threshold. Whether a class is there at all is not asked.
+    map at their threshold. Whether the class is present is not asked.
     """
     if meta.rules is None:
-        marks = maps >= np.array(meta.threshold, np.float32)[:, None, None]
+        masks = maps >= np.array(meta.threshold, np.float32)[:, None, None]
         planes = maps
     else:
-        marks = mark_pixels(maps, shape, meta)
+        masks = mark_pixels(maps, shape, meta)
         planes = [resize(plane, shape) for plane in maps]
-    found = []
-    for plane, marked, kind in zip(planes, marks, meta.classes, strict=True):
-        if marked.any():
-            found += _of_plane(plane, marked, kind, shape)
-    return sorted(found, key=lambda region: -region.peak)
+    regions = []
+    for plane, mask, kind in zip(planes, masks, meta.classes, strict=True):
+        _, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        for number, (left, top, width, height, _) in enumerate(boxes[1:].tolist(), start=1):
+            inside = (slice(top, top + height), slice(left, left + width))
+            peak = float(plane[inside][parts[inside] == number].max())
+            region = Region(kind, left, top, width, height, peak)
+            regions.append(scale_region(region, mask.shape, shape))
+    return sorted(regions, key=lambda region: -region.peak)
 
 
 def mark_pixels(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> np.ndarray:
-    """bool [K, H, W]: the masks of all classes by the model's rules, each taken to be there.
+    """bool [K, H, W]: the masks of all classes by the model's rules, all taken to be present.
 
     Maps are rounded to bytes first, as those that submissions are made from.
     """
-    kept = (np.round(255 * maps) / np.float32(255)).astype(np.float16)
+    rounded = (np.round(255 * maps) / np.float32(255)).astype(np.float16)
     rules = [Rule(pixel=rule.pixel, component=rule.component, area=rule.area) for rule in meta.rules]
-    masks = [mask_if_present(plane, shape, rule) for plane, rule in zip(kept, rules, strict=True)]
+    masks = [mask_if_present(plane, shape, rule) for plane, rule in zip(rounded, rules, strict=True)]
     return np.stack(masks)
 
 
 def scale_region(region: Region, shape: tuple[int, int], size: tuple[int, int]) -> Region:
     """The region of an image of `shape` in a picture of it that has `size`, both (height, width)."""
-    down, across = size[0] / shape[0], size[1] / shape[1]
-    x, right = (round(across * edge) for edge in (region.x, region.x + region.width))
-    y, bottom = (round(down * edge) for edge in (region.y, region.y + region.height))
+    down = size[0] / shape[0]
+    across = size[1] / shape[1]
+    x = round(across * region.x)
+    y = round(down * region.y)
+    right = round(across * (region.x + region.width))
+    bottom = round(down * (region.y + region.height))
     return region._replace(x=x, y=y, width=max(1, right - x), height=max(1, bottom - y))
 
 
-def overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Region]) -> np.ndarray:
+def draw_overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Region]) -> np.ndarray:
     """uint8 [H, W, 3]: the image under its heat map (see display_scales), with frames around the regions."""
     heats = [
         compute_heat(plane, normal, threshold)
@@ -72,14 +79,3 @@ def overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Re
         corner = (region.x + region.width - 1, region.y + region.height - 1)
         cv2.rectangle(picture, (region.x, region.y), corner, LIMIT_COLOUR, line)
     return picture
-
-
-def _of_plane(plane: np.ndarray, marked: np.ndarray, kind: str, shape: tuple[int, int]) -> list[Region]:
-    """Connected parts of `marked` [h, w] and the highest value of `plane` [h, w] in each."""
-    _, part, facts, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8), connectivity=8)
-    found = []
-    for number, (left, top, width, height, _) in enumerate(facts[1:].tolist(), start=1):
-        inside = (slice(top, top + height), slice(left, left + width))
-        peak = float(plane[inside][part[inside] == number].max())
-        found.append(scale_region(Region(kind, left, top, width, height, peak), marked.shape, shape))
-    return found

@@ -1,8 +1,8 @@
-"""The normal images that look most like a given one, for people to compare with.
+"""The normal images that look most like a new one, for people to compare with.
 
 Amplitude spectra of thumbnails, which a shift leaves alone, are compared under flips and quarter turns: the
-idea by which split.py proposes siblings, with all frequencies kept, since any image of the same material is
-wanted and not only another of the same object. NumPy and OpenCV alone: the page starts without PyTorch.
+idea by which split.py proposes siblings, but with all frequencies, since any image of the same material is
+looked for and not only another of the same object. NumPy and OpenCV alone: the page starts without PyTorch.
 """
 
 import zipfile
@@ -13,11 +13,12 @@ import numpy as np
 
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image, resize
-from defects.deploy.image_paths import path_text
+from defects.deploy.prediction import path_text
 from defects.messages import UserError
 
-NORMALS, SIDE = 200, 160  # images that are kept, and the longer side of each in pixels
-THUMBNAIL = 96  # pixels: with 64, fine textures are taken for one another
+NORMAL_IMAGES = 200  # of an export or a folder
+NORMAL_PIXELS = 160  # longer side of each
+SPECTRUM_PIXELS = 96  # with 64, fine textures are taken for one another
 CONTRAST = 1.5  # median absolute deviations of grey from its median that are told apart
 
 
@@ -25,16 +26,17 @@ class Normals:
     """Small normal images, uint8 [H, W, 3] RGB by name, and what finds those most like another."""
 
     def __init__(self, images: dict[str, np.ndarray]):
-        self.images, self.names = images, list(images)
+        self.images = images
+        self.names = list(images)
         self._spectra = np.stack([_spectrum(image).ravel() for image in images.values()])
 
     def most_like(self, image: np.ndarray, count: int) -> list[str]:
         """Names of `count` images (of all, if there are no more), the most similar first."""
         spectrum = _spectrum(image)
-        turns = [each[::step] for each in (spectrum, spectrum.T) for step in (1, -1)]
-        likeness = (self._spectra @ np.stack([turn.ravel() for turn in turns], 1)).max(1)
+        views = [spectrum, spectrum[::-1], spectrum.T, spectrum.T[::-1]]
+        likeness = (self._spectra @ np.stack([view.ravel() for view in views], 1)).max(1)
         # Rounded: which of two equal images comes first must not hang on the order of summing.
-        return [self.names[place] for place in np.argsort(-likeness.round(5), kind="stable")[:count]]
+        return [self.names[position] for position in np.argsort(-likeness.round(5), kind="stable")[:count]]
 
 
 def load_normals(export: Path, folder: Path | None = None, bits: int | None = None) -> Normals | None:
@@ -46,7 +48,7 @@ def load_normals(export: Path, folder: Path | None = None, bits: int | None = No
         if not folder.is_dir():
             raise UserError(f"--normals {folder} is not a folder: name one of normal images")
         files = list_images(folder)
-        files = [files[place] for place in spread_positions(len(files), NORMALS)]
+        files = [files[position] for position in spread_positions(len(files), NORMAL_IMAGES)]
         images = (shrink(read_image(path, bits=bits)) for path in files)
         names = (path_text(path.relative_to(folder).as_posix()) for path in files)
         return Normals(dict(zip(names, images, strict=True)))
@@ -60,7 +62,7 @@ def load_normals(export: Path, folder: Path | None = None, bits: int | None = No
         raise UserError(f"{path} is damaged: export again, or name a folder with --normals") from None
 
 
-def shrink(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+def shrink(image: np.ndarray, side: int = NORMAL_PIXELS) -> np.ndarray:
     """The image with a longer side of at most `side` pixels."""
     scale = min(1.0, side / max(image.shape[:2]))
     return resize(image, tuple(max(1, round(scale * length)) for length in image.shape[:2]))
@@ -74,11 +76,13 @@ def spread_positions(total: int, count: int) -> list[int]:
 def _spectrum(image: np.ndarray) -> np.ndarray:
     """float32 [S - 1, S - 1], unit norm: square roots of the amplitudes, frequency 0 in the middle."""
     grey = cv2.cvtColor(shrink(image), cv2.COLOR_RGB2GRAY)
-    grey = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
+    grey = cv2.resize(grey, (SPECTRUM_PIXELS, SPECTRUM_PIXELS), interpolation=cv2.INTER_AREA).astype(
+        np.float32
+    )
     grey -= np.median(grey)
-    # What stands out is cut down: a scratch would otherwise make the whole image another one.
+    # Strong contrasts are clipped: a scratch would otherwise decide which images are similar.
     limit = max(CONTRAST * np.median(np.abs(grey)), 1)
-    window = np.hanning(THUMBNAIL + 2)[1:-1]  # no jump where the picture wraps
+    window = np.hanning(SPECTRUM_PIXELS + 2)[1:-1]  # no jump where the picture wraps
     grey = grey.clip(-limit, limit)
     amplitude = np.abs(np.fft.fft2((grey - grey.mean()) * np.outer(window, window)))
     # Without the one row and column of an even transform that has no mirror image.

@@ -1,12 +1,16 @@
-"""Figures of several experiments on one data set, or on its categories, side by side.
+"""Figures of several experiments on one data set, or on its categories, in one table, page and chart.
 
 Everything measured is kept in one long table, a row for each fold, seed and metric, from which means and
 spreads are taken. Experiments that differ in their seeds alone count as one.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from defects.config import Config, known_config_files, resolve, with_model
 from defects.data.fold_files import DataTables
@@ -14,17 +18,68 @@ from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import experiment_scores
-from defects.evaluation.thresholds import choose_submitted_threshold
+from defects.evaluation.thresholds import (
+    choose_submitted_threshold,
+)
+from defects.files import write_csv
 from defects.messages import UserError, shorten_names
+from defects.reports import html
+from defects.reports.charts import add_headline, draw_png, draw_svg
 from defects.reports.mask_report import measure_dice
-from defects.reports.run_tables import measure_fold
+from defects.reports.run_report import measure_fold
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
+from defects.writing import write_bytes
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
 OUTCOME = ["auroc", "average_precision", "macro_f1", "macro_f1_at_training_share"]  # of all models together
-POOLED = "all"  # in place of a fold
-COLUMNS = ["experiment", "category", "detector", "setting", "device", "source", "fold", "metric", "value"]
+ALL_FOLDS = "all"  # in place of a fold
+VALUE_COLUMNS = [
+    "experiment",
+    "category",
+    "detector",
+    "setting",
+    "device",
+    "source",
+    "fold",
+    "metric",
+    "value",
+]
+
+METRIC_FORMATS = {
+    "auroc": ("AUROC", ".3f"),
+    "average_precision": ("AP", ".3f"),
+    "macro_f1": ("macro-F1 (nested CV)", ".3f"),
+    "dice": ("Dice", ".3f"),
+    "dice_non_empty": ("Dice, not empty", ".3f"),
+    "pixel_auroc": ("pixel AUROC", ".3f"),
+    "aupro": ("AUPRO", ".3f"),
+    "test_auroc": ("test AUROC", ".3f"),
+    "test_average_precision": ("test AP", ".3f"),
+    "test_macro_f1": ("test macro-F1", ".3f"),
+    "test_macro_f1_at_training_share": ("test macro-F1, training share", ".3f"),
+    "test_model_auroc": ("test AUROC, one model", ".3f"),
+    "test_model_pixel_auroc": ("test pixel AUROC", ".3f"),
+    "test_model_aupro": ("test AUPRO", ".3f"),
+    "fit_seconds": ("fit, s", ",.0f"),
+    "score_images_per_second": ("images/s", ",.1f"),
+    "peak_memory_mb": ("peak memory, MiB", ",.0f"),
+    "model_mb": ("model, MiB", ",.1f"),
+}
+NOTE = (
+    "Mean ± standard deviation over folds, and over seeds where there are several. macro-F1 is that of all "
+    "folds together, each decided by the threshold of the others, with its 90 % interval. Dice is that of "
+    "out-of-fold masks by the untuned rule, over all pairs of image and class (empty against empty is 1) and "
+    "over those that are not empty. Test figures are those of the folds' models averaged; those of one model "
+    "and of pixels are of each model alone. Test macro-F1 is by the threshold that is submitted "
+    "(threshold.prior), at the training share of defects by the threshold for that share. images/s "
+    "include reading from the disk and averaging over flipped and rotated copies."
+)
+NO_AUROC = "No fold holds both normal images and defects: there is no AUROC."
+ROW_KEYS = ["experiment", "category"]
+RUN_COLUMNS = ["detector", "setting", "device"]
+MEAN = "mean"  # of the categories
+SERIES = {"auroc": ("out of fold", "#4c78a8"), "test_model_auroc": ("test images", "#f58518")}
 
 Value = tuple[str, str, float | None]  # fold, metric, value
 
@@ -43,7 +98,7 @@ def group_by_category(runs: list[Run]) -> list[list[Run]]:
 def measure_runs(
     groups: list[list[Run]], load_tables: Callable[[Config], DataTables], test: bool = False
 ) -> pd.DataFrame:
-    """The long table, COLUMNS; `source` is the run's name. Runs of a group are trained on the same images.
+    """The long table, VALUE_COLUMNS; `source` is the run's name. A group has the same training images.
 
     With `test` the answer key of the test images is read. Raises UserError for runs that belong to other
     data.
@@ -51,16 +106,16 @@ def measure_runs(
     rows = []
     for runs in groups:
         tables = load_tables(runs[0].config)
-        names: dict[str, str] = {}  # of the first run of each configuration
+        names: dict[str, str] = {}  # by configuration, the name of its first run
         for run in runs:
             config = run.config
             category = config.data.category or ""
             name = run.name.removesuffix(f"_{category}") if category else run.name
-            shown = names.setdefault(without_seeds(config), name)
+            experiment = names.setdefault(without_seeds(config), name)
             device = run.read_costs(run.trained_folds()[0]).get("device", "")
-            about = (shown, category, config.model.name, describe_setting(config), device, run.name)
+            about = (experiment, category, config.model.name, describe_setting(config), device, run.name)
             rows += [(*about, *value) for value in measure_one(run, tables, test)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+    return pd.DataFrame(rows, columns=VALUE_COLUMNS).astype({"value": float})
 
 
 def measure_one(run: Run, tables: DataTables, test: bool) -> Iterator[Value]:
@@ -71,11 +126,11 @@ def measure_one(run: Run, tables: DataTables, test: bool) -> Iterator[Value]:
     settings = run.config.threshold
     expected = estimate(oof, settings.rule, settings.fpr)
     if expected["defects"] < expected["images"]:  # or there is no macro-F1
-        yield POOLED, "macro_f1", expected["nested_macro_f1"]
+        yield ALL_FOLDS, "macro_f1", expected["nested_macro_f1"]
         if expected["interval_90"] is not None:
             low, high = expected["interval_90"]
-            yield POOLED, "macro_f1_low", low
-            yield POOLED, "macro_f1_high", high
+            yield ALL_FOLDS, "macro_f1_low", low
+            yield ALL_FOLDS, "macro_f1_high", high
     if test:
         yield from _measure_test(run, tables.images, oof, expected)
 
@@ -117,14 +172,14 @@ def _measure_test(run: Run, images: pd.DataFrame, oof: pd.DataFrame, expected: d
     scored = run.load_test_scores()
     share = float(images.loc[images["split"] == "train", "label"].astype(float).mean())
     answers = load_answers(run.config, images)
-    known = scored.rename(columns={"score": "raw"}).merge(answers, on="image_id", how="left")
-    if known["label"].isna().any():
-        lacking = known.loc[known["label"].isna(), "image_id"].nunique()
+    answered = scored.rename(columns={"score": "raw"}).merge(answers, on="image_id", how="left")
+    if answered["label"].isna().any():
+        lacking = answered.loc[answered["label"].isna(), "image_id"].nunique()
         raise UserError(f"{run.name}: the answer key lacks {lacking} of its test images")
-    sized = known.merge(images[["image_id", "width", "height"]], on="image_id")
+    sized = answered.merge(images[["image_id", "width", "height"]], on="image_id")
     yield from _measure_folds(run, sized, TEST_MAPS, ACCURACY, "test_model_")
     scores = experiment_scores(oof, scored)[1]
-    table = known.drop_duplicates("image_id").set_index("image_id")[["label"]].assign(score=scores)
+    table = answered.drop_duplicates("image_id").set_index("image_id")[["label"]].assign(score=scores)
     labels = oof["label"].to_numpy(dtype=int)
     threshold = choose_submitted_threshold(
         labels, oof["score"].to_numpy(), scores.to_numpy(), run.config.threshold
@@ -134,7 +189,7 @@ def _measure_test(run: Run, images: pd.DataFrame, oof: pd.DataFrame, expected: d
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     figures = outcome(table, share) | {"macro_f1_at_training_share": at_share}
     for name in OUTCOME:
-        yield POOLED, f"test_{name}", figures[name]
+        yield ALL_FOLDS, f"test_{name}", figures[name]
 
 
 def describe_setting(config: Config) -> str:
@@ -144,12 +199,12 @@ def describe_setting(config: Config) -> str:
             shipped = with_model(config, name)
         except UserError:  # not every model suits every data set
             continue
-        if _method(shipped) == _method(config):
+        if _method_of(shipped) == _method_of(config):
             return "reduced" if name.endswith(("_reduced", "_tiny")) else "published"
     return "own"
 
 
-def _method(config: Config) -> dict:
+def _method_of(config: Config) -> dict:
     """What makes a detector what it is: not its seed, nor where its weights lie, nor the machine."""
     values = config.model_dump(mode="json", include={"model", "train", "augment"})
     for key in ("seed", "workers", "precision", "channels_last", "save_every"):
@@ -158,3 +213,129 @@ def _method(config: Config) -> dict:
     if values["model"]["backbone"]:
         del values["model"]["backbone"]["weights"]
     return values | {"image_size": list(config.data.image_size)}
+
+
+# --- the table, the page and the chart ----------------------------------------------------------------------
+
+
+def write_comparison(values: pd.DataFrame, name: str, folder: Path) -> tuple[list[Path], str]:
+    """Write compare.md, .csv, .html and .png of measure_runs's table; their paths and the Markdown."""
+    summary = summarise(values)
+    table = build_text_table(summary)
+    draw = partial(draw_comparison, values, summary)
+    note = "" if "auroc" in summary else NO_AUROC
+    markdown = html.build_markdown_table(table) + (f"\n{note}\n" if note else "")
+    paths = {suffix: folder / f"compare.{suffix}" for suffix in ("md", "csv", "html", "png")}
+    write_bytes(paths["md"], markdown.encode())
+    write_csv(paths["csv"], summary)
+    write_bytes(paths["png"], draw_png(draw))
+    figure = [html.Text(note)] if note else []
+    sections = [
+        html.PageSection("Figure", [*figure, html.Charts([draw_svg(draw)], width=None)]),
+        html.PageSection("Table", [html.Table(table), html.Text(NOTE)]),
+    ]
+    count = table.index.nunique()
+    subtitle = f"{count} experiment" if count == 1 else f"{count} experiments"
+    html.write_page(paths["html"], html.build_page(f"Comparison on {name}", subtitle, sections))
+    return list(paths.values()), markdown
+
+
+def summarise(values: pd.DataFrame) -> pd.DataFrame:
+    """A row for each experiment and category: every metric, and <metric>_spread (None for a single value).
+
+    With categories, also the mean of their means, as papers report it, where all of them have the metric.
+    """
+    figures = values.groupby([*ROW_KEYS, "metric"], sort=False)["value"].agg(["mean", "std"])
+    figures = figures.unstack("metric", sort=False)
+    first = {name: (name, "first") for name in RUN_COLUMNS}
+    models = values[values["metric"] == "auroc"].groupby(ROW_KEYS, sort=False)  # a value of each
+    about = models.agg(**first, folds=("fold", "nunique"), seeds=("source", "nunique"))
+    table = pd.concat([about, figures["mean"], figures["std"].add_suffix("_spread")], axis=1).reset_index()
+    table = table.dropna(axis=1, how="all")
+    if table["category"].nunique() == 1:
+        return table
+    metrics = [name for name in table.columns if name in METRIC_FORMATS]
+    parts = []
+    for _, rows in table.groupby("experiment", sort=False):
+        mean = rows[metrics].mean(skipna=False).to_frame().T.assign(category=MEAN)
+        common = rows[["experiment", *RUN_COLUMNS, "folds", "seeds"]].iloc[0]
+        parts += [rows, mean.assign(**common)]
+    return pd.concat(parts)
+
+
+def build_text_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The columns that hold anything, as texts: `0.812 ± 0.045`, `0.615 (0.505 to 0.726)`."""
+    table = summary[["experiment", "category", "detector", "setting", "folds", "seeds"]].astype(str)
+    if not summary["category"].any():
+        table = table.drop(columns="category")
+    if summary["seeds"].max() == 1:
+        table = table.drop(columns="seeds")
+    for name, (title, form) in METRIC_FORMATS.items():
+        if name in summary and summary[name].notna().any():
+            table[title] = [_cell(row, name, form) for _, row in summary.iterrows()]
+    if summary["device"].any():
+        table["device"] = summary["device"]
+    return table.set_index("experiment")
+
+
+def _cell(row: pd.Series, name: str, form: str) -> str:
+    text = html.format_number(row[name], form)
+    spread = row.get(f"{name}_spread")
+    if name in COSTS:
+        return text
+    if pd.notna(spread):
+        return f"{text} ± {spread:{form}}"
+    if name == "macro_f1" and pd.notna(row.get("macro_f1_low")):
+        return f"{text} ({row['macro_f1_low']:{form}} to {row['macro_f1_high']:{form}})"
+    return text
+
+
+def draw_comparison(values: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """AUROC of each experiment, a dot for every model (or category) around the mean; images per second.
+
+    Without any AUROC only the latter.
+    """
+    is_mean = summary["category"] == MEAN
+    rows = summary[is_mean] if is_mean.any() else summary
+    rows = rows.iloc[::-1].reset_index(drop=True)  # the first one on top
+    timed = "score_images_per_second" in rows and rows["score_images_per_second"].notna().any()
+    ranked = any(name in rows for name in SERIES)
+    figure = Figure(figsize=(13, 1.6 + 0.5 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 1 + bool(ranked and timed), sharey=True, squeeze=False)[0]
+    panels[0].set_yticks(range(len(rows)), rows["experiment"])
+    if ranked:
+        _draw_auroc(panels[0], values, rows)
+    if timed:
+        _draw_speed(panels[-1], rows["score_images_per_second"])
+    return figure
+
+
+def _draw_auroc(axes: Axes, values: pd.DataFrame, rows: pd.DataFrame) -> None:
+    series = {name: style for name, style in SERIES.items() if name in rows and rows[name].notna().any()}
+    for shift, (name, (label, colour)) in enumerate(series.items()):
+        for place, row in rows.iterrows():
+            of_row = values[(values["experiment"] == row["experiment"]) & (values["metric"] == name)]
+            # With categories a dot is one of them, and not one of its folds.
+            dots = of_row.groupby("category")["value"].mean() if row["category"] == MEAN else of_row["value"]
+            height = place - 0.2 * shift
+            axes.plot(dots, [height] * len(dots), ".", color=colour, alpha=0.5)
+            style = {"color": colour, "capsize": 4, "label": None if place else label}
+            spread = None
+            if len(dots) > 1:
+                above = min(dots.std(), 1 - row[name])  # AUROC ends at 1
+                spread = [[dots.std()], [max(0.0, above)]]
+            axes.errorbar(row[name], height, xerr=spread, fmt="D", **style)
+    axes.set_ylim(-0.7, len(rows) - 0.4)
+    axes.set_xlabel("AUROC")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="best")
+    what = "category" if (rows["category"] == MEAN).any() else "fold and seed"
+    add_headline(axes, "Image AUROC", f"mean and standard deviation; a dot for each {what}")
+
+
+def _draw_speed(axes: Axes, speeds: pd.Series) -> None:
+    bars = axes.barh(range(len(speeds)), speeds.fillna(0), height=0.5, color="#72b7b2")
+    axes.bar_label(bars, [html.format_number(speed, ",.1f") for speed in speeds], padding=4)
+    axes.set_xlabel("images per second")
+    axes.margins(x=0.15)
+    add_headline(axes, "Speed of scoring", "with reading from the disk")

@@ -16,86 +16,85 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from tqdm import tqdm
 
-from defects.config import resolve
+from defects.config import Config, resolve
 from defects.config_data import DataConfig
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
+from defects.data.registration import flip_image
+from defects.data.sibling_report import EDGES, load_search, show_correlation
+from defects.files import read_csv
+from defects.reports import html
 from defects.reports.charts import (
     DEFECT_COLOUR,
     NORMAL_COLOUR,
     TEST_COLOUR,
     add_headline,
+    add_histogram,
     draw_panel,
     shorten_name,
 )
-from defects.reports.figures import draw_side_by_side, mark_defects, read_tile
-from defects.reports.html import (
-    SMALL_DISPLAY_PIXELS,
-    Block,
-    Card,
-    Cards,
-    Charts,
-    Fact,
-    PageSection,
-    Text,
-    build_page,
-    embed_jpeg,
+from defects.reports.figures import (
+    THUMBNAIL_PIXELS,
+    build_side_by_side,
+    draw_side_by_side,
+    mark_defects,
+    read_tile,
 )
-from defects.writing import write_bytes
 
-COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}  # of the parts
-KIND_COLOUR, GROUP_COLOUR = "#f2abaa", "#72b7b2"
-SAMPLES = {"train defect": 24, "train normal": 24, "test": 12}  # images of each part on the page
-MEASURED = 650  # images of each part whose pixels are read: below 2,000 in all
-KINDS = 8  # kinds of defect listed one by one
-MOST_GROUPS = 40  # shown
-CLASSES = {0: "normal", 1: "defect"}
-CHARTS = (
+PART_COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}
+KIND_COLOUR = "#f2abaa"
+GROUP_COLOUR = "#72b7b2"
+EXAMPLES_OF_PART = {"train defect": 24, "train normal": 24, "test": 12}  # images of each part on the page
+MEASURED_IMAGES = 650  # of each part, whose pixels are read: below 2,000 in all
+KINDS = 8  # kinds of defect with a bar of their own
+MOST_GROUPS = 40
+JOINED_PAIRS = 16  # at most, of one group
+SEPARATE_PAIRS = 12  # at most, of different groups
+CORRELATION_TICKS = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999]
+LABEL_NAMES = {0: "normal", 1: "defect"}
+CHARTS_TEXT = (
     "What differs between the classes, or between training and test, is learnt in place of the defects. A "
     "share is one of all images of that colour."
 )
-GROUPS = (
+GROUPS_TEXT = (
     "Images of a group are taken to show the same thing, so a group is never divided between folds. Where "
     "such images do not show the same thing, or others do, name what belongs together in split.group_file or "
     "split.group_pattern."
 )
-NO_GROUPS = "No two images are taken to show the same thing."
-
-
-def write_data_report(
-    path: Path, data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[Block]
-) -> None:
-    """Write the page about `images` (of images.csv) and `folds` (of folds.csv, joined with images.csv).
-
-    `siblings` are those of sibling_pairs.draw_siblings.
-    """
-    write_bytes(path, build_data_report(data, images, folds, siblings).encode())
+NO_GROUPS_TEXT = "No two images are taken to show the same thing."
 
 
 def build_data_report(
-    data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[Block]
+    data: DataConfig, images: pd.DataFrame, folds: pd.DataFrame, siblings: list[html.Block]
 ) -> str:
-    """The page as HTML."""
+    """The page as HTML, about `images` (of images.csv) and `folds` (of folds.csv, joined with images.csv).
+
+    `siblings` are those of draw_siblings.
+    """
     images = images.assign(part=name_parts(images))
     test = int((images["part"] == "test").sum())
     subtitle = f"{len(images) - test:,} training images, {f'{test:,}' if test else 'no'} test images"
     panels = list_panels_of(images, folds, measure_images(data, images))
     sections = [
-        PageSection("Charts", [Text(CHARTS), Charts([draw_panel(panel) for panel in panels])]),
-        PageSection("Images", draw_example_images(data, images)),
-        PageSection("How alike photographs are", siblings),
-        PageSection("Photographs of the same thing", draw_groups(data, folds)),
+        html.PageSection(
+            "Charts", [html.Text(CHARTS_TEXT), html.Charts([draw_panel(panel) for panel in panels])]
+        ),
+        html.PageSection("Images", draw_example_images(data, images)),
+        html.PageSection("How alike photographs are", siblings),
+        html.PageSection("Photographs of the same thing", draw_groups(data, folds)),
     ]
-    return build_page(data.name, subtitle, sections)
+    return html.build_page(data.name, subtitle, sections)
 
 
 def name_parts(images: pd.DataFrame) -> pd.Categorical:
-    """[N], a key of COLOURS and in their order: where each image of images.csv belongs."""
+    """[N], a key of PART_COLOURS and in their order: where each image of images.csv belongs."""
     train = np.where(images["label"].eq(1).fillna(False), "train defect", "train normal")
-    return pd.Categorical(np.where(images["split"] == "test", "test", train), list(COLOURS), ordered=True)
+    return pd.Categorical(
+        np.where(images["split"] == "test", "test", train), list(PART_COLOURS), ordered=True
+    )
 
 
 def list_panels_of(
@@ -116,63 +115,63 @@ def list_panels_of(
     return panels
 
 
-def draw_example_images(data: DataConfig, images: pd.DataFrame) -> list[Block]:
+def draw_example_images(data: DataConfig, images: pd.DataFrame) -> list[html.Block]:
     """Images of each part, spread evenly over it and so over its kinds; defects are outlined."""
-    blocks: list[Block] = []
-    for name, count in SAMPLES.items():
+    blocks: list[html.Block] = []
+    for name, count in EXAMPLES_OF_PART.items():
         of_part = images[images["part"] == name].sort_values(["kind", "image_id"])
         if of_part.empty:
             continue
         rows = pick_spread(of_part, count).to_dict("records")
         outlined = ", defects outlined in yellow" if any(is_marked(row) for row in rows) else ""
         title = f"{name}: {len(rows):,} of {len(of_part):,} images{outlined}"
-        blocks.append(Cards(title, [draw_sample(data, row) for row in rows]))
+        blocks.append(html.Cards(title, [draw_sample(data, row) for row in rows]))
     return blocks
 
 
-def draw_sample(data: DataConfig, row: dict[str, Any]) -> Card:
+def draw_sample(data: DataConfig, row: dict[str, Any]) -> html.Card:
     name = Path(row["image_id"]).name
     tile = mark_defects(read_tile(data, row), data, row)
-    facts = (Fact(row["kind"]),) if row["kind"] else ()
-    return Card(name, (embed_jpeg(tile, name),), facts, row["image_id"])
+    facts = (html.Fact(row["kind"]),) if row["kind"] else ()
+    return html.Card(name, (html.embed_jpeg(tile, name),), facts, row["image_id"])
 
 
-def draw_groups(data: DataConfig, folds: pd.DataFrame) -> list[Block]:
+def draw_groups(data: DataConfig, folds: pd.DataFrame) -> list[html.Block]:
     """Groups of two or more images; those with different labels come first.
 
-    Half of the others, up to MOST_GROUPS in all, are the largest groups, half an even sample of the rest.
+    Of those of one class, up to MOST_GROUPS in all, half are the largest and half an even sample.
     """
     members = folds[folds.duplicated("group", keep=False)]
     if members.empty:
-        return [Text(NO_GROUPS)]
+        return [html.Text(NO_GROUPS_TEXT)]
     labels = members.groupby("group")["label"].nunique()
     sizes = members.groupby("group").size().sort_values(ascending=False, kind="stable")
     mixed = sizes[labels[sizes.index] > 1].index
-    others = sizes[labels[sizes.index] <= 1].index
-    shown = choose_groups(others, max(0, MOST_GROUPS - len(mixed)))
+    pure = sizes[labels[sizes.index] <= 1].index
+    chosen = choose_groups(pure, max(0, MOST_GROUPS - len(mixed)))
     counts = f"{len(sizes):,} groups of {len(folds):,} images have two or more members"
-    blocks: list[Block] = [Text(GROUPS), Text(f"{counts}.")]
+    blocks: list[html.Block] = [html.Text(GROUPS_TEXT), html.Text(f"{counts}.")]
     for title, groups, total, is_alert in (
         ("Groups that hold both classes", mixed[:MOST_GROUPS], len(mixed), True),
-        ("Groups of one class", shown, len(others), False),
+        ("Groups of one class", chosen, len(pure), False),
     ):
         if len(groups):
             cards = [draw_group(data, members[members["group"] == group]) for group in groups]
             title = f"{title} ({len(groups)} of {total:,})"
-            blocks.append(Cards(title, cards, is_alert, SMALL_DISPLAY_PIXELS, most_across=4))
+            blocks.append(html.Cards(title, cards, is_alert, html.SMALL_DISPLAY_PIXELS, most_across=4))
     return blocks
 
 
 def choose_groups(groups: pd.Index, count: int) -> list:
     """The first of `groups`, which are sorted by size, and an even sample of the others."""
     largest = min(len(groups), (count + 1) // 2)
-    rest = groups[largest:]
-    places = np.linspace(0, len(rest) - 1, min(count - largest, len(rest))).astype(int)
-    return [*groups[:largest], *rest[places]]
+    smaller = groups[largest:]
+    positions = np.linspace(0, len(smaller) - 1, min(count - largest, len(smaller))).astype(int)
+    return [*groups[:largest], *smaller[positions]]
 
 
-def draw_group(data: DataConfig, rows: pd.DataFrame) -> Card:
-    captions = [CLASSES.get(label, "") for label in rows["label"]]
+def draw_group(data: DataConfig, rows: pd.DataFrame) -> html.Card:
+    captions = [LABEL_NAMES.get(label, "") for label in rows["label"]]
     return draw_side_by_side(data, rows.to_dict("records"), captions, f"{len(rows):,} images")
 
 
@@ -186,8 +185,10 @@ def pick_spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def measure_images(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
-    """Of at most MEASURED images of each part: part, mean and deviation (grey levels), area (per cent)."""
-    sample = pd.concat([pick_spread(rows, MEASURED) for _, rows in images.groupby("part", observed=True)])
+    """Of at most MEASURED_IMAGES of each part: part, mean and deviation (grey levels), area (per cent)."""
+    sample = pd.concat(
+        [pick_spread(rows, MEASURED_IMAGES) for _, rows in images.groupby("part", observed=True)]
+    )
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         jobs = pool.map(partial(_measure_one, data), sample.to_dict("records"))
         facts = list(tqdm(jobs, "measuring images", len(sample), leave=False, disable=None))
@@ -209,8 +210,8 @@ def count_classes(images: pd.DataFrame) -> pd.Series:
     parts = images["part"].value_counts(sort=False).rename(index=str)
     kinds = images.loc[(images["part"] == "train defect") & (images["kind"] != ""), "kind"].value_counts()
     if len(kinds) > KINDS:
-        rest = kinds.iloc[KINDS - 1 :]
-        kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rest)} other kinds": rest.sum()})])
+        rare = kinds.iloc[KINDS - 1 :]
+        kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rare)} other kinds": rare.sum()})])
     kinds.index = "defect: " + kinds.index.astype(str).map(shorten_name)
     return pd.concat([parts[["train defect"]], kinds, parts[["train normal", "test"]]])
 
@@ -224,7 +225,7 @@ def count_group_sizes(folds: pd.DataFrame) -> pd.Series:
 
 
 def draw_counts(axes: Axes, counts: pd.Series) -> None:
-    colours = [COLOURS.get(name, KIND_COLOUR) for name in counts.index]
+    colours = [PART_COLOURS.get(name, KIND_COLOUR) for name in counts.index]
     bars = axes.barh(range(len(counts)), counts, color=colours, tick_label=counts.index)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
     axes.invert_yaxis()
@@ -239,13 +240,14 @@ def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
     """A bubble per part and size; small ones and defects lie on top, so that equal sizes show as rings."""
     sizes = images.groupby(["part", "width", "height"], observed=True).size().rename("images").reset_index()
     sizes = sizes.sort_values(["images", "part"], ascending=False)
-    areas, colours = 15 + 600 * sizes["images"] / len(images), sizes["part"].map(COLOURS).tolist()
+    areas = 15 + 600 * sizes["images"] / len(images)
+    colours = sizes["part"].map(PART_COLOURS).tolist()
     axes.scatter(sizes["width"], sizes["height"], areas, colours, alpha=0.6, linewidths=0)
     for axis, side in ((axes.xaxis, "width"), (axes.yaxis, "height")):
         _size_scale(axis, images[side])
         axis.set_label_text(f"{side}, pixels")
     for key in sizes["part"].drop_duplicates().sort_values():
-        axes.scatter([], [], 40, COLOURS[key], label=key)
+        axes.scatter([], [], 40, PART_COLOURS[key], label=key)
     axes.legend(title="area: number of images")
     add_headline(axes, "Image sizes", describe_sizes(images))
 
@@ -287,16 +289,15 @@ def draw_group_sizes(axes: Axes, folds: pd.DataFrame) -> None:
 
 
 def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, column: str) -> None:
-    """Overlaid histograms of the parts, each in per cent of its own images: parts differ much in number."""
+    """Overlaid histograms of the parts, in shares of their images."""
     bins = np.histogram_bin_edges(measured[column], 16)
     for key, rows in measured.groupby("part", observed=True):
-        shares = np.full(len(rows), 100 / len(rows))
-        of = "" if len(rows) == totals[key] else f" of {totals[key]:,}"
-        style = {"histtype": "stepfilled", "fc": (COLOURS[key], 0.2), "ec": COLOURS[key], "lw": 1.5}
-        axes.hist(rows[column], bins, weights=shares, label=f"{key} ({len(rows):,}{of} images)", **style)
-    axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of that colour, %")
+        total = "" if len(rows) == totals[key] else f" of {totals[key]:,}"
+        add_histogram(axes, rows[column], bins, PART_COLOURS[key], f"{key} ({len(rows):,}{total} images)")
+    axes.set(xlabel="grey levels, 0 to 255", ylabel="share of the images of that colour")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.locator_params(axis="x", nbins=7)
-    axes.margins(y=0.5)  # room for the legend
+    axes.margins(y=0.5)  # space for the legend
     axes.legend(loc="upper right")
     titles = {
         "mean": ("Brightness of each image", "mean grey level"),
@@ -308,9 +309,79 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
 def draw_area(axes: Axes, area: pd.Series) -> None:
     """`area`: marked share of each image with a mask, per cent."""
     low, high = area.min() / 2, min(100, 2 * area.max())
-    axes.hist(area, np.geomspace(low, high, 18), color=COLOURS["train defect"])
+    axes.hist(area, np.geomspace(low, high, 18), color=PART_COLOURS["train defect"])
     _log_scale(axes.xaxis)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="share of the image marked in its mask, %", ylabel="images")
     detail = f"{len(area):,} masks; median {area.median():.2g} %, {area.min():.2g} to {area.max():.2g} %"
     add_headline(axes, "Defective area", detail)
+
+
+# --- siblings ----------------------------------------------------------------------------------------------
+
+
+def draw_siblings(config: Config, folds: pd.DataFrame) -> list[html.Block]:
+    """The chart, pairs of one group and pairs of different groups; nothing where the search is switched off.
+
+    `folds` are the training rows of images.csv with their group.
+    """
+    search = load_search(config)
+    if search is None:
+        return []
+    pairs = read_csv(config.dataset_dir / "pairs.csv", ["i", "j", "kind", "flip"], "src/split.py")
+    joined = choose_least_certain(pairs, folds)
+    separate = pd.DataFrame(search["closest_apart"], columns=["i", "j", "correlation", "flip"])[
+        :SEPARATE_PAIRS
+    ]
+    images = folds.set_index("image_id", drop=False)
+    blocks: list[html.Block] = [html.Charts([draw_panel(partial(draw_correlations, search=search))])]
+    for title, chosen in (
+        ("In one group, the least certain first", joined),
+        ("In different groups, the closest first", separate),
+    ):
+        if len(chosen):
+            cards = [draw_pair(config.data, images, pair) for pair in chosen.to_dict("records")]
+            blocks.append(html.Cards(title, cards))
+    return blocks
+
+
+def choose_least_certain(pairs: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
+    """The JOINED_PAIRS pairs that agree least among those that the search put into one group."""
+    group = folds.set_index("image_id")["group"]
+    is_joined = pairs["i"].map(group).to_numpy() == pairs["j"].map(group).to_numpy()
+    joined = pairs[is_joined & (pairs["kind"] == "sibling")]
+    return joined.sort_values("correlation", kind="stable")[:JOINED_PAIRS]
+
+
+def draw_correlations(axes: Axes, search: dict[str, Any]) -> None:
+    """Correlations of proposed pairs and of different objects, on the scale of Fisher's transform."""
+    for name, label, colour in (
+        ("compared", "proposed pairs", NORMAL_COLOUR),
+        ("different", "pairs of different objects (sample)", DEFECT_COLOUR),
+    ):
+        counts = np.array(search[name])
+        axes.stairs(counts, EDGES, fill=True, color=colour, alpha=0.5, label=f"{label}: {counts.sum():,}")
+    threshold = search["threshold"] if search["stricter"] is None else search["stricter"]
+    axes.axvline(np.arctanh(min(threshold, np.tanh(EDGES[-1]))), color="black", label="threshold")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(np.arctanh(CORRELATION_TICKS), [f"{tick:g}" for tick in CORRELATION_TICKS], rotation=45)
+    axes.set(xlabel="correlation of the registered pictures", ylabel="pairs", xlim=(EDGES[0], EDGES[-1]))
+    axes.legend()
+    limit = show_correlation(threshold)
+    detail = f"pairs above {limit} are taken to show one object"
+    if search["kind"] == "alike":
+        detail = f"pairs that stand out, most above {limit}, are taken to show one object"
+    add_headline(axes, "How alike photographs are", detail)
+
+
+def draw_pair(data: DataConfig, images: pd.DataFrame, pair: dict[str, Any]) -> html.Card:
+    """Two photographs in a row, the second flipped as it lies on the first."""
+    image_ids = [pair["i"], pair["j"]]
+    names = [Path(image_id).name for image_id in image_ids]
+    tiles = [read_tile(data, images.loc[image_id].to_dict(), THUMBNAIL_PIXELS) for image_id in image_ids]
+    tiles[1] = np.ascontiguousarray(flip_image(tiles[1], pair["flip"]))
+    title = f"correlation {show_correlation(pair['correlation'])}"
+    facts = (html.Fact(f"the second one flipped: {pair['flip']}"),) if pair["flip"] != "none" else ()
+    return build_side_by_side(title, names, tiles, ["", ""], facts)

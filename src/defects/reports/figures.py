@@ -21,12 +21,12 @@ from defects.evaluation.display_scales import (
 )
 from defects.evaluation.pixels import Maps
 from defects.evaluation.thresholds import fit_map_limits
-from defects.reports.html import Card, Fact, Legend, embed_jpeg
+from defects.reports import html
 
-TILE_PIXELS = 380**2  # area of an image that is shown: enough to be enlarged, some 25 kB as JPEG
+TILE_PIXELS = 380**2  # area of an image: enough to be enlarged, some 25 kB as JPEG
 THUMBNAIL_PIXELS = 220**2  # area of one of many
 LONGEST_SIDE = 1200  # pixels
-MOST_BESIDE = 12  # images of a card
+MOST_COMPARED = 12  # images of a card
 MASK_COLOUR = (255, 230, 0)  # yellow: visible on grey, rust and black
 
 Row = dict[str, Any]  # of images.csv
@@ -81,43 +81,46 @@ def fit_limits(rows: pd.DataFrame, maps: Mapping[str, Maps], fpr: float) -> MapL
     """
     limits = {}
     for fold, part in rows.groupby("fold"):
-        of_fold = maps[fold]
-        shown = part[part["image_id"].isin(set(of_fold))]
-        normal = shown[shown["label"] == 0]
-        chosen = shown if normal.empty else normal
+        fold_maps = maps[fold]
+        mapped = part[part["image_id"].isin(set(fold_maps))]
+        normal = mapped[mapped["label"] == 0]
+        chosen = mapped if normal.empty else normal
         if len(chosen):
-            planes = (of_fold[image_id][None] for image_id in chosen["image_id"])
-            medians, thresholds = fit_map_limits(planes, fpr, of_fold.segment, has_normal=len(normal) > 0)
+            planes = (fold_maps[image_id][None] for image_id in chosen["image_id"])
+            medians, thresholds = fit_map_limits(planes, fpr, fold_maps.segment, has_normal=len(normal) > 0)
             limits[fold] = (medians[0], thresholds[0])
     return limits
 
 
-def draw_legend() -> Legend:
+def draw_legend() -> html.Legend:
     """The scale of heat maps on all pages."""
-    return Legend(
-        embed_jpeg(paint_scale(520, 12), "colours of the heat maps, from normal to twice the threshold"),
+    return html.Legend(
+        html.embed_jpeg(paint_scale(520, 12), "colours of the heat maps, from normal to twice the threshold"),
         ("0: like normal pixels", "50: threshold, outlined in cyan", "100: twice as far, or more"),
         "Heat of an anomaly map, on one scale for all images: 0 is the median of the normal pixels out of "
-        "fold. "
-        "The threshold is the one from which an exported model marks a region.",
+        "fold. The threshold is the one from which an exported model marks a region.",
     )
 
 
-def draw_side_by_side(data: DataConfig, rows: list[Row], captions: list[str], title: str) -> Card:
-    """Images of a data set that are to be compared; of many the first MOST_BESIDE."""
-    shown = rows[:MOST_BESIDE]
-    names = [Path(row["path"]).name for row in shown]
-    tiles = [read_tile(data, row, THUMBNAIL_PIXELS) for row in shown]
-    left_out = len(rows) - len(shown)
-    facts = (Fact(f"and {left_out:,} more"),) if left_out else ()
-    return build_side_by_side(title, names, tiles, captions[: len(shown)], facts)
+def draw_side_by_side(data: DataConfig, rows: list[Row], captions: list[str], title: str) -> html.Card:
+    """Images of a data set that are to be compared; of many the first MOST_COMPARED."""
+    compared = rows[:MOST_COMPARED]
+    names = [Path(row["path"]).name for row in compared]
+    tiles = [read_tile(data, row, THUMBNAIL_PIXELS) for row in compared]
+    left_out = len(rows) - len(compared)
+    facts = (html.Fact(f"and {left_out:,} more"),) if left_out else ()
+    return build_side_by_side(title, names, tiles, captions[: len(compared)], facts)
 
 
 def build_side_by_side(
-    title: str, names: list[str], tiles: list[np.ndarray], captions: list[str], facts: tuple[Fact, ...] = ()
-) -> Card:
-    """Images uint8 [h, w, 3] beside each other, each over its name and caption; `facts` are about all."""
+    title: str,
+    names: list[str],
+    tiles: list[np.ndarray],
+    captions: list[str],
+    facts: tuple[html.Fact, ...] = (),
+) -> html.Card:
+    """Images uint8 [h, w, 3] in a row, above their names and captions; `facts` are about all of them."""
     pictures = []
     for name, tile, caption in zip(names, tiles, captions, strict=True):
-        pictures.append(embed_jpeg(tile, name, f"{name}: {caption}" if caption else name))
-    return Card(title, tuple(pictures), facts)
+        pictures.append(html.embed_jpeg(tile, name, f"{name}: {caption}" if caption else name))
+    return html.Card(title, tuple(pictures), facts)

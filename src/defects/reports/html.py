@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from defects.writing import write_bytes
+
 TEMPLATES = Path(__file__).with_name("templates")
 JPEG_QUALITY = 80
 WIDE_ASPECT = 2.0  # width to height from which the pictures of a card lie below each other
 DISPLAY_PIXELS = 168  # side of a square with the area that a picture takes up in a grid
 SMALL_DISPLAY_PIXELS = 112  # of pictures of which there are many in a card
-MOST_ACROSS = 6  # pictures beside each other in a card
+MOST_ACROSS = 6  # pictures in a row of a card
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Card:
-    """What belongs to one image: its name, lines of text, pictures. `hint` is shown with the name "
-    "enlarged."""
+    """What belongs to one image: its name, lines of text, pictures. The enlarged view also has `hint`."""
 
     title: str
     pictures: tuple[Picture, ...]
@@ -80,11 +81,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Charts:
-    """SVG documents, as charts.draw_svg makes them; as many beside each other as there is room for."""
+    """SVG elements, as charts.draw_svg makes them; as many in a row as fit."""
 
     kind: ClassVar[str] = "charts"
     drawings: list[str]
-    width: int | None = 400  # CSS pixels that each needs; None: the whole width
+    width: int | None = 400  # CSS pixels of a chart at least; None: that of the page
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ def build_page(
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "enlarge.js").read_text(encoding="utf-8")),
     )
+
+
+def write_page(path: Path, page: str) -> None:
+    write_bytes(path, page.encode())
 
 
 @cache

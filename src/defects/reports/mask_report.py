@@ -1,4 +1,4 @@
-"""Masks that a run makes of its out-of-fold images by the untuned rule: their Dice, and cards of them."""
+"""Masks of a run's out-of-fold images by the untuned rule: their Dice, and cards of them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.mask_rules import Rule, to_mask
 from defects.evaluation.metrics import pair_dice
 from defects.evaluation.pixels import Maps
+from defects.reports import html
 from defects.reports.figures import MASK_COLOUR, Row, outline_around, read_tile
-from defects.reports.html import Card, Cards, Fact, embed_jpeg, format_number
 from defects.submission.masks import Candidate
 
-SHOWN = 6  # images of a kind
+IMAGES_OF_A_KIND = 6
 
 
 def make_masks(
@@ -84,45 +84,51 @@ def _format_dice(rows: pd.DataFrame) -> str:
     """`0.912 ± 0.013`: mean Dice, and the standard deviation of the folds' means."""
     folds = rows.groupby("fold")["dice"].mean()
     spread = f" ± {folds.std():.3f}" if len(folds) > 1 else ""
-    return format_number(rows["dice"].mean()) + spread
+    return html.format_number(rows["dice"].mean()) + spread
 
 
 def draw_mask_cards(
     data: DataConfig, rows: pd.DataFrame, maps: Mapping[str, Maps], dice: pd.DataFrame
-) -> list[Cards]:
-    """False alarms, the worst, usual and best masks of each class; classes with nothing to show left out.
+) -> list[html.Cards]:
+    """False alarms, the worst, usual and best masks of each class; without classes that have none of these.
 
     `rows` as for measure_dice, `dice` is what it returns.
     """
-    grids = {
-        (name, title): shown
-        for name, of_class in dice.groupby("target", sort=False)
-        for title, shown in choose_masks(of_class, SHOWN).items()
-    }
+    grids = {}
+    for name, of_class in dice.groupby("target", sort=False):
+        for title, of_kind in choose_masks(of_class, IMAGES_OF_A_KIND).items():
+            grids[name, title] = of_kind
     if not grids:
         return []
     chosen = pd.concat(grids.values())
-    wanted = set(zip(chosen["image_id"], chosen["target"], strict=True))
+    chosen_pairs = set(zip(chosen["image_id"], chosen["target"], strict=True))
     of_chosen = rows[rows["image_id"].isin(chosen["image_id"])]
     images = of_chosen.drop_duplicates("image_id").set_index("image_id").to_dict("index")
     tiles = {}
     for candidate, mask in make_masks(data, of_chosen, maps):
         key = (candidate.image_id, candidate.target)
-        if key in wanted:
+        if key in chosen_pairs:
             tiles[key] = draw_masks(data, images[candidate.image_id], candidate.truth, mask)
-    found = []
-    for (name, title), shown in grids.items():
-        cards = [_build_card(row, tiles[row["image_id"], name]) for row in shown.to_dict("records")]
-        found.append(Cards(f"Class {name}: {title}", cards))
-    return found
+    blocks = []
+    for (name, title), of_kind in grids.items():
+        cards = []
+        for row in of_kind.to_dict("records"):
+            image_name = Path(row["image_id"]).name
+            tile = tiles[row["image_id"], name]
+            picture = html.embed_jpeg(tile, f"{image_name} with the true mask and the predicted one")
+            fact = html.Fact(f"Dice {row['dice']:.3f}, fold {row['fold']}", is_wrong=row["dice"] == 0)
+            cards.append(html.Card(image_name, (picture,), (fact,), row["image_id"]))
+        blocks.append(html.Cards(f"Class {name}: {title}", cards))
+    return blocks
 
 
 def choose_masks(rows: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:
     """Title -> up to `count` rows of measure_dice of one class, none of them twice."""
     alarms = rows[rows["empty"] & (rows["dice"] == 0)].sort_values("pixels", ascending=False)
     marked = rows[~rows["empty"]].sort_values(["dice", "pixels"], ascending=[True, False])
-    worst, rest = marked[:count], marked[count:]
-    best, between = rest[-count:][::-1], rest[:-count]
+    worst = marked[:count]
+    best = marked[count:][-count:][::-1]
+    between = marked[count:-count]
     median = marked["dice"].median()
     usual = between.loc[(between["dice"] - median).abs().sort_values(kind="stable").index[:count]]
     without = f"{rows['empty'].sum():,} images without it"
@@ -140,10 +146,3 @@ def draw_masks(data: DataConfig, row: Row, truth: np.ndarray, mask: np.ndarray) 
     """uint8 [h, w, 3] of a row of images.csv with both masks [H, W] outlined."""
     tile = outline_around(read_tile(data, row), truth, MASK_COLOUR, gap=4)
     return outline_around(tile, mask, LIMIT_COLOUR, gap=2)  # where both agree, both lines are seen
-
-
-def _build_card(row: Row, tile: np.ndarray) -> Card:
-    name = Path(row["image_id"]).name
-    picture = embed_jpeg(tile, f"{name} with the true mask and the one made")
-    facts = (Fact(f"Dice {row['dice']:.3f}, fold {row['fold']}", is_wrong=row["dice"] == 0),)
-    return Card(name, (picture,), facts, row["image_id"])

@@ -1,19 +1,26 @@
-"""The report of a run: figures, charts and images of its out-of-fold scores.
+"""The report of a run: tables of its folds, figures, charts and images of its out-of-fold scores.
 
 Answers of test images are not read: everything is about images that the models did not learn from.
 """
 
 from base64 import b64encode
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from defects.config import ThresholdConfig
+from defects.config import Config, ThresholdConfig, resolve
+from defects.data.fold_files import DataTables
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
-from defects.reports.curves import draw_score_charts, draw_training_charts
+from defects.evaluation.metrics import rank_metrics
+from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
+from defects.evaluation.scales import align_oof
+from defects.reports import html
+from defects.reports.charts import draw_score_charts, draw_training_charts
 from defects.reports.figures import (
     MapLimits,
     Row,
@@ -23,26 +30,11 @@ from defects.reports.figures import (
     mark_defects,
     read_tile,
 )
-from defects.reports.html import (
-    Block,
-    Card,
-    Cards,
-    Charts,
-    Fact,
-    KeyFigure,
-    PageSection,
-    Picture,
-    Table,
-    Text,
-    build_page,
-    embed_jpeg,
-    format_number,
-)
 from defects.reports.mask_report import build_dice_table, draw_mask_cards, measure_dice
-from defects.reports.run_tables import RunTables, measure_folds
-from defects.writing import write_bytes
+from defects.runs import OOF_MAPS, Run
 
-WORST, CLEAREST = 12, 4  # images of a class that are shown
+WORST = 12  # images of a class in the gallery
+CLEAREST = 6  # WORST and CLEAREST fill rows of two, three or six cards
 GALLERY_TITLES = {
     0: ("Normal images: the highest scores", "Normal images: the lowest scores"),
     1: ("Defects: the lowest scores", "Defects: the highest scores"),
@@ -60,11 +52,11 @@ GALLERY = (
     "outlined in yellow. Click an image to enlarge it."
 )
 MASKS = (
-    "By the untuned rule, of images that the model did not learn from. Yellow runs around the true mask, "
-    "cyan around the one made, a little closer."
+    "By the untuned rule, of images that the model did not learn from. The true mask is outlined in yellow, "
+    "the predicted one in cyan, a little closer."
 )
-SAMPLES = "What the first fold learnt from: a normal image, where it was changed, and how."
-TRAINING = "Means over the images of an epoch; from unseen images nothing was learnt."
+SAMPLES_TEXT = "What the first fold learnt from: a normal image, where it was changed, and how."
+TRAINING = "Means over the images of an epoch. Validation images are not learnt from."
 NO_EPOCHS = "This detector has no epochs: it was fitted in one pass."
 DICE = (
     "Of masks by the untuned rule: a class is marked from a probability of 0.5 on, a pixel too, and parts of "
@@ -72,6 +64,7 @@ DICE = (
     "standard deviation over the folds. Missed: nothing of the defect is marked. False alarm: anything is "
     "marked where there is nothing."
 )
+FOLD_COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb", "parameters", "device"]
 FOLD_COLUMNS = {
     "images": ("images", ",.0f"),
     "defects": ("defects", ",.0f"),
@@ -86,9 +79,80 @@ FOLD_COLUMNS = {
 }
 
 
-def write_run_report(path: Path, tables: RunTables) -> None:
-    """Write the page to `path`."""
-    write_bytes(path, build_run_report(tables).encode())
+@dataclass(frozen=True)
+class RunTables:
+    """What the report of a run is drawn from; `maps`, `costs` and `histories` are by fold.
+
+    `oof` is that of load_aligned_oof; `class_oof` are rows of oof.csv for data.classes, joined with
+    images.csv, none if the detector does not tell classes apart; `samples` is a PNG of images that training
+    changed, if it changes any.
+    """
+
+    config: Config
+    oof: pd.DataFrame
+    class_oof: pd.DataFrame
+    maps: dict[str, Maps]
+    costs: dict[str, dict[str, Any]]
+    histories: dict[str, pd.DataFrame]
+    samples: bytes | None
+
+
+def load_run_tables(run: Run, tables: DataTables) -> RunTables:
+    """Raises UserError if no fold is trained, or on other data than the present."""
+    oof = load_aligned_oof(run, tables)
+    class_oof = run.load_oof(tables.folds, tuple(run.config.data.classes))
+    folds = sorted(oof["fold"].unique())
+    samples = run.fold_folder(folds[0]) / "samples.png"
+    return RunTables(
+        config=run.config,
+        oof=oof,
+        class_oof=class_oof.merge(tables.images.drop(columns="label"), on="image_id"),
+        maps={fold: Maps(run.fold_folder(fold) / OOF_MAPS) for fold in folds},
+        costs={fold: run.read_costs(fold) for fold in folds},
+        histories={fold: run.read_history(fold) for fold in folds},
+        samples=samples.read_bytes() if samples.exists() else None,
+    )
+
+
+def load_aligned_oof(run: Run, tables: DataTables) -> pd.DataFrame:
+    """images.csv's rows of all finished folds with fold, group, probability and two scores.
+
+    `raw` is the score of the model that did not learn from the image, `score` its log-odds on the scale
+    common to all folds. Raises UserError if nothing is trained, or on other data.
+    """
+    images = tables.images.drop(columns="label")
+    oof = run.load_oof(tables.folds).rename(columns={"score": "raw"}).merge(images, on="image_id")
+    return oof.assign(score=align_oof(oof)[0])
+
+
+def measure_fold(
+    rows: pd.DataFrame, maps: Maps, costs: dict[str, Any], root: Path
+) -> dict[str, float | str | None]:
+    """Figures of one model on `rows` (label, raw, and those of images.csv), and what it cost.
+
+    `root` is the folder of the data set.
+    """
+    labels = rows["label"].to_numpy(dtype=int)
+    return {
+        "images": len(rows),
+        "defects": int(labels.sum()),
+        **rank_metrics(labels, rows["raw"].to_numpy()),
+        **pixel_metrics(masked_maps(rows, maps, root)),
+        **{name: costs.get(name) for name in FOLD_COSTS},
+    }
+
+
+def measure_folds(tables: RunTables) -> pd.DataFrame:
+    """measure_fold of every fold out of fold, a row each, indexed by fold."""
+    root = resolve(tables.config.data.root)
+    figures = {
+        fold: measure_fold(rows, tables.maps[fold], tables.costs[fold], root)
+        for fold, rows in tables.oof.groupby("fold")
+    }
+    return pd.DataFrame.from_dict(figures, orient="index").rename_axis("fold")
+
+
+# --- the page ----------------------------------------------------------------------------------------------
 
 
 def build_run_report(tables: RunTables) -> str:
@@ -97,27 +161,31 @@ def build_run_report(tables: RunTables) -> str:
     expected = estimate(tables.oof, config.threshold.rule, config.threshold.fpr)
     folds = measure_folds(tables)
     dice = measure_dice(config.data, tables.class_oof, tables.maps)
-    has_both = has_normal(expected)
-    mask_cards = [] if dice is None else draw_mask_cards(config.data, tables.class_oof, tables.maps, dice)
-    charts = draw_training_charts(tables.histories)
-    sections = [
-        PageSection("Decision", [Text(describe_decision(expected) + describe_share(config.threshold))]),
-        PageSection("Dice", [] if dice is None else [Text(DICE), Table(build_dice_table(dice))]),
-        PageSection("Folds", [Table(build_fold_table(folds))]),
-        PageSection(
-            "Scores and errors",
-            [Text(DEFECT_SCORE), Charts(draw_score_charts(tables.oof, expected))] if has_both else [],
-        ),
-        PageSection("Masks of each class", [Text(MASKS), *mask_cards] if mask_cards else []),
-        PageSection("Gallery", draw_gallery(tables, expected["score_threshold"])),
-        PageSection("Training samples", draw_training_samples(tables.samples)),
-        PageSection("Training", [Text(TRAINING), Charts(charts)] if charts else [Text(NO_EPOCHS)]),
+    decision = describe_decision(expected) + describe_share(config.threshold)
+    sections = [html.PageSection("Decision", [html.Text(decision)])]
+    if dice is not None:
+        dice_blocks = [html.Text(DICE), html.Table(build_dice_table(dice))]
+        sections.append(html.PageSection("Dice", dice_blocks))
+    sections.append(html.PageSection("Folds", [html.Table(build_fold_table(folds))]))
+    if has_normal(expected):
+        score_charts = html.Charts(draw_score_charts(tables.oof, expected))
+        sections.append(html.PageSection("Scores and errors", [html.Text(DEFECT_SCORE), score_charts]))
+    if dice is not None:
+        mask_cards = draw_mask_cards(config.data, tables.class_oof, tables.maps, dice)
+        if mask_cards:
+            sections.append(html.PageSection("Masks of each class", [html.Text(MASKS), *mask_cards]))
+    epoch_charts = draw_training_charts(tables.histories)
+    epochs = [html.Text(TRAINING), html.Charts(epoch_charts)] if epoch_charts else [html.Text(NO_EPOCHS)]
+    sections += [
+        html.PageSection("Gallery", draw_gallery(tables, expected["score_threshold"])),
+        html.PageSection("Training samples", draw_training_samples(tables.samples)),
+        html.PageSection("Training", epochs),
     ]
     subtitle = (
         f"{config.model.name} on {config.data.name}: {expected['images']:,} out-of-fold images, "
         f"{expected['defects']:,} defective; folds {', '.join(expected['folds'])}"
     )
-    return build_page(config.experiment, subtitle, sections, list_key_figures(expected, folds, dice))
+    return html.build_page(config.experiment, subtitle, sections, list_key_figures(expected, folds, dice))
 
 
 def has_normal(expected: dict) -> bool:
@@ -158,7 +226,7 @@ def describe_share(threshold: ThresholdConfig) -> str:
     )
 
 
-def list_key_figures(expected: dict, folds: pd.DataFrame, dice: pd.DataFrame | None) -> list[KeyFigure]:
+def list_key_figures(expected: dict, folds: pd.DataFrame, dice: pd.DataFrame | None) -> list[html.KeyFigure]:
     """The boxes on top; `dice` is mask_report.measure_dice's."""
     figures = []
     if has_normal(expected):
@@ -170,24 +238,26 @@ def list_key_figures(expected: dict, folds: pd.DataFrame, dice: pd.DataFrame | N
         else:
             note = f"90 % interval {interval[0]:.3f} to {interval[1]:.3f}"
         common = "all folds on one scale"
-        error_rate = format_number(expected["equal_error_rate"], ".1%")
+        error_rate = html.format_number(expected["equal_error_rate"], ".1%")
         figures += [
-            KeyFigure("expected macro-F1 (nested CV)", format_number(expected["nested_macro_f1"]), note),
-            KeyFigure("AUROC", format_number(expected["auroc"]), common),
-            KeyFigure("average precision", format_number(expected["average_precision"]), common),
-            KeyFigure("equal error rate", error_rate, "missed = wrongly rejected"),
+            html.KeyFigure(
+                "expected macro-F1 (nested CV)", html.format_number(expected["nested_macro_f1"]), note
+            ),
+            html.KeyFigure("AUROC", html.format_number(expected["auroc"]), common),
+            html.KeyFigure("average precision", html.format_number(expected["average_precision"]), common),
+            html.KeyFigure("equal error rate", error_rate, "missed = wrongly rejected"),
         ]
     if dice is not None:
         note = "out of fold, untuned rule"
         not_empty = dice.loc[~dice["empty"], "dice"]
-        figures.append(KeyFigure("Dice, all pairs", format_number(dice["dice"].mean()), note))
-        figures.append(KeyFigure("Dice, not empty", format_number(not_empty.mean()), note))
+        figures.append(html.KeyFigure("Dice, all pairs", html.format_number(dice["dice"].mean()), note))
+        figures.append(html.KeyFigure("Dice, not empty", html.format_number(not_empty.mean()), note))
     for name in ("pixel_auroc", "aupro"):
         values = folds[name].dropna().astype(float)
         if len(values):
             title, form = FOLD_COLUMNS[name]
             figures.append(
-                KeyFigure(title, format_number(values.mean(), form), f"mean of {len(values)} folds")
+                html.KeyFigure(title, html.format_number(values.mean(), form), f"mean of {len(values)} folds")
             )
     return figures
 
@@ -197,51 +267,50 @@ def build_fold_table(folds: pd.DataFrame) -> pd.DataFrame:
     columns = {}
     for name, (title, form) in FOLD_COLUMNS.items():
         if folds[name].notna().any():
-            columns[title] = [format_number(value, form) for value in folds[name]]
+            columns[title] = [html.format_number(value, form) for value in folds[name]]
     return pd.DataFrame(columns, index=folds.index)
 
 
-def draw_gallery(tables: RunTables, threshold: float) -> list[Block]:
+def draw_gallery(tables: RunTables, threshold: float) -> list[html.Block]:
     """The worst images of each class and its clearest, by the `threshold` in log-odds."""
     limits = fit_limits(tables.oof, tables.maps, tables.config.threshold.fpr)
-    blocks: list[Block] = [Text(GALLERY)]
+    blocks: list[html.Block] = [html.Text(GALLERY)]
     if limits:
         blocks.append(draw_legend())
     for label in (1, 0):
         of_class = tables.oof[tables.oof["label"] == label].sort_values("score", ascending=label == 1)
-        others = of_class[WORST:]
-        parts = (of_class[:WORST], others[-CLEAREST:][::-1])
+        parts = (of_class[:WORST], of_class[WORST:][-CLEAREST:][::-1])
         for title, rows in zip(GALLERY_TITLES[label], parts, strict=True):
             if len(rows):
                 cards = [draw_image_card(tables, row, limits, threshold) for row in rows.to_dict("records")]
-                blocks.append(Cards(f"{title} ({len(rows)} of {len(of_class):,})", cards))
+                blocks.append(html.Cards(f"{title} ({len(rows)} of {len(of_class):,})", cards))
     return blocks
 
 
-def draw_image_card(tables: RunTables, row: Row, limits: MapLimits, threshold: float) -> Card:
+def draw_image_card(tables: RunTables, row: Row, limits: MapLimits, threshold: float) -> html.Card:
     """An out-of-fold image with its score by the `threshold` (log-odds), and its heat map if there is one."""
     name = Path(row["image_id"]).name
     tile = read_tile(tables.config.data, row)
-    pictures = [embed_jpeg(mark_defects(tile, tables.config.data, row), name)]
+    pictures = [html.embed_jpeg(mark_defects(tile, tables.config.data, row), name)]
     fold_maps = tables.maps[row["fold"]]
     if row["image_id"] in fold_maps:
         heat = draw_heat_tile(tile, fold_maps[row["image_id"]], limits[row["fold"]])
-        pictures.append(embed_jpeg(heat, f"heat map of {name}"))
+        pictures.append(html.embed_jpeg(heat, f"heat map of {name}"))
     is_wrong = (row["score"] >= threshold) != (row["label"] == 1)
     score = compute_defect_scores(row["score"], threshold).item()
     text = f"score {format_defect_score(score)}, fold {row['fold']}"
-    facts = [Fact(text, is_wrong)]
+    facts = [html.Fact(text, is_wrong)]
     if row["kind"]:
-        facts.insert(0, Fact(row["kind"]))
-    return Card(name, tuple(pictures), tuple(facts), row["image_id"])
+        facts.insert(0, html.Fact(row["kind"]))
+    return html.Card(name, tuple(pictures), tuple(facts), row["image_id"])
 
 
-def draw_training_samples(samples: bytes | None) -> list[Block]:
-    """What training made of some images, if it kept it."""
+def draw_training_samples(samples: bytes | None) -> list[html.Block]:
+    """Images as training changed them, if it stored any."""
     if samples is None:
         return []
     image = cv2.imdecode(np.frombuffer(samples, np.uint8), cv2.IMREAD_COLOR_RGB)
     height, width = image.shape[:2]
     source = f"data:image/png;base64,{b64encode(samples).decode()}"
-    picture = Picture(source, width, height, "training samples")
-    return [Text(SAMPLES), Cards("", [Card("samples.png", (picture,))])]
+    picture = html.Picture(source, width, height, "training samples")
+    return [html.Text(SAMPLES_TEXT), html.Cards("", [html.Card("samples.png", (picture,))])]

@@ -11,9 +11,17 @@ from types import SimpleNamespace
 import pytest
 from conftest import texture, write_png
 
-from defects.deploy.image_paths import locate, name_pictures, path_text, without_dots
-from defects.deploy.prediction import Prediction, find_files, read_frame
-from defects.deploy.writers import csv_writer, json_writer
+from defects.deploy.prediction import (
+    Prediction,
+    csv_writer,
+    find_files,
+    json_writer,
+    locate,
+    name_pictures,
+    path_text,
+    read_frame,
+    without_dots,
+)
 from defects.messages import UserError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="names are text there, and backslashes separate folders")
@@ -162,3 +170,13 @@ def test_writers_write_names_that_are_no_text(error):
     head, row, line = content.splitlines()
     assert next(csv.reader([row]))[0] == json.loads(line)["path"] == str(Path("/in/\\xba.png"))
     assert json.loads(line).get("error", "") == error.replace("\udcba", "\\xba")
+
+
+def test_find_files_lists_files_without_repetitions_and_in_order(tmp_path):
+    paths = [write_png(tmp_path / name, texture(1)) for name in ("b/2.png", "b/1.png", "a.png")]
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    found = find_files([str(tmp_path / "a.png"), str(tmp_path / "b"), str(tmp_path / "*.png"), "gone.png"])
+    assert [path.name for path in found] == ["a.png", "1.png", "2.png", "gone.png"]
+    assert set(paths) <= set(found)
+    with pytest.raises(UserError, match="matches no file"):
+        find_files([str(tmp_path / "*.jpg")])

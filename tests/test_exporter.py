@@ -11,10 +11,10 @@ import zipfile
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import openvino
 import pandas as pd
 import pytest
 import torch
@@ -23,16 +23,11 @@ from conftest import defective, raising, run_at, texture, write_png
 from line_pc import documented_packages
 
 from defects.config import ROOT, InferConfig, load_config
-from defects.data.images import read_image
-from defects.deploy import exporter as exporting
-from defects.deploy import graph
-from defects.deploy.exporter import checked_rows, export
-from defects.deploy.limits import between_scores
-from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model, read_meta
-from defects.deploy.portable import save_portable
-from defects.deploy.prediction import Prediction, find_files, predict, relabel
-from defects.deploy.regions import find_regions, mark_pixels, overlay
-from defects.messages import UserError
+from defects.deploy import exporter
+from defects.deploy.exporter import checked_rows, export, move_between_scores
+from defects.deploy.graph import save_portable
+from defects.deploy.model import MODEL_FILES, load_model, read_meta
+from defects.deploy.prediction import predict
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training.fold import train_fold
@@ -87,7 +82,7 @@ def oof(run):
 
 def test_what_is_written(run):
     meta, table = read_meta(run[1]), pd.read_csv(run[1] / "parity.csv", index_col="file")
-    assert set(table.index) == {"training", *FILES}
+    assert set(table.index) == {"training", *MODEL_FILES}
     assert set(meta.files) == {path.name for path in run[1].iterdir()} - {
         "model.json", "parity.csv", "normals.npz"
     }  # fmt: skip
@@ -121,7 +116,7 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
         save_portable(path, detector, config)
         bias.data -= 0.01
 
-    monkeypatch.setattr(exporting, "save_portable", distort)
+    monkeypatch.setattr(exporter, "save_portable", distort)
     message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "torch")
     assert "model.pt fails the parity gate" in message and "nothing was exported" in message
     assert sorted(path.stat().st_mtime_ns for path in run[1].iterdir()) == before
@@ -129,7 +124,7 @@ def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fail
 
 
 def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_one_line):
-    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    monkeypatch.setattr(exporter, "MAX_COPIES", 3)
     message = fails_with_one_line("export.py", run_at(run[0]))
     assert "the graph would hold 4 copies of the network (4 views x 1 windows)" in message
     assert "export --formats torch" in message
@@ -137,7 +132,7 @@ def test_export_refuses_a_graph_of_too_many_copies(run, monkeypatch, fails_with_
 
 def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_script):
     """The way out of that refusal."""
-    monkeypatch.setattr(exporting, "MAX_COPIES", 3)
+    monkeypatch.setattr(exporter, "MAX_COPIES", 3)
     outcome = run_script("export.py", run_at(run[0]), "--formats", "torch", "--images", "4")
     shutil.rmtree(run[1])
     shutil.copytree(own, run[1])
@@ -175,99 +170,6 @@ def test_what_is_not_trained_is_not_exported(run, arguments, message, fails_with
     assert message in fails_with_one_line("export.py", run_at(run[0]), *arguments)
 
 
-def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):
-    images = run[0].parent / "abnormal"
-    broken = tmp_path / "broken.png"
-    broken.write_bytes((images / "defect_0.png").read_bytes()[:200])
-    output, pictures = tmp_path / "out" / "found.csv", tmp_path / "pictures"
-    arguments = [run[1], images, broken, "--output", output, "--overlays", pictures, "--threshold", 0]
-    outcome = run_script("predict.py", *arguments)
-    assert outcome.code == 2 and "1 of 7 files could not be read" in outcome.stderr
-    table = pd.read_csv(output, keep_default_na=False)
-    assert list(table.columns) == ["path", "label", "score", "probability", "defect_score", "boxes", "error"]
-    assert table["label"].tolist() == 6 * ["defect"] + [""]
-    assert (table["defect_score"][:6].astype(float) >= 50).all()
-    assert "broken.png is empty, truncated or no image" in table["error"].iloc[-1]
-    assert len(list(pictures.rglob("*.png"))) == 6
-    assert {read_image(path).shape for path in pictures.rglob("*.png")} == {(*SHAPE, 3)}
-
-
-def test_predict_keeps_pictures_in_their_folder(run, tmp_path, run_script):
-    images, pictures = run[0].parent, tmp_path / "deep" / "down" / "pictures"
-    paths = [images / "masks" / ".." / ".." / images.name / "normal" / "normal_0.png", images / "abnormal"]
-    write_png(tmp_path / "normal_0.png", texture(3))
-    arguments = [run[1] / "model.onnx", *paths, tmp_path / "normal_0.png", "--overlays", pictures]
-    assert run_script("predict.py", *arguments).code == 0
-    made = sorted(path.name for path in tmp_path.rglob("*.png.png"))
-    assert made == [f"defect_{i}.png.png" for i in range(6)] + 2 * ["normal_0.png.png"]
-    assert len(list(pictures.rglob("*.png"))) == 8
-
-
-def test_predict_refuses_pictures_in_place_of_images(run, tmp_path, fails_with_one_line):
-    for name in ("1.png", "1.png.png"):
-        write_png(tmp_path / name, texture(1))
-    message = fails_with_one_line("predict.py", run[1] / "model.onnx", tmp_path, "--overlays", tmp_path)
-    assert "a picture would replace" in message and "1.png.png" in message
-
-
-def test_predict_refuses_a_link_out_of_the_pictures_folder(run, tmp_path, fails_with_one_line):
-    for name in ("in/a/1.png", "in/b/1.png"):
-        write_png(tmp_path / name, texture(1))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "b").symlink_to(tmp_path / "in" / "b")
-    arguments = [run[1] / "model.onnx", tmp_path / "in", "--overlays", tmp_path / "out"]
-    assert "a link in it leads to" in fails_with_one_line("predict.py", *arguments)
-
-
-def test_predict_scores_on_after_a_picture_that_cannot_be_written(run, tmp_path, run_script):
-    long = "x" * 251 + ".png"  # no room for a second ending
-    for name in ("a.png", long, "z.png"):
-        write_png(tmp_path / "in" / name, texture(1))
-    output, pictures = tmp_path / "found.csv", tmp_path / "out"
-    arguments = [run[1] / "model.onnx", tmp_path / "in", "--output", output, "--overlays", pictures]
-    outcome = run_script("predict.py", *arguments)
-    assert outcome.code == 2 and outcome.stderr.count("\n") == 1
-    assert "1 of 3 overlays could not be written" in outcome.stderr
-    assert len(pd.read_csv(output)) == 3 and {path.name for path in pictures.iterdir()} == {
-        "a.png.png", "z.png.png"
-    }  # fmt: skip
-
-
-def test_predict_scores_images_whose_names_are_no_text(run, tmp_path, run_script):
-    name = os.fsdecode("결함.png".encode("cp949"))
-    try:
-        for each in ("a.png", name, "z.png"):
-            write_png(tmp_path / "in" / each, texture(1))
-    except OSError:
-        pytest.skip("this file system takes UTF-8 only")
-    (tmp_path / "in" / "broken\udcff.png").write_bytes(b"no image")
-    for output in ("found.csv", "found.jsonl"):
-        arguments = [run[1] / "model.onnx", tmp_path / "in", "--output", tmp_path / output]
-        outcome = run_script("predict.py", *arguments, "--overlays", tmp_path / "out")
-        assert outcome.code == 2 and "1 of 4 files could not be read" in outcome.stderr
-        lines = (tmp_path / output).read_text(encoding="utf-8").splitlines()
-        assert sum("b0\\xe1" in line.replace("\\\\", "\\") for line in lines) == 1
-    assert len(list((tmp_path / "out").iterdir())) == 3
-
-
-def test_json_lines_and_globs(run, tmp_path, run_script):
-    output = tmp_path / "found.jsonl"
-    pattern = f"{run[0].parent}/*/*_1.png"
-    assert run_script("predict.py", run[1] / "model.onnx", pattern, "--output", output).code == 0
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert [row["path"].rsplit("/", 2)[-2] for row in rows] == ["abnormal", "masks", "normal"]
-    assert all(
-        row["label"] in ("defect", "normal") and 0 <= row["probability"]["defect"] <= 1 for row in rows
-    )
-
-
-def test_a_result_can_be_read_before_the_next_one_is_known(run):
-    path = run[0].parent / "normal" / "normal_0.png"
-    endless = predict(load_model(run[1] / "model.onnx"), [path] * 10_000, 2)
-    assert next(endless).path == path
-    endless.close()
-
-
 def test_models_released_in_any_order_leave_signals_alone(run):
     """Every openvino.Core keeps a stack for signals; on that of a released one the next would crash."""
     program = """
@@ -286,8 +188,8 @@ signal.raise_signal(signal.SIGINT)
 
 
 def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
-    monkeypatch.setattr(graph, "write_onnx", lambda _, __, path: shutil.copy(run[1] / "model.onnx", path))
-    monkeypatch.setattr(graph.openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
+    monkeypatch.setattr(exporter, "write_onnx", lambda _, __, path: shutil.copy(run[1] / "model.onnx", path))
+    monkeypatch.setattr(openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
     message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "openvino", "--images", "4")
     assert "openvino_fp32.xml cannot be written" in message and (run[1] / "model.json").exists()
     assert not run[1].with_name(".export.part").exists()
@@ -392,135 +294,13 @@ def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{export}", "{root}/*.tif"], "matches no file"),
-        (["{export}", "{root}/nothing"], "1 of 1 files could not be read"),
-        (["{export}", "{root}/empty"], "holds no images"),
-        (["{export}", "{root}", "--output", "found.txt"], "end it in .csv or .jsonl"),
-        (["{export}", "{root}/folder.csv/1.png", "--output", "{root}/folder.csv"], "choose another file"),
-        (["{root}/nothing", "{root}"], "nothing does not exist: name an export's folder"),
-        (["{export}/..", "{root}"], "/export"),
-        (["{export}/parity.csv", "{root}"], "is no model"),
-    ],
-)
-def test_wrong_arguments_are_told_in_one_line(run, tmp_path, arguments, message, fails_with_one_line):
-    (tmp_path / "empty").mkdir()
-    write_png(tmp_path / "folder.csv" / "1.png", texture(1))
-    filled = [text.format(export=run[1], root=tmp_path) for text in arguments]
-    assert message in fails_with_one_line("predict.py", *filled)
-
-
-def test_every_file_once_and_in_order(tmp_path):
-    paths = [write_png(tmp_path / name, texture(1)) for name in ("b/2.png", "b/1.png", "a.png")]
-    (tmp_path / "b" / "notes.txt").write_text("no image")
-    found = find_files([str(tmp_path / "a.png"), str(tmp_path / "b"), str(tmp_path / "*.png"), "gone.png"])
-    assert [path.name for path in found] == ["a.png", "1.png", "2.png", "gone.png"]
-    assert set(paths) <= set(found)
-    with pytest.raises(UserError, match="matches no file"):
-        find_files([str(tmp_path / "*.jpg")])
-
-
-@pytest.mark.parametrize(
     ("cut", "moved"), [(0.0, -1.0), (1.0, 0.5), (0.7, 0.5), (np.nextafter(1, 2), 2.0), (3.5, 4.0)]
 )
-def test_a_threshold_lies_between_scores(cut, moved):
+def test_a_threshold_lies_move_between_scores(cut, moved):
     """On a score, rounding in another runtime would decide: the labels of an export differed by one."""
     scores = np.array([3.0, 0.0, 1.0])
-    assert between_scores(cut, scores) == pytest.approx(moved)
-    assert ((scores >= between_scores(cut, scores)) == (scores >= cut)).all()
-
-
-def test_regions_lie_where_the_map_is_high():
-    maps = np.zeros((2, 10, 20), np.float32)
-    maps[0, 2:4, 5:8], maps[1, 9, 0] = 0.7, 0.9
-    meta = MapMeta(size=(10, 20), classes=["1", "2"], normal=[0, 0], threshold=[0.5, 0.5])
-    found = find_regions(maps, (100, 400), meta)
-    assert [region[:5] for region in found] == [("2", 0, 90, 20, 10), ("1", 100, 20, 60, 20)]
-    assert found[1].peak == pytest.approx(0.7)
-    assert find_regions(np.zeros_like(maps), (100, 400), meta) == []
-
-
-def soft_spots():
-    """Maps of probabilities [2, 10, 20]: a clear part and a faint one of class 1, a clear one of class 2."""
-    maps = np.zeros((2, 10, 20), np.float32)
-    maps[0, 2:6, 5:9], maps[0, 8:10, 0:2], maps[1, 0:5, 15:20] = 0.9, 0.4, 0.9
-    return maps
-
-
-def rules(**changes):
-    plain = {"pixel": 0.5, "component": 0.0, "area": 0.0}
-    masks = [MaskRule(**plain | changes), MaskRule(**plain)]
-    cuts = [rule.pixel for rule in masks]
-    return MapMeta(size=(10, 20), classes=["1", "2"], normal=[0, 0], threshold=cuts, rules=masks)
-
-
-@pytest.mark.parametrize(
-    ("changes", "kinds"),
-    [
-        ({}, "12"),
-        ({"pixel": 0.3}, "112"),
-        ({"pixel": 0.3, "component": 0.05}, "12"),
-        ({"pixel": 0.3, "area": 0.05}, "112"),
-        ({"area": 0.5}, "2"),
-        ({"pixel": 0.95}, "2"),
-    ],
-)
-def test_regions_follow_the_mask_rules(changes, kinds):
-    found = find_regions(soft_spots(), (100, 200), rules(**changes))
-    assert "".join(sorted(region.kind for region in found)) == kinds
-
-
-def test_regions_by_rules_lie_on_the_grid_of_the_image():
-    """Upsampled like a submission's mask: cells of the map alone would end at multiples of 10."""
-    meta = rules(pixel=0.8)
-    marked = mark_pixels(soft_spots(), (100, 200), meta)
-    rows, columns = (np.flatnonzero(marked[0].any(axis)) for axis in (1, 0))
-    (region,) = (each for each in find_regions(soft_spots(), (100, 200), meta) if each.kind == "1")
-    assert (region.x, region.y) == (columns[0], rows[0]) and region.width == len(columns) < 40
-
-
-@pytest.mark.parametrize(
-    ("defect_scores", "labels", "kinds"),
-    [
-        ({"1": 60, "2": 60, "defect": 60}, ["1", "2", "defect"], "12"),
-        ({"1": 10, "2": 60, "defect": 60}, ["2", "defect"], "2"),
-        ({"1": 10, "2": 10, "defect": 60}, ["defect"], ""),
-        ({"1": 10, "2": 10, "defect": 10}, [], ""),
-    ],
-)
-def test_labels_follow_thresholds_and_masks(defect_scores, labels, kinds):
-    meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules())
-    marked = find_regions(soft_spots(), (100, 200), meta.map)
-    found = Prediction("x.png", defect_score=defect_scores, marked=marked)
-    found = relabel(found, dict.fromkeys(meta.targets, 50), meta)
-    assert found.labels == labels and "".join(sorted(region.kind for region in found.regions)) == kinds
-
-
-def test_a_class_whose_mask_is_empty_is_not_present():
-    meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules(area=0.5))
-    marked = find_regions(soft_spots(), (100, 200), meta.map)
-    found = Prediction("x.png", defect_score=dict.fromkeys(meta.targets, 90), marked=marked)
-    found = relabel(found, dict.fromkeys(meta.targets, 50), meta)
-    assert found.labels == ["2", "defect"]
-
-
-def test_exports_without_rules_are_used_as_before_and_say_so():
-    old = SimpleNamespace(detector="segmenter", targets=["1", "2", "defect"], map=rules())
-    assert find_note(old) == ""
-    old.map = old.map.model_copy(update={"rules": None})
-    assert "holds no mask rules" in find_note(old)
-    assert [region.kind for region in find_regions(soft_spots(), (100, 200), old.map)] == ["1", "2"]
-
-
-def test_a_normal_image_stays_as_it_is_under_its_map():
-    """Colours are measured against the threshold, not against the map's own extremes."""
-    meta = MapMeta(size=(8, 8), classes=["defect"], normal=[1.0], threshold=[3.0])
-    image, noise = np.full((16, 16, 3), 200, np.uint8), np.random.default_rng(0).uniform(0.9, 1.1, (1, 8, 8))
-    calm = overlay(image, noise.astype(np.float32), meta, []).astype(int)
-    assert np.ptp(calm[..., 0]) < 20
-    noise[0, 4, 4] = 5
-    assert np.ptp(overlay(image, noise.astype(np.float32), meta, []).astype(int)[..., 0]) > 40
+    assert move_between_scores(cut, scores) == pytest.approx(moved)
+    assert ((scores >= move_between_scores(cut, scores)) == (scores >= cut)).all()
 
 
 def test_portable_files_hold_no_paths_of_the_machine(run):

@@ -18,8 +18,7 @@ from defects.evaluation.mistakes import (
     measure_margins,
 )
 from defects.files import write_csv, write_json
-from defects.reports.ensemble_tables import load_ensemble_tables
-from defects.reports.error_report import build_error_report, draw_member_card
+from defects.reports.error_report import build_error_report, draw_member_card, load_ensemble_tables
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.submission.build import blend_runs, load_scores

@@ -17,7 +17,6 @@ from defects.evaluation.pixels import Maps
 from defects.files import array_archive, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.reports.figures import MASK_COLOUR
-from defects.reports.html import Card, Cards, Picture
 from defects.reports.mask_report import choose_masks, draw_mask_cards, draw_masks, measure_dice
 from defects.runs import OOF_COLUMNS, Run
 from defects.stages import ensure_images, ensure_tables
@@ -198,20 +197,6 @@ def test_nothing_to_show_is_no_gallery(steel):
     _, config = steel()
     nothing = outcomes([], [0, 0]).assign(target="1", width=64, height=32)
     assert draw_mask_cards(config.data, nothing, {}, nothing) == []
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "display_width"), [(256, 1600, 420), (200, 200, 168), (300, 100, 106)]
-)
-def test_pictures_of_all_shapes_take_up_about_the_same_area(height, width, display_width):
-    card = Card("a", (Picture("data:,", width, height, ""),))
-    assert Cards("", [card]).picture_width == pytest.approx(display_width, abs=10)
-
-
-@pytest.mark.parametrize(("count", "across"), [(1, 1), (4, 4), (6, 6), (7, 4), (13, 5)])
-def test_pictures_of_a_card_fill_its_rows(count, across):
-    card = Card("a", count * (Picture("data:,", 10, 10, ""),))
-    assert Cards("", [card]).across == across
 
 
 def test_both_outlines_are_seen_even_where_the_masks_agree(tmp_path):

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from defects.config import load_config, of_category
 from defects.data.images import read_image
 from defects.evaluation.metrics import macro_f1
-from defects.reports.comparison_report import build_text_table, summarise
+from defects.reports.comparison import build_text_table, summarise
 from defects.reports.html import build_markdown_table
 
 

@@ -9,7 +9,7 @@ import pytest
 from runs import write_runs
 
 from defects.config import load_config
-from defects.deploy.limits import map_limits
+from defects.deploy.exporter import measure_map_limits
 from defects.evaluation.pixels import CellCounts, Maps
 from defects.files import array_archive
 from defects.runs import OOF_MAPS, Run
@@ -55,24 +55,23 @@ def test_cell_counts_give_exact_quantiles(share):
 
 
 def test_map_limits_come_from_the_normal_images_that_the_fold_held_out(config):
-    (normal,), (cut,) = map_limits(Run(config), ensure_tables(config), OTHER, "1")
+    (normal,), (cut,) = measure_map_limits(Run(config), ensure_tables(config), OTHER, "1")
     maps = held_maps(config, "1", label=0)
     assert normal == pytest.approx(np.median(maps), rel=1e-3)
     assert (maps.max((1, 2)) >= cut).mean() <= config.threshold.fpr
-    assert map_limits(Run(config), ensure_tables(config), SEGMENTER, "1") == ([normal], [0.5])
+    assert measure_map_limits(Run(config), ensure_tables(config), SEGMENTER, "1") == ([normal], [0.5])
 
 
 def test_map_limits_of_a_fold_without_normal_images_come_from_other_folds(config, monkeypatch):
     without_normal_images(config, monkeypatch, "0")
-    assert map_limits(Run(config), ensure_tables(config), OTHER, "0") == map_limits(
-        Run(config), ensure_tables(config), OTHER, "1"
-    )
+    limits = [measure_map_limits(Run(config), ensure_tables(config), OTHER, fold) for fold in "01"]
+    assert limits[0] == limits[1]
 
 
 def test_map_limits_without_normal_images_come_from_images_with_defects(config, monkeypatch, capsys):
     """neu.yaml: all images show defects; the export ended in a traceback."""
     without_normal_images(config, monkeypatch, "01")
-    (normal,), (cut,) = map_limits(Run(config), ensure_tables(config), OTHER, "0")
+    (normal,), (cut,) = measure_map_limits(Run(config), ensure_tables(config), OTHER, "0")
     maps = held_maps(config, "0")
     assert normal == pytest.approx(np.median(maps), rel=1e-3)
     assert (maps > cut).mean() <= config.threshold.fpr < (maps >= cut).mean() + 0.01
@@ -85,7 +84,7 @@ def test_map_limits_read_one_map_at_a_time(config):
         for number, image_id in enumerate(oof["image_id"]):
             add(image_id, np.full((512, 512), number, np.float16))
     tracemalloc.start()
-    map_limits(Run(config), ensure_tables(config), OTHER, "0")
+    measure_map_limits(Run(config), ensure_tables(config), OTHER, "0")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 * 512 * 512 * 2  # bytes: all of them would be more, in single precision twice that

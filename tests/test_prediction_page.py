@@ -14,83 +14,26 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 import numpy as np
-import onnx
 import pytest
 from conftest import raising, texture, write_png
-from onnx import TensorProto, helper
+from exports import SIZE, write_export
 
 from defects.config import ROOT
-from defects.deploy.inspection import decode_upload, draw_heat_map
-from defects.deploy.model import META, VERSION, load_model
-from defects.deploy.page_view import EMPTY
-from defects.deploy.prediction_page import DROP_LIMIT, Desk, build_prediction_page, serve
+from defects.deploy.model import load_model
+from defects.deploy.prediction_page import (
+    EMPTY,
+    MOST_IMAGES,
+    Desk,
+    build_prediction_page,
+    decode_picture,
+    draw_heat_map,
+    serve,
+)
 from defects.deploy.similar import load_normals
-from defects.files import array_archive, write_json
 from defects.messages import UserError
-from defects.writing import sha256
 
-SIZE, CELLS = 32, 8  # pixels and map cells, each way
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def bright_spots(targets: int, maps: bool) -> onnx.ModelProto:
-    """A graph whose map is the brightness of cells; scores say how far the brightest is above 200.
-
-    Every further target asks for 20 grey levels more.
-    """
-    levels = np.array([[200 + 20 * place for place in range(targets)]], np.float32)
-    constants = [
-        helper.make_tensor("levels", TensorProto.FLOAT, levels.shape, levels.ravel()),
-        helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1]),
-        helper.make_tensor("colours", TensorProto.INT64, [1], [3]),
-        helper.make_tensor("cells", TensorProto.INT64, [2], [2, 3]),
-        helper.make_tensor("ones", TensorProto.INT64, [1], [1]),
-    ]
-    step = SIZE // CELLS
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "colours"], ["grey"], keepdims=0),
-        helper.make_node("Unsqueeze", ["grey", "ones"], ["plane"]),
-        helper.make_node("AveragePool", ["plane"], ["map"], kernel_shape=[step, step], strides=[step, step]),
-        helper.make_node("ReduceMax", ["map", "cells"], ["highest"], keepdims=0),
-        helper.make_node("Sub", ["highest", "levels"], ["above"]),
-        helper.make_node("Mul", ["above", "scale"], ["score"]),
-        helper.make_node("Sigmoid", ["score"], ["probability"]),
-    ]
-    shapes = {"score": ["batch", targets], "probability": ["batch", targets]}
-    shapes |= {"map": ["batch", 1, CELLS, CELLS]} if maps else {}
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
-    graph = helper.make_graph(nodes, "bright_spots", [image], outputs, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def write_export(folder: Path, targets: tuple[str, ...] = ("defect",), maps: bool = True) -> Path:
-    """model.onnx, model.json and normals.npz, as src/export.py writes them."""
-    folder.mkdir()
-    onnx.save(bright_spots(len(targets), maps), folder / "model.onnx")
-    size = {"size": [CELLS, CELLS], "classes": ["defect"], "normal": [128.0], "threshold": [190.0]}
-    values = {
-        "version": VERSION,
-        "experiment": "spots",
-        "fold": "0",
-        "detector": "bright_spots",
-        "checkpoint_sha256": "",
-        "image_size": [SIZE, SIZE],
-        "targets": list(targets),
-        "threshold": dict.fromkeys(targets, 0.5),
-        "map": size if maps else None,
-        "files": {"model.onnx": sha256(folder / "model.onnx")},
-        "packages": {},
-    }
-    write_json(folder / META, values)
-    with array_archive(folder / "normals.npz") as add:
-        for seed in range(8):
-            add(f"normal_{seed}.png", np.repeat(texture(seed)[..., None], 3, axis=2))
-    return folder
 
 
 def spotted(seed: int, level: int) -> np.ndarray:
@@ -174,9 +117,9 @@ def test_a_file_dropped_twice_counts_once(make_desk, drop):
 
 
 def test_more_than_the_page_is_made_for_is_said(make_desk, drop):
-    files = [write_png(drop / f"{place}.png", texture(place % 3)) for place in range(DROP_LIMIT + 3)]
+    files = [write_png(drop / f"{place}.png", texture(place % 3)) for place in range(MOST_IMAGES + 3)]
     page = score(make_desk(), *files)
-    assert len(verdicts(page.listing)) == DROP_LIMIT
+    assert len(verdicts(page.listing)) == MOST_IMAGES
     assert "3 more images left out: src/predict.py scores folders" in page.problems
 
 
@@ -202,17 +145,17 @@ def test_another_threshold_relabels_without_the_model(make_desk, drop):
 
 def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_desk, drop):
     desk = make_desk()
-    probability = score(desk, drop / "doubtful.png").results[0].found.probability["defect"]
+    probability = score(desk, drop / "doubtful.png").results[0].prediction.probability["defect"]
     for threshold, verdict in ((probability, "DEFECT"), (np.nextafter(probability, 1), "normal")):
         desk.meta.threshold["defect"] = float(threshold)  # closer than the slider's steps
-        page = score(desk, drop / "doubtful.png", values=(desk.sliders()[0].value,))
+        page = score(desk, drop / "doubtful.png", values=(desk.build_sliders()[0].value,))
         assert verdicts(page.listing) == [("doubtful.png", verdict)]
 
 
 def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_desk, drop):
     desk = make_desk()
     desk.meta.threshold["defect"] = 1 - 1e-4
-    slider = desk.sliders()[0]
+    slider = desk.build_sliders()[0]
     assert (slider.minimum, slider.value, slider.maximum) == (0, 50, 100)
     assert "a probability of 0.9999" in slider.info
     page = score(desk, drop / "clear.png", drop / "doubtful.png")
@@ -239,7 +182,11 @@ def test_another_image_can_be_chosen(make_desk, drop):
 def test_classes_have_a_probability_and_a_threshold_each(make_desk, drop):
     desk = make_desk("pit", "scratch", "defect")
     with gr.Blocks():
-        assert [slider.label for slider in desk.sliders()] == ["pit", "scratch", "Threshold of any defect"]
+        assert [slider.label for slider in desk.build_sliders()] == [
+            "pit",
+            "scratch",
+            "Threshold of any defect",
+        ]
     page = score(desk, drop / "clear.png", values=(50, 50, 50))
     assert verdicts(page.listing) == [("clear.png", "DEFECT: pit+scratch")]
     assert re.findall("score <b>([^<]*)", page.detail) == ["81.7", "73.2", "50.0"]
@@ -263,9 +210,9 @@ def test_without_normal_images_their_part_is_left_out(make_desk, drop):
 def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
     desk = make_desk()
     one = score(desk, drop / "clear.png").results[0]
-    assert decode_upload(one.picture).shape == (SIZE, SIZE, 3)
-    assert [region[1:5] for region in one.found.regions] == [(8, 8, 4, 8)]
-    picture = decode_upload(draw_heat_map(one.picture, one.found, desk.meta.map)).astype(int)
+    assert decode_picture(one.picture).shape == (SIZE, SIZE, 3)
+    assert [region[1:5] for region in one.prediction.regions] == [(8, 8, 4, 8)]
+    picture = decode_picture(draw_heat_map(one.picture, one.prediction, desk.meta.map)).astype(int)
     assert picture.shape == (20 * SIZE, 20 * SIZE, 3)
     # The frame of the region, 20 times as large, is cyan.
     assert (picture[160:320, 160] - [0, 255, 255] < 60).all() and picture[100, 100, 0] > 60
@@ -273,8 +220,8 @@ def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
 
 def test_a_large_image_is_kept_small(make_desk, drop):
     page = score(make_desk(), write_png(drop / "large.png", np.zeros((1000, 3000), np.uint8)))
-    assert decode_upload(page.results[0].picture).shape == (400, 1200, 3)
-    assert decode_upload(page.results[0].icon).shape[1] == 112
+    assert decode_picture(page.results[0].picture).shape == (400, 1200, 3)
+    assert decode_picture(page.results[0].icon).shape[1] == 112
 
 
 def test_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from defects.config import load_config
 from defects.data.sibling_report import load_search
-from defects.reports import data_report, sibling_pairs
+from defects.reports import data_report
 from defects.reports.charts import shorten_name
-from defects.reports.figures import MASK_COLOUR, MOST_BESIDE, draw_side_by_side, mark_defects, read_tile
+from defects.reports.figures import MASK_COLOUR, MOST_COMPARED, draw_side_by_side, mark_defects, read_tile
 from defects.reports.html import Cards
 from defects.stages import ensure_images, ensure_tables
 
@@ -100,7 +100,7 @@ def test_report_without_defects_masks_and_groups(make_dataset, config_file):
     folders = {"normal": "train/normal_images"}
     html = _draw(load_config(config_file(root, data={"source": "folders", "folders": folders})))
     assert "no defects to learn from" in html
-    assert data_report.NO_GROUPS in html
+    assert data_report.NO_GROUPS_TEXT in html
     assert "outlined" not in html
     assert "Defective area" not in html
 
@@ -149,20 +149,20 @@ def test_siblings_show_joined_pairs_and_the_threshold(make_dataset, make_config)
     config = make_config(root)
     folds = ensure_tables(config).folds
     pairs = pd.read_csv(config.dataset_dir / "pairs.csv", keep_default_na=False)
-    joined = sibling_pairs.choose_least_certain(pairs, folds)
+    joined = data_report.choose_least_certain(pairs, folds)
     assert joined[["i", "flip"]].to_numpy().tolist() == [["normal_images/mirrored.png", "horizontal"]]
     axes = Figure().subplots()
     search = load_search(config)
-    sibling_pairs.draw_histogram(axes, search)
+    data_report.draw_correlations(axes, search)
     assert search["threshold"] == pytest.approx(np.tanh(axes.lines[0].get_xdata()[0]))
-    cards = next(block for block in sibling_pairs.draw_siblings(config, folds) if isinstance(block, Cards))
+    cards = next(block for block in data_report.draw_siblings(config, folds) if isinstance(block, Cards))
     first, second = (_decode(picture) for picture in cards.cards[0].pictures)
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.95
 
 
 def test_siblings_are_absent_without_a_search(make_dataset, make_config):
     config = make_config(make_dataset(), "split.duplicates.enabled=false")
-    assert sibling_pairs.draw_siblings(config, ensure_tables(config).folds) == []
+    assert data_report.draw_siblings(config, ensure_tables(config).folds) == []
 
 
 def _decode(picture) -> np.ndarray:
@@ -174,7 +174,7 @@ def _decode(picture) -> np.ndarray:
 def test_side_by_side_says_how_many_are_left_out(tmp_path):
     write_png(tmp_path / "a.png", texture(0))
     card = draw_side_by_side(data_in(tmp_path), 20 * [{"path": "a.png"}], 20 * ["0.91"], "pair")
-    assert len(card.pictures) == MOST_BESIDE
+    assert len(card.pictures) == MOST_COMPARED
     assert card.pictures[0].caption == "a.png: 0.91"
     assert card.facts[0].text == "and 8 more"
 
@@ -187,7 +187,9 @@ def test_equal_sizes_show_the_rare_class_on_top():
     bubbles = axes.collections[0]
     assert bubbles.get_offsets().tolist() == [[32, 32], [32, 32]]
     assert bubbles.get_sizes()[0] > bubbles.get_sizes()[1]
-    np.testing.assert_allclose(bubbles.get_facecolors()[1][:3], to_rgb(data_report.COLOURS["train defect"]))
+    np.testing.assert_allclose(
+        bubbles.get_facecolors()[1][:3], to_rgb(data_report.PART_COLOURS["train defect"])
+    )
 
 
 def test_sizes_far_apart_get_a_logarithmic_axis():
