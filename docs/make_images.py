@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from defects import cli, stages  # noqa: E402
 from defects.evaluation.defect_score import compute_defect_scores, format_defect_score  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
+from defects.files import write_bytes  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.reports.charts import draw_png  # noqa: E402
 from defects.reports.comparison import group_by_category, measure_runs  # noqa: E402
@@ -35,7 +36,6 @@ from defects.reports.figures import draw_heat_tile, fit_limits, mark_defects, re
 from defects.reports.run_report import build_run_report  # noqa: E402
 from defects.reports.run_tables import RunTables, load_run_tables  # noqa: E402
 from defects.runs import Run, runs_on  # noqa: E402
-from defects.writing import write_bytes  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
 DEFAULT = "demo_segmenter_tiny"

@@ -17,11 +17,10 @@ from defects.evaluation.dice import dice_table, mean_dice
 from defects.evaluation.metrics import macro_f1
 from defects.evaluation.outcome import outcome
 from defects.evaluation.thresholds import SHARE_NAMES, Decision
-from defects.files import read_csv, same_text
+from defects.files import read_csv, same_text, sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.submission.answers import open_runs, read_summary
-from defects.writing import sha256
 
 
 def main() -> None:

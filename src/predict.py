@@ -17,8 +17,8 @@ from defects.deploy.model import Meta, find_note, load_model
 from defects.deploy.prediction import Prediction, find_files, predict
 from defects.deploy.regions import overlay
 from defects.deploy.writers import csv_writer, json_writer
+from defects.files import write_bytes
 from defects.messages import UserError
-from defects.writing import write_bytes
 
 WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 

@@ -14,14 +14,13 @@ from defects.data import rle
 from defects.data.labels import read_masks
 from defects.evaluation.heat_map import LIMIT_COLOUR
 from defects.evaluation.pixels import Maps
-from defects.files import array_archive, write_csv, write_json
+from defects.files import array_archive, write_bytes, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.reports.figures import MASK_COLOUR
 from defects.reports.html import Card, Cards, Picture
 from defects.reports.mask_report import choose_masks, draw_mask_cards, draw_masks, measure_dice
 from defects.runs import OOF_COLUMNS, Run
 from defects.stages import ensure_images, ensure_tables
-from defects.writing import write_bytes
 
 CLASSES, SIZE = ["1", "2"], (32, 64)
 MISSED, ALARM = 0, 4  # of class 1; class 2 is marked rightly everywhere

@@ -32,12 +32,12 @@ from defects.deploy.model import FILES, MapMeta, MaskRule, find_note, load_model
 from defects.deploy.portable import save_portable
 from defects.deploy.prediction import Prediction, find_files, predict, relabel
 from defects.deploy.regions import find_regions, mark_pixels, overlay
+from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training.fold import train_fold
 from defects.training.scoring import Scorer
-from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
 SHAPE = (40, 56)  # of the images, seen at 64 x 64

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects import files, writing
+from defects import files
 from defects.messages import UserError
 
 IDS = ["007", "NA", "null", "None", "nan", "1e5", "", "0x10", "-0", "1,5", 'say "x".png', "true", " padded "]
@@ -31,7 +31,7 @@ def _break(monkeypatch, method: str, half: bool = False) -> None:
 def test_writing_makes_the_folder_and_replaces_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "x.bin"
     for content in (b"first, longer", b"second"):
-        writing.write_bytes(path, content)
+        files.write_bytes(path, content)
         assert path.read_bytes() == content
     assert [entry.name for entry in path.parent.iterdir()] == ["x.bin"]
 
@@ -41,10 +41,10 @@ def test_writing_makes_the_folder_and_replaces_the_file(tmp_path):
 )
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, method, half):
     path = tmp_path / "x.csv"
-    writing.write_bytes(path, b"old")
+    files.write_bytes(path, b"old")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         _break(patch, method, half)
-        writing.write_bytes(path, b"a new and longer text")
+        files.write_bytes(path, b"a new and longer text")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.csv"]
 
@@ -154,7 +154,7 @@ def test_a_garbled_json_is_a_user_error(tmp_path, content):
 
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
-    assert writing.sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
+    assert files.sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
 
 
 def test_accented_names_have_one_spelling():
@@ -184,7 +184,7 @@ def test_locked_removes_old_parts_of_killed_processes_only(tmp_path):
 
 def test_partial_names_differ_and_fit_the_longest_file_name(tmp_path):
     path = tmp_path / ("x" * 251 + ".csv")
-    with writing.partial(path) as one, writing.partial(path) as other:
+    with files.partial(path) as one, files.partial(path) as other:
         assert one != other
-    writing.write_bytes(path, b"whole")
+    files.write_bytes(path, b"whole")
     assert path.read_bytes() == b"whole"

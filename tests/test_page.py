@@ -25,9 +25,8 @@ from defects.deploy.model import META, VERSION, load_model
 from defects.deploy.page_view import EMPTY
 from defects.deploy.prediction_page import DROP_LIMIT, Desk, build_prediction_page, serve
 from defects.deploy.similar import load_normals
-from defects.files import array_archive, write_json
+from defects.files import array_archive, sha256, write_json
 from defects.messages import UserError
-from defects.writing import sha256
 
 SIZE, CELLS = 32, 8  # pixels and map cells, each way
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")

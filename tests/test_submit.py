@@ -8,8 +8,8 @@ from conftest import submitted_at
 
 from defects.config import as_yaml, load_config
 from defects.evaluation.thresholds import Decision
+from defects.files import sha256, write_bytes
 from defects.submission import send
-from defects.writing import sha256, write_bytes
 
 STEEL = {"competition": "steel"}
 DECISION = Decision(

@@ -9,8 +9,18 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.data.junk import list_folders
 from defects.messages import UserError
-from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
-from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
+from defects.settings import (
+    Section,
+    Written,
+    dump_yaml,
+    open_brackets,
+    parse_yaml,
+    plain_value,
+    section_of,
+    setting_type,
+    validate,
+    value_type,
+)
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 # Settings of earlier versions, which old runs still name, with the value at which they had no effect.

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import distributed, nn
 
-from defects.precision import as_double
+from defects.numerics import as_double
 
 ROWS = 8192  # added up at a time: a second copy of all of them might not fit into memory
 PATIENCE = timedelta(seconds=5)  # with a launcher that does not answer

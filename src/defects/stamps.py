@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from defects.config import REMOVED_SETTINGS, Config, resolve
+from defects.files import sha256
 from defects.messages import shorten_names
-from defects.validation import section_of, show_value
-from defects.writing import sha256
+from defects.settings import section_of, show_value
 
 # Data settings whose effect images.csv holds, or which change no image.
 ABOUT_THE_INDEX = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from defects.messages import UserError
-from defects.seeds import derive
+from defects.numerics import derive_seed
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network at import
 import albumentations  # noqa: E402
@@ -84,7 +84,7 @@ def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -
 
     A seed given once to Compose would repeat itself in every worker and every epoch.
     """
-    compose.set_random_seed(derive(*key))
+    compose.set_random_seed(derive_seed(*key))
     return compose(**targets)
 
 

@@ -33,12 +33,11 @@ from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, Parity, compare_runtim
 from defects.deploy.portable import Graph, save_portable
 from defects.deploy.similar import NORMALS, shrink, spread_positions
 from defects.evaluation.mask_rules import Rule
-from defects.files import array_archive, locked, write_csv, write_json
+from defects.files import array_archive, locked, sha256, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
 from defects.runs import FULL, Run
 from defects.training.checkpoint import load_detector
-from defects.writing import sha256
 
 FORMATS = {  # for --formats: the file, and whether it has to score as training did
     "torch": ("model.pt", True),

@@ -22,7 +22,7 @@ from defects.data.images import read_image
 from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batch, Batches, NotNegative, Positive
 from defects.models.statistics import ChannelMoments, exact_quantile
-from defects.tensors import load_tensors
+from defects.numerics import load_tensors
 
 LOW, HIGH, AT_HIGH = 0.9, 0.995, 0.1  # quantiles of normal maps that become 0 and 0.1 (section 3.4)
 PATCH_STRIDE_PIXELS = 4  # between neighbouring descriptions

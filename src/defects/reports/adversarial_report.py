@@ -19,10 +19,9 @@ from defects.evaluation.adversarial import (
     verdict,
 )
 from defects.evaluation.appearance import appearance_table
-from defects.files import write_json
+from defects.files import write_bytes, write_json
 from defects.reports.charts import NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
 from defects.reports.html import Charts, KeyFigure, Lines, PageSection, Text, build_page
-from defects.writing import write_bytes
 
 NAMED_FEATURES = 5  # in words
 DRAWN_FEATURES = 6

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defects.files import write_csv
+from defects.files import write_bytes, write_csv
 from defects.reports.charts import add_headline, draw_png, draw_svg
 from defects.reports.comparison import COSTS
 from defects.reports.html import (
@@ -19,7 +19,6 @@ from defects.reports.html import (
     build_page,
     format_number,
 )
-from defects.writing import write_bytes
 
 FORMATS = {
     "auroc": ("AUROC", ".3f"),

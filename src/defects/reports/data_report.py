@@ -23,6 +23,7 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
+from defects.files import write_bytes
 from defects.reports.charts import (
     DEFECT_COLOUR,
     NORMAL_COLOUR,
@@ -44,7 +45,6 @@ from defects.reports.html import (
     build_page,
     embed_jpeg,
 )
-from defects.writing import write_bytes
 
 COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}  # of the parts
 KIND_COLOUR, GROUP_COLOUR = "#f2abaa", "#72b7b2"

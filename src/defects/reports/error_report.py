@@ -17,6 +17,7 @@ from defects.config_data import DataConfig
 from defects.evaluation.defect_score import format_defect_score
 from defects.evaluation.estimate import estimate
 from defects.evaluation.mistakes import count_detected_by_kind
+from defects.files import write_bytes
 from defects.reports.charts import draw_svg, shorten_name
 from defects.reports.ensemble_tables import EnsembleTables, Member
 from defects.reports.figures import Row, draw_heat_tile, draw_legend, mark_defects, read_tile
@@ -33,7 +34,6 @@ from defects.reports.html import (
     embed_jpeg,
     format_number,
 )
-from defects.writing import write_bytes
 
 SHOWN = 10  # images of a section; errors.csv has them all
 MATRIX_INCHES = (2.5, 2.6)

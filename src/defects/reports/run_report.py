@@ -13,6 +13,7 @@ import pandas as pd
 from defects.config import ThresholdConfig
 from defects.evaluation.defect_score import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
+from defects.files import write_bytes
 from defects.reports.curves import draw_score_charts, draw_training_charts
 from defects.reports.figures import (
     MapLimits,
@@ -40,7 +41,6 @@ from defects.reports.html import (
 )
 from defects.reports.mask_report import build_dice_table, draw_mask_cards, measure_dice
 from defects.reports.run_tables import RunTables, measure_folds
-from defects.writing import write_bytes
 
 WORST, CLEAREST = 12, 4  # images of a class that are shown
 GALLERY_TITLES = {

@@ -11,11 +11,10 @@ from defects.data.fold_files import DataTables
 from defects.data.index import sample_ids
 from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.thresholds import Decision
-from defects.files import read_json, write_csv, write_json
+from defects.files import read_json, sha256, write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run
 from defects.submission.blended_runs import blend_runs
-from defects.writing import sha256
 
 SCORES = ("fold*/oof.csv", "test.csv")  # of a run's folder
 RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untuned.csv stand beside <name>.csv

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from defects.config import ROOT, Config, TrackingConfig, as_yaml, resolve
 from defects.config_data import KaggleConfig
-from defects.files import write_json
+from defects.files import partial, sha256, write_json
 from defects.messages import UserError
 from defects.runs import FULL, OOF_MAPS, Run, fold_folder_name
 from defects.submission.notebook import dataset_metadata, kernel_metadata, notebook
-from defects.writing import partial, sha256
 
 
 @dataclass(frozen=True)

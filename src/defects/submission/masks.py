@@ -22,11 +22,10 @@ from defects.evaluation.mask_fitting import Candidate, dice_under, fit_rules, me
 from defects.evaluation.mask_rules import Rule, to_mask
 from defects.evaluation.pixels import Maps
 from defects.evaluation.thresholds import Decision
-from defects.files import write_json
+from defects.files import sha256, write_json
 from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run, check_same_data
 from defects.submission.answers import input_hashes, run_places, submission_settings
-from defects.writing import sha256
 
 
 def build_mask_submission(runs: list[Run], tables: DataTables, path: Path) -> dict:

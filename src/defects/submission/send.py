@@ -12,13 +12,12 @@ import pandas as pd
 
 from defects.config import Config
 from defects.evaluation.thresholds import Decision
-from defects.files import read_csv
+from defects.files import read_csv, sha256
 from defects.messages import UserError
 from defects.submission.answers import check_answers, submission_ids, summary_path
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.ledger import forget, record
 from defects.submission.masks import check_masks
-from defects.writing import sha256
 
 TAG_LENGTH = 12  # hexadecimal digits
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late

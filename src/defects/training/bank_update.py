@@ -14,14 +14,13 @@ from defects.data.datasets import DeviceBatches
 from defects.data.external import refuse_external
 from defects.data.fold_files import DataTables, find_duplicates, load_training_rows
 from defects.data.folder_scan import list_images
-from defects.files import locked
+from defects.files import locked, sha256
 from defects.messages import UserError
 from defects.models.patchcore import PatchCore
 from defects.runs import UPDATE, Run
 from defects.training.checkpoint import load_checkpoint, load_detector
 from defects.training.fold import divide_images, write_result
 from defects.training.loop import make_accelerator
-from defects.writing import sha256
 
 
 def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[int, int]:

@@ -10,8 +10,10 @@ import torch
 from defects.config import Config
 from defects.data.fold_files import training_list
 from defects.data.index import training_sha256
+from defects.files import sha256, write_bytes
 from defects.messages import UserError
 from defects.models import Detector, build_detector
+from defects.numerics import load_tensors
 from defects.runs import FULL, Run
 from defects.stamps import (
     ABOUT_THE_INDEX,
@@ -22,8 +24,6 @@ from defects.stamps import (
     join_differences,
     settings_but,
 )
-from defects.tensors import load_tensors
-from defects.writing import sha256, write_bytes
 
 # Settings that change neither weights nor out-of-fold scores, and those whose effect is in the files that a
 # fingerprint holds: images.csv, folds.csv and the training list.

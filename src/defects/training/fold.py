@@ -24,20 +24,19 @@ from defects.data.datasets import DeviceBatches, plain_loader, to_device, traini
 from defects.data.fold_files import load_training_rows, training_list
 from defects.data.folds import inner_holdout
 from defects.data.labels import target_labels
-from defects.files import locked, write_csv
+from defects.files import locked, write_bytes, write_csv
 from defects.messages import UserError
 from defects.models import Detector, build_detector
+from defects.numerics import load_tensors
 from defects.processes import follow_main, own_rows
 from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run
 from defects.stamps import Stamp, differences, is_stamp, join_differences
-from defects.tensors import load_tensors
 from defects.training import checkpoint
 from defects.training.checkpoint import load_checkpoint, load_detector, without_selection
 from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
 from defects.training.loop import Trainer, make_accelerator, planned_steps
 from defects.training.scoring import long_table, score_table
 from defects.training.tracking import Tracker
-from defects.writing import write_bytes
 
 
 def train_fold(config: Config, fold: str, folds: pd.DataFrame, restart: bool = False) -> None:

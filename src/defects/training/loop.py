@@ -24,8 +24,8 @@ from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.thresholds import best_threshold
 from defects.messages import UserError
 from defects.models import Batch, Detector
+from defects.numerics import derive_seed
 from defects.processes import average_buffers, follow_main
-from defects.seeds import derive
 from defects.stamps import Stamp
 from defects.training import checkpoint
 from defects.training.costs import Stopwatch
@@ -186,7 +186,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, validation: DataLoader | None) -> dict[str, Any]:
         # Everything random depends on (seed, epoch), so a resumed run needs no generator states.
-        set_seed(derive(self.train.seed, epoch), device_specific=True)
+        set_seed(derive_seed(self.train.seed, epoch), device_specific=True)
         self.loader.set_epoch(epoch)
         self.step.train()
         meter, update = Meter(self.detector), epoch * self.updates

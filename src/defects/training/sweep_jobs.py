@@ -23,9 +23,8 @@ from defects.config_data import FolderName, Seed
 from defects.files import locked
 from defects.messages import UserError
 from defects.runs import FULL, Run, fold_names
+from defects.settings import Section, dump_yaml, parse_yaml, validate
 from defects.training.checkpoint import load_detector
-from defects.validation import Section, validate
-from defects.yaml_text import dump_yaml, parse_yaml
 
 # What launchers tell their processes, which a job must not take for its own.
 LAUNCHER = re.compile(

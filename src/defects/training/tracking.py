@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from defects.config import Config
+from defects.files import write_bytes
 from defects.messages import UserError
-from defects.writing import write_bytes
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:

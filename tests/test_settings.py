@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value, without_quotes
+from defects.settings import Written, dump_yaml, parse_yaml, plain_value, without_quotes
 
 
 def read_plainly(value):
