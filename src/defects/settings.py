@@ -296,7 +296,8 @@ def _element_types(kinds: list[Any], count: int) -> list[Any]:
 
 
 def _explain(model: type[BaseModel], values: dict[str, Any], problem: dict[str, Any]) -> str:
-    kind, place = problem["type"], problem["loc"]
+    kind = problem["type"]
+    place = problem["loc"]
     if kind == "missing" and isinstance(place[-1], str):
         return f"{'.'.join(map(str, place))} is missing"
     keys, value = _locate(values, place)
@@ -308,9 +309,8 @@ def _explain(model: type[BaseModel], values: dict[str, Any], problem: dict[str, 
     annotation = _type_at(model, keys)
     if kind == "value_error" and section_of(annotation):
         return message  # about several settings, which it names
-    if kind in LIST_ERRORS or (
-        kind in EXPECTED_FORMS and isinstance(value, Written) and _list_length(annotation)
-    ):
+    is_list_as_text = kind in EXPECTED_FORMS and isinstance(value, Written) and _list_length(annotation) > 0
+    if kind in LIST_ERRORS or is_list_as_text:
         message = f"write {_list_form(annotation)}"
     elif kind in EXPECTED_FORMS:
         message = f"write {EXPECTED_FORMS[kind]}"
