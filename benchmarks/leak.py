@@ -44,10 +44,12 @@ from defects.files import write_bytes  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.reports.html import build_markdown_table  # noqa: E402
-from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.loop import Trainer, make_accelerator  # noqa: E402
 from defects.training.scoring import Scorer, score_batches  # noqa: E402
-from defects.training.tracking import Tracker  # noqa: E402
+from defects.training.tracking import (
+    Stopwatch,  # noqa: E402
+    Tracker,  # noqa: E402
+)
 
 STEP = 30  # degrees between the copies of a defect
 VALIDATION_TENTHS = 3  # of the copies

@@ -247,7 +247,7 @@ def test_resume_with_and_without_a_loss_scaler(tiny, run_script, monkeypatch, sc
     assert len(metrics(run_dir(tiny))) == 2
 
 
-@pytest.mark.parametrize("spoil", ["ema", "optimizer"])
+@pytest.mark.parametrize("spoil", ["average", "optimizer"])
 def test_resume_of_another_version_is_refused(tiny, run_script, monkeypatch, spoil):
     interrupt(run_script, monkeypatch, tiny, "--set", "train.ema=0.9")
     path = run_dir(tiny) / "last.pt"
@@ -272,7 +272,7 @@ def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_scri
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.checkpoint, "save", stop_before_last)
-        patch.setattr(Trainer, "_best", lambda self: len(self.history))
+        patch.setattr(Trainer, "_best_epoch", lambda self: len(self.history))
         outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner)
     assert outcome.code == 130 and (run_dir(tiny) / "selected2.pt").exists()
     assert kept.read_bytes() == before

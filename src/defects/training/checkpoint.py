@@ -74,15 +74,6 @@ def fill(detector: Detector, path: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{path} does not hold this detector's weights: use src/train.py --restart") from None
 
 
-def mean(paths: list[Path]) -> dict[str, torch.Tensor]:
-    """The mean of several states, tensor by tensor; counters as in the last."""
-    states = [load(path) for path in paths]
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
-        for name, value in states[-1].items()
-    }
-
-
 def fingerprint(config: Config, fold: str, epochs: int | None) -> Stamp:
     """What a run's weights and out-of-fold scores depend on, to be compared before it is resumed or used."""
     train = config.train

@@ -33,10 +33,9 @@ from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run
 from defects.stamps import Stamp, differences, is_stamp, join_differences
 from defects.training import checkpoint
 from defects.training.checkpoint import load_checkpoint, load_detector, without_selection
-from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
-from defects.training.loop import Trainer, make_accelerator, planned_steps
+from defects.training.loop import Trainer, make_accelerator, plan_steps
 from defects.training.scoring import long_table, score_table
-from defects.training.tracking import Tracker
+from defects.training.tracking import Stopwatch, Tracker, device_name, model_size, peak_memory_mb
 
 
 def train_fold(config: Config, fold: str, folds: pd.DataFrame, restart: bool = False) -> None:
@@ -229,7 +228,7 @@ def _train(
         with torch.no_grad():
             detector.eval().prepare(originals)
         stopwatch.lap()
-        trainer.keep_prepared()
+        trainer.save_prepared()
     if training is not None:
         monitored = data.monitored(config.train)
         own = monitored.iloc[own_rows(len(monitored), config.infer.batch_size, *process)]
@@ -288,7 +287,7 @@ def _make_training_loader(
         return None
     loader = training_loader(config, data.training_rows, detector.labels)
     height, width = config.seen_size
-    planned_steps(config.train, len(loader))
+    plan_steps(config.train, len(loader))
     size, processes, images = config.train.batch_size, accelerator.num_processes, len(data.training_rows)
     if processes > 1 and (size % processes or images < size):
         raise UserError(
