@@ -76,7 +76,7 @@ def main() -> None:
     noting(
         Trainer,
         "_save",
-        lambda trainer: [digest(trainer.detector), digest(trainer.ema and trainer.ema.module)],
+        lambda trainer: [digest(trainer.detector), digest(trainer.average and trainer.average.module)],
     )
     noting(fold, "write_result", lambda detector, *_: digest(detector))
     noting(PatchCore, "candidates", lambda _, batches: len(batches))
