@@ -1,6 +1,7 @@
 """Distillation as a user meets it: the teacher's file, resuming, which images it may see."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import run_at, texture, write_png
 from torch.nn import functional
 
+from defects.data.datasets import ImageDataset
 from defects.training import distillation as library
 from defects.training.distillation import Distillation, PatchFeatures, StepBatches
 
@@ -119,12 +121,17 @@ def test_finished_is_skipped_changed_is_refused_restart_repeats(
 
 
 def test_by_default_it_sees_all_training_images_and_no_others(config, run_script, tmp_path, monkeypatch):
-    seen, make = [], library._dataset
-    monkeypatch.setattr(library, "_dataset", lambda paths, *rest: seen.extend(paths) or make(paths, *rest))
+    learnt = []
+
+    def make_dataset(rows, *arguments, **options):
+        learnt.extend(map(Path, rows["path"]))
+        return ImageDataset(rows, *arguments, **options)
+
+    monkeypatch.setattr(library, "ImageDataset", make_dataset)
     outcome = run_script("distill.py", "--config", config(), "--set", "data.external_data=false")
     assert outcome.code == 0 and "though not their labels" in outcome.stdout
     train = tmp_path / "data" / "train"
-    assert sorted(seen) == sorted(
+    assert sorted(learnt) == sorted(
         path for kind in ("defect", "normal") for path in (train / f"{kind}_images").iterdir()
     )
 

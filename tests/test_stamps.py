@@ -146,7 +146,7 @@ def stamps(config: Config) -> dict[str, dict]:
         "index": index._stamp(config.data),
         "folds": fold_files._stamp(config),
         "comparison": adversarial.inputs(config),
-        "teacher": distillation._fingerprint(config, check_options(teacher), []),
+        "teacher": distillation.teacher_stamp(config, check_options(teacher), []),
     }
 
 

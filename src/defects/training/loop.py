@@ -164,8 +164,7 @@ class Trainer:
             (row,) = broadcast_object_list([row])  # the same for all processes, or some would stop earlier
             self.history.append(row)
             self.stopwatch.lap()
-            if self.accelerator.is_main_process:
-                self._save()
+            self._save()
             self.tracker.log(row)
             is_best = self._merit(row) is not None and self._best_epoch() == row["epoch"]
             self.accelerator.print(describe_epoch(row, is_best))
@@ -310,6 +309,8 @@ class Trainer:
             write_metrics(self.folder / "metrics.jsonl", [])
 
     def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
         epoch = len(self.history)
         selects = self.train.select == "inner"
         if selects and self._best_epoch() == epoch:
