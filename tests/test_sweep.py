@@ -44,7 +44,7 @@ def children(monkeypatch):
 
 
 def names(path):
-    return [each.name for each in library.experiments(library.load_sweep(path))]
+    return [each.name for each in library.list_experiments(library.load_sweep(path))]
 
 
 def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
@@ -63,7 +63,7 @@ def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
     "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_the_sweeps_of_the_repository_have_two_members_each(path):
-    found = library.experiments(library.load_sweep(path))
+    found = library.list_experiments(library.load_sweep(path))
     assert [len(each.folds) for each in found] == [5, 5]
 
 
@@ -73,7 +73,7 @@ def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
         "data.image_size": [[64, 32]],
         "augment": [[{"name": "GaussNoise", "p": 0.5}]],
     }
-    (found,) = library.experiments(library.load_sweep(write_sweep(grid=grid, seeds=[3])))
+    (found,) = library.list_experiments(library.load_sweep(write_sweep(grid=grid, seeds=[3])))
     assert found.config.train.lr == 1e-5 and found.config.data.image_size == (64, 32)
     assert found.config.augment == [{"name": "GaussNoise", "p": 0.5}] and found.config.train.seed == 3
     assert found.options[-2:] == ("--set", f"experiment={found.name}")
@@ -129,7 +129,7 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     write_sweep, run_script, children, tmp_path
 ):
     path = write_sweep(seeds=[5])
-    options = library.experiments(library.load_sweep(path))[0].options
+    options = library.list_experiments(library.load_sweep(path))[0].options
     assert run_script("train.py", *options, "--fold", "0").code == 0  # in this process, which is quicker
     both = [process.end() for process in start_two(tmp_path, ROOT / "src" / "sweep.py", path)]
     said = "".join(printed for _, printed in both)
@@ -157,4 +157,4 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
 
 def test_sizes_of_images_share_the_folds(write_sweep):
     sweep = library.load_sweep(write_sweep(grid={"data.image_size": [[32, 32], [64, 64]]}))
-    assert [each.config.data.image_size for each in library.experiments(sweep)] == [(32, 32), (64, 64)]
+    assert [each.config.data.image_size for each in library.list_experiments(sweep)] == [(32, 32), (64, 64)]
