@@ -19,7 +19,7 @@ from defects.data.fold_files import load_training_rows
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.stages import ensure_tables
-from defects.training.fold import _make_training_loader, divide_images
+from defects.training.fold import divide_images, make_training_loader
 
 WORKER = Path(__file__).with_name("worker.py")
 TRAIN = ROOT / "src" / "train.py"
@@ -183,6 +183,6 @@ def test_batches_that_cannot_be_shared_out(settings, run_script, size, processes
     with pytest.raises(
         UserError, match=f"train.batch_size={size} cannot be shared out evenly: set it to a mul"
     ):
-        _make_training_loader(build_detector(config), config, sides, accelerator)
+        make_training_loader(build_detector(config), config, sides, accelerator)
     accelerator.num_processes = 1
-    assert _make_training_loader(build_detector(config), config, sides, accelerator)
+    assert make_training_loader(build_detector(config), config, sides, accelerator)

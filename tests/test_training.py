@@ -298,11 +298,11 @@ def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config)
     config = make_config(make_dataset(), "train.batch_size=2")
     sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     assert (
-        fold._make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=1))
+        fold.make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=1))
         is not None
     )
     with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
-        fold._make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=2))
+        fold.make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=2))
 
 
 def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):

@@ -219,17 +219,17 @@ def load_config(
     experiment = {} if path is None else read_config_file(path)
     own = {key: value for key, value in experiment.items() if key not in ("data", "model")}
     data = experiment.get("data") if data is None else data
-    values = _part("data", data, path)
+    values = _read_part("data", data, path)
     if model is None:
         model = experiment.get("model")
         if model is None and not needs_model:
             model = "classifier"
-        values = _merged(_merged(values, _part("models", model, path), Config), own, Config)
+        values = _merge(_merge(values, _read_part("models", model, path), Config), own, Config)
     else:
-        kept = {key: value for key, value in own.items() if key not in ("train", "augment", "experiment")}
-        values = _merged(_merged(values, kept, Config), _part("models", model), Config)
+        own = {key: value for key, value in own.items() if key not in ("train", "augment", "experiment")}
+        values = _merge(_merge(values, own, Config), _read_part("models", model), Config)
     if "experiment" not in values:
-        values["experiment"] = _run_name(values, path, model)
+        values["experiment"] = _name_run(values, path, model)
     config = validate_config(apply_overrides(values, overrides), "settings" if path is None else str(path))
     return _with_needs_of_detector(config) if needs_model else config
 
@@ -245,16 +245,27 @@ def _with_needs_of_detector(config: Config) -> Config:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`values` of a whole configuration with what each `key.sub=value` says."""
+    """`values` of a config with those of every `key.sub=value`, as `--set` has them.
+
+    A value is text until the type of its setting is known.
+    """
     for override in overrides:
-        values = _with_override(values, override)
+        key, separator, value = override.partition("=")
+        key = key.strip()
+        if not separator or not key:
+            raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
+        try:
+            values = _with_value(values, key, Written(value.strip()), Config)
+        except ValueError as error:
+            raise UserError(f"--set {override}: not valid YAML ({error})") from None
     return values
 
 
 def with_model(config: Config, name: str) -> Config:
     """The experiment with what a model file says in place of its model and training."""
-    kept = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
-    return _with_needs_of_detector(validate(Config, _merged(kept, _part("models", name), Config), name))
+    values = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
+    values = _merge(values, _read_part("models", name), Config)
+    return _with_needs_of_detector(validate(Config, values, name))
 
 
 def known_config_files(kind: str) -> list[str]:
@@ -262,37 +273,37 @@ def known_config_files(kind: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 
-def find_config_file(kind: str, name: str, beside: Path | None = None) -> Path:
-    """The file of configs/<kind> that is called `name`, or another YAML file, by its path.
+def find_config_file(kind: str, name: str, experiment: Path | None = None) -> Path:
+    """The file configs/<kind>/<name>.yaml, or another YAML file, by its path.
 
-    A relative path starts at the folder of `beside` (the experiment that names it), at the present folder, or
-    at the repository: the first that exists.
+    A relative path starts at the folder of the `experiment` that names it, at the present folder, or at the
+    repository: the first that exists.
     """
     if name.endswith((".yaml", ".yml")):
         places = [Path(name).expanduser(), resolve(name)]
-        if beside is not None:
-            places.insert(0, beside.parent / name)
+        if experiment is not None:
+            places.insert(0, experiment.parent / name)
         return next((place for place in places if place.exists()), places[-1])
-    known = known_config_files(kind)
-    if name not in known:
+    names = known_config_files(kind)
+    if name not in names:
         option = "--data" if kind == "data" else "--model"
         raise UserError(
-            f"{option} {name}: configs/{kind} holds {', '.join(known)}; or name a YAML file by its path"
+            f"{option} {name}: configs/{kind} holds {', '.join(names)}; or name a YAML file by its path"
         )
     return ROOT / "configs" / kind / f"{name}.yaml"
 
 
-def _part(kind: str, named: Any, beside: Path | None = None) -> dict[str, Any]:
-    """What a data file or a model file says; `named` is its name, or its section written out, or nothing.
+def _read_part(kind: str, source: Any, experiment: Path | None = None) -> dict[str, Any]:
+    """What a data file or a model file says; `source` is its name, or its section written out, or nothing.
 
-    `beside` is the experiment that names it.
+    `experiment` is the file that names it.
     """
-    if named is None:
+    if source is None:
         return {}
     section = "data" if kind == "data" else "model"
-    if not isinstance(named, str):
-        return {section: named}
-    path = find_config_file(kind, named, beside)
+    if not isinstance(source, str):
+        return {section: source}
+    path = find_config_file(kind, source, experiment)
     values = read_config_file(path)
     if section not in values:
         raise UserError(f"{path} says nothing of {section}: a file of configs/{kind} has that section")
@@ -301,7 +312,7 @@ def _part(kind: str, named: Any, beside: Path | None = None) -> dict[str, Any]:
     return values
 
 
-def _run_name(values: dict[str, Any], path: Path | None, model: Any) -> str | None:
+def _name_run(values: dict[str, Any], path: Path | None, model: Any) -> str | None:
     """`<data.name>_<model>`, or the name of the experiment's file where the model is written out in it."""
     if not isinstance(model, str):
         return None if path is None else path.stem
@@ -334,8 +345,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        known = ", ".join(sorted(found.name for found in (ROOT / "configs").glob("*.yaml")))
-        raise UserError(f"{path}: {error.strerror}; configs/ holds {known}") from None
+        names = ", ".join(sorted(config.name for config in (ROOT / "configs").glob("*.yaml")))
+        raise UserError(f"{path}: {error.strerror}; configs/ holds {names}") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -344,12 +355,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def validate_config(values: dict[str, Any], where: str) -> Config:
-    """The config of these values, which may be those of an old run; `where` they stand is for messages."""
-    return validate(Config, _without_removed_settings(values, where), where)
+    """The config of these values, which may be those of an old run; `where` they stand is for messages.
 
-
-def _without_removed_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` without REMOVED_SETTINGS; UserError where one would have an effect."""
+    REMOVED_SETTINGS are left out, and refused where they would have an effect.
+    """
     result = dict(values)
     for name, no_effect in REMOVED_SETTINGS.items():
         section, key = name.split(".")
@@ -363,20 +372,8 @@ def _without_removed_settings(values: dict[str, Any], where: str) -> dict[str, A
             raise UserError(
                 f"{where}: {name}={value} is no setting any more (docs/results.md says why): delete it"
             )
-        result[section] = {other: settings[other] for other in settings if other != key}
-    return result
-
-
-def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    """`values` with what `--set key=value` says; the value is text until the type of its setting is known."""
-    key, separator, value = override.partition("=")
-    key = key.strip()
-    if not separator or not key:
-        raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
-    try:
-        return _with_value(values, key, Written(value.strip()), Config)
-    except ValueError as error:
-        raise UserError(f"--set {override}: not valid YAML ({error})") from None
+        result[section] = {name: setting for name, setting in settings.items() if name != key}
+    return validate(Config, result, where)
 
 
 def _with_value(
@@ -384,29 +381,30 @@ def _with_value(
 ) -> dict[str, Any]:
     """`values` of a section, or of a free mapping (None), with `value` at the dotted key.
 
-    In a mapping of names to numbers the rest of the key is one name, dots and all.
+    In a mapping of names to numbers all that follows the first dot is one name.
     """
-    name, _, rest = key.partition(".")
-    if not rest:
-        return _merged(values, {name: value}, model)
+    name, _, subkey = key.partition(".")
+    if not subkey:
+        return _merge(values, {name: value}, model)
     annotation = setting_type(model, name)
-    known = open_brackets(values.get(name), annotation)
-    known = known if isinstance(known, dict) else {}
+    inner = open_brackets(values.get(name), annotation)
+    inner = inner if isinstance(inner, dict) else {}
     section = section_of(annotation)
     if section is None and value_type(annotation) is not Any:
-        return values | {name: known | {rest: value}}
-    return values | {name: _with_value(known, rest, value, section)}
+        return values | {name: inner | {subkey: value}}
+    return values | {name: _with_value(inner, subkey, value, section)}
 
 
-def _merged(base: dict[str, Any], top: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+def _merge(base: dict[str, Any], top: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
     """`top` over `base`, section by section; lists and free mappings are replaced, so they can be emptied."""
     result = dict(base)
     for key, value in top.items():
         annotation = setting_type(model, key)
         value = open_brackets(value, annotation)
-        known, section = base.get(key), section_of(annotation)
-        if section and isinstance(value, dict) and isinstance(known, dict):
-            value = _merged(known, value, section)
+        section = section_of(annotation)
+        base_value = base.get(key)
+        if section and isinstance(value, dict) and isinstance(base_value, dict):
+            value = _merge(base_value, value, section)
         result[key] = value
     return result
 

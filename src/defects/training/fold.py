@@ -115,14 +115,11 @@ class FoldData:
             del needed[0]  # classes differ from each other too
         missing = [word for label, word in needed.items() if not (labels == label).any()]
         if missing:
-            advice = ""
+            problem = f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them"
             if missing[0] == "defect":
-                advice = (
-                    ": add some, or choose a detector of normal images, such as --model patchcore_reduced"
-                )
-            raise UserError(
-                f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them{advice}"
-            )
+                problem += ": add some, or choose a detector of normal images, such as "
+                problem += "--model patchcore_reduced"
+            raise UserError(problem)
         if detector.needs_holdout and self.inner_normal.empty:
             raise UserError(self._explain_no_calibration(config))
         selects = config.train.select == "inner" or config.train.patience
@@ -217,7 +214,7 @@ def _train(
     data = data.suited_to(detector, config)
     if config.train.select == "inner" and data.inner["label"].nunique() < 2:
         accelerator.print("note: the inner hold-out has one class only: the epoch is chosen by the loss")
-    training = _make_training_loader(detector, config, data, accelerator)  # before anything is written
+    training = make_training_loader(detector, config, data, accelerator)  # before anything is written
     if is_main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
     tracker = Tracker(config, fold, folder, active=is_main)
@@ -235,9 +232,7 @@ def _train(
         stopwatch.lap()
         trainer.save_prepared()
     if training is not None:
-        samples = detector.training_samples(
-            next(iter(originals))
-        )  # None, unless it makes what it learns from
+        samples = detector.training_samples(next(iter(originals)))  # of detectors that draw defects
         if samples is not None and is_main:
             encoded = cv2.imencode(".png", cv2.cvtColor(samples, cv2.COLOR_RGB2BGR))[1]
             write_bytes(folder / "samples.png", encoded.tobytes())
@@ -284,7 +279,7 @@ def _refuse_leaking_weights(config: Config, fold: str) -> None:
         )
 
 
-def _make_training_loader(
+def make_training_loader(
     detector: Detector, config: Config, data: FoldData, accelerator: Accelerator
 ) -> DataLoader | None:
     """Of a detector that has weights to train; None for any other.
