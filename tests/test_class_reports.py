@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import data_in, run_at, runs_at, texture, write_png
 
-from defects.config import as_yaml, load_config
+from defects.config import as_yaml
+from defects.config_files import load_config
 from defects.data import rle
 from defects.data.labels import read_masks
 from defects.evaluation.heat_map import LIMIT_COLOUR

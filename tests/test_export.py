@@ -22,7 +22,8 @@ import yaml
 from conftest import defective, raising, run_at, texture, write_png
 from line_pc import documented_packages
 
-from defects.config import ROOT, InferConfig, load_config
+from defects.config import ROOT, InferConfig
+from defects.config_files import load_config
 from defects.data.images import read_image
 from defects.deploy import exporter as exporting
 from defects.deploy import graph

@@ -5,7 +5,8 @@ import pytest
 import torch
 from timm.utils import ModelEmaV3
 
-from defects.config import TrainConfig, load_config
+from defects.config import TrainConfig
+from defects.config_files import load_config
 from defects.messages import UserError
 from defects.runs import Run
 from defects.training import checkpoint

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
-from defects.config import load_config
+from defects.config_files import load_config
 from defects.data.index import prepare
 from defects.files import read_json, write_json
 from defects.training import checkpoint, scoring

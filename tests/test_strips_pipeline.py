@@ -12,7 +12,7 @@ import yaml
 from conftest import copy_runs, options_for, run_at, run_once, runs_at, submitted_at
 from test_code_competition import run_cells
 
-from defects.config import load_config
+from defects.config_files import load_config
 from defects.data import rle
 from defects.data import strips_images as strips
 from defects.data.images import resize

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from defects.config import Config, ThresholdConfig, known_config_files, resolve, with_model
+from defects.config import Config, ThresholdConfig, resolve
+from defects.config_files import known_config_files, with_model
 from defects.data.fold_files import DataTables
 from defects.evaluation.align import experiment_scores
 from defects.evaluation.answer_key import load_answers
