@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from defects.data.damage import find_damage, is_truncated, without_padding
 from defects.data.headers import EIGHT_BITS, Header, read_header
@@ -14,10 +13,6 @@ from defects.messages import UserError
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
-
-# A broken file is reported by this program, in one line, with its name.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-Image.MAX_IMAGE_PIXELS = None  # what is too large is refused before Pillow decodes it
 
 
 def read_content(path: Path) -> bytes:
