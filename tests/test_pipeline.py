@@ -10,7 +10,7 @@ from defects.config_files import load_config
 from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run
-from defects.submission.answers import check_answers
+from defects.submission.build import check_answers
 from defects.training import checkpoint, scoring
 
 

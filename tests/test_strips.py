@@ -12,7 +12,7 @@ from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data import strips_images as strips
 from defects.data.layouts import list_data
-from defects.data.rle_table import read_rle_table, table_form
+from defects.data.rle import read_rle_table, table_form
 from defects.messages import UserError
 
 SIZE = (64, 400)

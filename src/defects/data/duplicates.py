@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from defects.config_data import DuplicateConfig
 from defects.data import different, registration
+from defects.data.bounded_memory import allocate_array, in_threads
 from defects.data.different import Threshold
-from defects.data.many import allocate_array, in_threads
 from defects.data.registration import FLIPS, blur, flip_pictures
 
 SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from

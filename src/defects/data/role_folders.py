@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from defects.data.folder_scan import FolderScan, check_complete, check_not_empty, folder_key, scan_folder
-from defects.data.masks_beside import MasksBeside, split_off_masks
+from defects.data.mask_matching import MasksBeside, split_off_masks
 from defects.messages import UserError
 
 Role = Literal["normal", "abnormal", "masks", "test"]

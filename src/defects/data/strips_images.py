@@ -17,7 +17,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from defects.data import rle
 from defects.data.generated import new_data_set
-from defects.data.rle_table import COLUMNS, all_pairs, write_rle_table
+from defects.data.rle import COLUMNS, all_pairs, write_rle_table
 
 CLASSES = ["1", "2", "3", "4"]
 # How often each set of classes occurs among the 12,568 labelled images of the competition.

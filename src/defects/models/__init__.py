@@ -14,8 +14,8 @@ from pydantic import create_model
 
 from defects.config import Config, resolve
 from defects.data.external import refuse_external
+from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL
-from defects.data.windows import windows
 from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector
 from defects.settings import Section, validate

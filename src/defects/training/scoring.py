@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from defects.config import Config, InferConfig
 from defects.data.datasets import as_input, plain_loader
+from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL, turn, turn_back
-from defects.data.windows import windows
 from defects.files import array_archive, join_archives, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
@@ -191,24 +191,22 @@ def score_test(run: Run, images: pd.DataFrame, use: str, accelerator: Accelerato
     if accelerator.is_main_process and not all(run.is_scored(fold) for fold in models):
         # It is joined last: from an interruption on it would not be what the folds say.
         joined.unlink(missing_ok=True)
-    for fold in models:
-        _score_fold(run, test, fold, accelerator)
+    tables = [_score_fold(run, test, fold, accelerator) for fold in models]
     if accelerator.is_main_process:
-        files = [run.fold_folder(fold) / "test.csv" for fold in models]
-        tables = [read_csv(path, TEST_COLUMNS, "src/infer.py") for path in files]
         table = pd.concat(tables).sort_values(["image_id", "fold"], kind="stable", ignore_index=True)
         write_csv(joined, table[TEST_COLUMNS])
     accelerator.wait_for_everyone()
 
 
-def _score_fold(run: Run, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> None:
+def _score_fold(run: Run, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> pd.DataFrame | None:
     """test.csv, test_maps.npz and test.json, the stamp, in the fold's folder, unless they are up to date.
 
-    The same bytes with and without shards, interrupted or not.
+    The same bytes with and without shards, interrupted or not. Returns test.csv, on the main process.
     """
     detector = load_detector(run, fold, has_other_maps=True)
     stamp = run.score_stamp(fold)
     folder = run.fold_folder(fold)
+    table = None
     if not run.is_scored(fold):
         if (folder / "test.csv").exists():
             reasons = join_differences(differences(run.read_score_stamp(fold), stamp))
@@ -216,15 +214,17 @@ def _score_fold(run: Run, test: pd.DataFrame, fold: str, accelerator: Accelerato
         infer = run.config.infer
         rows = math.ceil(infer.shard / infer.batch_size) * infer.batch_size  # the same batches as in one go
         if len(test) > rows:
-            _score_shards(detector, run, test, fold, accelerator, rows, stamp)
+            table = _score_shards(detector, run, test, fold, accelerator, rows, stamp)
         else:
             table = score_table(detector, run.config, test, fold, accelerator, folder / TEST_MAPS)
             if accelerator.is_main_process:
                 write_csv(folder / "test.csv", table)
         if accelerator.is_main_process:
             write_json(folder / "test.json", stamp)
-    if accelerator.is_main_process:
-        shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    if not accelerator.is_main_process:
+        return None
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py") if table is None else table
 
 
 def _score_shards(
@@ -235,8 +235,11 @@ def _score_shards(
     accelerator: Accelerator,
     rows: int,
     stamp: Stamp,
-) -> None:
-    """Score the test images `rows` at a time; finished shards of the same `stamp` are not scored again."""
+) -> pd.DataFrame | None:
+    """Score the test images `rows` at a time; finished shards of the same `stamp` are not scored again.
+
+    Returns the table of all of them, on the main process.
+    """
     folder = run.fold_folder(fold)
     shards = folder / SHARDS
     starts = range(0, len(test), rows)
@@ -257,7 +260,10 @@ def _score_shards(
             write_csv(tables[number], table)  # after the maps: where it is, they are complete
         accelerator.free_memory()  # or the loader of every shard would stay, with its processes
         accelerator.print(f"{folder.name}: {starts[number] + len(part)} of {len(test)} images are scored")
-    if accelerator.is_main_process:
-        join_archives(folder / TEST_MAPS, [path for path in maps if path.exists()])
-        parts = [read_csv(table, TEST_COLUMNS, "src/infer.py") for table in tables]
-        write_csv(folder / "test.csv", pd.concat(parts, ignore_index=True))
+    if not accelerator.is_main_process:
+        return None
+    join_archives(folder / TEST_MAPS, [path for path in maps if path.exists()])
+    parts = [read_csv(path, TEST_COLUMNS, "src/infer.py") for path in tables]
+    table = pd.concat(parts, ignore_index=True)
+    write_csv(folder / "test.csv", table)
+    return table
