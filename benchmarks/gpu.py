@@ -210,9 +210,8 @@ def train_to(folder: Path, epoch: int) -> None:
     """Train on from what `folder` holds, to the end of `epoch`."""
     from defects.data.datasets import training_loader
     from defects.models import build_detector
-    from defects.training.costs import Stopwatch
     from defects.training.loop import Trainer, make_accelerator
-    from defects.training.tracking import Tracker
+    from defects.training.tracking import Stopwatch, Tracker
 
     folder.mkdir(exist_ok=True)
     rows = write_images(folder, 32)
@@ -231,7 +230,7 @@ def train_to(folder: Path, epoch: int) -> None:
     tracker = Tracker(config, "0", folder)
     trainer = Trainer(detector, config.train, epoch, folder, stamp, accelerator, tracker, stopwatch)
     if not trainer.resume():
-        trainer.keep_prepared()
+        trainer.save_prepared()
     trainer.fit(training_loader(config, rows), None)
 
 

@@ -39,14 +39,16 @@ from defects.data.images import read_image  # noqa: E402
 from defects.data.index import training_sha256  # noqa: E402
 from defects.evaluation.metrics import macro_f1, share_weights  # noqa: E402
 from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
+from defects.files import write_bytes  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.reports.html import build_markdown_table  # noqa: E402
-from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.loop import Trainer, make_accelerator  # noqa: E402
 from defects.training.scoring import Scorer, score_batches  # noqa: E402
-from defects.training.tracking import Tracker  # noqa: E402
-from defects.writing import write_bytes  # noqa: E402
+from defects.training.tracking import (
+    Stopwatch,  # noqa: E402
+    Tracker,  # noqa: E402
+)
 
 STEP = 30  # degrees between the copies of a defect
 VALIDATION_TENTHS = 3  # of the copies

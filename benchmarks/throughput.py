@@ -20,13 +20,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import ROOT, Config, load_config  # noqa: E402
+from defects.config import ROOT, Config  # noqa: E402
+from defects.config_files import load_config  # noqa: E402
 from defects.data.datasets import training_loader  # noqa: E402
 from defects.models import build_detector  # noqa: E402
-from defects.training.costs import Stopwatch  # noqa: E402
 from defects.training.loop import Trainer, TrainingStep, make_accelerator  # noqa: E402
 from defects.training.scoring import score_table  # noqa: E402
-from defects.training.tracking import Tracker  # noqa: E402
+from defects.training.tracking import (
+    Stopwatch,  # noqa: E402
+    Tracker,  # noqa: E402
+)
 
 
 def main() -> None:

@@ -27,13 +27,13 @@ sys.path.insert(0, str(ROOT / "src"))
 from defects import cli, stages  # noqa: E402
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
+from defects.files import write_bytes  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.reports.charts import draw_png  # noqa: E402
 from defects.reports.comparison import group_by_category, measure_runs, write_comparison  # noqa: E402
 from defects.reports.figures import draw_heat_tile, fit_limits, mark_defects, read_tile  # noqa: E402
 from defects.reports.run_report import RunTables, build_run_report, load_run_tables  # noqa: E402
 from defects.runs import Run, runs_on  # noqa: E402
-from defects.writing import write_bytes  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
 DEFAULT = "demo_segmenter_tiny"

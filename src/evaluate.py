@@ -15,11 +15,10 @@ from defects.data.rle import all_pairs, check_runs, read_annotations
 from defects.evaluation.metrics import dice_table, macro_f1, mean_dice
 from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.thresholds import SHARE_NAMES, Decision
-from defects.files import read_csv, same_text
+from defects.files import read_csv, same_text, sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.submission.summary import open_runs, read_summary
-from defects.writing import sha256
 
 
 def main() -> None:

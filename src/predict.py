@@ -24,8 +24,8 @@ from defects.deploy.prediction import (
     without_dots,
 )
 from defects.deploy.regions import draw_overlay
+from defects.files import write_bytes
 from defects.messages import UserError
-from defects.writing import write_bytes
 
 WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 

@@ -1,7 +1,7 @@
 """Index a data set: output/<data.name>/images.csv. With --download, fetch it from Kaggle first."""
 
 from defects import cli
-from defects.config import Config, resolve
+from defects.config import resolve
 from defects.data.index import prepare
 from defects.messages import UserError
 from defects.submission import kaggle_cli
@@ -15,15 +15,11 @@ def main() -> None:
     arguments = parser.parse_args()
     for config in cli.configs_from(arguments):
         if arguments.download:
-            download(config)
+            if config.data.kaggle is None:
+                raise UserError(f"{config.experiment} names no Kaggle competition (data.kaggle.competition)")
+            kaggle_cli.download(config.data.kaggle, resolve(config.data.root))
         prepare(config)
         print(f"wrote {config.dataset_dir / 'images.csv'}")
-
-
-def download(config: Config) -> None:
-    if config.data.kaggle is None:
-        raise UserError(f"{config.experiment} names no Kaggle competition (data.kaggle.competition)")
-    kaggle_cli.download(config.data.kaggle, resolve(config.data.root))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Group duplicates, cut leak-free folds, plan the oversampling: folds.csv and train_fold<k>.csv."""
+"""Group duplicates, make leak-free folds, plan the oversampling: folds.csv and train_fold<k>.csv."""
 
 import pandas as pd
 
@@ -25,22 +25,25 @@ def fold_table(config: Config, table: pd.DataFrame) -> pd.DataFrame:
 
     Without classes also the ratio of the training rows; with them an image may count in several.
     """
-    images, classes, lines = table.set_index("image_id"), config.data.classes, {}
+    images = table.set_index("image_id")
+    classes = config.data.classes
+    lines = {}
     for fold in fold_names(config):
-        held = table[table["fold"] == fold]
-        rows = images.loc[load_training_rows(config, fold)["image_id"]]
-        counts, copies = _counts(held, classes), _counts(rows, classes)
-        first, *others = counts
-        line = {f"held-out {first}": counts[first]} | {name: counts[name] for name in others}
-        line |= {"groups": held["group"].nunique(), f"training {first} rows": copies[first]}
-        line |= {f"{name} rows": copies[name] for name in others}
+        validation = table[table["fold"] == fold]
+        training = images.loc[load_training_rows(config, fold)["image_id"]]
+        counts = _count_rows(validation, classes)
+        copies = _count_rows(training, classes)
+        first, *remaining = counts
+        line = {f"held-out {first}": counts[first]} | {name: counts[name] for name in remaining}
+        line |= {"groups": validation["group"].nunique(), f"training {first} rows": copies[first]}
+        line |= {f"{name} rows": copies[name] for name in remaining}
         if not classes:
             line["ratio"] = f"1:{copies['normal'] / copies[first]:.2f}" if copies[first] else "-"
         lines[fold] = line
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("fold")
 
 
-def _counts(rows: pd.DataFrame, classes: list[str]) -> dict[str, int]:
+def _count_rows(rows: pd.DataFrame, classes: list[str]) -> dict[str, int]:
     """How many rows are of each class, or else defective, and how many are normal."""
     names = [f"class {name}" for name in classes] or ["defect"]
     return dict(zip([*names, "normal"], class_targets(rows).sum(axis=0).astype(int).tolist(), strict=True))
@@ -50,20 +53,21 @@ def duplicates_report(config: Config, table: pd.DataFrame) -> str:
     """How much was grouped, and which images look alike although their labels contradict."""
     pairs = read_csv(config.dataset_dir / "pairs.csv", ["i", "j", "kind"], "src/split.py")
     sizes = table["group"].value_counts()
-    siblings, copies = sizes[sizes > 1].sum(), (pairs["kind"] == "exact").sum()
+    siblings = sizes[sizes > 1].sum()
+    copies = (pairs["kind"] == "exact").sum()
     groups = f"{len(table)} images in {len(sizes)} groups (largest {sizes.max()})"
     lines = [f"{groups}, {siblings} with a sibling; {copies} exact copies", *describe_search(config)]
     labels = table.set_index("image_id")["label"]
     both_ways = pd.concat([pairs, pairs.rename(columns={"i": "j", "j": "i"})])
-    differing = both_ways[both_ways["i"].map(labels).gt(both_ways["j"].map(labels))]
-    for name, others in differing.groupby("i")["j"]:
-        lines.append(f"note: {name} looks the same as {shorten_names(sorted(others))}, labelled normal")
+    contradicting = both_ways[both_ways["i"].map(labels).gt(both_ways["j"].map(labels))]
+    for name, lookalikes in contradicting.groupby("i")["j"]:
+        lines.append(f"note: {name} looks the same as {shorten_names(sorted(lookalikes))}, labelled normal")
     group = table.set_index("image_id")["group"].astype(str)
-    apart = int((pairs["i"].map(group).to_numpy() != pairs["j"].map(group).to_numpy()).sum())
-    if apart:
+    is_apart = pairs["i"].map(group).to_numpy() != pairs["j"].map(group).to_numpy()
+    if is_apart.any():
         is_stated = config.split.group_file is not None or config.split.group_pattern is not None
         owner = " of your own list" if is_stated else ""
-        lines.append(f"note: {apart} pairs that look the same are in different groups{owner}")
+        lines.append(f"note: {int(is_apart.sum())} pairs that look the same are in different groups{owner}")
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ the same command again to go on after an interruption.
 """
 
 import argparse
-from collections.abc import Iterable
 from datetime import timedelta
 from itertools import groupby
 from operator import itemgetter
@@ -24,7 +23,7 @@ from defects.files import write_csv
 from defects.messages import UserError
 from defects.reports.html import build_markdown_table, format_number
 from defects.reports.run_report import load_aligned_oof
-from defects.training.sweep_jobs import Experiment, experiments, load_sweep, run_job, score_if_complete
+from defects.training.sweep_jobs import Experiment, list_experiments, load_sweep, run_job, score_if_complete
 
 FIGURES = {"macro-F1 (nested CV)": "nested_macro_f1", "AUROC": "auroc"}  # heading -> key of estimate
 PATIENCE = timedelta(days=30)  # between processes: the first to finish waits for the last
@@ -37,34 +36,29 @@ def main() -> None:
         "sweep", type=Path, help="YAML with data or config, models, seeds, grid, folds, infer"
     )
     sweep = load_sweep(parser.parse_args().sweep)
-    found = experiments(sweep)
-    folder = resolve(found[0].config.output) / "sweeps" / sweep.name
+    members = list_experiments(sweep)
+    folder = resolve(members[0].config.output) / "sweeps" / sweep.name
     state = PartialState(cpu=True, timeout=PATIENCE)  # the sweep itself only waits: it takes no GPU
     with state.main_process_first():
-        for config in {each.config.data.name: each.config for each in found}.values():
+        for config in {member.config.data.name: member.config for member in members}.values():
             stages.ensure_tables(config)
-    jobs = [(each, fold) for each in found for fold in each.folds]
-    own = groupby(jobs[state.process_index :: state.num_processes], key=itemgetter(0))
-    failed = [job for each, shared in own for job in run_and_score(each, shared, folder, sweep.infer)]
+    jobs = [(member, fold) for member in members for fold in member.folds]
+    own_jobs = jobs[state.process_index :: state.num_processes]
+    failed = []  # names of experiments and log files
+    for member, member_jobs in groupby(own_jobs, key=itemgetter(0)):
+        logs = [run_job(member, fold, folder) for _, fold in member_jobs]
+        if sweep.infer:
+            logs.append(score_if_complete(member, folder))
+        failed += [(member.name, log) for log in logs if log]
     failed = gather_object(failed)
     if state.is_main_process:
-        finish(found, failed, folder)
+        report(members, failed, folder)
 
 
-def run_and_score(
-    experiment: Experiment, jobs: Iterable[tuple[Experiment, str]], folder: Path, infer: bool
-) -> list[tuple[str, Path]]:
-    """This process's folds of an experiment; (experiment, log file) of what failed."""
-    logs = [run_job(experiment, fold, folder) for _, fold in jobs]
-    if infer:
-        logs.append(score_if_complete(experiment, folder))
-    return [(experiment.name, log) for log in logs if log]
-
-
-def finish(found: list[Experiment], failed: list[tuple[str, Path]], folder: Path) -> None:
+def report(members: list[Experiment], failed: list[tuple[str, Path]], folder: Path) -> None:
     """Print the table of what was trained and a line for each failed job; UserError if there are any."""
-    names = {name for name, _ in failed}
-    table = summary([each for each in found if each.name not in names])
+    failed_names = {name for name, _ in failed}
+    table = summarise([member for member in members if member.name not in failed_names])
     write_csv(folder / "summary.csv", table.reset_index())
     texts = table.astype(str).assign(**{name: table[name].map(format_number) for name in FIGURES})
     print(build_markdown_table(texts))
@@ -75,14 +69,14 @@ def finish(found: list[Experiment], failed: list[tuple[str, Path]], folder: Path
         raise UserError(f"{len(failed)} jobs failed: see their logs in {folder}, then run the sweep again")
 
 
-def summary(found: list[Experiment]) -> pd.DataFrame:
+def summarise(members: list[Experiment]) -> pd.DataFrame:
     """By experiment: seed, number of folds, nested macro-F1 and AUROC out of fold (none of a full fit)."""
     rows = []
-    for each in found:
-        row = {"experiment": each.name, "seed": each.config.train.seed, "folds": len(each.folds)}
-        if each.run.trained_folds():
-            threshold = each.config.threshold
-            oof = load_aligned_oof(each.run, load_tables(each.config))
+    for member in members:
+        row = {"experiment": member.name, "seed": member.config.train.seed, "folds": len(member.folds)}
+        if member.run.trained_folds():
+            threshold = member.config.threshold
+            oof = load_aligned_oof(member.run, load_tables(member.config))
             expected = estimate(oof, threshold.rule, threshold.fpr)
             row |= {name: expected[figure] for name, figure in FIGURES.items()}
         rows.append(row)

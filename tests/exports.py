@@ -8,8 +8,7 @@ from conftest import texture
 from onnx import TensorProto, helper
 
 from defects.deploy.model import META, VERSION
-from defects.files import array_archive, write_json
-from defects.writing import sha256
+from defects.files import array_archive, sha256, write_json
 
 SIZE = 32  # pixels of an image in both directions
 CELLS = 8  # of a map in both directions

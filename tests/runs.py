@@ -9,10 +9,9 @@ from scipy.special import expit
 from defects.config import Config, as_yaml, resolve
 from defects.data.images import resize
 from defects.data.labels import read_mask_files
-from defects.files import array_archive, write_csv, write_json
+from defects.files import array_archive, write_bytes, write_csv, write_json
 from defects.runs import OOF_COLUMNS, TEST_COLUMNS, Run
 from defects.stages import ensure_images, ensure_tables
-from defects.writing import write_bytes
 
 COSTS = {"score_images_per_second": 12.5, "peak_memory_mb": 900, "model_mb": 8.5, "device": "CPU, 2 threads"}
 

@@ -6,14 +6,14 @@ import sys
 from defects.config import ROOT
 
 
-def test_an_interrupt_while_modules_are_imported_is_one_line():
+def test_run_of_an_interrupt_during_imports_is_one_line():
     program = "from defects import cli; raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "src", capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr == "error: interrupted before anything was done\n"
 
 
-def test_a_reader_that_stops_early_is_no_error():
+def test_run_takes_a_reader_that_stops_early():
     """As `head` does: stdout is closed before the script prints."""
     program = "from defects import cli; cli.run(lambda: print(input()))"
     process = subprocess.Popen(

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from defects.config import ROOT, as_yaml, load_config, resolve
+from defects.config import ROOT, as_yaml, resolve
+from defects.config_files import load_config
 from defects.messages import UserError
 
 SMALL = """
@@ -30,7 +31,7 @@ def _error(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_defaults_and_the_experiment_is_named_after_the_file(small):
+def test_load_config_names_the_experiment_after_the_file(small):
     config = load_config(small)
     assert config.experiment == "small"
     assert config.data.image_size == (32, 48)
@@ -52,14 +53,14 @@ def test_defaults_and_the_experiment_is_named_after_the_file(small):
         ("data.folders.abnormals=bad", "data.folders.abnormal"),
     ],
 )
-def test_an_unknown_key_names_the_nearest_known_one(small, wrong, nearest):
+def test_load_config_names_the_nearest_key_of_an_unknown_one(small, wrong, nearest):
     message = _error(small, wrong)
     assert f"unknown key {wrong.split('.')[0]}" in message
     assert f"did you mean {nearest}" in message
     assert str(small) in message
 
 
-def test_an_unknown_key_that_resembles_none(small):
+def test_load_config_refuses_a_key_that_resembles_none(small):
     assert "unknown key zzz" in _error(small, "zzz=1")
 
 
@@ -76,12 +77,12 @@ def test_load_config_refuses_removed_settings_that_had_an_effect(small):
     assert "train.pseudo=labels.csv is no setting any more" in message
 
 
-def test_an_unknown_key_below_an_optional_section(small):
+def test_load_config_refuses_an_unknown_key_below_an_optional_section(small):
     message = _error(small, "data.kaggle.competition=x", "data.kaggle.expect={}")
     assert "did you mean data.kaggle.expected?" in message
 
 
-def test_all_problems_stand_in_one_line(small):
+def test_load_config_puts_all_problems_in_one_line(small):
     message = _error(small, "train.epochs=-1", "train.batchsize=4", "infer.tta=maybe")
     for key in ("train.epochs=-1", "train.batchsize", "infer.tta"):
         assert key in message
@@ -109,22 +110,22 @@ def test_all_problems_stand_in_one_line(small):
         "experiment=[a]",
     ],
 )
-def test_bad_values_name_the_key_and_what_was_given(small, override):
+def test_load_config_names_key_and_value_of_a_bad_value(small, override):
     assert f"{override.partition('=')[0]}" in _error(small, override)
 
 
 @pytest.mark.parametrize("override", ["train.select=inner", "train.patience=2"])
-def test_settings_that_need_an_inner_holdout_say_so(small, override):
+def test_train_config_says_what_needs_an_inner_holdout(small, override):
     assert "train.inner_holdout" in _error(small, override)
     assert load_config(small, [override, "train.inner_holdout=0.2"]).train.inner_holdout == 0.2
 
 
-def test_experiment_and_data_set_cannot_share_a_folder(small):
+def test_config_refuses_one_folder_for_experiment_and_data_set(small):
     assert "experiment and data.name are both 'set'" in _error(small, "experiment=set")
 
 
 @pytest.mark.parametrize("key", ["data", "model", "data.name"])
-def test_missing_keys_are_named(tmp_path, key):
+def test_load_config_names_missing_keys(tmp_path, key):
     values = yaml.safe_load(SMALL)
     section = values
     for part in key.split(".")[:-1]:
@@ -136,22 +137,22 @@ def test_missing_keys_are_named(tmp_path, key):
 @pytest.mark.parametrize(
     "text", ["data: [1", "a: b: c", "\tdata: 1", "{", "key: *nothing", "- a\n- b", "words", "3"]
 )
-def test_broken_yaml_is_one_line_with_the_file_name(tmp_path, text):
+def test_load_config_names_the_file_of_broken_yaml(tmp_path, text):
     path = _write(tmp_path, "broken.yaml", text)
     assert str(path) in _error(path)
 
 
-def test_a_file_that_is_no_text_at_all(tmp_path):
+def test_load_config_refuses_a_file_that_is_no_text(tmp_path):
     path = tmp_path / "photo.yaml"
     path.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
     assert str(path) in _error(path)
 
 
-def test_an_empty_file_says_what_is_missing(tmp_path):
+def test_load_config_of_an_empty_file_says_what_is_missing(tmp_path):
     assert "data is missing" in _error(_write(tmp_path, "empty.yaml", ""))
 
 
-def test_a_missing_file_lists_the_configs_there_are(tmp_path):
+def test_load_config_of_a_missing_file_lists_the_configs(tmp_path):
     message = _error(tmp_path / "dmo.yaml")
     assert "dmo.yaml" in message
     for known in (ROOT / "configs").glob("*.yaml"):
@@ -172,7 +173,7 @@ def parts(tmp_path) -> tuple[Path, Path]:
     return _write(tmp_path, "cells.yaml", DATA_FILE), _write(tmp_path, "net.yaml", MODEL_FILE)
 
 
-def test_an_experiment_joins_a_data_file_and_a_model_file(tmp_path, parts):
+def test_load_config_joins_a_data_file_and_a_model_file(tmp_path, parts):
     data, model = parts
     text = f"data: {data}\nmodel: {model}\ntrain: {{epochs: 4}}\naugment: [{{name: B}}]"
     config = load_config(_write(tmp_path, "top.yaml", text), ["train.batch_size=2"])
@@ -182,57 +183,57 @@ def test_an_experiment_joins_a_data_file_and_a_model_file(tmp_path, parts):
     assert config.experiment == "cells_net"
 
 
-def test_a_data_file_beside_the_experiment_is_named_by_its_file_name(tmp_path, parts):
+def test_load_config_finds_a_data_file_beside_the_experiment(tmp_path, parts):
     assert load_config(_write(tmp_path, "top.yaml", "data: cells.yaml\nmodel: net.yaml")).data.name == "cells"
 
 
-def test_data_and_model_on_the_command_line_join_alike(tmp_path, parts):
+def test_load_config_joins_data_and_model_of_the_command_line_alike(tmp_path, parts):
     data, model = parts
     written = load_config(_write(tmp_path, "top.yaml", f"data: {data}\nmodel: {model}"))
     assert load_config(data=str(data), model=str(model)) == written
 
 
-def test_another_model_replaces_what_the_experiment_says_of_training(tmp_path, small, parts):
+def test_load_config_of_another_model_replaces_the_training(tmp_path, small, parts):
     text = f"{SMALL}train: {{batch_size: 3}}\ninfer: {{batch_size: 5}}\n"
     config = load_config(_write(tmp_path, "own.yaml", text), model=str(parts[1]))
     assert config.train.batch_size != 3 and config.train.epochs == 3
     assert config.infer.batch_size == 5 and config.experiment == "set_net"
 
 
-def test_a_stage_without_a_model_needs_none(parts):
+def test_load_config_without_a_model_for_stages_that_need_none(parts):
     assert load_config(data=str(parts[0]), needs_model=False).data.name == "cells"
 
 
 @pytest.mark.parametrize("option", ["data", "model"])
-def test_an_unknown_name_lists_the_known_ones(small, option):
+def test_load_config_lists_the_names_for_an_unknown_one(small, option):
     with pytest.raises(UserError, match=f"--{option} nowhere: configs/") as caught:
         load_config(small, **{option: "nowhere"})
     assert {"data": "magnetic_tile", "model": "patchcore_reduced"}[option] in str(caught.value)
 
 
-def test_a_file_that_is_no_data_file(tmp_path, parts):
+def test_load_config_refuses_a_file_that_is_no_data_file(tmp_path, parts):
     _error(_write(tmp_path, "top.yaml", f"data: {parts[1]}\nmodel: {parts[1]}"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_experiments_are_valid(path):
+def test_load_config_takes_shipped_experiments(path):
     config = load_config(path)
     assert config.experiment.startswith(config.data.name)
 
 
-def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
+def test_load_config_refuses_a_repeated_key_with_its_lines(tmp_path):
     path = _write(tmp_path, "twice.yaml", f"{SMALL}train: {{epochs: 1}}\nmodel: {{name: dfr}}\n")
     assert "model is given twice, in lines 3 and 5" in _error(path)
 
 
-def test_a_file_saved_by_an_editor_of_windows(tmp_path):
+def test_load_config_reads_a_file_saved_by_an_editor_of_windows(tmp_path):
     path = tmp_path / "windows.yaml"
     path.write_bytes(SMALL.replace("\n", "\r\n").encode("utf-8-sig"))
     assert load_config(path).data.name == "set"
 
 
 @pytest.mark.parametrize("data", ["nowhere.yaml", "5", "[a.yaml]"])
-def test_data_that_is_no_file(tmp_path, data):
+def test_load_config_refuses_data_that_is_no_file(tmp_path, data):
     _error(_write(tmp_path, "top.yaml", f"data: {data}\nmodel: classifier"))
 
 
@@ -250,7 +251,7 @@ def test_data_that_is_no_file(tmp_path, data):
         ("model.options={drop_rate: 0.5}", None),
     ],
 )
-def test_overrides_are_parsed_like_yaml(small, override, value):
+def test_apply_overrides_parses_values_like_yaml(small, override, value):
     found = load_config(small, [override])
     for part in override.partition("=")[0].split("."):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
@@ -266,7 +267,7 @@ AS_WRITTEN = [
 
 
 @pytest.mark.parametrize("text", AS_WRITTEN)
-def test_text_settings_are_taken_as_written(small, text):
+def test_apply_overrides_takes_text_settings_as_written(small, text):
     config = load_config(small, [f"experiment={text}", f"data.folders.normal={text}", f"data.root={text}"])
     assert (config.experiment, config.data.folders.normal, config.data.root) == (text, text, Path(text))
 
@@ -275,7 +276,7 @@ PLAIN_IN_FILES = [text for text in AS_WRITTEN if "#" not in text]  # there ` #` 
 
 
 @pytest.mark.parametrize("text", PLAIN_IN_FILES)
-def test_text_settings_of_a_file_are_taken_as_written(tmp_path, text):
+def test_load_config_takes_text_settings_as_written(tmp_path, text):
     path = _write(tmp_path, "c.yaml", f"{SMALL}experiment: {text}\nsplit: {{group_pattern: null}}\n")
     assert load_config(path).experiment == text
     assert load_config(_write(tmp_path, "again.yaml", as_yaml(load_config(path)))).experiment == text
@@ -284,12 +285,12 @@ def test_text_settings_of_a_file_are_taken_as_written(tmp_path, text):
 @pytest.mark.parametrize(
     "root", ["/data/Line #2", "/data/a: b", r"D:\data\line1", "/data/[1]", "{x}", "~/data", '"quoted"']
 )
-def test_paths_are_taken_as_written_and_lose_the_quotes_around_them(small, root):
+def test_apply_overrides_takes_paths_as_written_without_quotes(small, root):
     assert load_config(small, [f"data.root={root}"]).data.root == Path(root.strip('"'))
 
 
 @pytest.mark.parametrize("pattern", [r"[A-Z]+(\d+)_", r"*(\d+)_", r"{2}(\d)", r"'(\d+)'x"])
-def test_a_pattern_is_no_list(small, pattern):
+def test_apply_overrides_takes_a_pattern_for_no_list(small, pattern):
     assert load_config(small, [f"split.group_pattern={pattern}"]).split.group_pattern == pattern
 
 
@@ -331,7 +332,7 @@ def test_a_pattern_is_no_list(small, pattern):
         ("model.options.layers=[a, 1, true, null]", ["a", 1, True, None]),
     ],
 )
-def test_the_type_of_a_setting_decides_how_its_value_is_read(small, override, value):
+def test_apply_overrides_reads_values_by_the_type_of_the_setting(small, override, value):
     found = load_config(small, [override])
     for part in override.partition("=")[0].strip().split("."):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
@@ -366,11 +367,11 @@ def test_the_type_of_a_setting_decides_how_its_value_is_read(small, override, va
         ("train.lr", "without spaces around the ="),
     ],
 )
-def test_a_refusal_names_key_value_and_what_is_allowed(small, override, said):
+def test_apply_overrides_names_key_value_and_what_is_allowed(small, override, said):
     assert said in _error(small, override)
 
 
-def test_free_mappings_are_replaced_and_can_be_emptied(small):
+def test_load_config_replaces_free_mappings_which_can_be_emptied(small):
     first = ["model.options={loss: focal}", "ensemble.weights={a: 1, b: 1}"]
     assert load_config(small, [*first, "model.options={}"]).model.options == {}
     assert load_config(small, [*first, "model.options={drop: 1}"]).model.options == {"drop": 1}
@@ -379,13 +380,13 @@ def test_free_mappings_are_replaced_and_can_be_emptied(small):
     assert load_config(small, [*first, "model.options.drop=1"]).model.options == {"loss": "focal", "drop": 1}
 
 
-def test_free_mappings_of_a_model_file_are_replaced_too(tmp_path, parts):
+def test_load_config_replaces_free_mappings_of_a_model_file(tmp_path, parts):
     data, model = parts
     config = load_config(data=str(data), model=str(model), overrides=["model.options={drop: 1}"])
     assert config.model.options == {"drop": 1} and config.model.backbone.name == "test_efficientnet"
 
 
-def test_names_with_dots_are_keys_of_a_mapping(small):
+def test_apply_overrides_takes_names_with_dots_for_keys_of_a_mapping(small):
     overrides = ["ensemble.weights.b5.v1=2", "data.kaggle={competition: x}", "data.kaggle.expected.a/*.png=3"]
     config = load_config(small, [*overrides, "model.options.distillation.steps=5"])
     assert config.ensemble.weights == {"b5.v1": 2.0}
@@ -393,39 +394,39 @@ def test_names_with_dots_are_keys_of_a_mapping(small):
     assert config.model.options == {"distillation": {"steps": 5}}
 
 
-def test_a_section_in_brackets_changes_only_what_it_names(small):
+def test_apply_overrides_of_a_section_changes_only_its_keys(small):
     config = load_config(small, ["data.folders={normal: good, test: null}", "data.folders={masks: 01}"])
     assert (config.data.folders.normal, config.data.folders.masks) == ("good", "01")
 
 
-def test_a_later_override_wins_and_others_stay(small):
+def test_apply_overrides_lets_a_later_one_win(small):
     config = load_config(small, ["train.epochs=2", "train.lr=0.5", "train.epochs=3"])
     assert (config.train.epochs, config.train.lr) == (3, 0.5)
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "", "train.epochs=[1"])
-def test_an_override_of_another_form_is_explained(small, override):
+def test_apply_overrides_explains_the_form(small, override):
     assert f"--set {override}" in _error(small, override)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_of_the_repository_loads(path):
+def test_load_config_loads_every_config_of_the_repository(path):
     config = load_config(path)
     assert config.experiment != config.data.name
 
 
-def test_the_configs_of_the_repository_do_not_share_run_folders():
+def test_load_config_gives_shipped_configs_different_run_folders():
     names = [load_config(path).experiment for path in (ROOT / "configs").glob("*.yaml")]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_resolved_config_loads_to_the_same_settings(tmp_path, path):
+def test_as_yaml_loads_to_the_same_settings(tmp_path, path):
     config = load_config(path, ["train.lr=1e-05", "data.root=/prüf stücke/缺陷", "train.ema=0.123456789"])
     assert load_config(_write(tmp_path, "config.yaml", as_yaml(config))) == config
 
 
-def test_relative_paths_start_at_the_repository(tmp_path):
+def test_resolve_starts_at_the_repository(tmp_path):
     assert resolve("input/x") == ROOT / "input" / "x"
     assert resolve(tmp_path) == tmp_path
     assert resolve("~/data") == Path.home() / "data"

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from runs import write_member
 
-from defects.config import EnsembleConfig, ThresholdConfig, load_config
+from defects.config import EnsembleConfig, ThresholdConfig
+from defects.config_files import load_config
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
 from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift

@@ -22,17 +22,18 @@ import yaml
 from conftest import defective, raising, run_at, texture, write_png
 from line_pc import documented_packages
 
-from defects.config import ROOT, InferConfig, load_config
+from defects.config import ROOT, InferConfig
+from defects.config_files import load_config
 from defects.deploy import exporter
 from defects.deploy.exporter import checked_rows, export, move_between_scores
 from defects.deploy.graph import save_portable
 from defects.deploy.model import MODEL_FILES, load_model, read_meta
 from defects.deploy.prediction import predict
+from defects.files import sha256
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training.fold import train_fold
 from defects.training.scoring import Scorer
-from defects.writing import sha256
 
 EXACT = ["openvino_fp32.xml", "model.onnx", "model.pt"]
 SHAPE = (40, 56)  # of the images, seen at 64 x 64

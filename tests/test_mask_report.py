@@ -9,18 +9,18 @@ import pytest
 import torch
 from conftest import data_in, run_at, runs_at, texture, write_png
 
-from defects.config import as_yaml, load_config
+from defects.config import as_yaml
+from defects.config_files import load_config
 from defects.data import rle
 from defects.data.labels import read_masks
 from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.pixels import Maps
-from defects.files import array_archive, write_csv, write_json
+from defects.files import array_archive, write_bytes, write_csv, write_json
 from defects.models.segmenter import Segmenter
 from defects.reports.figures import MASK_COLOUR
 from defects.reports.mask_report import choose_masks, draw_mask_cards, draw_masks, measure_dice
 from defects.runs import OOF_COLUMNS, Run
 from defects.stages import ensure_images, ensure_tables
-from defects.writing import write_bytes
 
 CLASSES, SIZE = ["1", "2"], (32, 64)
 MISSED, ALARM = 0, 4  # of class 1; class 2 is marked rightly everywhere

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from conftest import raising, run_at, runs_at, submitted_at
 
-from defects.config import load_config
+from defects.config_files import load_config
+from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.submission.build import check_answers
 from defects.training import checkpoint, scoring
-from defects.writing import sha256
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from PIL import Image
 
 from defects.data import index as stage
 from defects.data.index import IMAGE_COLUMNS, prepare, sample_ids
+from defects.files import sha256
 from defects.stages import ensure_images
-from defects.writing import sha256
 
 
 @pytest.fixture

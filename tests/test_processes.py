@@ -14,12 +14,13 @@ import torch
 from conftest import run_at
 from forked import LIMIT, start_two
 
-from defects.config import ROOT, load_config
+from defects.config import ROOT
+from defects.config_files import load_config
 from defects.data.fold_files import load_training_rows
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.stages import ensure_tables
-from defects.training.fold import _make_training_loader, divide_images
+from defects.training.fold import divide_images, make_training_loader
 
 WORKER = Path(__file__).with_name("worker.py")
 TRAIN = ROOT / "src" / "train.py"
@@ -64,7 +65,7 @@ def model(backbone: str, name: str = "classifier", **options) -> dict:
     return {"name": name, "backbone": {"name": backbone, "weights": "none"}, "options": options}
 
 
-def test_two_processes_do_what_one_does(settings, run_script):
+def test_processes_do_together_what_one_does(settings, run_script):
     # Weights compare where there is neither batch normalisation nor dropout.
     train = {"epochs": 3, "batch_size": 8, "accumulate": 2, "inner_holdout": 0.25}
     plain = {"model": model("test_efficientnet_gn", drop_rate=0), "train": train}
@@ -152,7 +153,7 @@ def assert_same_bank(together: Path, alone: Path) -> None:
     assert min(shares) > 0 and abs(shares[0] - shares[1]) <= 1
 
 
-def test_an_error_in_one_process_ends_all_of_them(settings, run_script):
+def test_processes_all_end_with_an_error_in_one(settings, run_script):
     """An unreadable image in the share of the second, while the first waits for its scores."""
     path = settings("tiny", infer={"batch_size": 4, "tta": False})
     assert run_script("train.py", "--config", path).code == 0
@@ -167,7 +168,7 @@ def test_an_error_in_one_process_ends_all_of_them(settings, run_script):
     assert not list(folder_of(path).glob("test*"))
 
 
-def test_what_all_processes_find_is_said_once(settings):
+def test_processes_say_once_what_all_meet(settings):
     path = settings("tiny", train={"lr": 1e30, "epochs": 2})
     both = [process.end() for process in start_two(path.parent, TRAIN, "--config", path)]
     said = [line for _, printed in both for line in printed.splitlines() if line.startswith("error: ")]
@@ -176,13 +177,13 @@ def test_what_all_processes_find_is_said_once(settings):
 
 
 @pytest.mark.parametrize(("size", "processes"), [(8, 3), (1, 2), (512, 2)])
-def test_batches_that_cannot_be_shared_out(settings, run_script, size, processes):
+def test_processes_refuse_batches_that_cannot_be_shared_out(settings, run_script, size, processes):
     config = load_config(settings("tiny", train={"batch_size": size}))
     sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     accelerator = SimpleNamespace(num_processes=processes)
     with pytest.raises(
         UserError, match=f"train.batch_size={size} cannot be shared out evenly: set it to a mul"
     ):
-        _make_training_loader(build_detector(config), config, sides, accelerator)
+        make_training_loader(build_detector(config), config, sides, accelerator)
     accelerator.num_processes = 1
-    assert _make_training_loader(build_detector(config), config, sides, accelerator)
+    assert make_training_loader(build_detector(config), config, sides, accelerator)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
-from defects.config import load_config
+from defects.config_files import load_config
 from defects.data.index import prepare
 from defects.files import read_json, write_json
 from defects.training import checkpoint, scoring
@@ -93,7 +93,7 @@ def in_one_go(path, run_script):
 
 
 @pytest.mark.parametrize(("shard", "sizes"), [(4, [4, 4, 3]), (10, [10, 1]), (11, [11])])
-def test_files_are_the_same_however_the_images_are_divided(trained, run_script, scored, shard, sizes):
+def test_score_test_writes_the_same_files_with_any_shards(trained, run_script, scored, shard, sizes):
     outcome = run_script("infer.py", run_at(trained), "--set", f"infer.shard={shard}", *SHARDED[2:])
     assert outcome.code == 0, outcome.stderr
     assert scored == sizes
@@ -102,7 +102,7 @@ def test_files_are_the_same_however_the_images_are_divided(trained, run_script, 
     assert sharded == in_one_go(trained, run_script)
 
 
-def test_an_interrupted_run_scores_only_what_is_left(interrupted, run_script, scored):
+def test_score_test_interrupted_scores_only_the_remaining_shards(interrupted, run_script, scored):
     outcome = run_script("infer.py", run_at(interrupted), *SHARDED)
     assert outcome.code == 0, outcome.stderr
     assert scored == [3]
@@ -110,9 +110,7 @@ def test_an_interrupted_run_scores_only_what_is_left(interrupted, run_script, sc
     assert results(interrupted) == in_one_go(interrupted, run_script)
 
 
-def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
-    interrupted, run_script, scored, monkeypatch
-):
+def test_score_test_stopped_while_joining_scores_nothing_again(interrupted, run_script, scored, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "join_archives", raising(KeyboardInterrupt()))
         assert run_script("infer.py", run_at(interrupted), *SHARDED).code != 0
@@ -123,7 +121,7 @@ def test_a_run_that_ends_while_shards_are_joined_scores_nothing_again(
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-9], lambda whole: whole.replace(b"PK", b"??")])
-def test_a_damaged_shard_is_named(interrupted, run_script, fails_with_one_line, damage):
+def test_score_test_names_a_damaged_shard(interrupted, run_script, fails_with_one_line, damage):
     path = run_folder(interrupted) / "test_shards" / "00001.npz"
     path.write_bytes(damage(path.read_bytes()))
     message = fails_with_one_line("infer.py", run_at(interrupted), *SHARDED)
@@ -156,7 +154,7 @@ def another_image(path):
         (None, [], [3]),
     ],
 )
-def test_shards_made_from_something_else_are_not_used(
+def test_score_test_uses_no_shards_made_from_something_else(
     interrupted, run_script, scored, change, settings, sizes
 ):
     if change:
@@ -172,7 +170,7 @@ def test_shards_made_from_something_else_are_not_used(
     assert mixed == results(interrupted)
 
 
-def test_maps_of_another_size_are_made_anew_and_said_so(trained, run_script, scored):
+def test_score_test_makes_maps_of_another_size_and_says_so(trained, run_script, scored):
     command = ["infer.py", run_at(trained)]
     assert "scored again" not in run_script(*command).stdout
     assert scored == [11]
@@ -182,7 +180,7 @@ def test_maps_of_another_size_are_made_anew_and_said_so(trained, run_script, sco
     assert scored == [11, 11]  # the size of batches changes no score
 
 
-def test_scores_of_an_earlier_version_are_made_anew_and_said_so(trained, run_script, scored):
+def test_score_test_replaces_scores_of_an_earlier_version(trained, run_script, scored):
     assert run_script("infer.py", run_at(trained)).code == 0
     stamp = read_json(run_folder(trained) / "test.json")
     write_json(run_folder(trained) / "test.json", stamp["files"])  # as it was kept
@@ -191,7 +189,7 @@ def test_scores_of_an_earlier_version_are_made_anew_and_said_so(trained, run_scr
     assert scored == [11, 11]
 
 
-def test_out_of_fold_maps_of_another_size_need_no_training(trained, run_script):
+def test_train_fold_makes_maps_of_another_size_without_training(trained, run_script):
     command = ["train.py", "--config", trained, "--set", "infer.map_size=1"]
     before = checkpoint.load(run_folder(trained) / "best.pt")
     outcome = run_script(*command)
@@ -204,7 +202,7 @@ def test_out_of_fold_maps_of_another_size_need_no_training(trained, run_script):
     assert "is finished" in run_script(*command).stdout
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused(trained, fails_with_one_line):
+def test_check_fingerprint_refuses_a_checkpoint_of_an_earlier_version(trained, fails_with_one_line):
     path = run_folder(trained) / "best.pt"
     checkpoint.save(path, checkpoint.load(path) | {"fingerprint": {"train": {"lr": 1e-3}, "fold": "0"}})
     for command in (["train.py", "--config", trained], ["infer.py", run_at(trained)]):

@@ -11,10 +11,10 @@ from defects.data import fold_files, index
 from defects.evaluation import adversarial
 from defects.models import check_options
 from defects.runs import Run
+from defects.settings import accepted_kinds, section_of
 from defects.stages import ensure_tables
 from defects.stamps import content_of, differences, join_differences, settings_but
 from defects.training import checkpoint, distillation
-from defects.validation import accepted_kinds, section_of
 
 # run: weights and out-of-fold scores; test: test scores and maps; index: images.csv; folds: folds.csv and the
 # training lists; comparison: of training with test images; teacher: of src/distill.py. What an output is made
@@ -145,7 +145,7 @@ def stamps(config: Config) -> dict[str, dict]:
         "index": index._stamp(config.data),
         "folds": fold_files._stamp(config),
         "comparison": adversarial.inputs(config),
-        "teacher": distillation._fingerprint(config, check_options(teacher), []),
+        "teacher": distillation.teacher_stamp(config, check_options(teacher), []),
     }
 
 

@@ -12,7 +12,7 @@ import yaml
 from conftest import copy_runs, options_for, run_at, run_once, runs_at, submitted_at
 from test_code_competition import run_cells
 
-from defects.config import load_config
+from defects.config_files import load_config
 from defects.data import rle
 from defects.data import strips_images as strips
 from defects.data.images import resize
@@ -24,10 +24,9 @@ from defects.deploy.regions import mark_pixels
 from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
 from defects.evaluation.thresholds import Decision
-from defects.files import array_archive
+from defects.files import array_archive, sha256
 from defects.stages import ensure_images
 from defects.submission import masks, send
-from defects.writing import sha256
 
 CLASSES, SIZE = ["1", "2", "3", "4"], (64, 160)
 LABEL_SETS = {"": 16, "3": 10, "1": 4, "2": 4, "4": 4, "34": 2}  # every class often enough for two folds

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from defects.config import ROOT, known_config_files, load_config
+from defects.config import ROOT
+from defects.config_files import known_config_files, load_config
 from defects.data.datasets import plain_loader, training_loader
 from defects.data.fold_files import load_training_rows
 from defects.models import build_detector

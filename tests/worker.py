@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 
 from defects import cli
-from defects.config import Config, load_config
+from defects.config import Config
+from defects.config_files import load_config
 from defects.data.datasets import ImageDataset
 from defects.models.patchcore import PatchCore
 from defects.runs import Run
@@ -76,7 +77,7 @@ def main() -> None:
     noting(
         Trainer,
         "_save",
-        lambda trainer: [digest(trainer.detector), digest(trainer.ema and trainer.ema.module)],
+        lambda trainer: [digest(trainer.detector), digest(trainer.average and trainer.average.module)],
     )
     noting(fold, "write_result", lambda detector, *_: digest(detector))
     noting(PatchCore, "candidates", lambda _, batches: len(batches))

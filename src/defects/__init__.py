@@ -1,11 +1,24 @@
-"""Rare-defect inspection: from raw images to a submission that scores what validation estimated."""
+"""Rare-defect inspection: from raw images to a submission that scores what validation estimated.
+
+This is the one place where importing the program changes how other libraries behave. They read the
+environment variables when they are loaded; a value that is set already stays.
+"""
 
 import os
 import sys
 
-# OpenCV reads it when it is loaded. A file of some bytes can claim to be an image of many gigabytes.
+# A file of some bytes can claim to be an image of many gigabytes: OpenCV refuses more pixels than this.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
-
-# Nothing is told of what runs here: ONNX Runtime and OpenVINO would send usage figures, unasked.
+# No usage figures are sent, and no network is asked: by ONNX Runtime, OpenVINO (which allows for a missing
+# telemetry package) and albumentations.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-sys.modules.setdefault("openvino_telemetry", None)  # as if it were not installed, which they allow for
+sys.modules.setdefault("openvino_telemetry", None)
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import cv2  # noqa: E402
+from PIL import Image  # noqa: E402
+
+# A broken image is reported by this program, in one line with its name, and not by OpenCV as well.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# Pillow's own limit would only warn. What is too large is refused by its header, before Pillow decodes it.
+Image.MAX_IMAGE_PIXELS = None

@@ -1,4 +1,4 @@
-"""What every script of src/ does alike: options, messages, exit codes."""
+"""What all scripts of src/ do alike: options, messages, exit codes."""
 
 import argparse
 import errno
@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from defects.config import ROOT, Config, categories, known_config_files, load_config, of_category, resolve
+from defects.config import ROOT, Config, categories, of_category, resolve
+from defects.config_files import known_config_files, load_config
 from defects.messages import UserError
 
 if TYPE_CHECKING:
     from defects.runs import Run
 
-UNWRITABLE = {
+WRITE_ERRORS = {
     getattr(errno, name)
     for name in (
         "ENOSPC",
@@ -41,36 +42,38 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 def experiment_parser(description: str) -> argparse.ArgumentParser:
     """A parser for stages that work on an experiment: preparing, splitting, training."""
-    made = _parser(description)
-    named = made.add_mutually_exclusive_group()
-    named.add_argument("--config", type=Path, default=None, help="an experiment; default: configs/demo.yaml")
-    named.add_argument("--data", default=None, help="a file of configs/data, in place of an experiment")
-    made.add_argument("--model", default=None, help="a file of configs/models, in place of the experiment's")
-    made.add_argument("--category", default=None, help="a category below data.root, or all")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    return made
+    parser = _parser(description)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, default=None, help="an experiment; default: configs/demo.yaml")
+    source.add_argument("--data", default=None, help="a file of configs/data, in place of an experiment")
+    parser.add_argument(
+        "--model", default=None, help="a file of configs/models, in place of the experiment's"
+    )
+    parser.add_argument("--category", default=None, help="a category below data.root, or all")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    return parser
 
 
 def run_parser(
     description: str, takes_several: bool = True, default: str = DEFAULT_RUN
 ) -> argparse.ArgumentParser:
     """A parser for commands that work on trained runs, which carry their configuration."""
-    made = _parser(description)
-    made.add_argument(
+    parser = _parser(description)
+    parser.add_argument(
         "runs",
         nargs="*" if takes_several else "?",
         default=[] if takes_several else None,
         metavar="RUN",
         help=f"a folder of output/ by its name, a pattern ('mine_*') or its path; default: {default}",
     )
-    add_run_options(made)
-    return made
+    add_run_options(parser)
+    return parser
 
 
-def add_run_options(made: argparse.ArgumentParser) -> None:
-    """What every command on trained runs takes."""
-    made.add_argument("--output", type=Path, default=None, help="where the runs lie; default: output")
-    made.add_argument(
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of all commands on trained runs."""
+    parser.add_argument("--output", type=Path, default=None, help="where the runs lie; default: output")
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of this stage"
     )
 
@@ -81,22 +84,22 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def configs_from(arguments: argparse.Namespace, needs_model: bool = False) -> list[Config]:
-    """The experiment, once for each category asked for; `needs_model` for stages that use it."""
+    """The experiment, once for each category of --category; `needs_model` for stages that use it."""
     path = arguments.config
     if path is None and arguments.data is None:
         path = ROOT / "configs" / "demo.yaml"
     if needs_model and arguments.data is not None and arguments.model is None:
-        known = ", ".join(known_config_files("models"))
-        raise UserError(f"--data {arguments.data} needs --model NAME too: configs/models holds {known}")
+        models = ", ".join(known_config_files("models"))
+        raise UserError(f"--data {arguments.data} needs --model NAME too: configs/models holds {models}")
     config = load_config(path, arguments.set, arguments.data, arguments.model, needs_model)
     if arguments.category is None:
         return [config]
-    known = categories(config.data)
-    wanted = known if arguments.category == "all" else [arguments.category]
-    if not known or not set(wanted) <= set(known):
-        held = ", ".join(known) or "no folder with a train folder in it"
-        raise UserError(f"--category {arguments.category}: {resolve(config.data.root)} holds {held}")
-    return [of_category(config, name) for name in wanted]
+    existing = categories(config.data)
+    chosen = existing if arguments.category == "all" else [arguments.category]
+    if not existing or not set(chosen) <= set(existing):
+        content = ", ".join(existing) or "no folder with a train folder in it"
+        raise UserError(f"--category {arguments.category}: {resolve(config.data.root)} holds {content}")
+    return [of_category(config, name) for name in chosen]
 
 
 def config_from(arguments: argparse.Namespace, needs_model: bool = False) -> Config:
@@ -108,7 +111,7 @@ def config_from(arguments: argparse.Namespace, needs_model: bool = False) -> Con
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
-    """Where runs are looked for."""
+    """The folder that holds the runs."""
     return resolve("output") if arguments.output is None else arguments.output.absolute()
 
 
@@ -154,16 +157,19 @@ def run(main: Callable[[], None]) -> None:
         _stop(str(error).rsplit("UserError: ", 1)[-1], 2)
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again to go on", 130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in WRITE_ERRORS:
             raise
         _stop(f"{error.filename or 'output'}: {error.strerror}; free it, or choose --set output=FOLDER", 2)
     except (RuntimeError, MemoryError) as error:
-        if _lost_another():
-            sys.exit(2)
+        if "LOCAL_RANK" in os.environ:
+            from defects.processes import has_another_failed
+
+            if has_another_failed():  # it has said why: what fails here is the connection to it
+                sys.exit(2)
         if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
             raise
         _stop("out of memory: lower train.batch_size, infer.batch_size or data.image_size", 2)
@@ -181,24 +187,12 @@ sys.excepthook = _tell_uncaught  # scripts import this module first
 
 
 def _stop(message: str, code: int) -> None:
-    if _speaks():
+    """Of the processes that a launcher started, the first to fail says what went wrong."""
+    is_silent = False
+    if "LOCAL_RANK" in os.environ:
+        from defects.processes import is_first_to_fail  # not on top: it takes seconds to import torch
+
+        is_silent = not is_first_to_fail()
+    if not is_silent:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
-
-
-def _speaks() -> bool:
-    """Of the processes that a launcher started, the first to fail says what went wrong."""
-    if "LOCAL_RANK" not in os.environ:
-        return True
-    from defects.processes import first_to_fail  # not on top: it takes seconds to import torch
-
-    return first_to_fail()
-
-
-def _lost_another() -> bool:
-    """Whether another process has failed, and said why: what fails here is talking to it."""
-    if "LOCAL_RANK" not in os.environ:
-        return False
-    from defects.processes import another_failed
-
-    return another_failed()

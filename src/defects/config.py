@@ -1,16 +1,16 @@
-"""Typed experiment configuration: pydantic models filled from YAML, then from `--set key=value`."""
+"""What a configuration holds: pydantic models; config_files.py fills them from YAML and `--set key=value`."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
 from defects.data.junk import list_folders
-from defects.messages import UserError
-from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
-from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
+from defects.settings import (
+    Section,
+    dump_yaml,
+)
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 # Settings of earlier versions, which old runs still name, with the value at which they had no effect.
@@ -190,116 +190,6 @@ def resolve(path: Path | str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
-def load_config(
-    path: Path | None = None,
-    overrides: Iterable[str] = (),
-    data: str | None = None,
-    model: str | None = None,
-    needs_model: bool = True,
-) -> Config:
-    """An experiment: what its data file says, then its model file, then its own settings, then `overrides`.
-
-    `path` is an experiment. Its `data` and `model` name files of configs/data and configs/models, or hold the
-    settings themselves. `data` and `model` take the place of these names; a `model` given here also replaces
-    what the experiment says of training, since a learning rate of another model would be worse than a
-    default. The run is called `<data.name>_<model>`, or as the file, where settings stand in it. Without
-    `needs_model` the model may be missing, for stages that use none and should not wait for its libraries.
-    Raises UserError for unreadable files, unknown keys (naming the nearest known one) and bad values.
-    """
-    experiment = {} if path is None else read_config_file(path)
-    own = {key: value for key, value in experiment.items() if key not in ("data", "model")}
-    data = experiment.get("data") if data is None else data
-    values = _part("data", data, path)
-    if model is None:
-        model = experiment.get("model")
-        if model is None and not needs_model:
-            model = "classifier"
-        values = _merged(_merged(values, _part("models", model, path), Config), own, Config)
-    else:
-        kept = {key: value for key, value in own.items() if key not in ("train", "augment", "experiment")}
-        values = _merged(_merged(values, kept, Config), _part("models", model), Config)
-    if "experiment" not in values:
-        values["experiment"] = _run_name(values, path, model)
-    config = validate_config(apply_overrides(values, overrides), "settings" if path is None else str(path))
-    return _with_needs_of_detector(config) if needs_model else config
-
-
-def _with_needs_of_detector(config: Config) -> Config:
-    """What is not set and depends on the detector is as its class says."""
-    if "tta" in config.infer.model_fields_set:
-        return config
-    from defects.models import find_detector  # not on top: it takes seconds, and needs this module
-
-    infer = config.infer.model_copy(update={"tta": find_detector(config.model.name).uses_tta})
-    return config.model_copy(update={"infer": infer})
-
-
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`values` of a whole configuration with what each `key.sub=value` says."""
-    for override in overrides:
-        values = _with_override(values, override)
-    return values
-
-
-def with_model(config: Config, name: str) -> Config:
-    """The experiment with what a model file says in place of its model and training."""
-    kept = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
-    return _with_needs_of_detector(validate(Config, _merged(kept, _part("models", name), Config), name))
-
-
-def known_config_files(kind: str) -> list[str]:
-    """Names of the files in configs/<kind>: of `data` or `models`."""
-    return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))
-
-
-def find_config_file(kind: str, name: str, beside: Path | None = None) -> Path:
-    """The file of configs/<kind> that is called `name`, or another YAML file, by its path.
-
-    A relative path starts at the folder of `beside` (the experiment that names it), at the present folder, or
-    at the repository: the first that exists.
-    """
-    if name.endswith((".yaml", ".yml")):
-        places = [Path(name).expanduser(), resolve(name)]
-        if beside is not None:
-            places.insert(0, beside.parent / name)
-        return next((place for place in places if place.exists()), places[-1])
-    known = known_config_files(kind)
-    if name not in known:
-        option = "--data" if kind == "data" else "--model"
-        raise UserError(
-            f"{option} {name}: configs/{kind} holds {', '.join(known)}; or name a YAML file by its path"
-        )
-    return ROOT / "configs" / kind / f"{name}.yaml"
-
-
-def _part(kind: str, named: Any, beside: Path | None = None) -> dict[str, Any]:
-    """What a data file or a model file says; `named` is its name, or its section written out, or nothing.
-
-    `beside` is the experiment that names it.
-    """
-    if named is None:
-        return {}
-    section = "data" if kind == "data" else "model"
-    if not isinstance(named, str):
-        return {section: named}
-    path = find_config_file(kind, named, beside)
-    values = read_config_file(path)
-    if section not in values:
-        raise UserError(f"{path} says nothing of {section}: a file of configs/{kind} has that section")
-    if kind == "data" and isinstance(values["data"], dict):
-        values = values | {"data": {"name": path.stem} | values["data"]}
-    return values
-
-
-def _run_name(values: dict[str, Any], path: Path | None, model: Any) -> str | None:
-    """`<data.name>_<model>`, or the name of the experiment's file where the model is written out in it."""
-    if not isinstance(model, str):
-        return None if path is None else path.stem
-    data = values.get("data")
-    name = data.get("name") if isinstance(data, dict) else None
-    return f"{name}_{Path(model).stem}"
-
-
 def of_category(config: Config, category: str) -> Config:
     """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
     data = config.data.model_copy(
@@ -315,90 +205,6 @@ def of_category(config: Config, category: str) -> Config:
 def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
     return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, scalars as written. Raises UserError if it is none."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path} is no plain file: it may never end")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        known = ", ".join(sorted(found.name for found in (ROOT / "configs").glob("*.yaml")))
-        raise UserError(f"{path}: {error.strerror}; configs/ holds {known}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold `key: value` lines")
-    return values
-
-
-def validate_config(values: dict[str, Any], where: str) -> Config:
-    """The config of these values, which may be those of an old run; `where` they stand is for messages."""
-    return validate(Config, _without_removed_settings(values, where), where)
-
-
-def _without_removed_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` without REMOVED_SETTINGS; UserError where one would have an effect."""
-    result = dict(values)
-    for name, no_effect in REMOVED_SETTINGS.items():
-        section, key = name.split(".")
-        settings = result.get(section)
-        if not isinstance(settings, dict) or key not in settings:
-            continue
-        value = settings[key]
-        if isinstance(value, Written):
-            value = plain_value(value)
-        if value != no_effect:
-            raise UserError(
-                f"{where}: {name}={value} is no setting any more (docs/results.md says why): delete it"
-            )
-        result[section] = {other: settings[other] for other in settings if other != key}
-    return result
-
-
-def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    """`values` with what `--set key=value` says; the value is text until the type of its setting is known."""
-    key, separator, value = override.partition("=")
-    key = key.strip()
-    if not separator or not key:
-        raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
-    try:
-        return _with_value(values, key, Written(value.strip()), Config)
-    except ValueError as error:
-        raise UserError(f"--set {override}: not valid YAML ({error})") from None
-
-
-def _with_value(
-    values: dict[str, Any], key: str, value: Written, model: type[BaseModel] | None
-) -> dict[str, Any]:
-    """`values` of a section, or of a free mapping (None), with `value` at the dotted key.
-
-    In a mapping of names to numbers the rest of the key is one name, dots and all.
-    """
-    name, _, rest = key.partition(".")
-    if not rest:
-        return _merged(values, {name: value}, model)
-    annotation = setting_type(model, name)
-    known = open_brackets(values.get(name), annotation)
-    known = known if isinstance(known, dict) else {}
-    section = section_of(annotation)
-    if section is None and value_type(annotation) is not Any:
-        return values | {name: known | {rest: value}}
-    return values | {name: _with_value(known, rest, value, section)}
-
-
-def _merged(base: dict[str, Any], top: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
-    """`top` over `base`, section by section; lists and free mappings are replaced, so they can be emptied."""
-    result = dict(base)
-    for key, value in top.items():
-        annotation = setting_type(model, key)
-        value = open_brackets(value, annotation)
-        known, section = base.get(key), section_of(annotation)
-        if section and isinstance(value, dict) and isinstance(known, dict):
-            value = _merged(known, value, section)
-        result[key] = value
-    return result
 
 
 def as_yaml(config: Config) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from defects.validation import CONTROL, Section
+from defects.settings import CONTROL, Section
 
 LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 

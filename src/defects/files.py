@@ -1,7 +1,13 @@
-"""The files between the stages: tables, JSON and archives, read with the columns that a stage relies on."""
+"""Files: written whole or not at all, and the tables, JSON and archives that the stages hand on.
 
+`src/predict.py` runs where neither pandas nor filelock is installed: both are imported where they are used.
+"""
+
+import hashlib
 import io
 import json
+import secrets
+import shutil
 import time
 import unicodedata
 import zipfile
@@ -9,14 +15,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from filelock import FileLock, Timeout
 
 from defects.messages import UserError
-from defects.writing import partial, remove, write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEXT_COLUMNS = dict.fromkeys(
     [
@@ -37,11 +43,46 @@ TEXT_COLUMNS = dict.fromkeys(
     ],
     "str",
 )
-ABANDONED_AFTER_SECONDS = 24 * 60 * 60  # after which an unfinished file is nobody's any more
-NUMBERS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
+NUMBER_COLUMNS = {"label", "width", "height", "angle", "score", "probability", "agreement"}
+ABANDONED_AFTER_SECONDS = 24 * 60 * 60  # age of an unfinished file that no process is writing any more
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+@contextmanager
+def partial(path: Path) -> Iterator[Path]:
+    """A new hidden path in the folder of `path`, to be written and then renamed to `path`; makes the folder.
+
+    What is still under that name in the end is removed. After a kill it stays: `locked` removes it later.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not derived from the file's name, which may be as long as the file system allows.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        yield part
+    finally:
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its content, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the file atomically: a temporary file in the same folder, then a rename."""
+    with partial(path) as part:
+        part.write_bytes(content)
+        part.replace(path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Comma separated, one header line, `\\n` line ends on every platform, UTF-8."""
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, lineterminator="\n")
@@ -56,7 +97,7 @@ def write_json(path: Path, value: Any) -> None:
 def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
     """An .npz that grows array by array: `add(name, array)`; read one with `numpy.load(path)[name]`.
 
-    Whole or not at all, and no file if nothing is added; equal arrays make equal bytes.
+    Written whole or not at all, and no file if nothing is added; equal arrays make equal bytes.
     """
     with _archive(path) as add_file:
 
@@ -69,7 +110,7 @@ def array_archive(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
 
 
 def join_archives(path: Path, parts: Iterable[Path]) -> None:
-    """One archive of those in `parts`, with the bytes that it would have if it had never been divided.
+    """Join the archives `parts` into one, with the bytes that it would have if it had never been divided.
 
     Raises UserError for a part that is damaged.
     """
@@ -85,24 +126,26 @@ def join_archives(path: Path, parts: Iterable[Path]) -> None:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[Callable[[str, bytes], None]]:
-    with partial(path) as written:
-        with zipfile.ZipFile(written, "w") as archive:
+    with partial(path) as part:
+        with zipfile.ZipFile(part, "w") as archive:
 
             def add_file(name: str, content: bytes) -> None:
                 entry = zipfile.ZipInfo(name)  # dated 1980, not today
                 archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
             yield add_file
-            empty = not archive.namelist()
-        if not empty:
-            written.replace(path)
+            has_files = bool(archive.namelist())
+        if has_files:
+            part.replace(path)
 
 
-def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
+def read_csv(path: Path, columns: Iterable[str], made_by: str) -> "pd.DataFrame":
     """Read one of the contract's tables; ids stay text (`007`, `NA`), floats round-trip exactly.
 
     Raises UserError naming the file when it is missing, unreadable or lacks a column.
     """
+    import pandas as pd
+
     try:
         table = pd.read_csv(
             path,
@@ -118,7 +161,7 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> pd.DataFrame:
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: rebuild it with {made_by}")
-    for name in NUMBERS & set(table.columns):
+    for name in NUMBER_COLUMNS & set(table.columns):
         if len(table) and not pd.api.types.is_numeric_dtype(table[name]):
             raise UserError(f"{path}: column {name} holds what is no number: rebuild it with {made_by}")
     if "label" in table.columns and not table["label"].dropna().isin([0, 1]).all():
@@ -150,6 +193,8 @@ def locked(folder: Path, wait: bool) -> Iterator[None]:
 
     Raises UserError at once if another holds it and `wait` is false, and if the folder cannot be made.
     """
+    from filelock import FileLock, Timeout
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -165,7 +210,7 @@ def locked(folder: Path, wait: bool) -> Iterator[None]:
 
 
 def remove_old_parts(folder: Path) -> None:
-    """Remove what killed processes left of unfinished files (writing.partial).
+    """Remove unfinished files (`partial`) of killed processes.
 
     By age: other processes may be writing into the folder without its lock, and a file that is being
     written is touched all the time.

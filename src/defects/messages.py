@@ -6,7 +6,7 @@ from collections.abc import Iterable
 # Surrogates stand for bytes that are no UTF-8: archives packed on old Windows systems unpack to such names.
 # Control characters and line separators would break tables and messages.
 UNWRITABLE = re.compile(r"[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029]")
-SHOWN_NAMES = 3  # of a list of files or images; the others are counted
+SHOWN_NAMES = 3  # of a list of files or images; the remaining ones are counted
 
 
 class UserError(Exception):
@@ -16,9 +16,9 @@ class UserError(Exception):
 def shorten_names(names: Iterable[object], separator: str = ", ", most: int = SHOWN_NAMES) -> str:
     """`a, b, c and 12 more`: a list for one line of text, however long it is."""
     names = [printable(str(name)) for name in names]
-    shown = separator.join(names[:most])
-    left_out = len(names) - most
-    return f"{shown} and {left_out} more" if left_out > 0 else shown
+    text = separator.join(names[:most])
+    remaining = len(names) - most
+    return f"{text} and {remaining} more" if remaining > 0 else text
 
 
 def printable(text: str) -> str:

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, apply_overrides, read_config_file, resolve, validate_config
+from defects.config import Config, resolve
+from defects.config_files import apply_overrides, read_config_file, validate_config
 from defects.data.labels import DEFECT
 from defects.files import read_csv, read_json
 from defects.messages import UserError, shorten_names
 from defects.stamps import Stamp, content_of, differences, join_differences, settings_but
 
 FULL = "full"  # in place of a fold's number: the fit on every training image
-OOF_MAPS, TEST_MAPS = "oof_maps.npz", "test_maps.npz"  # of a fold's folder
+OOF_MAPS = "oof_maps.npz"  # in a fold's folder
+TEST_MAPS = "test_maps.npz"
 UPDATE = "update"  # folder in a fold's folder: files of src/update.py on their way into it
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
@@ -52,10 +54,10 @@ class Run:
         begun = [path.parent for path in _in_folds(folder, "config.yaml")]
         finished = [place for place in begun if (place / "best.pt").exists()]
         if not begun:
-            known = shorten_names(list_runs(folder.parent), most=12) or "none"
+            names = shorten_names(list_runs(folder.parent), most=12) or "none"
             raise UserError(
                 f"{folder} holds no trained fold: run src/train.py first, or name one of the runs in "
-                f"{folder.parent}: {known}"
+                f"{folder.parent}: {names}"
             )
         path = (finished or begun)[0] / "config.yaml"
         values = read_config_file(path) | {"experiment": folder.name, "output": str(folder.parent)}
@@ -151,10 +153,10 @@ class Run:
             raise UserError(f"{path} was scored with other models ({models}): run src/infer.py again")
         settings = self._infer_settings()
         for fold in scored:
-            found = differences(self.read_score_stamp(fold), self.score_stamp(fold), but=settings)
-            if found:
+            changes = differences(self.read_score_stamp(fold), self.score_stamp(fold), but=settings)
+            if changes:
                 raise UserError(
-                    f"{path} was scored with other models ({name_model(fold)}: {join_differences(found)}): "
+                    f"{path} was scored with other models ({name_model(fold)}: {join_differences(changes)}): "
                     "run src/infer.py again"
                 )
         if self.config.data.classes:
@@ -188,13 +190,14 @@ class Run:
         """UserError where test maps have another size than the out-of-fold maps that masks are fitted on."""
         for fold in folds:
             folder = self.fold_folder(fold)
-            kept = validate_config(read_config_file(folder / "config.yaml"), str(folder)).infer.map_size
-            scored = (self.read_score_stamp(fold) or {})["settings"].get("infer.map_size")
-            if scored != kept:
+            config = validate_config(read_config_file(folder / "config.yaml"), str(folder))
+            oof_size = config.infer.map_size
+            test_size = (self.read_score_stamp(fold) or {})["settings"].get("infer.map_size")
+            if test_size != oof_size:
                 raise UserError(
-                    f"{folder}: its test maps were made with infer.map_size={scored}, its out-of-fold maps "
-                    f"with {kept}: run src/infer.py with {kept}, or src/train.py with {scored}, which then "
-                    "only scores again"
+                    f"{folder}: its test maps were made with infer.map_size={test_size}, its out-of-fold "
+                    f"maps with {oof_size}: run src/infer.py with {oof_size}, or src/train.py with "
+                    f"{test_size}, which then only scores again"
                 )
 
     # --- costs and history -------------------------------------------------------------------------------
@@ -243,8 +246,8 @@ def find_runs(names: Iterable[str], output: Path, overrides: Iterable[str] = ())
         if any(letter in name for letter in "*?["):
             matching = [run for run in list_runs(output) if fnmatchcase(run, name)]
             if not matching:
-                known = shorten_names(list_runs(output), most=12) or "none"
-                raise UserError(f"no run in {output} matches {name}; trained are: {known}")
+                trained = shorten_names(list_runs(output), most=12) or "none"
+                raise UserError(f"no run in {output} matches {name}; trained are: {trained}")
             folders |= dict.fromkeys(output / run for run in matching)
         elif len(path.parts) > 1 or path.is_absolute():
             folders[path.absolute() if path.is_dir() else resolve(path)] = None
@@ -255,21 +258,21 @@ def find_runs(names: Iterable[str], output: Path, overrides: Iterable[str] = ())
 
 def runs_on(data_name: str, output: Path) -> list[Run]:
     """The finished runs in `output` that were trained on a data set; unreadable ones are left out."""
-    found = []
+    runs = []
     for name in list_runs(output):
         try:
             run = Run.open(output / name)
         except UserError:
             continue
         if run.config.data.name == data_name:
-            found.append(run)
-    return found
+            runs.append(run)
+    return runs
 
 
 def check_same_data(runs: list[Run]) -> None:
     """UserError if runs that are to be joined or compared were trained on different data sets."""
-    first, *others = runs
-    for run in others:
+    first = runs[0]
+    for run in runs[1:]:
         if run.config.data.name != first.config.data.name:
             raise UserError(
                 f"{run.name} was trained on {run.config.data.name}, {first.name} on "
@@ -288,12 +291,12 @@ def _is_fold(folder: Path) -> bool:
 
 def _refuse_other_settings(stored: Config, config: Config) -> None:
     """UserError if settings that the training used are to be changed."""
-    excluded = set(CHANGEABLE)
-    then, now = settings_but(stored, excluded), settings_but(config, excluded)
-    changed = differences({"settings": then, "files": {}}, {"settings": now, "files": {}})
-    if changed:
+    then = settings_but(stored, set(CHANGEABLE))
+    now = settings_but(config, set(CHANGEABLE))
+    changes = differences({"settings": then, "files": {}}, {"settings": now, "files": {}})
+    if changes:
         allowed = ", ".join(CHANGEABLE)
         raise UserError(
-            f"{stored.experiment_dir} was trained with other settings ({join_differences(changed)}): leave "
+            f"{stored.experiment_dir} was trained with other settings ({join_differences(changes)}): leave "
             f"them out, or train another run with src/train.py; of a trained run {allowed} can be set"
         )

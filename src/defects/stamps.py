@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from defects.config import REMOVED_SETTINGS, Config, resolve
+from defects.files import sha256
 from defects.messages import shorten_names
-from defects.validation import section_of, show_value
-from defects.writing import sha256
+from defects.settings import section_of, show_value
 
 # Data settings whose effect images.csv holds, or which change no image.
 ABOUT_THE_INDEX = {
@@ -64,7 +64,7 @@ def content_of(path: Path | str) -> str | None:
         return sha256(path)
     if not path.is_dir():
         return None
-    lines = [f"{each.relative_to(path).as_posix()} {each.stat().st_size}" for each in path.rglob("*")]
+    lines = [f"{item.relative_to(path).as_posix()} {item.stat().st_size}" for item in path.rglob("*")]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -80,56 +80,59 @@ def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
     settings = then["settings"].keys() | now["settings"].keys()
     files = then["files"].keys() | now["files"].keys()
     same_files = {name for name in files if then["files"].get(name) == now["files"].get(name) is not None}
-    defaults = _defaults(Config, "")
-    found = []
+    defaults = _flat_defaults(Config, "")
+    changes = []
     for name in sorted(files - same_files - set(but)):
-        before, after = then["files"].get(name), now["files"].get(name)
+        before = then["files"].get(name)
+        after = now["files"].get(name)
         if (before and after) or (before != after and name not in settings):
-            found.append(f"{name} has changed")
+            changes.append(f"{name} has changed")
     for name in sorted(settings - same_files - set(but)):
         before = then["settings"].get(name, defaults.get(name, PydanticUndefined))
         after = now["settings"].get(name, REMOVED_SETTINGS.get(name, PydanticUndefined))
         if before != after:
-            found.append(f"{name}={_value(before)} then, {_value(after)} now")
-    return found
+            changes.append(f"{name}={_show(before)} then, {_show(after)} now")
+    return changes
 
 
 def is_stamp(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("settings", "files"))
 
 
-def join_differences(found: list[str]) -> str:
+def join_differences(changes: list[str]) -> str:
     """Differences for a message."""
-    return shorten_names(found, "; ")
+    return shorten_names(changes, "; ")
 
 
 def _flat(values: dict[str, Any], excluded: set[str], prefix: str) -> dict[str, Any]:
-    found = {}
+    """Nested values by dotted name."""
+    flat = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if name in excluded:
             continue
         if isinstance(value, dict):
-            found |= _flat(value, excluded, f"{name}.")
+            flat |= _flat(value, excluded, f"{name}.")
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
-def _defaults(model: type[BaseModel], prefix: str) -> dict[str, Any]:
-    found = {}
+def _flat_defaults(model: type[BaseModel], prefix: str) -> dict[str, Any]:
+    """Defaults of all settings of a section by dotted name."""
+    flat = {}
     for key, field in model.model_fields.items():
         name = f"{prefix}{key}"
         section = section_of(field.annotation)
         if field.default is None or section is None:
             default = field.get_default(call_default_factory=True)
-            found[name] = list(default) if isinstance(default, tuple) else default
+            flat[name] = list(default) if isinstance(default, tuple) else default
         else:
-            found |= _defaults(section, f"{name}.")
-    return found
+            flat |= _flat_defaults(section, f"{name}.")
+    return flat
 
 
-def _value(value: Any) -> str:
+def _show(value: Any) -> str:
     if value is PydanticUndefined:
         return "(not set)"
     return value if isinstance(value, str) else show_value(value)

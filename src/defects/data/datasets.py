@@ -19,8 +19,8 @@ from defects.data.paste import Paste
 from defects.data.synthetic import Synthetic
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.messages import UserError
+from defects.numerics import derive_seed
 from defects.processes import own_rows
-from defects.seeds import derive
 
 Item = int | tuple[int, int]
 
@@ -166,7 +166,7 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(derive(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         return iter([(self.epoch, row) for row in order.tolist()])
 

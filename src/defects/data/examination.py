@@ -16,8 +16,8 @@ from defects.data.images import ImageFacts, examine_image
 from defects.data.labels import join_masks, split_masks
 from defects.data.mask_files import MaskFacts, are_inverted, examine_mask
 from defects.data.mask_matching import looks_like_mask
+from defects.files import sha256
 from defects.messages import UserError
-from defects.writing import sha256
 
 
 class ExaminedMasks(NamedTuple):

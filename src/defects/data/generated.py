@@ -7,10 +7,9 @@ from pathlib import Path
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.files import read_json, remove_old_parts, write_json
+from defects.files import partial, read_json, remove_old_parts, write_json
 from defects.messages import UserError
 from defects.stamps import differences, join_differences, settings_but
-from defects.writing import partial
 
 STAMP = ".generated.json"  # in data.root: what was asked for
 

@@ -12,15 +12,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from defects.data.damage import find_damage, is_truncated, without_padding
 from defects.data.headers import EIGHT_BITS, Header, read_header
 from defects.messages import UserError, shorten_names
-
-# A broken file is reported by this program, in one line, with its name.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-Image.MAX_IMAGE_PIXELS = None  # what is too large is refused before Pillow decodes it
 
 # What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
 IMAGE_SUFFIXES = {

@@ -15,10 +15,9 @@ from defects.data.layouts import list_data
 from defects.data.layouts.listing import Listing
 from defects.data.rle import check_runs, read_rle_table, table_form
 from defects.data.user_tables import match_ids, read_user_table
-from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
+from defects.files import locked, read_csv, read_json, same_text, write_bytes, write_csv, write_json
 from defects.messages import SHOWN_NAMES, UserError, shorten_names
 from defects.stamps import Stamp, content_of, differences, join_differences, settings_but
-from defects.writing import write_bytes
 
 LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]

@@ -16,7 +16,7 @@ from defects.data.images import read_image, resize_mask
 from defects.data.labels import Labels, is_marked, read_masks
 from defects.data.transforms import DIHEDRAL
 from defects.messages import UserError
-from defects.seeds import derive
+from defects.numerics import derive_seed
 
 KEY = 2  # of its random numbers, which are none of the augmentation's
 GAP = np.ones((5, 5), np.uint8)  # parts up to 4 pixels apart are one defect
@@ -64,7 +64,7 @@ class Paste:
 
     def __call__(self, epoch: int, row: int, image: np.ndarray) -> Pasted | None:
         """`image`, uint8 [H, W, 3] of this row, with what is pasted into it; None if nothing is."""
-        random = np.random.default_rng(derive(self.seed, epoch, row, KEY))
+        random = np.random.default_rng(derive_seed(self.seed, epoch, row, KEY))
         if self.rows[row]["label"] != 0 or random.random() >= self.probability:
             return None
         source = self.marked[random.integers(len(self.marked))]

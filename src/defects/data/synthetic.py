@@ -15,7 +15,7 @@ from numpy.random import Generator
 
 from defects.data.paste import Pasted
 from defects.messages import UserError
-from defects.seeds import derive
+from defects.numerics import derive_seed
 
 KEY = 3  # of its random numbers, which are none of the augmentation's
 VISIBLE = 0.35  # share of the full change from which a pixel belongs to the mask
@@ -44,7 +44,7 @@ class Synthetic:
 
     def __call__(self, epoch: int, row: int, image: np.ndarray) -> Pasted | None:
         """`image`, uint8 [H, W, 3] of this row, with a defect drawn into it; None if none is."""
-        random = np.random.default_rng(derive(self.seed, epoch, row, KEY))
+        random = np.random.default_rng(derive_seed(self.seed, epoch, row, KEY))
         if not self.normal[row] or random.random() >= self.probability:
             return None
         mixed, mask = drawn(image, random)

@@ -1,19 +1,16 @@
 """Transforms of images: the planned rotation-flip copies, the seeded augmentations, the TTA members."""
 
-import os
 import warnings
 from typing import Any
 
+import albumentations
 import cv2
 import numpy as np
 import torch
+from albumentations.augmentations.crops import transforms as crops
 
 from defects.messages import UserError
-from defects.seeds import derive
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network at import
-import albumentations  # noqa: E402
-from albumentations.augmentations.crops import transforms as crops  # noqa: E402
+from defects.numerics import derive_seed
 
 DIHEDRAL = {
     "rotations": [(turns, flip) for flip in (False, True) for turns in range(4)],
@@ -84,7 +81,7 @@ def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -
 
     A seed given once to Compose would repeat itself in every worker and every epoch.
     """
-    compose.set_random_seed(derive(*key))
+    compose.set_random_seed(derive_seed(*key))
     return compose(**targets)
 
 

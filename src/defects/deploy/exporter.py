@@ -35,13 +35,12 @@ from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import align_oof, move
 from defects.evaluation.thresholds import choose_threshold, fit_map_limits
-from defects.files import array_archive, locked, write_csv, write_json
+from defects.files import array_archive, locked, sha256, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
 from defects.runs import FULL, OOF_MAPS, Run
 from defects.submission.masks import choose_rules
 from defects.training.checkpoint import load_detector
-from defects.writing import sha256
 
 FORMATS = {  # for --formats: the file, and whether it has to score as training did
     "torch": ("model.pt", True),
@@ -266,7 +265,7 @@ def _describe_map(
 def choose_thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
     """The probability from which a target counts as present, by `threshold.rule` on all out-of-fold images.
 
-    The folds' scores are brought to one scale first (evaluation.align), and the threshold to that of `fold`.
+    The scores of the folds are brought to one scale first (evaluation.scales), the threshold to that of `fold`.
     The full fit, which has no out-of-fold images, gets the threshold of the common scale.
     """
     settings = run.config.threshold

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from defects.config import Config, validate_config
+from defects.config import Config
+from defects.config_files import validate_config
 from defects.deploy.model import Arrays, ScoreImages, openvino_core
 from defects.messages import UserError
 from defects.models import Detector, build_detector

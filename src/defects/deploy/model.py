@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import Field
 
 from defects.config_data import Count
+from defects.files import sha256
 from defects.messages import UserError
-from defects.validation import Section, validate
-from defects.writing import sha256
+from defects.settings import Section, validate
 
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs

@@ -18,7 +18,7 @@ from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL
 from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector
-from defects.validation import Section, validate
+from defects.settings import Section, validate
 
 __all__ = ["Batch", "Batches", "Detector", "build_detector", "check_options", "find_detector"]
 

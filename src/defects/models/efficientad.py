@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from defects.config import Section
 from defects.config_data import Count, Fraction
 from defects.data.datasets import as_input
 from defects.data.folder_scan import list_images
@@ -22,7 +21,8 @@ from defects.data.images import read_image
 from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batch, Batches, NotNegative, Positive
 from defects.models.statistics import ChannelMoments, exact_quantile
-from defects.tensors import load_tensors
+from defects.numerics import load_tensors
+from defects.settings import Section
 
 LOW, HIGH, AT_HIGH = 0.9, 0.995, 0.1  # quantiles of normal maps that become 0 and 0.1 (section 3.4)
 PATCH_STRIDE_PIXELS = 4  # between neighbouring descriptions

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from defects.precision import as_double, double_device
+from defects.numerics import as_double, double_device
 
 ROWS = 4096  # vectors converted to float64 at a time
 

@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defects.config import Config, known_config_files, resolve, with_model
+from defects.config import Config, resolve
+from defects.config_files import known_config_files, with_model
 from defects.data.fold_files import DataTables
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.outcome import load_answers, outcome
@@ -21,14 +22,13 @@ from defects.evaluation.scales import experiment_scores
 from defects.evaluation.thresholds import (
     choose_submitted_threshold,
 )
-from defects.files import write_csv
+from defects.files import write_bytes, write_csv
 from defects.messages import UserError, shorten_names
 from defects.reports import html
 from defects.reports.charts import add_headline, draw_png, draw_svg
 from defects.reports.mask_report import measure_dice
 from defects.reports.run_report import measure_fold
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
-from defects.writing import write_bytes
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]

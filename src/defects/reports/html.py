@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from defects.writing import write_bytes
+from defects.files import write_bytes
 
 TEMPLATES = Path(__file__).with_name("templates")
 JPEG_QUALITY = 80

@@ -18,12 +18,11 @@ from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, methods_t
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.scales import check_scores, experiment_scores, fit_calibration, join, join_images
 from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift, submitted_prior
-from defects.files import write_csv, write_json
+from defects.files import sha256, write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run, check_same_data, runs_on
 from defects.submission.masks import build_mask_submission
 from defects.submission.summary import input_hashes, run_places, submission_settings
-from defects.writing import sha256
 
 METHOD_COLUMNS = {"naive": 8, "nested": 8, "optimism": 10}  # their widths
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from defects.config import ROOT, Config, TrackingConfig, as_yaml, resolve
 from defects.config_data import KaggleConfig
-from defects.files import write_json
+from defects.files import partial, sha256, write_json
 from defects.messages import UserError
 from defects.runs import FULL, OOF_MAPS, Run, fold_folder_name
-from defects.writing import partial, sha256
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from defects.evaluation.mask_rules import Rule, to_mask
 from defects.evaluation.metrics import PAIR, dice_interval, mean_dice
 from defects.evaluation.pixels import Maps
 from defects.evaluation.thresholds import Decision, fit_acceptance_threshold
-from defects.files import write_json
+from defects.files import sha256, write_json
 from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
 from defects.submission.summary import input_hashes, run_places, submission_settings
-from defects.writing import sha256
 
 PIXELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # thresholds tried
 COMPONENTS = (0.0, 0.0004, 0.0015)  # shares of the image tried

@@ -12,13 +12,12 @@ import pandas as pd
 
 from defects.config import Config
 from defects.evaluation.thresholds import Decision
-from defects.files import read_csv, write_csv
+from defects.files import read_csv, sha256, write_csv
 from defects.messages import UserError
 from defects.submission.build import check_answers, submission_ids
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
 from defects.submission.masks import check_masks
 from defects.submission.summary import summary_path
-from defects.writing import sha256
 
 TAG_LENGTH = 12  # hexadecimal digits
 

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from defects.config import Config, EnsembleConfig, ThresholdConfig, resolve
-from defects.files import read_json
+from defects.files import read_json, sha256
 from defects.messages import UserError
 from defects.runs import Run
-from defects.writing import sha256
 
 SCORES = ("fold*/oof.csv", "test.csv")  # of a run's folder
 

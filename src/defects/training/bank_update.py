@@ -1,8 +1,6 @@
 """Add new normal images to a trained memory bank, and redo what depends on it."""
 
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,21 @@ from defects.data.datasets import DeviceBatches
 from defects.data.external import refuse_external
 from defects.data.fold_files import DataTables, find_duplicates, load_training_rows
 from defects.data.folder_scan import list_images
-from defects.files import locked
+from defects.files import locked, sha256
 from defects.messages import UserError
 from defects.models.patchcore import PatchCore
 from defects.runs import UPDATE, Run
 from defects.training.checkpoint import load_checkpoint, load_detector
 from defects.training.fold import divide_images, write_result
 from defects.training.loop import make_accelerator
-from defects.writing import sha256
 
 
 def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[int, int]:
     """Put the normal images under `images` into the bank of a fold, or of `full`; calibrate and score anew.
 
-    Returns how many patches entered and how many the bank holds. Images
-    that are in it already are left out, and an interrupted update is completed first. Raises UserError for a
-    detector without a bank, and for test images and images of what the fold is calibrated on or scored by:
-    these would no longer be unseen.
+    Returns how many patches entered and how many the bank holds. Images that are in it already are left out,
+    and an interrupted update is completed first. Raises UserError for a detector without a bank, and for test
+    images and images of what the fold is calibrated on or scored by: these would no longer be unseen.
     """
     config = run.config
     folder = run.fold_folder(fold)
@@ -38,7 +34,8 @@ def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[
         load_checkpoint(run, fold)  # says what is missing
     with locked(folder, wait=False):
         complete_update(folder)
-        detector, best = load_detector(run, fold), load_checkpoint(run, fold)
+        detector = load_detector(run, fold)
+        best = load_checkpoint(run, fold)
         if not isinstance(detector, PatchCore):
             raise UserError(
                 f"model.name={config.model.name} has no memory bank to add to: only patchcore has"
@@ -50,7 +47,7 @@ def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[
         _refuse_test_images(config, tables.images, rows)
         data = divide_images(config, fold, tables.folds, load_training_rows(config, fold))
         data = data.suited_to(detector, config)
-        _refuse_seen(config, fold, rows, pd.concat([data.inner, data.validation]))
+        _refuse_unseen_objects(config, fold, rows, pd.concat([data.inner, data.validation]))
         accelerator = make_accelerator(config.train)
         detector.to(accelerator.device).eval()
         with torch.no_grad():
@@ -58,29 +55,22 @@ def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[
             detector.calibrate(DeviceBatches(config, data.inner_normal, accelerator.device))
         best["added_sha256"] = [*best.get("added_sha256", []), *rows["sha256"]]
         best["added_images"] = best.get("added_images", 0) + len(rows)
-        write = partial(write_result, detector, run, fold, data.validation, accelerator, best)
-        _replace_result(folder, write)
+        # Checkpoint, scores and maps change together, whenever this is stopped: from the moment on when
+        # their folder is renamed to UPDATE they count, and complete_update moves them.
+        part = folder / f".{UPDATE}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            write_result(detector, run, fold, data.validation, accelerator, best, part)
+            part.replace(folder / UPDATE)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        complete_update(folder)
     return entered, len(detector.memory_bank)
 
 
-def _replace_result(folder: Path, write: Callable[..., None]) -> None:
-    """Checkpoint, scores and maps change together, whenever this is stopped: all are written aside first.
-
-    From the moment on when their folder is renamed to UPDATE they count; `complete_update` moves them.
-    """
-    part = folder / f".{UPDATE}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        write(folder=part)
-        part.replace(folder / UPDATE)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    complete_update(folder)
-
-
 def complete_update(folder: Path) -> None:
-    """Move the files of an update into its run folder; whatever is left of an interrupted one."""
+    """Move the files of an update into its fold's folder; those that an interrupted one has not moved."""
     update = folder / UPDATE
     if not update.exists():
         return
@@ -112,8 +102,8 @@ def _refuse_test_images(config: Config, images: pd.DataFrame, new: pd.DataFrame)
     )
 
 
-def _refuse_seen(config: Config, fold: str, new: pd.DataFrame, unseen: pd.DataFrame) -> None:
-    """Raises UserError if an image of `new` is, or shows the same object as, one that is kept unseen."""
+def _refuse_unseen_objects(config: Config, fold: str, new: pd.DataFrame, unseen: pd.DataFrame) -> None:
+    """UserError if an image of `new` is, or shows the same object as, one of the `unseen` images."""
     pairs = find_duplicates(config, pd.concat([unseen, new], ignore_index=True))
     crossing = pairs[(pairs["i"] < len(unseen)) & (pairs["j"] >= len(unseen))]
     if crossing.empty:

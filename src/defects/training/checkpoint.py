@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, written whole or not at all, loaded without running code."""
+"""Checkpoints: tensors and plain values only, written atomically, loaded without running code in them."""
 
 import io
 from collections.abc import Collection
@@ -10,8 +10,10 @@ import torch
 from defects.config import Config
 from defects.data.fold_files import training_list
 from defects.data.index import training_sha256
+from defects.files import sha256, write_bytes
 from defects.messages import UserError
 from defects.models import Detector, build_detector
+from defects.numerics import load_tensors
 from defects.runs import FULL, Run
 from defects.stamps import (
     ABOUT_THE_INDEX,
@@ -22,8 +24,6 @@ from defects.stamps import (
     join_differences,
     settings_but,
 )
-from defects.tensors import load_tensors
-from defects.writing import sha256, write_bytes
 
 # Settings that change neither weights nor out-of-fold scores, and those whose effect is in the files that a
 # fingerprint holds: images.csv, folds.csv and the training list.
@@ -67,20 +67,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def fill(detector: Detector, path: Path, content: dict[str, Any]) -> None:
-    """Put the weights of a checkpoint into its detector. Raises UserError when they are those of another."""
+    """Put the weights of a checkpoint into its detector. Raises UserError where they do not fit it."""
     try:
         detector.load_state_dict(content["detector"])
     except (RuntimeError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} does not hold this detector's weights: use src/train.py --restart") from None
-
-
-def mean(paths: list[Path]) -> dict[str, torch.Tensor]:
-    """The mean of several states, tensor by tensor; counters as in the last."""
-    states = [load(path) for path in paths]
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
-        for name, value in states[-1].items()
-    }
 
 
 def fingerprint(config: Config, fold: str, epochs: int | None) -> Stamp:
@@ -103,10 +94,10 @@ def check_fingerprint(path: Path, content: dict[str, Any], current: Stamp, but: 
     """
     if "fingerprint" not in content:
         raise UserError(f"{path} is no checkpoint of this program: train again with src/train.py --restart")
-    found = differences(content["fingerprint"], current, but)
-    if found:
+    changes = differences(content["fingerprint"], current, but)
+    if changes:
         raise UserError(
-            f"{path} belongs to another config or other data ({join_differences(found)}): restore these, "
+            f"{path} belongs to another config or other data ({join_differences(changes)}): restore these, "
             "train a new run (--set experiment=NAME), or replace this one (src/train.py --restart)"
         )
 
@@ -125,7 +116,7 @@ def load_detector(run: Run, fold: str, has_other_maps: bool = False) -> Detector
     detector = build_detector(run.config, pretrained=False)
     path = run.fold_folder(fold) / "best.pt"
     content = load_checkpoint(run, fold)
-    # The number of epochs of the full fit was chosen by the folds: it is the checkpoint's to tell.
+    # The number of epochs of the full fit was chosen by the folds: only the checkpoint knows it.
     planned = without_selection(run.config, detector) if fold == FULL else run.config
     saved = content.get("fingerprint")
     epochs = saved["settings"].get("epochs") if is_stamp(saved) else None
@@ -136,7 +127,7 @@ def load_detector(run: Run, fold: str, has_other_maps: bool = False) -> Detector
 
 
 def without_selection(config: Config, detector: Detector) -> Config:
-    """Of the full fit: every image is learnt from, but for those that the detector is calibrated on."""
+    """The config of the full fit: all images are learnt from, but for those to calibrate the detector on."""
     changes: dict[str, Any] = {"select": "last", "patience": None}
     if not detector.needs_holdout:
         changes["inner_holdout"] = 0.0

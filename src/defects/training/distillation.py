@@ -20,26 +20,23 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import Config, Section, resolve
+from defects.config import Config, resolve
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
 from defects.files import locked
 from defects.messages import UserError
 from defects.models import check_options
-from defects.models.efficientad import (
-    TEACHER_SHAPE,
-    PatchDescription,
-    read_tensors,
-)
+from defects.models.efficientad import TEACHER_SHAPE, PatchDescription, read_tensors
 from defects.models.features import Features
 from defects.models.statistics import ChannelMoments
+from defects.settings import Section
 from defects.stamps import ABOUT_THE_INDEX, Stamp, differences, file_contents, join_differences, settings_but
 from defects.training import checkpoint
 from defects.training.loop import make_accelerator
 from defects.training.tracking import write_metrics
 
-POOLED = 1024  # numbers per layer, as in PatchCore
+POOLED = 1024  # features per layer, as in PatchCore
 # Settings that the teacher does not depend on; the options are taken with their defaults.
 NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "experiment",
@@ -95,22 +92,26 @@ def distill(config: Config, table: pd.DataFrame, images: Path | None, restart: b
     both classes, without their labels. Raises UserError for images that are not allowed and for a teacher of
     other settings.
     """
-    options = _options(config)
+    if config.model.name != "efficientad":
+        raise UserError(f"model.name={config.model.name} has no teacher: choose --model efficientad")
+    options = check_options(config)
+    if options.teacher is None:
+        raise UserError("model.options.teacher is missing: name the file to write, such as output/teacher.pt")
     path = resolve(options.teacher)
     with locked(path.with_suffix(""), wait=False):
-        paths, source = _sources(config, table, images)
-        work = Distillation(config, options, paths, make_accelerator(config.train))
+        paths, source = _list_sources(config, table, images)
+        training = Distillation(config, options, paths, make_accelerator(config.train))
         if restart:
-            for made in (path, work.last):
-                made.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            training.last.unlink(missing_ok=True)
         if path.exists():
-            work.check(path, read_tensors(path, "model.options.teacher", "--restart replaces it"))
+            training.check(path, read_tensors(path, "model.options.teacher", "--restart replaces it"))
             print(f"{path} is finished; --restart makes it again")
             return path
-        work.fit()
+        training.fit()
         content = {name: getattr(options, name) for name in TEACHER_SHAPE}
-        content |= {"teacher": work.teacher.cpu().state_dict(), "images": str(source)}
-        checkpoint.save(path, content | {"fingerprint": work.fingerprint})
+        content |= {"teacher": training.teacher.cpu().state_dict(), "images": str(source)}
+        checkpoint.save(path, content | {"fingerprint": training.fingerprint})
     print(f"wrote {path}")
     return path
 
@@ -133,12 +134,13 @@ class PatchFeatures(nn.Module):
         self.kernels = nn.ParameterList(kernels).requires_grad_(False)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        grid = [max(side) for side in zip(*(each.shape[2:] for each in maps), strict=True)]
-        layers = [
-            functional.conv2d(each.float(), kernel, padding=1)
-            for each, kernel in zip(maps, self.kernels, strict=True)
-        ]
-        return sum(functional.interpolate(each, size=grid, mode="bilinear") for each in layers)
+        height = max(layer.shape[2] for layer in maps)
+        width = max(layer.shape[3] for layer in maps)
+        total = 0
+        for layer, kernel in zip(maps, self.kernels, strict=True):
+            features = functional.conv2d(layer.float(), kernel, padding=1)
+            total = total + functional.interpolate(features, size=(height, width), mode="bilinear")
+        return total
 
 
 class StepBatches:
@@ -148,22 +150,25 @@ class StepBatches:
     """
 
     def __init__(self, images: int, batch_size: int, seed: int, start: int, stop: int):
-        self.sampler, self.images, self.batch_size = EpochSampler(images, seed), images, batch_size
-        self.start, self.stop = start, stop
+        self.sampler = EpochSampler(images, seed)
+        self.images = images
+        self.batch_size = batch_size
+        self.start = start
+        self.stop = stop
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, []
+        orders = {}
         for step in range(self.start, self.stop):
             batch = []
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.images != epoch:
-                    epoch = position // self.images
+                epoch, place = divmod(position, self.images)
+                if epoch not in orders:
                     self.sampler.set_epoch(epoch)
-                    order = list(self.sampler)
-                batch.append(order[position % self.images])
+                    orders = {epoch: list(self.sampler)}
+                batch.append(orders[epoch][place])
             yield batch
 
 
@@ -179,35 +184,41 @@ class Distillation:
     step: int = 0
 
     def __post_init__(self):
-        config, options, device = self.config, self.options, self.accelerator.device
+        config = self.config
+        options = self.options
+        settings = options.distillation
+        device = self.accelerator.device
         set_seed(config.train.seed)
         self.last = resolve(options.teacher).with_suffix("") / "last.pt"
         shape = {name: getattr(options, name) for name in TEACHER_SHAPE}
         self.teacher = PatchDescription(**shape, padding=True).to(device)
-        side, settings = 2 * options.distillation.image_size, options.distillation
-        self.features = Features(config.model.backbone, settings.layers, (side, side)).to(device)
+        size = 2 * settings.image_size, 2 * settings.image_size
+        self.features = Features(config.model.backbone, settings.layers, size).to(device)
         self.pool = PatchFeatures(self.features.channels, options.channels).to(device)
         for network in (self.teacher, self.features):
             network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.teacher.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        self.dataset = _dataset(self.paths, side, settings.augment, config)
-        self.fingerprint = _fingerprint(config, options, self.paths)
+        rows = pd.DataFrame({"path": [str(path) for path in self.paths], "label": float("nan")})
+        bits = config.data.bits
+        self.dataset = ImageDataset(rows, Path(), size, settings.augment, config.train.seed, bits=bits)
+        self.fingerprint = teacher_stamp(config, options, self.paths)
 
     def check(self, path: Path, content: dict[str, Any]) -> None:
         """UserError if `content` was made with other settings or images."""
-        found = differences(content.get("fingerprint"), self.fingerprint)
-        if found:
+        changes = differences(content.get("fingerprint"), self.fingerprint)
+        if changes:
             raise UserError(
-                f"{path} was distilled otherwise ({join_differences(found)}): restore that, name another "
+                f"{path} was distilled otherwise ({join_differences(changes)}): restore that, name another "
                 "file (--set model.options.teacher=FILE), or replace it (src/distill.py --restart)"
             )
 
     def fit(self) -> None:
         """Train up to the configured steps; last.pt and metrics.jsonl are written every `save_every`."""
         self._start()
-        settings, losses = self.options.distillation, []
+        settings = self.options.distillation
+        losses = []
         loader = self._loader(self.step, settings.steps)
         bar = tqdm(loader, "distilling", settings.steps, initial=self.step, leave=False, disable=None)
         for batch in bar:
@@ -224,20 +235,24 @@ class Distillation:
             self.check(self.last, saved)
             self.teacher.load_state_dict(saved["teacher"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.history, self.step = saved["history"], saved["step"]
-            self.mean, self.std = (saved[name].to(self.accelerator.device) for name in ("mean", "std"))
+            self.history = saved["history"]
+            self.step = saved["step"]
+            self.mean = saved["mean"].to(self.accelerator.device)
+            self.std = saved["std"].to(self.accelerator.device)
             write_metrics(self.last.with_name("metrics.jsonl"), self.history)
             print(f"resuming {self.last} after step {self.step}")
             return
-        settings, moments = self.options.distillation, ChannelMoments(self.options.channels)
-        wanted = min(settings.statistics_images, len(self.paths))
-        loader = self._loader(0, -(-wanted // settings.batch_size))
+        settings = self.options.distillation
+        moments = ChannelMoments(self.options.channels)
+        images = min(settings.statistics_images, len(self.paths))
+        loader = self._loader(0, math.ceil(images / settings.batch_size))
         for batch in tqdm(loader, "measuring features", leave=False, disable=None):
             moments.add(self._target(self._images(batch["image"])))
         self.mean, self.std = (values.to(self.accelerator.device) for values in moments.result())
 
     def _loader(self, start: int, stop: int) -> DataLoader:
-        train, batch_size = self.config.train, self.options.distillation.batch_size
+        train = self.config.train
+        batch_size = self.options.distillation.batch_size
         return DataLoader(
             self.dataset,
             batch_sampler=StepBatches(len(self.dataset), batch_size, train.seed, start, stop),
@@ -275,22 +290,20 @@ class Distillation:
                 "model.options.distillation.lr"
             )
         self.history.append({"step": self.step, "loss": loss})
-        content = {name: getattr(self, name) for name in ("fingerprint", "history", "step", "mean", "std")}
-        states = {name: getattr(self, name).state_dict() for name in ("teacher", "optimizer")}
-        checkpoint.save(self.last, content | states)
+        content = {
+            "fingerprint": self.fingerprint,
+            "history": self.history,
+            "step": self.step,
+            "mean": self.mean,
+            "std": self.std,
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        checkpoint.save(self.last, content)
         write_metrics(self.last.with_name("metrics.jsonl"), self.history)
 
 
-def _options(config: Config) -> Section:
-    if config.model.name != "efficientad":
-        raise UserError(f"model.name={config.model.name} has no teacher: choose --model efficientad")
-    options = check_options(config)
-    if options.teacher is None:
-        raise UserError("model.options.teacher is missing: name the file to write, such as output/teacher.pt")
-    return options
-
-
-def _sources(config: Config, table: pd.DataFrame, images: Path | None) -> tuple[list[Path], Path]:
+def _list_sources(config: Config, table: pd.DataFrame, images: Path | None) -> tuple[list[Path], Path]:
     """The images, and where they come from.
 
     A folder of normal images of the data set itself would tell the teacher which held-out images are
@@ -305,21 +318,16 @@ def _sources(config: Config, table: pd.DataFrame, images: Path | None) -> tuple[
     if not images.is_dir():
         raise UserError(f"--images {images} is no folder: name one that holds images")
     refuse_external(config, "--images", images.absolute())
-    found = [path.resolve() for path in list_images(images)]
-    if any(path in own for path in found):
+    paths = [path.resolve() for path in list_images(images)]
+    if any(path in own for path in paths):
         raise UserError(
             f"--images {images} holds images of {config.data.name}, and its folders would give away labels: "
             "name other images, or leave --images out for all its training images, normal or not"
         )
-    return found, images.resolve()
+    return paths, images.resolve()
 
 
-def _dataset(paths: list[Path], side: int, augment: list[dict[str, Any]], config: Config) -> ImageDataset:
-    rows = pd.DataFrame({"path": [str(path) for path in paths], "label": float("nan")})
-    return ImageDataset(rows, Path(), (side, side), augment, config.train.seed, bits=config.data.bits)
-
-
-def _fingerprint(config: Config, options: Section, paths: list[Path]) -> Stamp:
+def teacher_stamp(config: Config, options: Section, paths: list[Path]) -> Stamp:
     """What the teacher depends on."""
     settings = settings_but(config, NOT_THE_TEACHER | {"model.options"})
     settings |= settings_but(options, NOT_THE_TEACHER, "model.options.")

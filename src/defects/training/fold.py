@@ -4,7 +4,6 @@
 """
 
 import copy
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,20 +23,18 @@ from defects.data.datasets import DeviceBatches, plain_loader, to_device, traini
 from defects.data.fold_files import load_training_rows, training_list
 from defects.data.folds import inner_holdout
 from defects.data.labels import target_labels
-from defects.files import locked, write_csv
+from defects.files import locked, remove, write_bytes, write_csv
 from defects.messages import UserError
 from defects.models import Detector, build_detector
+from defects.numerics import load_tensors
 from defects.processes import follow_main, own_rows
 from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run
 from defects.stamps import Stamp, differences, is_stamp, join_differences
-from defects.tensors import load_tensors
 from defects.training import checkpoint
 from defects.training.checkpoint import load_checkpoint, load_detector, without_selection
-from defects.training.costs import Stopwatch, device_name, model_size, peak_memory_mb
-from defects.training.loop import Trainer, make_accelerator, planned_steps
+from defects.training.loop import Trainer, make_accelerator, plan_steps
 from defects.training.scoring import long_table, score_table
-from defects.training.tracking import Tracker
-from defects.writing import write_bytes
+from defects.training.tracking import Stopwatch, Tracker, device_name, model_size, peak_memory_mb
 
 
 def train_fold(config: Config, fold: str, folds: pd.DataFrame, restart: bool = False) -> None:
@@ -47,7 +44,7 @@ def train_fold(config: Config, fold: str, folds: pd.DataFrame, restart: bool = F
     oof_maps.npz (of a detector with maps) and, last of all, best.pt.
     """
     accelerator = make_accelerator(config.train)
-    planned, epochs = _plan(config, fold)
+    planned, epochs = _plan_epochs(config, fold)
     data = divide_images(planned, fold, folds, load_training_rows(config, fold))
     run = Run(planned)
     folder = run.fold_folder(fold)
@@ -56,7 +53,9 @@ def train_fold(config: Config, fold: str, folds: pd.DataFrame, restart: bool = F
         if accelerator.is_main_process:
             stack.enter_context(locked(folder, wait=False))
             if restart:
-                _clear(folder)
+                for path in folder.iterdir():
+                    if path.name != ".lock":
+                        remove(path)
         accelerator.wait_for_everyone()
         if run.is_finished(fold):
             _confirm(run, fold, data, fingerprint, accelerator)
@@ -88,7 +87,7 @@ class FoldData:
         return self.inner[self.inner["label"] == 0].reset_index(drop=True)
 
     def monitored(self, train: TrainConfig) -> pd.DataFrame:
-        """What is looked at after epochs: the inner hold-out where it selects or stops, or else the fold."""
+        """What epochs are validated on: the inner hold-out where it selects or stops, or else the fold."""
         selects = train.select == "inner" or train.patience
         return self.inner if selects or self.validation.empty else self.validation
 
@@ -116,11 +115,11 @@ class FoldData:
             del needed[0]  # classes differ from each other too
         missing = [word for label, word in needed.items() if not (labels == label).any()]
         if missing:
-            other = ": add some, or choose a detector of normal images, such as --model patchcore_reduced"
-            raise UserError(
-                f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them"
-                f"{other if missing[0] == 'defect' else ''}"
-            )
+            problem = f"{config.data.name}: no {missing[0]} images to learn from; {name} needs them"
+            if missing[0] == "defect":
+                problem += ": add some, or choose a detector of normal images, such as "
+                problem += "--model patchcore_reduced"
+            raise UserError(problem)
         if detector.needs_holdout and self.inner_normal.empty:
             raise UserError(self._explain_no_calibration(config))
         selects = config.train.select == "inner" or config.train.patience
@@ -160,14 +159,15 @@ def divide_images(config: Config, fold: str, folds: pd.DataFrame, rows: pd.DataF
     Raises UserError if a group would be in two parts.
     """
     validation = folds[folds["fold"] == fold]
-    others = folds[folds["fold"] != fold]
-    inner = others[inner_holdout(others, config.train.inner_holdout, config.split.seed)]
+    training_side = folds[folds["fold"] != fold]
+    inner = training_side[inner_holdout(training_side, config.train.inner_holdout, config.split.seed)]
     training_rows = rows.merge(folds, on="image_id", how="left", validate="many_to_one")
     training_rows = training_rows[~training_rows["image_id"].isin(inner["image_id"])].reset_index(drop=True)
-    training_images = others[~others["image_id"].isin(inner["image_id"])].reset_index(drop=True)
+    is_inner = training_side["image_id"].isin(inner["image_id"])
+    training_images = training_side[~is_inner].reset_index(drop=True)
     learnt = pd.concat([training_rows, training_images])
-    unseen = pd.concat([inner, validation])["group"]
-    shared = learnt.loc[learnt["group"].isin(unseen) | learnt["group"].isna(), "image_id"].unique()
+    unseen_groups = pd.concat([inner, validation])["group"]
+    shared = learnt.loc[learnt["group"].isin(unseen_groups) | learnt["group"].isna(), "image_id"].unique()
     if len(shared):
         raise UserError(
             f"{config.dataset_dir}: the training list of fold {fold} shares a group with held-out images "
@@ -179,10 +179,10 @@ def divide_images(config: Config, fold: str, folds: pd.DataFrame, rows: pd.DataF
 # --- training ----------------------------------------------------------------------------------------------
 
 
-def _plan(config: Config, fold: str) -> tuple[Config, int | None]:
-    """The full fit has nothing to select on: it takes the number of epochs that the folds chose.
+def _plan_epochs(config: Config, fold: str) -> tuple[Config, int | None]:
+    """The config to train with, and the number of epochs; None: as many as the config says.
 
-    No number means as many as the config says.
+    The full fit has nothing to select on: it takes the number of epochs that the folds chose.
     """
     if fold != FULL:
         return config, None
@@ -214,7 +214,7 @@ def _train(
     data = data.suited_to(detector, config)
     if config.train.select == "inner" and data.inner["label"].nunique() < 2:
         accelerator.print("note: the inner hold-out has one class only: the epoch is chosen by the loss")
-    training = _make_training_loader(detector, config, data, accelerator)  # before anything is written
+    training = make_training_loader(detector, config, data, accelerator)  # before anything is written
     if is_main:
         write_bytes(folder / "config.yaml", as_yaml(config).encode())
     tracker = Tracker(config, fold, folder, active=is_main)
@@ -222,7 +222,7 @@ def _train(
     trainer = Trainer(detector, config.train, epochs, folder, fingerprint, accelerator, tracker, stopwatch)
 
     device = accelerator.device
-    process = accelerator.process_index, accelerator.num_processes
+    process = (accelerator.process_index, accelerator.num_processes)
     share = process if detector.shares_preparation else (0, 1)
     originals = DeviceBatches(config, data.originals, device, detector.labels, in_windows=True, share=share)
     detector.to(device)
@@ -230,13 +230,15 @@ def _train(
         with torch.no_grad():
             detector.eval().prepare(originals)
         stopwatch.lap()
-        trainer.keep_prepared()
+        trainer.save_prepared()
     if training is not None:
+        samples = detector.training_samples(next(iter(originals)))  # of detectors that draw defects
+        if samples is not None and is_main:
+            encoded = cv2.imencode(".png", cv2.cvtColor(samples, cv2.COLOR_RGB2BGR))[1]
+            write_bytes(folder / "samples.png", encoded.tobytes())
         monitored = data.monitored(config.train)
         own = monitored.iloc[own_rows(len(monitored), config.infer.batch_size, *process)]
-        loader = plain_loader(config, own, detector.labels) if len(monitored) else None
-        _write_samples(trainer, originals)
-        trainer.fit(training, loader)
+        trainer.fit(training, plain_loader(config, own, detector.labels) if len(monitored) else None)
     if detector.needs_holdout:
         with torch.no_grad():
             batches = DeviceBatches(config, data.inner_normal, device, detector.labels)
@@ -277,7 +279,7 @@ def _refuse_leaking_weights(config: Config, fold: str) -> None:
         )
 
 
-def _make_training_loader(
+def make_training_loader(
     detector: Detector, config: Config, data: FoldData, accelerator: Accelerator
 ) -> DataLoader | None:
     """Of a detector that has weights to train; None for any other.
@@ -289,8 +291,10 @@ def _make_training_loader(
         return None
     loader = training_loader(config, data.training_rows, detector.labels)
     height, width = config.seen_size
-    planned_steps(config.train, len(loader))
-    size, processes, images = config.train.batch_size, accelerator.num_processes, len(data.training_rows)
+    plan_steps(config.train, len(loader))
+    size = config.train.batch_size
+    images = len(data.training_rows)
+    processes = accelerator.num_processes
     if processes > 1 and (size % processes or images < size):
         raise UserError(
             f"train.batch_size={size} cannot be shared out evenly: set it to a multiple of the {processes} "
@@ -342,27 +346,19 @@ def _try_step(detector: Detector, loader: DataLoader, images: int, is_cropped: b
         np.random.set_state(numpy_state)
 
 
-def _write_samples(trainer: Trainer, batches: DeviceBatches) -> None:
-    """samples.png: what the detector learns from, if it makes that itself."""
-    samples = trainer.detector.training_samples(next(iter(batches)))
-    if samples is not None and trainer.accelerator.is_main_process:
-        encoded = cv2.imencode(".png", cv2.cvtColor(samples, cv2.COLOR_RGB2BGR))[1]
-        write_bytes(trainer.folder / "samples.png", encoded.tobytes())
-
-
 # --- results ------------------------------------------------------------------------------------------------
 
 
 def _confirm(run: Run, fold: str, data: FoldData, fingerprint: Stamp, accelerator: Accelerator) -> None:
-    """Of a finished fold: scored again if other maps are asked for; UserError if it is another run."""
+    """Check a finished fold: scored again for maps of another size; UserError if it is of other settings."""
     path = run.fold_folder(fold) / "best.pt"
     best = load_checkpoint(run, fold)
     checkpoint.check_fingerprint(path, best, fingerprint, but=checkpoint.MAPS_ONLY)
-    other_maps = differences(best["fingerprint"], fingerprint)
-    if not other_maps:
+    map_changes = differences(best["fingerprint"], fingerprint)
+    if not map_changes:
         accelerator.print(f"{path.parent} is finished; --restart trains it again")
         return
-    accelerator.print(f"{path.parent} is trained and only scored again ({join_differences(other_maps)})")
+    accelerator.print(f"{path.parent} is trained and only scored again ({join_differences(map_changes)})")
     detector = load_detector(run, fold, has_other_maps=True)
     if accelerator.is_main_process:
         write_bytes(path.with_name("config.yaml"), as_yaml(run.config).encode())
@@ -384,12 +380,12 @@ def write_result(
     They go into `folder`, by default that of the fold.
     """
     start = time.perf_counter()
-    place = run.fold_folder(fold)
-    folder = folder or place
+    fold_folder = run.fold_folder(fold)
+    folder = folder or fold_folder
     if len(validation):
         oof = score_table(detector, run.config, validation, fold, accelerator, folder / OOF_MAPS)
         rate = len(validation) / (time.perf_counter() - start)
-        stopwatch = Stopwatch(place / "costs.json", accelerator.is_main_process)
+        stopwatch = Stopwatch(fold_folder / "costs.json", accelerator.is_main_process)
         stopwatch.note(score_images_per_second=round(rate, 2))
     if not accelerator.is_main_process:
         return
@@ -400,9 +396,3 @@ def write_result(
         oof = oof.merge(labels, on=["image_id", "target"], validate="one_to_one")
         write_csv(folder / "oof.csv", oof[OOF_COLUMNS])
     checkpoint.save(folder / "best.pt", best | {"detector": detector.cpu().state_dict()})
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,6 +1,7 @@
 """The one training loop: epochs of a gradient-trained detector, resumable bit for bit on the CPU."""
 
-from collections import Counter
+import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from sklearn.metrics import accuracy_score
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -24,12 +25,11 @@ from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.thresholds import best_threshold
 from defects.messages import UserError
 from defects.models import Batch, Detector
+from defects.numerics import derive_seed
 from defects.processes import average_buffers, follow_main
-from defects.seeds import derive
 from defects.stamps import Stamp
 from defects.training import checkpoint
-from defects.training.costs import Stopwatch
-from defects.training.tracking import Tracker, summary, write_metrics
+from defects.training.tracking import Stopwatch, Tracker, describe_epoch, write_metrics
 
 
 class TrainingStep(nn.Module):
@@ -47,9 +47,12 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     """Device and processes from the launcher; by default bf16 on GPUs that have it, fp16 on others."""
     precision = train.precision
     if precision == "auto":
-        # Older GPUs emulate bf16, slowly.
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "fp16" if torch.cuda.is_available() else "no"
+        if not torch.cuda.is_available():
+            precision = "no"
+        elif torch.cuda.is_bf16_supported(including_emulation=False):  # emulated it is slow
+            precision = "bf16"
+        else:
+            precision = "fp16"
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a CUDA GPU: use auto, no or bf16")
     return Accelerator(
@@ -60,19 +63,19 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     )
 
 
-def optimizer_steps(train: TrainConfig, batches: int) -> int:
-    """Of an epoch of so many batches."""
-    return -(-batches // train.accumulate)
+def count_steps(train: TrainConfig, batches: int) -> int:
+    """Optimiser steps of an epoch of so many batches."""
+    return math.ceil(batches / train.accumulate)
 
 
-def planned_steps(train: TrainConfig, batches: int) -> tuple[int, int]:
-    """Optimiser steps of the whole training, and of its warm-up, for epochs of so many batches.
+def plan_steps(train: TrainConfig, batches: int) -> tuple[int, int]:
+    """Optimiser steps of all epochs, and of the warm-up among them, for epochs of so many batches.
 
     Raises UserError for a warm-up that outlasts the training or reaches a milestone.
     """
-    epoch = optimizer_steps(train, batches)
-    steps = train.steps or train.epochs * epoch
-    warmup = round(train.warmup_epochs * epoch)
+    steps_of_epoch = count_steps(train, batches)
+    steps = train.steps or train.epochs * steps_of_epoch
+    warmup = round(train.warmup_epochs * steps_of_epoch)
     length = f"train.warmup_epochs={train.warmup_epochs:g} ({warmup} optimiser steps)"
     if 0 < steps < warmup:
         setting = f"train.steps={steps}" if train.steps else f"train.epochs={train.epochs} ({steps})"
@@ -87,30 +90,54 @@ def planned_steps(train: TrainConfig, batches: int) -> tuple[int, int]:
 
 
 def make_scheduler(train: TrainConfig, optimizer: torch.optim.Optimizer, batches: int) -> Scheduler:
-    """The rate of every optimiser step: from a hundredth of train.lr up to it, and from there down.
+    """The learning rate of every optimiser step: from a hundredth of train.lr up to it, and from there down.
 
-    Down along a cosine, to 0 after the last step, or by train.lr_factor at each of train.milestones, which
-    are shares of all steps.
+    It falls along a cosine, to 0 after the last step, or by train.lr_factor at each of train.milestones,
+    which are shares of all steps.
     """
-    steps, warmup = planned_steps(train, batches)
+    steps, warmup = plan_steps(train, batches)
     shared = {"warmup_t": warmup, "warmup_lr_init": train.lr / 100, "t_in_epochs": False}
     if train.milestones is None:
         # timm warns of a cosine of one step; one of two begins with the same rate.
-        falling = max(steps - warmup, 2)
-        return CosineLRScheduler(optimizer, t_initial=falling, warmup_prefix=True, **shared)
+        steps_down = max(steps - warmup, 2)
+        return CosineLRScheduler(optimizer, t_initial=steps_down, warmup_prefix=True, **shared)
     milestones = sorted(round(share * steps) for share in train.milestones)
     return MultiStepLRScheduler(
         optimizer, decay_t=milestones, decay_rate=train.lr_factor, warmup_prefix=False, **shared
     )
 
 
+def average_weights(train: TrainConfig, detector: Detector) -> AveragedModel | None:
+    """The average of the weights that `update_parameters` builds up; None where the config asks for none.
+
+    train.ema: an exponential average, updated after every optimiser step, whose decay rises to train.ema as
+    timm's ModelEmaV3 has it. train.average: the mean, updated after each of the last epochs. Running
+    statistics are averaged too; counters are those of the last update.
+    """
+    if not train.ema and not train.average:
+        return None
+
+    def update(averages: list[torch.Tensor], values: list[torch.Tensor], updates: torch.Tensor) -> None:
+        count = 1 + int(updates)
+        weight = 1 / count
+        if train.ema:
+            weight = 1 - min(train.ema, 1 - count ** (-2 / 3))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, weight)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
+
+
 @dataclass
 class Trainer:
     """Trains `detector` and keeps last.pt; `history` has one dict of plain values per epoch.
 
-    `validation` is only looked at: selection (`train.select=inner`) and stopping are allowed when it is
-    an inner hold-out of the training side, never on the fold that is scored afterwards. `epochs` None
-    means as many as the config says, in epochs or in steps.
+    `validation` only reports: selection (`train.select=inner`) and stopping are allowed when it is an inner
+    hold-out of the training side, never on the fold that is scored afterwards. `epochs` None means as many
+    as the config says, in epochs or in steps.
 
     Of several processes each takes an equal part of every batch, so that steps, epochs and learning rates are
     those of one; batch normalisation alone sees no more than its part. Validation is shared out too.
@@ -126,6 +153,136 @@ class Trainer:
     stopwatch: Stopwatch
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def fit(self, training: DataLoader, validation: DataLoader | None) -> None:
+        """Train up to `epochs`, on from where `resume` came to; leaves the chosen weights in `detector`."""
+        self._set_up(training)
+        while len(self.history) < self.epochs and not self._is_out_of_patience():
+            row = self._train_epoch(len(self.history))
+            is_last = row["epoch"] == self.epochs
+            if validation is not None and (is_last or row["epoch"] % self.train.validate_every == 0):
+                row |= self._validate(validation)
+            (row,) = broadcast_object_list([row])  # the same for all processes, or some would stop earlier
+            self.history.append(row)
+            self.stopwatch.lap()
+            self._save()
+            self.tracker.log(row)
+            is_best = self._merit(row) is not None and self._best_epoch() == row["epoch"]
+            self.accelerator.print(describe_epoch(row, is_best))
+        if self.train.select == "inner":
+            self.accelerator.wait_for_everyone()
+            self.detector.load_state_dict(checkpoint.load(self._selected_file(self._best_epoch())))
+        elif self._averaged() is not self.detector:
+            self.detector.load_state_dict(self._averaged().state_dict())
+
+    def _set_up(self, training: DataLoader) -> None:
+        """Optimiser, learning rate and weight average, as they were where a training is resumed."""
+        train = self.train
+        if train.channels_last:
+            self.detector.to(memory_format=torch.channels_last)
+        parameters = self.detector.parameter_groups(train.weight_decay)
+        optimizer_type = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
+        optimizer = optimizer_type(parameters, lr=train.lr)
+        self.step, self.optimizer = self.accelerator.prepare(TrainingStep(self.detector), optimizer)
+        if self.accelerator.num_processes > 1:
+            self.step.forward_sync_buffers = False  # once an epoch is enough
+        self.loader = prepare_data_loader(training, split_batches=True)  # a part of each batch per process
+        self.epoch_steps = count_steps(train, len(self.loader))
+        if self.epochs is None:
+            self.epochs = math.ceil(train.steps / self.epoch_steps) if train.steps else train.epochs
+        self.scheduler = make_scheduler(train, optimizer, len(self.loader))
+        self.average = average_weights(train, self.detector)
+        if self.history:
+            self._restore()
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        """The epoch's row of the history. UserError where a loss or a weight is not finite."""
+        # Everything random depends on (seed, epoch), so a resumed run needs no generator states.
+        set_seed(derive_seed(self.train.seed, epoch), device_specific=True)
+        self.loader.set_epoch(epoch)
+        self.step.train()
+        meter = Meter(self.detector)
+        step = epoch * self.epoch_steps  # optimiser steps so far
+        is_hidden = None if self.accelerator.is_main_process else True
+        for batch in tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=is_hidden):
+            with self.accelerator.accumulate(self.step):
+                self.scheduler.step_update(step)
+                losses = self._losses(self.step, batch)
+                broken = [name for name, value in losses.items() if not value.isfinite().all()]
+                if broken:
+                    names = ", ".join(broken)
+                    self._refuse(f"{names} not finite in epoch {epoch + 1}, optimiser step {step + 1}")
+                self.accelerator.backward(losses["loss"])
+                if self.train.clip_norm and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.step.parameters(), self.train.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if self.accelerator.sync_gradients:
+                step += 1
+                if self.train.ema:
+                    self.average.update_parameters(self.detector)
+            meter.add(losses, batch)
+        if not all(parameter.isfinite().all() for parameter in self.detector.parameters()):
+            self._refuse(f"a weight is not finite after epoch {epoch + 1}")
+        average_buffers(self.detector)
+        if self.train.ema:
+            average_buffers(self.average.module)
+        elif self.train.average and epoch >= self.epochs - self.train.average:
+            self.average.update_parameters(self.detector)
+        return {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
+
+    @torch.no_grad()
+    def _validate(self, loader: DataLoader) -> dict[str, Any]:
+        detector = self._averaged()
+        step = TrainingStep(detector).eval()
+        meter = Meter(detector)
+        for batch in tqdm(loader, "validation", leave=False, disable=None):
+            meter.add(self._losses(step, batch), batch)
+        return meter.result("val")
+
+    def _losses(self, step: nn.Module, batch: Batch) -> Batch:
+        with self.accelerator.autocast():
+            return step(to_device(batch, self.accelerator.device, self.train.channels_last))
+
+    def _averaged(self) -> Detector:
+        """The detector that is validated and scored: with averaged weights, once there is an average."""
+        if self.average is not None and self.average.n_averaged > 0:
+            return self.average.module
+        return self.detector
+
+    def _refuse(self, problem: str) -> None:
+        raise UserError(
+            f"{self.folder}: training diverged ({problem}); last.pt holds the epoch before; lower train.lr "
+            "or set train.clip_norm, then --restart"
+        )
+
+    # --- the best epoch --------------------------------------------------------------------------------
+
+    def _merit(self, row: dict[str, Any]) -> float | None:
+        """Macro-F1 at 0.5 or else AUROC; of masks of several classes their Dice. None if not validated."""
+        marks_classes = self.detector.segments and len(self.detector.targets) > 1
+        names = ["val_dice"] if marks_classes else ["val_macro_f1", "val_auroc"]
+        return next((row[name] for name in names if name in row), None)
+
+    def _best_epoch(self) -> int:
+        """By merit, then lower loss, then later."""
+
+        def rank(row: dict[str, Any]) -> tuple[float, float, int]:
+            merit = self._merit(row)
+            return -1.0 if merit is None else merit, -row.get("val_loss", 0.0), row["epoch"]
+
+        return max(self.history, key=rank)["epoch"]
+
+    def chosen_epoch(self) -> int:
+        """The epoch whose weights are left in the detector."""
+        return self._best_epoch() if self.train.select == "inner" else len(self.history)
+
+    def _is_out_of_patience(self) -> bool:
+        if not self.train.patience or not self.history:
+            return False
+        return len(self.history) - self._best_epoch() >= self.train.patience
+
+    # --- checkpoints -----------------------------------------------------------------------------------
+
     def resume(self) -> bool:
         """Bring the detector and the history back from last.pt; False if there is none."""
         path = self.folder / "last.pt"
@@ -140,10 +297,10 @@ class Trainer:
         self.accelerator.print(f"resuming {self.folder} after epoch {len(self.history)}")
         return True
 
-    def keep_prepared(self) -> None:
+    def save_prepared(self) -> None:
         """Write last.pt before the first epoch, so that `Detector.prepare` is not repeated.
 
-        All processes go on from what it holds: machines may differ in how they round.
+        All processes go on from its content: machines may differ in how they round.
         """
         follow_main(self.detector)
         if self.accelerator.is_main_process:
@@ -151,147 +308,33 @@ class Trainer:
             checkpoint.save(self.folder / "last.pt", content)
             write_metrics(self.folder / "metrics.jsonl", [])
 
-    def fit(self, training: DataLoader, validation: DataLoader | None) -> None:
-        """Train up to `epochs`, on from where `resume` came to; leaves the chosen weights in `detector`."""
-        self._set_up(training)
-        while len(self.history) < self.epochs and not self._exhausted():
-            # One row for all processes, or some might stop before others.
-            (row,) = broadcast_object_list([self._epoch(len(self.history), validation)])
-            self.history.append(row)
-            self.stopwatch.lap()
-            self._save()
-            self.tracker.log(row)
-            best = self._merit(row) is not None and self._best() == row["epoch"]
-            self.accelerator.print(summary(row, best))
-        self._load_chosen()
-
-    def _set_up(self, training: DataLoader) -> None:
-        train = self.train
-        if train.channels_last:
-            self.detector.to(memory_format=torch.channels_last)
-        parameters = self.detector.parameter_groups(train.weight_decay)
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
-        optimizer = kind(parameters, lr=train.lr)
-        self.step, self.optimizer = self.accelerator.prepare(TrainingStep(self.detector), optimizer)
-        if self.accelerator.num_processes > 1:
-            self.step.forward_sync_buffers = False  # once an epoch is enough
-        self.loader = prepare_data_loader(training, split_batches=True)  # each process has a part of each
-        self.updates = optimizer_steps(train, len(self.loader))
-        if self.epochs is None:
-            self.epochs = -(-train.steps // self.updates) if train.steps else train.epochs
-        self.scheduler = make_scheduler(train, optimizer, len(self.loader))
-        self.ema = ModelEmaV3(self.detector, decay=train.ema, use_warmup=True) if train.ema else None
-        if self.history:
-            self._restore()
-
-    def _epoch(self, epoch: int, validation: DataLoader | None) -> dict[str, Any]:
-        # Everything random depends on (seed, epoch), so a resumed run needs no generator states.
-        set_seed(derive(self.train.seed, epoch), device_specific=True)
-        self.loader.set_epoch(epoch)
-        self.step.train()
-        meter, update = Meter(self.detector), epoch * self.updates
-        hidden = None if self.accelerator.is_main_process else True
-        bar = tqdm(self.loader, f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=hidden)
-        for batch in bar:
-            with self.accelerator.accumulate(self.step):
-                self.scheduler.step_update(update)
-                losses = self._losses(self.step, batch)
-                self._check_losses(losses, epoch, update)
-                self.accelerator.backward(losses["loss"])
-                if self.train.clip_norm and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.step.parameters(), self.train.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
-                update += 1
-                if self.ema:
-                    self.ema.update(self.detector, step=update)
-            meter.add(losses, batch)
-        for module in (self.detector, self.ema.module) if self.ema else (self.detector,):
-            average_buffers(module)
-        row = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
-        if not all(parameter.isfinite().all() for parameter in self.detector.parameters()):
-            self._diverged(f"a weight is not finite after epoch {epoch + 1}")
-        looked_at = (epoch + 1) % self.train.validate_every == 0 or epoch + 1 == self.epochs
-        return row | (self._validate(validation) if validation is not None and looked_at else {})
-
-    def _check_losses(self, losses: Batch, epoch: int, update: int) -> None:
-        broken = [name for name, value in losses.items() if not value.isfinite().all()]
-        if broken:
-            self._diverged(
-                f"{', '.join(broken)} not finite in epoch {epoch + 1}, optimiser step {update + 1}"
-            )
-
-    def _diverged(self, what: str) -> None:
-        raise UserError(
-            f"{self.folder}: training diverged ({what}); last.pt holds the epoch before; lower train.lr or "
-            "set train.clip_norm, then --restart"
-        )
-
-    def _losses(self, step: nn.Module, batch: Batch) -> Batch:
-        with self.accelerator.autocast():
-            return step(to_device(batch, self.accelerator.device, self.train.channels_last))
-
-    @torch.no_grad()
-    def _validate(self, loader: DataLoader) -> dict[str, Any]:
-        detector = self.ema.module if self.ema else self.detector
-        model, meter = TrainingStep(detector).eval(), Meter(detector)
-        for batch in tqdm(loader, "validation", leave=False, disable=None):
-            meter.add(self._losses(model, batch), batch)
-        return meter.result("val")
-
-    def _merit(self, row: dict[str, Any]) -> float | None:
-        """Macro-F1 at 0.5 or else AUROC; of masks of several classes their Dice. None if not looked at."""
-        detector = self.detector
-        marks_classes = detector.segments and len(detector.targets) > 1
-        names = ["val_dice"] if marks_classes else ["val_macro_f1", "val_auroc"]
-        return next((row[name] for name in names if name in row), None)
-
-    def _rank(self, row: dict[str, Any]) -> tuple[float, float, int]:
-        """Better epochs rank higher: by merit, then lower loss, then later."""
-        merit = self._merit(row)
-        return -1.0 if merit is None else merit, -row.get("val_loss", 0.0), row["epoch"]
-
-    def _best(self) -> int:
-        return max(self.history, key=self._rank)["epoch"]
-
-    def chosen_epoch(self) -> int:
-        """The epoch whose weights are left in the detector."""
-        return self._best() if self.train.select == "inner" else len(self.history)
-
-    def _exhausted(self) -> bool:
-        patience = self.train.patience
-        return bool(patience and self.history and len(self.history) - self._best() >= patience)
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        return (self.ema.module if self.ema else self.detector).state_dict()
-
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
         epoch = len(self.history)
-        if self.train.select == "inner" and self._best() == epoch:
-            checkpoint.save(self._selected_file(epoch), self._state())
-        kept = self.train.average and epoch > self.epochs - self.train.average
-        if kept or (self.train.save_every and epoch % self.train.save_every == 0):
-            checkpoint.save(self.folder / f"epoch{epoch}.pt", self._state())
+        selects = self.train.select == "inner"
+        if selects and self._best_epoch() == epoch:
+            checkpoint.save(self._selected_file(epoch), self._averaged().state_dict())
+        if self.train.save_every and epoch % self.train.save_every == 0:
+            checkpoint.save(self.folder / f"epoch{epoch}.pt", self._averaged().state_dict())
         scaler = self.accelerator.scaler
         content = {
             "fingerprint": self.fingerprint,
             "history": self.history,
             "detector": self.detector.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": None if scaler is None else scaler.state_dict(),
         }
         checkpoint.save(self.folder / "last.pt", content)
         write_metrics(self.folder / "metrics.jsonl", self.history)
-        for path in self.folder.glob(self._selected_file("*").name):
-            if path != self._selected_file(self._best()):
-                path.unlink()
+        if selects:
+            for path in self.folder.glob(self._selected_file("*").name):
+                if path != self._selected_file(self._best_epoch()):
+                    path.unlink()
 
     def _selected_file(self, epoch: int | str) -> Path:
-        """Of the best epoch so far. That of the one before stays until last.pt knows of the new one."""
+        """Weights of the best epoch so far; those of the best one before stay until last.pt is written."""
         return self.folder / f"selected{epoch}.pt"
 
     def _restore(self) -> None:
@@ -301,8 +344,8 @@ class Trainer:
         """
         try:
             self.optimizer.load_state_dict(self.saved["optimizer"])
-            if self.ema:
-                self.ema.module.load_state_dict(self.saved["ema"])
+            if self.average is not None:
+                self.average.load_state_dict(self.saved["average"])
             if self.accelerator.scaler is not None and self.saved.get("scaler"):
                 self.accelerator.scaler.load_state_dict(self.saved["scaler"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -311,17 +354,6 @@ class Trainer:
                 f"{self.folder / 'last.pt'} is of another version of this program or of PyTorch "
                 f"({type(error).__name__}: {reason}): begin again with src/train.py --restart"
             ) from None
-
-    def _load_chosen(self) -> None:
-        if self.train.select == "inner":
-            self.accelerator.wait_for_everyone()
-            self.detector.load_state_dict(checkpoint.load(self._selected_file(self._best())))
-        elif self.ema:
-            self.detector.load_state_dict(self.ema.module.state_dict())
-        elif self.train.average and self.history:
-            self.accelerator.wait_for_everyone()
-            epochs = range(max(1, self.epochs - self.train.average + 1), self.epochs + 1)
-            self.detector.load_state_dict(checkpoint.mean([self.folder / f"epoch{n}.pt" for n in epochs]))
 
 
 class Meter:
@@ -333,36 +365,37 @@ class Meter:
     """
 
     def __init__(self, detector: Detector) -> None:
-        self.detector, self.sums, self.labels, self.scores = detector, Counter(), [], []
-        self.predicted: list[bool] = []
+        self.detector = detector
+        self.images = 0
+        self.sums: dict[str, float] = defaultdict(float)  # of losses, by name
+        self.scored: list[tuple[float, float, bool]] = []  # label, score, predicted
 
     def add(self, losses: Batch, batch: Batch) -> None:
         images = len(batch["label"])
-        self.sums["images"] += images
+        self.images += images
         for name, value in losses.items():
             if name != "score":
                 self.sums[name] += value.item() * images
         if "score" in losses:
             score = losses["score"][:, -1]
-            self.labels += batch["label"][:, -1].tolist()
-            self.scores += score.tolist()
-            self.predicted += (self.detector.probability(score) >= 0.5).tolist()
+            predicted = self.detector.probability(score) >= 0.5
+            columns = batch["label"][:, -1].tolist(), score.tolist(), predicted.tolist()
+            self.scored += zip(*columns, strict=True)
 
     def result(self, prefix: str) -> dict[str, float]:
-        parts = gather_object([(self.sums, self.labels, self.scores, self.predicted)])
-        names = dict.fromkeys(name for part in parts for name in part[0])
-        totals = {name: sum(part[0][name] for part in parts) for name in names}
-        labels, scores, predicted = (
-            np.array([value for part in parts for value in part[index]]) for index in (1, 2, 3)
-        )
-        images = totals.pop("images")
-        values = {name: total / images for name, total in totals.items()}
-        both = len(np.unique(labels)) == 2
-        if len(labels) and not self.detector.needs_holdout:
-            values["accuracy"] = float(accuracy_score(labels, predicted))
-            if both:
-                values["macro_f1"] = macro_f1(labels, predicted)
-        if both:
-            values["auroc"] = rank_metrics(labels, scores)["auroc"]
-            values["macro_f1_best"] = best_threshold(labels, scores)[1]
+        parts = gather_object([(self.images, dict(self.sums), self.scored)])
+        images = sum(part[0] for part in parts)
+        names = dict.fromkeys(name for part in parts for name in part[1])
+        values = {name: sum(part[1].get(name, 0.0) for part in parts) / images for name in names}
+        scored = [row for part in parts for row in part[2]]
+        if scored:
+            labels, scores, predicted = (np.array(column) for column in zip(*scored, strict=True))
+            has_both_classes = len(np.unique(labels)) == 2
+            if not self.detector.needs_holdout:
+                values["accuracy"] = float(accuracy_score(labels, predicted))
+                if has_both_classes:
+                    values["macro_f1"] = macro_f1(labels, predicted)
+            if has_both_classes:
+                values["auroc"] = rank_metrics(labels, scores)["auroc"]
+                values["macro_f1_best"] = best_threshold(labels, scores)[1]
         return {f"{prefix}_{name}": value for name, value in values.items()}

@@ -18,23 +18,23 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from defects.config import ROOT, Config, load_config, resolve
+from defects.config import ROOT, Config, resolve
 from defects.config_data import FolderName, Seed
+from defects.config_files import load_config, read_config_file
 from defects.files import locked
 from defects.messages import UserError
 from defects.runs import FULL, Run, fold_names
+from defects.settings import Section, dump_yaml, validate
 from defects.training.checkpoint import load_detector
-from defects.validation import Section, validate
-from defects.yaml_text import dump_yaml, parse_yaml
 
 # What launchers tell their processes, which a job must not take for its own.
 LAUNCHER = re.compile(
     r"(ACCELERATE|TORCHELASTIC|OMPI_COMM|PMI|MV2_COMM)_.*|((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE)"
     r"|LOCAL_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED"
 )
-PLAIN = re.compile(r"[\w.+-]{1,24}")  # values that can stand in a folder's name
-SHARED = {"image_size", "answers"}  # settings of data that the folds do not depend on
-OWN = {"train.seed", "experiment", "output"}  # set by the sweep itself
+LABEL = re.compile(r"[\w.+-]{1,24}")  # values that can stand in a folder's name
+NOT_THE_FOLDS = {"image_size", "answers"}  # settings of data that the folds do not depend on
+SET_BY_SWEEP = {"train.seed", "experiment", "output"}
 
 
 class SweepConfig(Section):
@@ -60,10 +60,9 @@ class SweepConfig(Section):
     @field_validator("grid")
     @classmethod
     def _not_its_own(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        if OWN & set(grid):
-            raise ValueError(
-                f"{', '.join(sorted(OWN & set(grid)))} is set by the sweep itself (seeds, config)"
-            )
+        refused = sorted(SET_BY_SWEEP & set(grid))
+        if refused:
+            raise ValueError(f"{', '.join(refused)} is set by the sweep itself (seeds, config)")
         return grid
 
 
@@ -93,18 +92,10 @@ class Experiment:
 
 def load_sweep(path: Path) -> SweepConfig:
     """Raises UserError for an unreadable file and unknown keys (naming the nearest known one)."""
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold `key: value` lines")
-    return validate(SweepConfig, {"name": path.stem} | values, str(path))
+    return validate(SweepConfig, {"name": path.stem} | read_config_file(path), str(path))
 
 
-def experiments(sweep: SweepConfig) -> list[Experiment]:
+def list_experiments(sweep: SweepConfig) -> list[Experiment]:
     """All combinations, seeds last, always in the same order.
 
     Raises UserError for what load_config refuses, for unknown folds, and for experiments that would
@@ -112,13 +103,24 @@ def experiments(sweep: SweepConfig) -> list[Experiment]:
     """
     grid = sweep.grid | ({"train.seed": sweep.seeds} if sweep.seeds else {})
     points = itertools.product(sweep.models or [None], *grid.values())
-    found = [_experiment(sweep, point[0], dict(zip(grid, point[1:], strict=True))) for point in points]
-    names = [each.name for each in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"sweep {sweep.name}: {', '.join(twice)} stands for several equal settings: drop one")
-    _check_shared_folds(found)
-    return found
+    members = [
+        _make_experiment(sweep, model, dict(zip(grid, values, strict=True))) for model, *values in points
+    ]
+    names = [member.name for member in members]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(
+            f"sweep {sweep.name}: {', '.join(repeated)} stands for several equal settings: drop one"
+        )
+    first: dict[str, Experiment] = {}  # by data.name: its experiments share one folds.csv
+    for member in members:
+        sharing = first.setdefault(member.config.data.name, member)
+        if _split_settings(sharing.config) != _split_settings(member.config):
+            raise UserError(
+                f"{sharing.name} and {member.name} differ in data or split settings, but would share the "
+                f"folds in {member.config.dataset_dir}: give each a data.name, in a sweep of its own"
+            )
+    return members
 
 
 def job_environment() -> dict[str, str]:
@@ -169,55 +171,52 @@ def _is_scored(experiment: Experiment) -> bool:
         return False
 
 
-def _experiment(sweep: SweepConfig, model: str | None, settings: dict[str, Any]) -> Experiment:
+def _make_experiment(sweep: SweepConfig, model: str | None, settings: dict[str, Any]) -> Experiment:
     sets = [f"{key}={dump_yaml(value, in_one_line=True)}" for key, value in settings.items()]
     path = None if sweep.config is None else resolve(sweep.config)
     base = load_config(path, sets, sweep.data, model)
-    known = fold_names(base)
-    folds = known[:-1] if sweep.folds == "all" else [FULL] if sweep.folds == FULL else sweep.folds
-    if not set(folds) <= set(known):
-        raise UserError(f"sweep {sweep.name}: folds={', '.join(folds)}: there are {', '.join(known)}")
-    parts = [f"{_short(key, list(settings))}{_label(value)}" for key, value in settings.items()]
+    all_folds = fold_names(base)
+    folds = sweep.folds
+    if folds == "all":
+        folds = all_folds[:-1]
+    elif folds == FULL:
+        folds = [FULL]
+    if not set(folds) <= set(all_folds):
+        raise UserError(f"sweep {sweep.name}: folds={', '.join(folds)}: there are {', '.join(all_folds)}")
+    parts = [f"{_shorten_key(key, list(settings))}{_label_value(value)}" for key, value in settings.items()]
     name = "_".join([base.experiment, *parts])
     options = ["--data", sweep.data] if path is None else ["--config", str(path)]
     options += ["--model", model] if model else []
-    options += itertools.chain(*(("--set", text) for text in [*sets, f"experiment={name}"]))
-    return Experiment(
-        base.model_copy(update={"experiment": name}), tuple(options), tuple(dict.fromkeys(folds))
-    )
+    for text in [*sets, f"experiment={name}"]:
+        options += ["--set", text]
+    config = base.model_copy(update={"experiment": name})
+    return Experiment(config, tuple(options), tuple(dict.fromkeys(folds)))
 
 
-def _short(key: str, keys: list[str]) -> str:
-    """The end of a dotted key, as short as it still differs from the others'."""
+def _shorten_key(key: str, keys: list[str]) -> str:
+    """The shortest end of a dotted key that no other of `keys` has."""
     parts = key.split(".")
-    ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-    return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) < 2), key)
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        if sum(f".{candidate}".endswith(f".{end}") for candidate in keys) == 1:
+            return end
+    return key
 
 
-def _label(value: Any) -> str:
+def _label_value(value: Any) -> str:
+    """A value in the name of a folder: as it is written, or a hash of it."""
     text = value if isinstance(value, str) else dump_yaml(value, in_one_line=True)
-    return text if PLAIN.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _check_shared_folds(found: list[Experiment]) -> None:
-    """Experiments on one data.name have one folds.csv."""
-    first: dict[str, Experiment] = {}
-    for each in found:
-        other = first.setdefault(each.config.data.name, each)
-        if _split_settings(other.config) != _split_settings(each.config):
-            raise UserError(
-                f"{other.name} and {each.name} differ in data or split settings, but would share the folds "
-                f"in {each.config.dataset_dir}: give each a data.name, in a sweep of its own"
-            )
+    return text if LABEL.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _split_settings(config: Config) -> dict[str, Any]:
-    return config.data.model_dump(exclude=SHARED) | {"split": config.split.model_dump()}
+    return config.data.model_dump(exclude=NOT_THE_FOLDS) | {"split": config.split.model_dump()}
 
 
 def _run(script: str, options: list[str], log: Path) -> Path | None:
     """Run a script of src/ with its output in `log`; `log` if it failed."""
-    command, start = [sys.executable, str(ROOT / "src" / script), *options], time.perf_counter()
+    command = [sys.executable, str(ROOT / "src" / script), *options]
+    start = time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{log.stem} started, see {log}", flush=True)
     with log.open("w", encoding="utf-8") as stream:

@@ -1,9 +1,9 @@
-"""Double precision on devices that have none: Apple's MPS."""
+"""Numbers that devices and seeds have an influence on."""
 
 import pytest
 import torch
 
-from defects.precision import double_device
+from defects.numerics import double_device
 
 
 @pytest.mark.parametrize(("device", "expected"), [("mps", "cpu"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])

@@ -1,6 +1,7 @@
 """Distillation as a user meets it: the teacher's file, resuming, which images it may see."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import run_at, texture, write_png
 from torch.nn import functional
 
+from defects.data.datasets import ImageDataset
 from defects.training import distillation as library
 from defects.training.distillation import Distillation, PatchFeatures, StepBatches
 
@@ -44,7 +46,7 @@ def metrics(path):
 
 
 @pytest.mark.parametrize("channels", [8, 40, 3000])
-def test_patch_features_are_patchcores(channels):
+def test_patch_features_are_those_of_patchcore(channels):
     widths, grids = (5, 12), ((6, 8), (3, 4))
     maps = [torch.rand(2, width, *grid) for width, grid in zip(widths, grids, strict=True)]
     layers = []
@@ -58,7 +60,7 @@ def test_patch_features_are_patchcores(channels):
     assert torch.allclose(made.permute(0, 2, 3, 1), expected, atol=1e-5)
 
 
-def test_every_image_comes_once_an_epoch_and_a_later_start_changes_nothing():
+def test_step_batches_are_the_same_from_a_later_start():
     steps = list(StepBatches(10, 4, 3, 0, 10))
     drawn = [item for batch in steps for item in batch]
     for epoch in range(4):
@@ -67,7 +69,7 @@ def test_every_image_comes_once_an_epoch_and_a_later_start_changes_nothing():
     assert list(StepBatches(10, 4, 3, 7, 10)) == steps[7:]
 
 
-def test_the_teacher_learns_and_its_file_says_what_it_is(config, images, run_script, tmp_path):
+def test_distill_teaches_and_its_file_says_what_it_is(config, images, run_script, tmp_path):
     outcome = run_script("distill.py", "--config", config(), "--images", images, "--steps", 60)
     assert outcome.code == 0, outcome.stderr
     content = torch.load(tmp_path / "tiny.pt", weights_only=True)
@@ -79,7 +81,7 @@ def test_the_teacher_learns_and_its_file_says_what_it_is(config, images, run_scr
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
-def test_interrupted_and_resumed_equals_an_undisturbed_run(config, images, run_script, tmp_path, monkeypatch):
+def test_distill_resumed_equals_an_undisturbed_run(config, images, run_script, tmp_path, monkeypatch):
     update, calls = Distillation._update, []
 
     def interrupted(self, batch):
@@ -99,7 +101,7 @@ def test_interrupted_and_resumed_equals_an_undisturbed_run(config, images, run_s
     assert (tmp_path / "whole.pt").read_bytes() == (tmp_path / "broken.pt").read_bytes()
 
 
-def test_finished_is_skipped_changed_is_refused_restart_repeats(
+def test_distill_skips_finished_refuses_changed_and_restarts(
     config, images, run_script, fails_with_one_line, tmp_path
 ):
     command = ["distill.py", "--config", config(), "--images", images]
@@ -118,13 +120,18 @@ def test_finished_is_skipped_changed_is_refused_restart_repeats(
     assert "last.pt cannot be read" in fails_with_one_line(*command)
 
 
-def test_by_default_it_sees_all_training_images_and_no_others(config, run_script, tmp_path, monkeypatch):
-    seen, make = [], library._dataset
-    monkeypatch.setattr(library, "_dataset", lambda paths, *rest: seen.extend(paths) or make(paths, *rest))
+def test_distill_learns_from_all_training_images_only(config, run_script, tmp_path, monkeypatch):
+    learnt = []
+
+    def make_dataset(rows, *arguments, **options):
+        learnt.extend(map(Path, rows["path"]))
+        return ImageDataset(rows, *arguments, **options)
+
+    monkeypatch.setattr(library, "ImageDataset", make_dataset)
     outcome = run_script("distill.py", "--config", config(), "--set", "data.external_data=false")
     assert outcome.code == 0 and "though not their labels" in outcome.stdout
     train = tmp_path / "data" / "train"
-    assert sorted(seen) == sorted(
+    assert sorted(learnt) == sorted(
         path for kind in ("defect", "normal") for path in (train / f"{kind}_images").iterdir()
     )
 
@@ -143,7 +150,7 @@ def test_by_default_it_sees_all_training_images_and_no_others(config, run_script
         (["--images", "images", "--set", "model.options.distillation.lr=1e30"], "distillation.lr"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(
+def test_distill_says_in_one_line_what_cannot_work(
     config, images, fails_with_one_line, tmp_path, monkeypatch, arguments, part
 ):
     path = config()
@@ -152,9 +159,7 @@ def test_what_cannot_work_is_said_in_one_line(
     assert not (tmp_path / "tiny.pt").exists()
 
 
-def test_from_the_teacher_to_out_of_fold_scores_that_need_its_file_no_more(
-    config, images, run_script, tmp_path
-):
+def test_distill_feeds_scores_that_need_its_file_no_more(config, images, run_script, tmp_path):
     sets = ("train.inner_holdout=0.3", "data.image_size=[40, 48]", "infer.tta=false")
     train = [part for value in sets for part in ("--set", value)]
     path = config()

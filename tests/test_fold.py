@@ -39,7 +39,7 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_fresh_start_runs_the_stages_above_and_says_so(tiny, run_script):
+def test_train_fold_runs_the_stages_above_and_says_so(tiny, run_script):
     outcome = run_script("train.py", "--config", tiny)
     assert outcome.code == 0
     assert "preparing the data first" in outcome.stdout and "splitting first" in outcome.stdout
@@ -55,7 +55,7 @@ def test_a_fresh_start_runs_the_stages_above_and_says_so(tiny, run_script):
     assert oof["probability"].between(0, 1).all()
 
 
-def test_kill_and_resume_equals_an_undisturbed_run_bit_for_bit(make_dataset, config_file, run_script):
+def test_train_fold_resumes_bit_for_bit_after_a_kill(make_dataset, config_file, run_script):
     root = make_dataset(defects=20, normals=120)
     train = {"epochs": 6, "ema": 0.9, "batch_size": 4}
     whole, killed = (config_file(root, name, train=train) for name in ("whole", "killed"))
@@ -87,7 +87,7 @@ def assert_equal(one, other):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def test_worker_processes_change_nothing(make_dataset, config_file, run_script):
+def test_train_fold_is_the_same_with_loader_processes(make_dataset, config_file, run_script):
     root = make_dataset(defects=4, normals=8)
     results = []
     for workers in (0, 2):
@@ -98,7 +98,7 @@ def test_worker_processes_change_nothing(make_dataset, config_file, run_script):
     assert results[0] == results[1]
 
 
-def test_a_finished_run_is_skipped_and_restart_repeats_it(tiny, run_script):
+def test_train_fold_skips_what_is_finished_and_restart_repeats_it(tiny, run_script):
     run_script("train.py", "--config", tiny)
     first = (run_dir(tiny) / "best.pt").read_bytes()
     again = run_script("train.py", "--config", tiny)
@@ -107,7 +107,7 @@ def test_a_finished_run_is_skipped_and_restart_repeats_it(tiny, run_script):
     assert (run_dir(tiny) / "best.pt").read_bytes() == first
 
 
-def test_inner_selection_breaks_ties_by_loss_and_never_sees_the_fold(make_dataset, config_file, run_script):
+def test_trainer_selects_by_merit_then_loss_and_never_on_the_fold(make_dataset, config_file, run_script):
     inner = {"epochs": 4, "inner_holdout": 0.25, "select": "inner", "patience": 3}
     path = config_file(make_dataset(defects=16, normals=40), train=inner)
     assert run_script("train.py", "--config", path).code == 0
@@ -120,7 +120,7 @@ def test_inner_selection_breaks_ties_by_loss_and_never_sees_the_fold(make_datase
     assert len(metrics(run_dir(path, "full"))) == best["epoch"]
 
 
-def test_how_often_is_validated_belongs_to_a_run_that_selects(make_dataset, config_file, run_script):
+def test_fingerprint_holds_validate_every_of_a_run_that_selects(make_dataset, config_file, run_script):
     inner = {"epochs": 2, "inner_holdout": 0.25, "select": "inner"}
     path = config_file(make_dataset(defects=4, normals=10), train=inner)
     assert run_script("train.py", "--config", path).code == 0
@@ -128,16 +128,16 @@ def test_how_often_is_validated_belongs_to_a_run_that_selects(make_dataset, conf
     refused(outcome, "train.validate_every=1 then, 2 now")
 
 
-def test_sides_share_no_group(make_dataset, make_config):
+def test_divide_images_shares_no_group(make_dataset, make_config):
     config = make_config(make_dataset(defects=16, normals=40), "train.inner_holdout=0.25")
     table = ensure_tables(config).folds
-    sides = divide_images(config, "0", table, load_training_rows(config, "0"))
-    assert len(sides.inner)
-    parts = [set(part["group"]) for part in (sides.training_rows, sides.inner, sides.validation)]
+    data = divide_images(config, "0", table, load_training_rows(config, "0"))
+    assert len(data.inner)
+    parts = [set(part["group"]) for part in (data.training_rows, data.inner, data.validation)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     assert not inner_holdout(table, 0.0, 0).any()
     leaking = table.assign(
-        group=table["group"].where(table["fold"] != "0", sides.training_rows["group"].iloc[0])
+        group=table["group"].where(table["fold"] != "0", data.training_rows["group"].iloc[0])
     )
     with pytest.raises(UserError, match="shares a group with held-out images"):
         divide_images(config, "0", leaking, load_training_rows(config, "0"))
@@ -151,7 +151,7 @@ def test_sides_share_no_group(make_dataset, make_config):
         ["data.symmetries=flips", "train.channels_last=false", "train.save_every=1"],
     ],
 )
-def test_every_alternative_trains(tiny, run_script, overrides):
+def test_train_fold_trains_with_every_alternative(tiny, run_script, overrides):
     sets = [part for override in overrides for part in ("--set", override)]
     outcome = run_script("train.py", "--config", tiny, *sets)
     assert outcome.code == 0, outcome.stderr
@@ -159,7 +159,7 @@ def test_every_alternative_trains(tiny, run_script, overrides):
     assert (run_dir(tiny) / "epoch1.pt").exists() == ("train.save_every=1" in overrides)
 
 
-def test_wandb_offline_works_without_key_or_network(tiny, run_script, monkeypatch):
+def test_tracker_works_offline_without_key_or_network(tiny, run_script, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     outcome = run_script("train.py", "--config", tiny, "--set", "tracking.wandb=offline")
@@ -175,7 +175,7 @@ def refused(outcome, *parts):
         assert part in lines[0]
 
 
-def test_another_config_is_refused_and_the_difference_named(tiny, run_script):
+def test_check_fingerprint_refuses_another_config_and_names_the_difference(tiny, run_script):
     run_script("train.py", "--config", tiny)
     refused(
         run_script("train.py", "--config", tiny, "--set", "train.lr=0.5"),
@@ -192,7 +192,7 @@ def test_another_config_is_refused_and_the_difference_named(tiny, run_script):
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
-def test_truncated_and_foreign_checkpoints(tiny, run_script, name):
+def test_load_refuses_truncated_and_foreign_checkpoints(tiny, run_script, name):
     run_script("train.py", "--config", tiny)
     path = run_dir(tiny) / name
     if name == "last.pt":  # as after a crash: the run is not finished
@@ -203,7 +203,7 @@ def test_truncated_and_foreign_checkpoints(tiny, run_script, name):
     refused(run_script("train.py", "--config", tiny), str(path), "no checkpoint")
 
 
-def test_second_process_in_the_same_run_folder(tiny, run_script):
+def test_train_fold_refuses_a_second_process_in_its_folder(tiny, run_script):
     folder = run_dir(tiny)
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
@@ -247,8 +247,8 @@ def test_resume_with_and_without_a_loss_scaler(tiny, run_script, monkeypatch, sc
     assert len(metrics(run_dir(tiny))) == 2
 
 
-@pytest.mark.parametrize("spoil", ["ema", "optimizer"])
-def test_resume_of_another_version_is_refused(tiny, run_script, monkeypatch, spoil):
+@pytest.mark.parametrize("spoil", ["average", "optimizer"])
+def test_resume_refuses_a_checkpoint_of_another_version(tiny, run_script, monkeypatch, spoil):
     interrupt(run_script, monkeypatch, tiny, "--set", "train.ema=0.9")
     path = run_dir(tiny) / "last.pt"
     content = torch.load(path, weights_only=True)
@@ -258,7 +258,7 @@ def test_resume_of_another_version_is_refused(tiny, run_script, monkeypatch, spo
     refused(outcome, "last.pt is of another version", "--restart")
 
 
-def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_script, monkeypatch):
+def test_trainer_keeps_the_best_epoch_until_last_pt_has_a_better_one(tiny, run_script, monkeypatch):
     """Killed between the two files, the old best weights were gone."""
     inner = ["--set", "train.inner_holdout=0.3", "--set", "train.select=inner"]
     interrupt(run_script, monkeypatch, tiny, *inner)
@@ -272,7 +272,7 @@ def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_scri
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.checkpoint, "save", stop_before_last)
-        patch.setattr(Trainer, "_best", lambda self: len(self.history))
+        patch.setattr(Trainer, "_best_epoch", lambda self: len(self.history))
         outcome = run_script("train.py", "--config", tiny, "--set", "train.epochs=2", *inner)
     assert outcome.code == 130 and (run_dir(tiny) / "selected2.pt").exists()
     assert kept.read_bytes() == before
@@ -280,13 +280,13 @@ def test_the_best_epoch_stays_until_last_pt_knows_of_a_better_one(tiny, run_scri
     assert len(list(run_dir(tiny).glob("selected*.pt"))) == 1
 
 
-def test_no_epochs_leave_nothing_to_average(tiny, run_script):
+def test_trainer_averages_nothing_without_epochs(tiny, run_script):
     sets = ["--set", "train.epochs=0", "--set", "train.average=2"]
     assert run_script("train.py", "--config", tiny, *sets).code == 0
     assert torch.load(run_dir(tiny) / "best.pt", weights_only=True)["epoch"] == 0
 
 
-def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
+def test_make_training_loader_refuses_a_batch_of_one_that_cannot_be_learnt_from(tiny, run_script):
     sets = ["model.name=segmenter", "model.options={decoder: deeplabv3plus}", "train.batch_size=1"]
     arguments = [part for value in sets for part in ("--set", value)]
     refused(run_script("train.py", "--config", tiny, *arguments), "train.batch_size=1", "batch normalisation")
@@ -294,18 +294,18 @@ def test_a_batch_of_one_that_cannot_be_learnt_from_is_refused(tiny, run_script):
     assert run_script("train.py", "--config", tiny, *arguments[:4]).code == 0
 
 
-def test_one_image_for_each_process_is_a_batch_of_one(make_dataset, make_config):
+def test_make_training_loader_counts_images_per_process(make_dataset, make_config):
     config = make_config(make_dataset(), "train.batch_size=2")
-    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    data = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     assert (
-        fold._make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=1))
+        fold.make_training_loader(build_detector(config), config, data, SimpleNamespace(num_processes=1))
         is not None
     )
     with pytest.raises(UserError, match=r"train\.batch_size=2.*one at a time"):
-        fold._make_training_loader(build_detector(config), config, sides, SimpleNamespace(num_processes=2))
+        fold.make_training_loader(build_detector(config), config, data, SimpleNamespace(num_processes=2))
 
 
-def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monkeypatch):
+def test_make_training_loader_takes_a_batch_of_one_that_can_be_learnt_from(tiny, run_script, monkeypatch):
     """And trying it changes nothing: the weights are those of a run without the attempt."""
     sets = ["--set", "train.batch_size=1", "--set", "data.image_size=[64, 64]"]
     weights = []
@@ -316,7 +316,7 @@ def test_a_batch_of_one_that_can_be_learnt_from_is_taken(tiny, run_script, monke
     assert weights[0] == weights[1]
 
 
-def test_crops_of_a_size_that_the_network_cannot_take_are_refused(tiny, run_script):
+def test_make_training_loader_refuses_crops_that_the_network_cannot_take(tiny, run_script):
     sets = ["model.backbone.name=deit_tiny_patch16_224", "infer.tta=false"]
     sets += ["augment=[{name: RandomCrop, height: 16, width: 16}]"]
     arguments = [part for value in sets for part in ("--set", value)]
@@ -324,17 +324,17 @@ def test_crops_of_a_size_that_the_network_cannot_take_are_refused(tiny, run_scri
 
 
 @pytest.mark.parametrize("fold", ["2", "-1", "x", "../fold0"])
-def test_a_fold_that_does_not_exist(tiny, run_script, fold):
+def test_train_fold_refuses_a_fold_that_does_not_exist(tiny, run_script, fold):
     refused(run_script("train.py", "--config", tiny, f"--fold={fold}"), "the folds are 0 to 1 and full")
 
 
-def test_full_fit_on_selected_epochs_needs_folds(tiny, run_script):
+def test_train_fold_full_on_selected_epochs_needs_folds(tiny, run_script):
     arguments = ["--fold", "full", "--set", "train.select=inner", "--set", "train.inner_holdout=0.3"]
     refused(run_script("train.py", "--config", tiny, *arguments), "train them first")
 
 
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf])
-def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny, run_script, monkeypatch, factor):
+def test_trainer_keeps_the_last_good_checkpoint_of_a_broken_loss(tiny, run_script, monkeypatch, factor):
     run_script("train.py", "--config", tiny, "--set", "train.epochs=2")
     (run_dir(tiny) / "best.pt").unlink()
     before = torch.load(run_dir(tiny) / "last.pt", weights_only=True)
@@ -352,7 +352,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny, run_script
     assert (run_dir(tiny) / "last.pt").read_bytes() == saved
 
 
-def test_out_of_memory_names_the_settings_to_lower(tiny, run_script, monkeypatch):
+def test_train_out_of_memory_names_the_settings_to_lower(tiny, run_script, monkeypatch):
     def exhausted(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -371,11 +371,11 @@ def test_out_of_memory_names_the_settings_to_lower(tiny, run_script, monkeypatch
         ("augment=[{name: Blurr}]", ["'Blurr' is no transform"]),
     ],
 )
-def test_settings_that_cannot_work(tiny, run_script, override, parts):
+def test_train_refuses_settings_that_cannot_work(tiny, run_script, override, parts):
     refused(run_script("train.py", "--config", tiny, "--set", override), *parts)
 
 
-def test_weights_from_a_file_must_fit_the_network(tiny, run_script, tmp_path):
+def test_build_detector_refuses_weights_that_do_not_fit_the_network(tiny, run_script, tmp_path):
     good, bad, broken = tmp_path / "good.pt", tmp_path / "bad.pt", tmp_path / "broken.safetensors"
     torch.save(timm.create_model("test_efficientnet", num_classes=0).state_dict(), good)
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), bad)
@@ -388,7 +388,7 @@ def test_weights_from_a_file_must_fit_the_network(tiny, run_script, tmp_path):
         refused(outcome, str(path), text)
 
 
-def test_backbone_weights_that_have_learnt_from_the_fold_are_refused(tiny, run_script):
+def test_train_fold_refuses_backbone_weights_that_have_learnt_from_it(tiny, run_script):
     assert run_script("train.py", "--config", tiny).code == 0
     own = f"model.backbone.weights={run_dir(tiny) / 'best.pt'}"
     command = ["train.py", "--config", tiny, "--set", "experiment=second", "--set", own]
@@ -396,7 +396,7 @@ def test_backbone_weights_that_have_learnt_from_the_fold_are_refused(tiny, run_s
     refused(run_script(*command, "--fold", "1"), "has learnt from images that fold 1 is scored on")
 
 
-def test_training_lists_of_another_experiment_do_not_outdate_a_run(tiny, run_script):
+def test_fingerprint_ignores_training_lists_of_another_experiment(tiny, run_script):
     assert run_script("train.py", "--config", tiny).code == 0
     assert run_script("infer.py", run_at(tiny)).code == 0
     other = ["--set", "experiment=other", "--set", "data.symmetries=none"]
@@ -405,7 +405,7 @@ def test_training_lists_of_another_experiment_do_not_outdate_a_run(tiny, run_scr
     assert again.code == 0, again.stderr
 
 
-def test_unreachable_hub_never_means_random_weights(tiny, run_script, monkeypatch):
+def test_build_detector_never_takes_random_weights_for_an_unreachable_hub(tiny, run_script, monkeypatch):
     create = timm.create_model
 
     def unreachable(*arguments, pretrained=False, **keywords):
@@ -418,14 +418,14 @@ def test_unreachable_hub_never_means_random_weights(tiny, run_script, monkeypatc
     refused(outcome, "cannot fetch test_efficientnet", "model.backbone.weights=none")
 
 
-def test_rules_without_external_data_refuse_pretrained_weights(tiny, run_script):
+def test_load_config_refuses_pretrained_weights_without_external_data(tiny, run_script):
     rules = ["--set", "data.external_data=false", "--set", "data.pretrained_is_external=true"]
     assert run_script("train.py", "--config", tiny, *rules).code == 0
     outcome = run_script("train.py", "--config", tiny, *rules, "--set", "model.backbone.weights=imagenet")
     refused(outcome, "refuses model.backbone.weights=imagenet")
 
 
-def test_a_classifier_needs_both_classes(make_dataset, config_file, run_script):
+def test_train_fold_of_a_classifier_needs_both_classes(make_dataset, config_file, run_script):
     root = make_dataset()
     folders = {"normal": "train/normal_images", "abnormal": None, "test": "test/images"}
     data = {"source": "folders", "folders": folders, "sample_submission": None}
@@ -437,7 +437,7 @@ def test_a_classifier_needs_both_classes(make_dataset, config_file, run_script):
     )
 
 
-def test_fewer_defects_than_folds(make_dataset, config_file, run_script):
+def test_train_fold_with_fewer_defects_than_folds(make_dataset, config_file, run_script):
     path = config_file(make_dataset(defects=3), split={"folds": 5})
     outcome = run_script("train.py", "--config", path)
     refused(outcome, "the defects lie in 3 groups", "for split.folds=5: set split.folds=3")

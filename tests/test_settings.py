@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value, without_quotes
+from defects.settings import Written, dump_yaml, parse_yaml, plain_value, without_quotes
 
 
 def read_plainly(value):
@@ -26,19 +26,19 @@ VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(KEY
 
 @settings(deadline=None, max_examples=30)
 @given(VALUES)
-def test_what_is_dumped_is_read_again(value):
+def test_dump_yaml_is_read_again(value):
     for in_one_line in (False, True):
         found = read_plainly(parse_yaml(dump_yaml({"value": value}, in_one_line)))
         # In JSON 1, 1.0 and true differ.
         assert json.dumps(found, sort_keys=True) == json.dumps({"value": value}, sort_keys=True)
 
 
-def test_plain_scalars_are_marked_and_quoted_ones_are_not():
+def test_parse_yaml_marks_plain_scalars_only():
     values = parse_yaml("a: 01\nb: '01'\nc: |\n  01\n")
     assert [type(value) for value in values.values()] == [Written, str, str]
 
 
-def test_anchors_merge_and_own_keys_win():
+def test_parse_yaml_merges_anchors_and_own_keys_win():
     text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: [*b], z: 4}\n"
     assert parse_yaml(text)["c"] == {"x": "1", "y": "3", "z": "4"}
 
@@ -52,7 +52,7 @@ def test_anchors_merge_and_own_keys_win():
         ("a: !!python/object:os.system x", "could not determine a constructor"),
     ],
 )
-def test_what_is_refused_says_why(text, said):
+def test_parse_yaml_says_why_it_refuses(text, said):
     with pytest.raises(ValueError, match=said):
         parse_yaml(text)
 
@@ -69,5 +69,5 @@ def test_what_is_refused_says_why(text, said):
         ("a'b", "a'b"),
     ],
 )
-def test_only_quotes_around_the_whole_are_taken_off(text, value):
+def test_without_quotes_removes_quotes_around_all_of_the_text(text, value):
     assert without_quotes(text) == value

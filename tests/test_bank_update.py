@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
-from defects.config import load_config
+from defects.config_files import load_config
 from defects.data.images import read_image
 from defects.runs import Run
 from defects.training.checkpoint import load_detector
@@ -42,7 +42,7 @@ def bank(path):
     return load_detector(Run(load_config(path, SETS, model="patchcore_reduced")), "0").memory_bank
 
 
-def test_the_bank_grows_and_what_depends_on_it_is_redone(trained, run_script, tmp_path):
+def test_update_bank_grows_and_redoes_what_depends_on_it(trained, run_script, tmp_path):
     for i in range(4):
         write_png(tmp_path / "new" / f"{i}.png", 255 - texture(900 + i, 64))
     run = tmp_path / "output" / "tiny_data_patchcore_reduced"
@@ -67,7 +67,7 @@ def run_files(path):
 
 
 @pytest.mark.parametrize("moved", [0, 2])
-def test_an_update_that_is_stopped_between_its_files_is_completed(
+def test_complete_update_moves_files_of_a_stopped_update(
     trained, run_script, fails_with_one_line, tmp_path, monkeypatch, moved
 ):
     """Killed after the scores and before the model, it left new scores with the old model."""
@@ -104,7 +104,7 @@ def test_an_update_that_is_stopped_between_its_files_is_completed(
     assert score.item() == pytest.approx(oof["score"][0], rel=1e-4)
 
 
-def test_an_update_that_fails_changes_nothing(trained, run_script, tmp_path, monkeypatch):
+def test_update_bank_that_fails_changes_nothing(trained, run_script, tmp_path, monkeypatch):
     write_png(tmp_path / "new" / "0.png", 255 - texture(900, 64))
     before = run_files(trained)
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ def test_an_update_that_fails_changes_nothing(trained, run_script, tmp_path, mon
 
 
 @pytest.mark.parametrize("alter", [lambda image: image, lambda image: image[::-1] // 4 * 3])
-def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_one_line, tmp_path, alter):
+def test_update_bank_refuses_photographs_of_held_out_objects(trained, fails_with_one_line, tmp_path, alter):
     before, oof = bank(trained), tmp_path / "output" / "tiny_data_patchcore_reduced" / "fold0" / "oof.csv"
     held = pd.read_csv(oof).query("label == 0")["image_id"].iloc[0]
     image = read_image(trained.parent / "data" / "train" / held)
@@ -125,7 +125,7 @@ def test_other_photographs_of_held_out_objects_are_refused(trained, fails_with_o
     assert (bank(trained) == before).all()
 
 
-def test_test_images_do_not_enter_the_bank(trained, fails_with_one_line):
+def test_update_bank_refuses_test_images(trained, fails_with_one_line):
     before = bank(trained)
     folder = trained.parent / "data" / "test" / "images"
     message = fails_with_one_line("update.py", run_at(trained, RUN), folder)
@@ -133,7 +133,7 @@ def test_test_images_do_not_enter_the_bank(trained, fails_with_one_line):
     assert (bank(trained) == before).all()
 
 
-def test_other_detectors_have_no_bank(make_dataset, config_file, run_script, fails_with_one_line, tmp_path):
+def test_update_bank_needs_a_bank(make_dataset, config_file, run_script, fails_with_one_line, tmp_path):
     path = config_file(make_dataset())
     assert run_script("train.py", "--config", path).code == 0
     assert "memory bank" in fails_with_one_line("update.py", run_at(path), tmp_path)

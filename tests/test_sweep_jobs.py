@@ -44,10 +44,10 @@ def children(monkeypatch):
 
 
 def names(path):
-    return [each.name for each in library.experiments(library.load_sweep(path))]
+    return [each.name for each in library.list_experiments(library.load_sweep(path))]
 
 
-def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
+def test_list_experiments_names_every_combination(write_sweep):
     grid = {"train.lr": [1e-3, 1e-5], "augment": [[], [{"name": "GaussNoise"}]], "model.backbone.name": ["x"]}
     found = names(write_sweep(seeds=[0, 7], grid=grid))
     assert len(set(found)) == len(found) == 8
@@ -62,18 +62,18 @@ def test_every_combination_has_a_name_that_tells_it_apart(write_sweep):
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_the_sweeps_of_the_repository_have_two_members_each(path):
-    found = library.experiments(library.load_sweep(path))
+def test_list_experiments_of_shipped_sweeps_are_two(path):
+    found = library.list_experiments(library.load_sweep(path))
     assert [len(each.folds) for each in found] == [5, 5]
 
 
-def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
+def test_list_experiments_hands_values_on_as_written(write_sweep):
     grid = {
         "train.lr": [1e-5],
         "data.image_size": [[64, 32]],
         "augment": [[{"name": "GaussNoise", "p": 0.5}]],
     }
-    (found,) = library.experiments(library.load_sweep(write_sweep(grid=grid, seeds=[3])))
+    (found,) = library.list_experiments(library.load_sweep(write_sweep(grid=grid, seeds=[3])))
     assert found.config.train.lr == 1e-5 and found.config.data.image_size == (64, 32)
     assert found.config.augment == [{"name": "GaussNoise", "p": 0.5}] and found.config.train.seed == 3
     assert found.options[-2:] == ("--set", f"experiment={found.name}")
@@ -92,13 +92,15 @@ def test_values_reach_the_jobs_as_they_stand_in_the_file(write_sweep):
         ({"models": ["patchcor"]}, ["patchcor", "patchcore_reduced"]),
     ],
 )
-def test_wrong_sweeps_are_refused_in_one_line(write_sweep, fails_with_one_line, children, values, words):
+def test_load_sweep_refuses_wrong_files_in_one_line(
+    write_sweep, fails_with_one_line, children, values, words
+):
     message = fails_with_one_line("sweep.py", write_sweep(**values))
     assert all(word in message for word in words), message
     assert not children
 
 
-def test_children_know_nothing_of_the_launcher(monkeypatch):
+def test_job_environment_knows_nothing_of_the_launcher(monkeypatch):
     added = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_WORLD_SIZE"]
     added += ["MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"]
     for name in added:
@@ -111,7 +113,7 @@ def test_children_know_nothing_of_the_launcher(monkeypatch):
     assert library.job_environment()["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_a_failed_job_stops_no_other_and_is_named_at_the_end(write_sweep, run_script, children, tmp_path):
+def test_sweep_names_failed_jobs_at_the_end(write_sweep, run_script, children, tmp_path):
     children.broken = "train.lr=0.1"
     outcome = run_script("sweep.py", write_sweep(grid={"train.lr": [0.1, 0.2]}, infer=True))
     assert outcome.code == 2 and outcome.stderr.startswith("error: 2 jobs failed")
@@ -125,11 +127,9 @@ def test_a_failed_job_stops_no_other_and_is_named_at_the_end(write_sweep, run_sc
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezvous by default")
-def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
-    write_sweep, run_script, children, tmp_path
-):
+def test_sweep_shares_jobs_between_two_processes(write_sweep, run_script, children, tmp_path):
     path = write_sweep(seeds=[5])
-    options = library.experiments(library.load_sweep(path))[0].options
+    options = library.list_experiments(library.load_sweep(path))[0].options
     assert run_script("train.py", *options, "--fold", "0").code == 0  # in this process, which is quicker
     both = [process.end() for process in start_two(tmp_path, ROOT / "src" / "sweep.py", path)]
     said = "".join(printed for _, printed in both)
@@ -155,6 +155,6 @@ def test_two_processes_share_the_jobs_and_the_next_run_starts_none(
     assert [command[1].endswith("train.py") for command, _ in children[1:3]] == [True, True]
 
 
-def test_sizes_of_images_share_the_folds(write_sweep):
+def test_list_experiments_lets_sizes_of_images_share_the_folds(write_sweep):
     sweep = library.load_sweep(write_sweep(grid={"data.image_size": [[32, 32], [64, 64]]}))
-    assert [each.config.data.image_size for each in library.experiments(sweep)] == [(32, 32), (64, 64)]
+    assert [each.config.data.image_size for each in library.list_experiments(sweep)] == [(32, 32), (64, 64)]
