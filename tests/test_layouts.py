@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import defective, texture, write_png
+from conftest import defective, make_data_config, texture, write_png
 
 from defects.config_data import DataConfig
 from defects.data.layouts import demo, list_data
@@ -16,7 +16,7 @@ from defects.messages import UserError
 
 
 def _data(root: Path, source: str, **more) -> DataConfig:
-    return DataConfig(name="set", source=source, root=root, image_size=(32, 32), **more)
+    return make_data_config(name="set", source=source, root=root, image_size=(32, 32), **more)
 
 
 def _rows(listing, *columns: str) -> list[tuple]:
@@ -267,7 +267,7 @@ def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     assert "generating the demo images" in capsys.readouterr().out
     assert first.images.groupby(["split", "label"], dropna=False).size().tolist() == [4, 3, 2]
     assert first.images["mask_path"].ne("").sum() == 2
-    monkeypatch.setattr(demo.demo_images, "generate_demo", None)
+    monkeypatch.setattr(demo, "generate_demo", None)
     assert list_data(data).images.equals(first.images)
 
 

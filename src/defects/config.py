@@ -1,13 +1,21 @@
 """Typed experiment configuration: pydantic models filled from YAML, then from `--set key=value`."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
-from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
-from defects.data.junk import list_folders
+from defects.config_data import (
+    Count,
+    DataConfig,
+    FolderName,
+    Fraction,
+    Seed,
+    SplitConfig,
+    data_config_class,
+)
 from defects.messages import UserError
 from defects.validation import Section, open_brackets, section_of, setting_type, validate, value_type
 from defects.yaml_text import Written, dump_yaml, parse_yaml, plain_value
@@ -190,6 +198,26 @@ def resolve(path: Path | str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
+def config_class(values: dict[str, Any]) -> type[Config]:
+    """Config with the settings of the layouts that `values`, those of a whole configuration, name."""
+    return _with_data(data_config_class(values.get("data")))
+
+
+@lru_cache
+def _with_data(section: type[DataConfig]) -> type[Config]:
+    return Config if section is DataConfig else create_model("Config", __base__=Config, data=(section, ...))
+
+
+def refuse_external(config: Config, setting: str, folder: Path) -> None:
+    """UserError if `folder`, named by `setting`, holds outside images and data.external_data forbids them."""
+    root = resolve(config.data.root).resolve()
+    if not config.data.external_data and not resolve(folder).resolve().is_relative_to(root):
+        raise UserError(
+            f"{setting}={folder}: data.external_data=false forbids images from outside {root}; "
+            "leave the setting out, or name a folder of the data set"
+        )
+
+
 def load_config(
     path: Path | None = None,
     overrides: Iterable[str] = (),
@@ -244,7 +272,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 def with_model(config: Config, name: str) -> Config:
     """The experiment with what a model file says in place of its model and training."""
     kept = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
-    return _with_needs_of_detector(validate(Config, _merged(kept, _part("models", name), Config), name))
+    return _with_needs_of_detector(validate_config(_merged(kept, _part("models", name), Config), name))
 
 
 def known_config_files(kind: str) -> list[str]:
@@ -314,6 +342,8 @@ def of_category(config: Config, category: str) -> Config:
 
 def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
+    from defects.data.folder_scan import list_folders  # not on top: it loads OpenCV
+
     return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
 
 
@@ -335,7 +365,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def validate_config(values: dict[str, Any], where: str) -> Config:
     """The config of these values, which may be those of an old run; `where` they stand is for messages."""
-    return validate(Config, _without_removed_settings(values, where), where)
+    values = _without_removed_settings(values, where)
+    return validate(config_class(values), values, where)
 
 
 def _without_removed_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -364,7 +395,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     if not separator or not key:
         raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
     try:
-        return _with_value(values, key, Written(value.strip()), Config)
+        return _with_value(values, key, Written(value.strip()), config_class(values))
     except ValueError as error:
         raise UserError(f"--set {override}: not valid YAML ({error})") from None
 

@@ -12,10 +12,28 @@ from pathlib import Path
 from typing import TextIO
 
 from defects.data.images import IMAGE_SUFFIXES
-from defects.data.junk import is_junk
 from defects.messages import UserError, printable, shorten_names
 
-MOST_SUFFIXES = 6  # named in a line
+MOST_SUFFIXES = 6  # in a line
+# What operating systems, archives and storage boxes leave between a user's own files; hidden ones go as well.
+JUNK_NAMES = {
+    "__macosx",  # archives packed on a Mac
+    "@eadir",  # thumbnails of Synology boxes
+    "#recycle",
+    "#snapshot",
+    "@recycle",  # QNAP
+    "@recently-snapshot",
+    "~snapshot",  # NetApp
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "lost.dir",
+    "__pycache__",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+}
 FolderKey = tuple[int, int] | str
 
 
@@ -102,6 +120,21 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
     return scan
 
 
+def list_folders(folder: Path) -> list[Path]:
+    """The sub-folders of `folder` by path, links to folders included; none if there is no such folder.
+
+    Raises UserError if the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not is_junk(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    return [path for path in sorted(folder / name for name in names) if path.is_dir()]
+
+
 def list_images(folder: Path) -> list[Path]:
     """All images under `folder`, by path; what is no image is counted on the console.
 
@@ -170,6 +203,11 @@ def count_image_files(folder: Path) -> int:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not is_junk(entry.name) and _is_file(entry)]
     return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name, hidden ones included, is none of the user's images."""
+    return name.startswith(".") or name.casefold() in JUNK_NAMES
 
 
 def folder_key(path: Path) -> FolderKey:

@@ -13,12 +13,16 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination, Examined
-from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
+from defects.data.folder_scan import (
+    MOST_SUFFIXES,
+    count_by_suffix,
+    count_image_files,
+    list_folders,
+    repeated_text,
+)
 from defects.data.images import ImageFacts, notes_on_depth
-from defects.data.junk import list_folders
 from defects.data.labels import COLUMN, class_columns, class_names
-from defects.data.paths import below
-from defects.data.role_folders import RoleFolder
+from defects.data.listing import RoleFolder, below
 from defects.messages import printable, shorten_names
 
 SHOWN_SIZES = 3

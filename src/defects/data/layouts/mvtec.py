@@ -9,10 +9,9 @@ import pandas as pd
 
 from defects.config import categories, resolve
 from defects.config_data import DataConfig
-from defects.data.junk import list_folders
-from defects.data.layouts.listing import Listing, rows
+from defects.data.folder_scan import list_folders
+from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, attach_empty_masks, attach_masks
-from defects.data.role_folders import RoleFolder, open_folders
 from defects.messages import UserError, shorten_names
 
 GOOD_NAMES = ("good", "ok", "normal", "defect-free", "defect_free", "no_defect")  # of images without a defect
@@ -38,7 +37,7 @@ def list_data(data: DataConfig) -> Listing:
         if folder.role == "masks":
             continue
         is_test, label = folder.kind != "", int(folder.role == "abnormal")
-        table = rows(data, folder.images, root, "test" if is_test else "train", label, folder.kind)
+        table = make_rows(data, folder.images, root, "test" if is_test else "train", label, folder.kind)
         if label:
             table = attach_masks(data, table, folder, masks.get(folder.kind), notes)
         else:

@@ -7,10 +7,9 @@ import pandas as pd
 from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.labels import class_columns
-from defects.data.layouts.listing import Listing, rows
+from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, leave_out_masks
 from defects.data.rle_table import COLUMNS, all_pairs, read_annotations
-from defects.data.role_folders import RoleFolder, open_folders
 from defects.messages import UserError, shorten_names
 
 
@@ -32,7 +31,7 @@ def list_data(data: DataConfig) -> Listing:
     tables = []
     for folder in opened:
         split, label = ("test", None) if folder.role == "test" else ("train", 0)
-        table = rows(data, folder.images, folder.path, split, label)
+        table = make_rows(data, folder.images, folder.path, split, label)
         leave_out_masks(folder, mask_notes)
         tables.append(table)
     train, *test = tables
