@@ -119,7 +119,7 @@ def test_every_part_holds_all_textures_and_kinds_about_equally():
         assert len(set(kinds)) == 4
         assert np.ptp(np.unique(kinds, return_counts=True)[1]) <= 1
     assert len(set(demo._plan(40, has_defects=True))) == 40
-    assert {texture for texture, _ in demo._plan(340, defects=False)} == set(demo.TEXTURES)
+    assert {texture for texture, _ in demo._plan(340, has_defects=False)} == set(demo.TEXTURES)
     assert len(demo.TEXTURES) == 10
 
 
