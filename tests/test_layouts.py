@@ -1,6 +1,7 @@
 """Each layout of a data set on disk: what is listed, under which ids, and what is refused."""
 
 import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from conftest import defective, make_data_config, texture, write_png
 
+from defects.config import ROOT, load_config
 from defects.config_data import DataConfig
+from defects.data import layouts
 from defects.data.layouts import demo, list_data
 from defects.messages import UserError
 
@@ -273,6 +276,27 @@ def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
 
 def test_demo_needs_a_place_for_its_answers(tmp_path):
     assert "data.answers" in _error(_data(tmp_path / "demo", "demo"))
+
+
+# --- a new one -------------------------------------------------------------------------------------------
+
+
+def test_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeypatch):
+    page = (ROOT / "docs/developing.md").read_text(encoding="utf-8").partition("## A new layout")[2]
+    module, settings = re.findall(r"^```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:2]
+    (tmp_path / "parts.py").write_text(module)
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path)])
+    (tmp_path / "valves.yaml").write_text(settings)
+    _pictures(tmp_path, "valve_ok/1.png", "valve_ok/2.png", "valve_bad/1.png")
+    data = load_config(None, [f"data.root={tmp_path}"], str(tmp_path / "valves.yaml"), needs_model=False).data
+    listing = list_data(data)
+    assert _rows(listing, "image_id", "label") == [
+        ("valve_bad/1.png", 1),
+        ("valve_ok/1.png", 0),
+        ("valve_ok/2.png", 0),
+    ]
+    with pytest.raises(UserError, match="did you mean data.parts.prefix"):
+        load_config(None, ["data.parts.prefixes=x"], str(tmp_path / "valves.yaml"), needs_model=False)
 
 
 # --- names -----------------------------------------------------------------------------------------------
