@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from defects.config import Config
 from defects.config_data import DataConfig
+from defects.data.fold_files import EDGES, format_correlation, load_search
 from defects.data.registration import flip_image
-from defects.data.sibling_report import EDGES, load_search, show_correlation
 from defects.files import read_csv
 from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, add_headline, draw_panel
 from defects.reports.figures import THUMBNAIL_PIXELS, build_side_by_side, read_tile
@@ -68,7 +68,7 @@ def draw_histogram(axes: Axes, search: dict[str, Any]) -> None:
     axes.set_xticks(np.arctanh(TICKS), [f"{tick:g}" for tick in TICKS], rotation=45)
     axes.set(xlabel="correlation of the registered pictures", ylabel="pairs", xlim=(EDGES[0], EDGES[-1]))
     axes.legend()
-    shown = show_correlation(threshold)
+    shown = format_correlation(threshold)
     detail = f"pairs above {shown} are taken to show one object"
     if search["kind"] == "alike":
         detail = f"pairs that stand out, most above {shown}, are taken to show one object"
@@ -80,6 +80,6 @@ def draw_pair(data: DataConfig, images: pd.DataFrame, pair: dict[str, Any]) -> C
     names = [Path(pair[side]).name for side in ("i", "j")]
     tiles = [read_tile(data, images.loc[pair[side]].to_dict(), THUMBNAIL_PIXELS) for side in ("i", "j")]
     tiles[1] = np.ascontiguousarray(flip_image(tiles[1], pair["flip"]))
-    title = f"correlation {show_correlation(pair['correlation'])}"
+    title = f"correlation {format_correlation(pair['correlation'])}"
     facts = (Fact(f"the second one flipped: {pair['flip']}"),) if pair["flip"] != "none" else ()
     return build_side_by_side(title, names, tiles, ["", ""], facts)
