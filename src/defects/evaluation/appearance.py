@@ -11,9 +11,10 @@ from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig, DuplicateConfig
-from defects.data.duplicates import group_ids, search_siblings, thumbnail
+from defects.data.duplicates import group_ids, search_siblings
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image
+from defects.data.registration import thumbnail
 
 SIDE = 128  # pixels, of the square thumbnails that are measured; a JPEG is decoded at about this size
 CELLS = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"]
