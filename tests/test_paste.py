@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import defective, texture, write_png
 
+from defects.data.added_defects import FEATHER, SCALES, Paste, blend_patch, place_piece
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
-from defects.data.paste import FEATHER, SCALES, Paste, blend_patch, place
 from defects.data.rle import encode
 from defects.messages import UserError
 from defects.stages import ensure_tables
@@ -136,7 +136,7 @@ def placed(piece, symmetries, count=200):
     """Of `count` places: the matrix, its scale, its turn [2, 2], the piece's first and last pixel (x, y)."""
     random = np.random.default_rng(0)
     for _ in range(count):
-        matrix = place(piece, symmetries, random)
+        matrix = place_piece(piece, symmetries, random)
         scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
         points = np.argwhere(piece)[:, ::-1] @ matrix[:, :2].T + matrix[:, 2]
         yield scale, matrix[:, :2] / scale, points.min(axis=0), points.max(axis=0)

@@ -8,9 +8,9 @@ from conftest import texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defects.data.added_defects import Synthetic, draw_defect
 from defects.data.datasets import training_loader
 from defects.data.labels import Labels
-from defects.data.synthetic import Synthetic, drawn
 from defects.stages import ensure_tables
 
 SIDE = 64
@@ -25,7 +25,7 @@ def image(seed=0, height=SIDE, width=SIDE):
 @given(seed=st.integers(0, 2**32), height=st.integers(16, 90), width=st.integers(16, 90))
 def test_a_drawn_defect_is_seen_where_its_mask_is(seed, height, width):
     before = image(1, height, width)
-    after, mask = drawn(before, np.random.default_rng(seed))
+    after, mask = draw_defect(before, np.random.default_rng(seed))
     assert (
         after.dtype == mask.dtype == np.uint8
         and after.shape == before.shape
@@ -37,7 +37,7 @@ def test_a_drawn_defect_is_seen_where_its_mask_is(seed, height, width):
 
 
 def test_drawn_defects_are_of_many_sizes_darker_and_brighter():
-    found = [drawn(image(2, 128, 128), np.random.default_rng(seed)) for seed in range(200)]
+    found = [draw_defect(image(2, 128, 128), np.random.default_rng(seed)) for seed in range(200)]
     areas = np.array([mask.mean() for _, mask in found])
     assert np.quantile(areas, 0.05) < 0.005 and np.quantile(areas, 0.95) > 0.1
     shift = [(after.astype(int) - image(2, 128, 128))[mask > 0].mean() for after, mask in found]
