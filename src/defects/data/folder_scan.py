@@ -1,6 +1,6 @@
 """The one listing of image files: what lies in a folder, and what of it is taken.
 
-`prepare`, `predict` and all that is given a folder of images share it. Neither torch nor pandas is imported.
+All commands that read a folder of images share it. Neither torch nor pandas is imported.
 """
 
 import os
@@ -39,7 +39,7 @@ FolderKey = tuple[int, int] | str
 
 @dataclass
 class FolderScan:
-    """What lies under `folder`. All paths start with `folder` as it was given, and are sorted."""
+    """What lies under `folder`. All paths start with `folder` as it was named, and are sorted."""
 
     folder: Path
     images: list[Path] = field(default_factory=list)  # files with a suffix of images
@@ -92,7 +92,8 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
     real_folder = Path(os.path.realpath(folder))
     above = {folder_key(path): path for path in real_folder.parents}
     excluded = {folder_key(path) for path in without}
-    waiting, links = [folder], []
+    waiting = [folder]
+    links = []
     while waiting or links:
         # Links come last, so that a folder which lies here is listed under its own path.
         is_link = not waiting
@@ -190,8 +191,8 @@ def print_not_taken(scan: FolderScan, stream: TextIO) -> None:
 
 def repeated_text(repeated: dict[Path, Path]) -> str:
     """Which folders were reached a second time, and were listed once."""
-    named = [f"{link} (is {first})" for link, first in repeated.items()]
-    return f"folders reached twice are taken once: {shorten_names(named)}"
+    links = [f"{link} (is {first})" for link, first in repeated.items()]
+    return f"folders reached twice are taken once: {shorten_names(links)}"
 
 
 def broken_link_text(path: Path) -> str:
@@ -219,7 +220,8 @@ def folder_key(path: Path) -> FolderKey:
 
 def _list_one(scan: FolderScan, folder: Path) -> tuple[list[Path], list[Path]]:
     """Note the files of one folder; returns its sub-folders, and its links to folders."""
-    folders, links = [], []
+    folders = []
+    links = []
     try:
         with os.scandir(folder) as entries:
             entries = sorted(entries, key=lambda entry: entry.name)
