@@ -1,5 +1,3 @@
-import os
-import time
 from pathlib import Path
 
 import cv2
@@ -8,8 +6,6 @@ import pandas as pd
 import pytest
 
 from defects.data.layouts import demo
-from defects.files import ABANDONED_AFTER_SECONDS
-from defects.messages import UserError
 
 SMALL = demo.Settings(normal=10, defect=20, test=40)
 
@@ -145,42 +141,3 @@ def test_global_statistics_do_not_tell(full, statistic):
     assert _best_macro_f1(train, label) < 0.65
     test = statistic(_read(full / "data/test/images"), axis=(1, 2))
     assert _best_macro_f1(test, pd.read_csv(full / "key.csv")["answer"].to_numpy() == 1) < 0.65
-
-
-@pytest.mark.parametrize("stage", ["_write_train", "_write_test"])
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch, stage):
-    whole = getattr(demo, stage)
-
-    def stopped(*arguments):
-        whole(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo, stage, stopped)
-    with pytest.raises(KeyboardInterrupt):
-        demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", SMALL)
-    assert not list(tmp_path.iterdir())
-
-
-def test_existing_data_is_refused_and_left_untouched(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="already exists"):
-        demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", SMALL)
-    assert _contents(tmp_path) == {"data/mine.txt": b"mine"}
-
-
-def test_a_key_inside_the_data_is_refused(tmp_path):
-    with pytest.raises(UserError, match="outside"):
-        demo.generate_demo(tmp_path / "data", tmp_path / "data/test/key.csv", SMALL)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_generation_left_is_removed_after_a_day(tmp_path):
-    old = tmp_path / ".0123.part"
-    recent = tmp_path / ".4567.part"
-    for part in (old, recent):
-        (part / "data").mkdir(parents=True)
-    long_ago = time.time() - 2 * ABANDONED_AFTER_SECONDS
-    os.utime(old, (long_ago, long_ago))
-    demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", SMALL)
-    assert recent.exists() and not old.exists()

@@ -274,6 +274,13 @@ def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     assert list_data(data).images.equals(first.images)
 
 
+def test_a_demo_that_was_generated_with_other_settings_is_refused(tmp_path):
+    counts = {"normal": 3, "defect": 2, "test": 4}
+    list_data(_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts))
+    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts | {"seed": 1})
+    assert "generated otherwise (data.demo.seed=0 then, 1 now)" in _error(data)
+
+
 def test_demo_needs_a_place_for_its_answers(tmp_path):
     assert "data.answers" in _error(_data(tmp_path / "demo", "demo"))
 

@@ -146,30 +146,6 @@ def test_the_files_show_what_the_table_marks(folder):
         assert image[mask > 0].mean() < image[around > 0].mean() - 3
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
-    def stopped(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(strips, "write_rle_table", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        strips.generate_strips(tmp_path / "data", tmp_path / "key.csv", strips.Settings(**SMALL))
-    assert not list(tmp_path.iterdir())
-
-
-def test_existing_data_is_refused_and_left_untouched(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="already exists"):
-        strips.generate_strips(tmp_path / "data", tmp_path / "key.csv", strips.Settings(**SMALL))
-    assert _contents(tmp_path) == {"data/mine.txt": b"mine"}
-
-
-def test_a_key_inside_the_data_is_refused(tmp_path):
-    with pytest.raises(UserError, match="outside"):
-        strips.generate_strips(tmp_path / "data", tmp_path / "data/key.csv", strips.Settings(**SMALL))
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_source_generates_once(tmp_path, monkeypatch, capsys):
     data = partial(
         make_data_config, name="set", source="strips", root=tmp_path / "strips", image_size=(32, 96)

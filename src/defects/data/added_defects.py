@@ -25,8 +25,9 @@ from defects.data.transforms import DIHEDRAL
 from defects.messages import UserError
 from defects.seeds import derive
 
-# Of their random numbers, which are none of the augmentation's.
-PASTE_KEY, SYNTHETIC_KEY = 2, 3
+# Keys of their random numbers, which are none of the augmentation's.
+PASTE_KEY = 2
+SYNTHETIC_KEY = 3
 
 GAP = np.ones((5, 5), np.uint8)  # parts up to 4 pixels apart are one defect
 SCALES = (0.75, 4 / 3)
@@ -39,8 +40,10 @@ VISIBLE = 0.35  # share of the full change from which a pixel belongs to the mas
 LINES = 0.4  # of all drawn defects
 RADII = (0.02, 0.35)  # of a blot, times the shorter side
 STRETCHED = 0.8  # log of the largest ratio of a blot's width and height
-DARK, BRIGHT = (0.3, 0.75), (1.35, 2.0)  # factors of brightness
-SHARPEST, SOFTEST = 0.4, 0.01  # deviation of an edge: in pixels, times the shorter side
+DARK = (0.3, 0.75)  # factors of brightness
+BRIGHT = (1.35, 2.0)
+SHARPEST = 0.4  # pixels, deviation of an edge
+SOFTEST = 0.01  # the same, times the shorter side
 WAVES = 8  # of which an outline is made
 
 

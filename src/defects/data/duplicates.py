@@ -43,14 +43,17 @@ from defects.data.registration import (
 SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
 ZOOMS = [(y, x) for y in (1.0, 1.05, 1.1) for x in (1.0, 1.05, 1.1) if y * x > 1]
 SAME_PICTURE = np.arctanh(0.9995)  # agreement of copies of one picture
-BLOCK, TILE = 512, 2**13  # images compared with so many others at once: 16 MB of scores
+BLOCK = 512  # images compared at once
+TILE = 2**13  # with so many others: 16 MB of scores
 LARGEST_GROUP = 0.25  # of the images; larger ones tell a common design
 MOST_LINKS = 16  # pairs looked at before two groups are joined
 # Of the threshold; agreements unless another unit is stated.
-SAMPLE, PARTNERS = 128, 12  # images that are compared with so many others
+SAMPLE = 128  # images that are compared
+PARTNERS = 12  # with so many others
 LARGEST_SHARE = 8  # one object's photographs are taken to be at most this part of the images
 FALSE_SHARE = 0.001  # of the images may be joined to another object
-TAIL, LEAST_TAIL = 0.01, 20  # share of the sample, but at least so many pairs, that the tail is fitted on
+TAIL = 0.01  # share of the sample that the tail is fitted on
+LEAST_TAIL = 20  # pairs of it, at least
 LEAST_SAMPLE = 60  # pairs; with fewer the tail is not known
 RANK = 3  # of the neighbour that is taken to show another object
 SPREADS = 4  # times the upper spread of third neighbours that the closest of all pairs may lie above them
@@ -62,7 +65,8 @@ LEAST_LEAD = 0.3  # of a pair over other objects where a design is shared: it di
 LEAD_SCALES = 7  # a lead of so many exponential scales is no chance (e^-7)
 STEP = 1.0  # a fall of ranked agreements that ends the photographs of one object,
 MOST_PHOTOGRAPHS = 8  # looked for among so many of them
-FEW, FEW_ALIKE = np.arctanh(0.9), np.arctanh(0.995)  # thresholds where the sample is too small
+FEW = np.arctanh(0.9)  # threshold where the sample is too small
+FEW_ALIKE = np.arctanh(0.995)  # and a design is shared
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ def _nearest_images(
     queries = spectra if queries is None else queries
     images = len(spectra)
     count = min(count, len(SPECTRAL_CODES) * max(images - 1, 0))
-    places, codes = np.empty((images, count), np.int32), np.empty((images, count), np.int8)
+    places = np.empty((images, count), np.int32)
+    codes = np.empty((images, count), np.int8)
     for start in tqdm(range(0, images, BLOCK), "proposing pairs", leave=False, disable=None):
         rows = torch.arange(start, min(start + BLOCK, images))[:, None]
         places[start : start + BLOCK], codes[start : start + BLOCK] = _nearest(spectra, queries, rows, count)
@@ -185,7 +190,8 @@ def _nearest(
     """
     block = _complete_spectra(queries[rows[:, 0]])
     flipped = torch.stack([flip_pictures(block, code)[:, : FREQUENCIES + 1] for code in SPECTRAL_CODES])
-    best, places = torch.empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64)
+    best = torch.empty(len(rows), 0)
+    places = torch.empty(len(rows), 0, dtype=torch.int64)
     for start in range(0, len(spectra), TILE):
         columns = spectra[start : start + TILE].flatten(1).T
         for number, code in enumerate(SPECTRAL_CODES):
@@ -196,7 +202,8 @@ def _nearest(
             best = torch.cat([best, values], 1)
             places = torch.cat([places, (indices + start) * len(FLIPS) + code], 1)
         order = best.argsort(dim=1, descending=True, stable=True)[:, :count]
-        best, places = best.gather(1, order), places.gather(1, order)
+        best = best.gather(1, order)
+        places = places.gather(1, order)
     return places // len(FLIPS), places % len(FLIPS)
 
 

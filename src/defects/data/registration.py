@@ -23,10 +23,12 @@ FLIPS = [*MIRRORS, *(f"transposed+{name}" for name in MIRRORS)]
 
 # The band of texture compared, as Gaussian widths in parts of the thumbnail's side: its fine end makes
 # shifts below a pixel harmless, its coarse end removes lighting.
-FINE, COARSE = 1 / 80, 1 / 24
+FINE = 1 / 80
+COARSE = 1 / 24
 RINGS = np.arange(3, 12)  # cycles per side, of the power spectrum that rotations are read from
 ANGLES = 180  # directions of half a turn; the other half of a real picture's spectrum is the same
-PEAKS, PEAK_WIDTH = 3, 6  # rotations tried, and how many directions apart they lie
+PEAKS = 3  # rotations tried
+PEAK_WIDTH = 6  # directions that they lie apart, at least
 STEPS = 15  # of the refinement
 MARGIN = 0.05  # of the side, at each edge: not compared, since filters max_shift beyond the picture there
 LEAST_OVERLAP = 0.3  # of the picture; with less in common there is nothing to compare
@@ -34,7 +36,8 @@ PARTS = 4  # the picture is compared as a whole, and in PARTS x PARTS parts
 FLAT_ENERGY = 0.005  # mean square of a part's texture that counts as nothing to be seen
 LARGEST_CORRELATION = 0.99999  # so that its Fisher transform is finite
 FREQUENCIES = 11  # cycles per side that count of the power spectrum, in each direction
-COARSE_NOISE, NOISE = 1.0, 2.0  # grey levels that count as flat, in details and in textures
+COARSE_NOISE = 1.0  # grey levels that count as flat, in details
+NOISE = 2.0  # and in textures
 ALIKE = 0.7  # agreement (correlation 0.6) from which on a refinement did not run away
 SPECTRAL_CODES = [0, 1, 4, 5]  # half a turn leaves a power spectrum as it is: four of the eight suffice
 LEAST_COARSE = 0.25  # correlation at the best shift; with less a pair is not registered

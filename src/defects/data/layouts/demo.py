@@ -261,7 +261,8 @@ def draw_image(
     contrast = rng.uniform(9, 18)
     normal = _crop(field)
     if kind == "normal":
-        changed, weight = normal, np.zeros((SIDE, SIDE))
+        changed = normal
+        weight = np.zeros((SIDE, SIDE))
     else:
         changed, weight = KINDS[kind](rng, field)
     changed = (1 - strength) * normal + strength * changed
