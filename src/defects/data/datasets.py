@@ -218,7 +218,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_las
 
 
 class DeviceBatches:
-    """The images of `rows` for `Detector.calibrate`, as often as they are asked for.
+    """The images of `rows` for `Detector.calibrate`, as often as needed.
 
     For `Detector.prepare` `in_windows`, those of inference, one batch for each. `share` (k, n): of every n
     batches the k-th alone; `row` then still numbers the images, or windows, of all.

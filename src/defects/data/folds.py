@@ -1,4 +1,4 @@
-"""Leak-free folds: whole groups, and a share of the rare class in every fold, and training lists."""
+"""Leak-free folds, each with a share of every rare class, and the training list of a fold."""
 
 import re
 from collections.abc import Iterable
