@@ -30,16 +30,13 @@ from defects.data.datasets import DeviceBatches  # noqa: E402
 from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.fold_files import find_duplicates  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
-from defects.evaluation.align import experiment_scores  # noqa: E402
-from defects.evaluation.answer_key import load_answers  # noqa: E402
 from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
-from defects.evaluation.outcome import outcome  # noqa: E402
-from defects.evaluation.prior_shift import prior_shift  # noqa: E402
-from defects.evaluation.thresholds import Decision  # noqa: E402
+from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
+from defects.evaluation.scales import experiment_scores  # noqa: E402
+from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
-from defects.submission.blended_runs import decide_for_shares  # noqa: E402
 
 LAYERS = ["blocks.2", "blocks.3", "blocks.4"]
 
@@ -109,10 +106,13 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     estimated = estimate(known.reset_index(), threshold.rule, threshold.fpr)
     labels = known["label"].to_numpy()
     oof_scores = known["score"].to_numpy()
-    sample = OutOfFoldScores(labels, oof_scores[:, None], known["fold"].to_numpy(), known["group"].to_numpy())
+    groups = known["group"].to_numpy()
+    sample = OutOfFoldScores(labels, oof_scores[:, None], known["fold"].to_numpy(), groups)
     ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
     prior = prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
-    decisions = decide_for_shares(threshold, ensemble, oof_scores, scores.to_numpy(), prior)
+    decisions = decide_for_shares(
+        labels, oof_scores, groups, scores.to_numpy(), ensemble.predict_nested, threshold, prior
+    )
     answers = test.set_index("image_id")[["label"]].assign(score=scores)
     outcomes = {}
     for name, decision in decisions.items():

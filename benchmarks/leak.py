@@ -37,9 +37,8 @@ from defects.data.datasets import EpochSampler, ImageDataset, TrainingImage, pla
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402
 from defects.data.index import training_sha256  # noqa: E402
-from defects.evaluation.answer_key import load_answers  # noqa: E402
 from defects.evaluation.metrics import macro_f1, share_weights  # noqa: E402
-from defects.evaluation.outcome import outcome  # noqa: E402
+from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402
 from defects.reports.html import build_markdown_table  # noqa: E402

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from defects import cli, stages  # noqa: E402
-from defects.evaluation.defect_score import compute_defect_scores, format_defect_score  # noqa: E402
+from defects.evaluation.display_scales import compute_defect_scores, format_defect_score  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.messages import UserError  # noqa: E402
 from defects.reports.charts import draw_png  # noqa: E402

@@ -9,7 +9,7 @@ from defects.config import resolve
 from defects.evaluation.adversarial import stored_comparison
 from defects.reports.adversarial_report import write_adversarial
 from defects.runs import check_same_data
-from defects.submission.summary import build_and_print
+from defects.submission.build import build_and_print, load_scores
 
 
 def main() -> None:
@@ -19,12 +19,10 @@ def main() -> None:
     config = runs[0].config
     tables = stages.ensure_tables(config)
     stages.ensure_test_scores(runs, tables.images)
+    scores = load_scores(runs, tables)  # before the comparison, which takes a while: it names missing files
     if config.ensemble.compare and stored_comparison(config) is None:
-        for run in runs:
-            run.load_oof(tables.folds)  # what is missing is told before the comparison, which takes a while
-            run.load_test_scores()
         write_adversarial(config, tables)
-    build_and_print(runs, tables, resolve(config.submissions) / "sample_submission.csv")
+    build_and_print(runs, tables, scores, resolve(config.submissions) / "sample_submission.csv")
 
 
 if __name__ == "__main__":

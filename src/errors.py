@@ -9,7 +9,7 @@ from defects.files import write_csv
 from defects.reports.ensemble_tables import load_ensemble_tables
 from defects.reports.error_report import write_error_report
 from defects.runs import Run, check_same_data
-from defects.submission.answers import open_runs, read_summary
+from defects.submission.summary import open_runs, read_summary
 
 
 def main() -> None:

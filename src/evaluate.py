@@ -11,16 +11,14 @@ import pandas as pd
 from defects import cli, stages
 from defects.config import Config, resolve
 from defects.data.index import image_sizes
-from defects.data.rle_table import all_pairs, check_runs, read_annotations
-from defects.evaluation.answer_key import load_answers
-from defects.evaluation.dice import dice_table, mean_dice
-from defects.evaluation.metrics import macro_f1
-from defects.evaluation.outcome import outcome
+from defects.data.rle import all_pairs, check_runs, read_annotations
+from defects.evaluation.metrics import dice_table, macro_f1, mean_dice
+from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.thresholds import SHARE_NAMES, Decision
 from defects.files import read_csv, same_text
 from defects.messages import UserError
 from defects.runs import Run
-from defects.submission.answers import open_runs, read_summary
+from defects.submission.summary import open_runs, read_summary
 from defects.writing import sha256
 
 

@@ -6,7 +6,7 @@ from defects import cli, stages
 from defects.config import resolve
 from defects.models import build_detector
 from defects.runs import Run
-from defects.submission.summary import build_and_print
+from defects.submission.build import build_and_print, load_scores
 from defects.training.loop import make_accelerator
 from defects.training.scoring import score_test
 
@@ -30,7 +30,8 @@ def infer(run: Run, use: str) -> None:
     print(f"wrote {run.folder / 'test.csv'}")
     if run.config.data.classes and not makes_masks(run):
         return
-    build_and_print([run], tables, resolve(run.config.submissions) / f"{run.name}.csv")
+    path = resolve(run.config.submissions) / f"{run.name}.csv"
+    build_and_print([run], tables, load_scores([run], tables), path)
 
 
 def makes_masks(run: Run) -> bool:

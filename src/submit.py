@@ -8,7 +8,6 @@ from defects.config import Config, resolve
 from defects.files import locked
 from defects.runs import Run
 from defects.submission import bundle, kernel
-from defects.submission.answers import open_runs, read_summary
 from defects.submission.kaggle_cli import show_command
 from defects.submission.send import (
     TAG_LENGTH,
@@ -18,6 +17,7 @@ from defects.submission.send import (
     send,
     submit_command,
 )
+from defects.submission.summary import open_runs, read_summary
 
 
 def main() -> None:

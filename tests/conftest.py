@@ -200,7 +200,7 @@ def known_siblings() -> Iterator[None]:
     that import search_siblings themselves, search anew.
     """
     from defects.data import duplicates
-    from defects.evaluation import appearance
+    from defects.evaluation import adversarial
 
     search = duplicates.search_siblings
     results = {}
@@ -220,7 +220,7 @@ def known_siblings() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "search_siblings", search_once)
-        patch.setattr(appearance, "search_siblings", search_once)
+        patch.setattr(adversarial, "search_siblings", search_once)
         yield
 
 

@@ -10,12 +10,14 @@ from sklearn.metrics import roc_auc_score
 
 from defects.config import load_config
 from defects.evaluation.adversarial import (
+    SIDE,
+    appearance_table,
     bootstrap_auroc,
     compare_with_test,
     defects_to_explain,
+    picture_features,
     stored_comparison,
 )
-from defects.evaluation.appearance import SIDE, appearance_table, picture_features
 from defects.reports.adversarial_report import choose_features, describe_comparison, write_adversarial
 from defects.stages import ensure_tables
 

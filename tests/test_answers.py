@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import texture, write_png
 
-from defects.evaluation.answer_key import load_answers
+from defects.evaluation.outcome import load_answers
 from defects.messages import UserError
 from defects.stages import ensure_images
 

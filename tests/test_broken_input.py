@@ -23,7 +23,7 @@ from defects.config import ROOT, load_config
 from defects.data import rle
 from defects.data.images import read_image
 from defects.data.mask_files import read_mask
-from defects.data.rle_table import read_rle_table
+from defects.data.rle import read_rle_table
 from defects.evaluation.pixels import Maps
 from defects.files import array_archive, read_csv, read_json
 from defects.messages import UserError

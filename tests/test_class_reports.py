@@ -12,7 +12,7 @@ from conftest import data_in, run_at, runs_at, texture, write_png
 from defects.config import as_yaml, load_config
 from defects.data import rle
 from defects.data.labels import read_masks
-from defects.evaluation.heat_map import LIMIT_COLOUR
+from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.pixels import Maps
 from defects.files import array_archive, write_csv, write_json
 from defects.models.segmenter import Segmenter

@@ -54,7 +54,7 @@ def refusal(path, content, examine=examine_image):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_intact_jpegs_are_taken(tmp_path, capfd, kind):
+def test_damage_none_in_intact_jpegs(tmp_path, capfd, kind):
     (tmp_path / "x.jpg").write_bytes(photo(kind))
     assert examine_image(tmp_path / "x.jpg").width == 256
     assert capfd.readouterr().err == ""
@@ -62,7 +62,7 @@ def test_intact_jpegs_are_taken(tmp_path, capfd, kind):
 
 @pytest.mark.parametrize("damaged", [hole, missing, mixed_up])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_stretch_in_the_middle_of_a_jpeg_is_named(tmp_path, capfd, kind, damaged):
+def test_damage_in_the_middle_of_a_jpeg(tmp_path, capfd, kind, damaged):
     content = photo(kind)
     for share in (0.3, 0.5, 0.7):
         text = refusal(tmp_path / "x.jpg", damaged(content, int(share * len(content)), 600))
@@ -72,7 +72,7 @@ def test_a_damaged_stretch_in_the_middle_of_a_jpeg_is_named(tmp_path, capfd, kin
 
 @pytest.mark.parametrize("is_strict", [False, True])
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "grey"])
-def test_a_tail_of_zeros_is_named_although_a_thumbnail_has_an_end_mark(tmp_path, kind, is_strict):
+def test_damage_at_the_end_of_a_jpeg_with_a_thumbnail(tmp_path, kind, is_strict):
     content = with_thumbnail(photo(kind), encoded(PHOTO[::8, ::8].copy(), "JPEG"))
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
@@ -83,12 +83,12 @@ def test_a_tail_of_zeros_is_named_although_a_thumbnail_has_an_end_mark(tmp_path,
         read_image(path, is_strict=is_strict)
 
 
-def test_most_random_damages_of_a_jpeg_are_named(tmp_path):
+def test_damage_at_random_bytes_of_a_jpeg(tmp_path):
     """Some leave a valid file: no decoder can tell that a bit of an amplitude was another."""
     random = np.random.default_rng(0)
     content = photo()
     start = content.index(b"\xff\xda") + 14
-    named = 0
+    named_count = 0
     for _ in range(100):
         changed = bytearray(content)
         for place in random.integers(start, len(content) - 2, 8):
@@ -97,19 +97,19 @@ def test_most_random_damages_of_a_jpeg_are_named(tmp_path):
         try:
             examine_image(tmp_path / "x.jpg")
         except UserError:
-            named += 1
-    assert named >= 75
+            named_count += 1
+    assert named_count >= 75
 
 
 @pytest.mark.parametrize("flat", [0, 255, 128])
-def test_zeros_of_a_flat_jpeg_are_no_damage(tmp_path, flat):
+def test_damage_none_in_a_flat_jpeg(tmp_path, flat):
     image = np.full((2000, 2000), flat, np.uint8)
     for options in ({}, {"optimize": True}, {"progressive": True}):
         (tmp_path / "x.jpg").write_bytes(encoded(image, "JPEG", **options))
         assert examine_image(tmp_path / "x.jpg").largest == pytest.approx(flat, abs=1)
 
 
-def test_padding_of_a_camera_is_no_damage_and_says_nothing(tmp_path, capfd):
+def test_damage_none_in_a_jpeg_padded_by_a_camera(tmp_path, capfd):
     """libjpeg counts bytes between the data and the end mark, and prints that without a name."""
     content = photo()
     (tmp_path / "x.jpg").write_bytes(content[:-2] + bytes(30) + content[-2:])
@@ -120,7 +120,7 @@ def test_padding_of_a_camera_is_no_damage_and_says_nothing(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_without_the_second_decoder_cut_files_are_named(tmp_path, monkeypatch):
+def test_damage_without_simplejpeg(tmp_path, monkeypatch):
     monkeypatch.setattr(damage, "simplejpeg", None)
     content = photo()
     refusal(tmp_path / "x.jpg", content[: len(content) // 2])
@@ -130,14 +130,14 @@ def test_without_the_second_decoder_cut_files_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
-def test_a_hole_in_a_compressed_tiff_is_named(tmp_path, compression):
+def test_damage_in_a_compressed_tiff(tmp_path, compression):
     content = encoded(PHOTO, "TIFF", compression=compression)
     (tmp_path / "x.tif").write_bytes(content)
     examine_image(tmp_path / "x.tif")
     refusal(tmp_path / "x.tif", hole(content, len(content) // 2, 600))
 
 
-def test_a_hole_in_a_jpeg_2000_is_named(tmp_path):
+def test_damage_in_a_jpeg_2000(tmp_path):
     content = encoded(PHOTO, "JPEG2000")
     assert "zeros" in refusal(tmp_path / "x.jp2", hole(content, len(content) // 2, 3000))
 
@@ -154,13 +154,13 @@ def test_a_hole_in_a_jpeg_2000_is_named(tmp_path):
         ("TIFF", {"compression": "tiff_adobe_deflate"}),
     ],
 )
-def test_flat_pictures_are_no_damage(tmp_path, format, options, value):
+def test_damage_none_in_flat_pictures(tmp_path, format, options, value):
     flat = np.full((700, 700, 3), value, np.uint8)
     (tmp_path / "x").write_bytes(encoded(flat, format, **options))
     assert examine_image(tmp_path / "x").largest == value
 
 
-def test_a_tail_of_zeros_of_a_jpeg_2000_is_named(tmp_path):
+def test_damage_at_the_end_of_a_jpeg_2000(tmp_path):
     content = encoded(PHOTO, "JPEG2000")
     (tmp_path / "x.jp2").write_bytes(content)
     examine_image(tmp_path / "x.jp2")
@@ -172,16 +172,16 @@ FORMATS = ["PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000", "AVIF"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("kept", [0.2, 0.6, 0.95, -1])
-def test_a_cut_file_of_any_format_is_named(tmp_path, capfd, format, kept):
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95, -1])
+def test_damage_by_truncation_in_any_format(tmp_path, capfd, format, share):
     content = encoded(PHOTO[:64, :64].copy(), format)
-    content = content[:-1] if kept == -1 else content[: int(kept * len(content))]
+    content = content[:-1] if share == -1 else content[: int(share * len(content))]
     refusal(tmp_path / "x.png", content)
     refusal(tmp_path / "x.png", content, read_image)
     assert capfd.readouterr().err == ""
 
 
-def test_a_damaged_mask_is_named(tmp_path):
+def test_damage_in_a_mask(tmp_path):
     mask = np.zeros((200, 200), np.uint8)
     mask[50:90, 60:160] = 255
     content = encoded(mask, "JPEG")
@@ -189,7 +189,7 @@ def test_a_damaged_mask_is_named(tmp_path):
     refusal(tmp_path / "x.jpg", missing(content, start, 100), examine_mask)
 
 
-def test_prepare_names_every_damaged_image(tmp_path, config_file, capfd):
+def test_damage_is_named_by_prepare_for_every_image(tmp_path, config_file, capfd):
     root = write_dataset(tmp_path / "data", defects=3, normals=6, tests=0)
     content = photo()
     for name, change in (("hole", hole), ("missing", missing)):
@@ -204,7 +204,7 @@ def test_prepare_names_every_damaged_image(tmp_path, config_file, capfd):
 
 
 @pytest.mark.parametrize("examine", [examine_image, examine_mask])
-def test_a_jpeg_2000_that_claims_gigabytes_is_refused_before_they_are_taken(tmp_path, examine):
+def test_damage_none_searched_in_a_jpeg_2000_that_claims_gigabytes(tmp_path, examine):
     """Pillow takes what the box around the picture claims."""
     content = bytearray(encoded(PHOTO, "JPEG2000"))
     start = content.index(b"ihdr") + 4

@@ -10,12 +10,9 @@ from runs import write_member
 from defects.config import EnsembleConfig, ThresholdConfig, load_config
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
-from defects.evaluation.prior_shift import prior_shift
-from defects.evaluation.thresholds import Decision
+from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift
 from defects.stages import ensure_images
-from defects.submission.blended_runs import decide_for_shares
-from defects.submission.ledger import COLUMNS, record
-from defects.submission.send import load_submission
+from defects.submission.send import COLUMNS, load_submission, record
 
 RULES = ["macro_f1", "expected_fpr"]
 
@@ -37,7 +34,9 @@ def decisions_on(rng, rule, test_share, images=600, defects=40, tests=600):
     settings = ThresholdConfig(rule=rule)
     ensemble = Ensemble(["only"], sample, EnsembleConfig(), settings)
     prior = prior_shift(labels, scores, test_scores, rule)
-    decisions = decide_for_shares(settings, ensemble, scores, test_scores, prior)
+    decisions = decide_for_shares(
+        labels, scores, sample.groups, test_scores, ensemble.predict_nested, settings, prior
+    )
     obtained = {
         name: macro_f1(test_labels, test_scores >= decision.score_threshold)
         for name, decision in decisions.items()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from defects.evaluation.defect_score import (
+from defects.evaluation.display_scales import (
     AT_THRESHOLD,
     compute_defect_scores,
     compute_log_odds,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from defects.data import rle
-from defects.data.rle_table import all_pairs
-from defects.evaluation.dice import dice_interval, dice_table, mean_dice, pair_dice
+from defects.data.rle import all_pairs
+from defects.evaluation.metrics import dice_interval, dice_table, mean_dice, pair_dice
 
 SIZE = (4, 5)
 MASK = arrays(np.uint8, SIZE, elements=st.sampled_from([0, 1]))

@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import f1_score
 
 from defects.config import EnsembleConfig, ThresholdConfig
-from defects.evaluation import prior_shift, thresholds
+from defects.evaluation import thresholds
 from defects.evaluation.blend import WEIGHERS, Ensemble, OutOfFoldScores, methods_table
 from defects.evaluation.metrics import share_weights
 from defects.evaluation.scales import MIN_SLOPE, fit_calibration, fit_ranks
@@ -54,13 +54,13 @@ def test_em_recovers_the_share_behind_calibrated_scores(share, training_share, d
     rng = np.random.default_rng(seed)
     labels = rng.random(20_000) < share
     ratio = distance * rng.normal(distance * labels) - distance**2 / 2  # of two normal distributions
-    found = prior_shift.estimate_share(ratio + logit(training_share), training_share)
+    found = thresholds.estimate_share(ratio + logit(training_share), training_share)
     assert found == pytest.approx(labels.mean(), abs=0.03)
 
 
 def test_a_shifted_test_set_is_seen_by_both_ways_of_estimating():
     train, test = members(0, [2.5], images=2000, defects=200), members(1, [2.5], images=2000, defects=1000)
-    found = prior_shift.prior_shift(train.labels, train.scores[:, 0], test.scores[:, 0])
+    found = thresholds.prior_shift(train.labels, train.scores[:, 0], test.scores[:, 0])
     assert found["doubt"] is None and found["estimated_share"] == pytest.approx(0.5, abs=0.06)
     assert found["counted_share"] == pytest.approx(0.5, abs=3 * found["counted_error"])
 
@@ -78,7 +78,7 @@ def test_a_shifted_test_set_is_seen_by_both_ways_of_estimating():
 def test_an_estimate_that_is_not_to_be_trusted_is_called_so(new, labels, expected):
     sample = members(0, [3.0])
     labels = sample.labels if labels is None else labels
-    found = prior_shift.prior_shift(labels, sample.scores[:, 0], new)
+    found = thresholds.prior_shift(labels, sample.scores[:, 0], new)
     assert expected in found["doubt"]
     assert (found["estimated_share"] is not None) == (0 < labels.mean() < 1)
 
@@ -131,10 +131,10 @@ def test_calibrated_log_odds_are_those_of_the_truth():
 @given(
     st.integers(0, 99), st.lists(st.floats(-1, 3), min_size=2, max_size=3), st.sampled_from(list(WEIGHERS))
 )
-def test_weights_are_shares_and_ranks_make_them_blind_to_monotone_transforms(seed, worths, method):
+def test_weights_are_shares_and_do_not_depend_on_the_unit_of_a_score(seed, worths, method):
     sample = members(seed, worths, images=120, defects=20)
-    moved = sample._replace(scores=np.exp(sample.scores / 2) * 5 + 1)
-    plain, other = (ensemble(each, scale="rank", method=method).fit(method) for each in (sample, moved))
+    moved = sample._replace(scores=sample.scores * 5 + 1)
+    plain, other = (ensemble(each, method=method).fit(method) for each in (sample, moved))
     assert (plain.weights >= 0).all() and plain.weights.sum() == pytest.approx(1)
     assert other.weights == pytest.approx(plain.weights)
     assert other(moved.scores) == pytest.approx(plain(sample.scores))
@@ -142,9 +142,7 @@ def test_weights_are_shares_and_ranks_make_them_blind_to_monotone_transforms(see
 
 def test_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays():
     samples = [members(seed, [1.0] * 5, images=200) for seed in range(5)]  # of equal worth: nothing to gain
-    tables = [
-        methods_table(ensemble(sample, method="stack", scale="rank"), list("abcde")) for sample in samples
-    ]
+    tables = [methods_table(ensemble(sample, method="stack"), list("abcde")) for sample in samples]
     naive, nested, optimism = (
         {name: np.mean([table[name][figure] for table in tables]) for name in ("mean", "stack")}
         for figure in ("naive", "nested", "optimism")
@@ -157,19 +155,22 @@ def test_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays(
 
 
 def test_another_method_is_chosen_where_the_mean_is_surely_worse():
-    made = ensemble(members(1, [4.0, 0.0, 0.0, 0.0]), scale="rank")
+    sample = members(1, [3.0, 1.5])
+    copies = np.repeat(sample.scores[:, 1:], 8, axis=1)  # in the mean eight copies outvote the better member
+    made = ensemble(sample._replace(scores=np.column_stack([sample.scores[:, 0], copies])))
     assert made.choose() == "stack"
-    assert made.fit(made.choose()).weights[0] > 0.7
+    weights = made.fit("stack").weights
+    assert weights[0] > 5 * weights[1]
     assert ensemble(members(1, [4.0, 0.0]), method="mean").choose() == "mean"
 
 
 def test_no_fold_has_a_say_in_how_it_is_called():
     """Not even in which method is: the promise includes the choice."""
     sample = members(1, [4.0, 0.0, 0.5])
-    before = ensemble(sample, scale="rank").predict_nested()
+    before = ensemble(sample).predict_nested()
     held = sample.folds == "1"
     labels = np.where(held, 1 - sample.labels, sample.labels)
-    after = ensemble(sample._replace(labels=labels), scale="rank").predict_nested()
+    after = ensemble(sample._replace(labels=labels)).predict_nested()
     assert (before[held] == after[held]).all() and (before[~held] != after[~held]).any()
 
 

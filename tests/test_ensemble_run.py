@@ -9,8 +9,8 @@ import yaml
 from runs import write_member, write_runs
 
 from defects.config import load_config
-from defects.evaluation.align import experiment_scores, join_images
 from defects.evaluation.estimate import estimate
+from defects.evaluation.scales import experiment_scores, join_images
 from defects.files import write_csv
 from defects.messages import UserError
 from defects.runs import Run
@@ -47,7 +47,8 @@ def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     oof, test = Run(run).load_oof(ensure_tables(run).folds), Run(run).load_test_scores()
     held, new = experiment_scores(oof, test)
     alone = estimate(oof.assign(score=held.to_numpy()))
-    assert summary["estimate"] == json.loads(json.dumps(alone))
+    figures = {name: value for name, value in alone.items() if name not in ("threshold", "score_threshold")}
+    assert summary["estimate"] == json.loads(json.dumps(figures))
     assert summary["decision"]["threshold"] == alone["threshold"] and summary["weights"] == {"tiny": 1.0}
     written = pd.read_csv(config.submissions / "sample_submission.scores.csv", index_col="image_id")
     assert written["score"].to_dict() == pytest.approx(new.to_dict())

@@ -9,7 +9,7 @@ import pytest
 from runs import runs_of, write_runs
 from scipy.special import expit
 
-from defects.evaluation.defect_score import AT_THRESHOLD, format_defect_score
+from defects.evaluation.display_scales import AT_THRESHOLD, format_defect_score
 from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.mistakes import (
     count_detected_by_kind,
@@ -22,7 +22,7 @@ from defects.reports.ensemble_tables import load_ensemble_tables
 from defects.reports.error_report import build_error_report, draw_member_card
 from defects.runs import Run
 from defects.stages import ensure_tables
-from defects.submission.blended_runs import blend_runs
+from defects.submission.build import blend_runs, load_scores
 
 NORMAL_ONLY = ["data.source=folders", "data.folders={normal: train/normal_images}"]
 NAMES = ["tiny", "other", "third"]
@@ -108,10 +108,11 @@ def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
     write_members(config, normal_5=4.0, defect_3=-4.0)
     folds = [{"image_id": f"images/test_{i}.png", "fold": fold} for i in range(6) for fold in "01"]
     scored = pd.DataFrame(folds).assign(target="defect", score=0.1, probability=np.linspace(0.1, 0.9, 12))
-    monkeypatch.setattr(Run, "load_test_scores", lambda _: scored)
+    monkeypatch.setattr(Run, "load_test_scores", lambda *_: scored)
     for name in NAMES:
         write_csv(member(config, name).experiment_dir / "test.csv", scored)
-    expected = blend_runs(runs_of(config, *NAMES), ensure_tables(config))[0]["estimate"]
+    runs, tables = runs_of(config, *NAMES), ensure_tables(config)
+    expected = blend_runs(runs, tables, load_scores(runs, tables))[0]["estimate"]
     found = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     labels = found.images["label"].to_numpy(dtype=int)
     assert macro_f1(labels, found.blend.predicted) == expected["nested_macro_f1"]

@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
-from defects.config import BackboneConfig
+from defects.config import ROOT, BackboneConfig
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.features import Features, Trunk, create_backbone
@@ -244,6 +245,12 @@ def test_nothing_in_it_learns():
         ),
         (None, None, (64, 64), ["model.backbone is missing"]),
         (BackboneConfig(name="resnet_50", weights="none"), None, (64, 64), ["timm has no such model"]),
+        (
+            BackboneConfig(name="tf_efficientnet_b0.ra_in1k", weights="none"),
+            None,
+            (64, 64),
+            ["model.backbone.name=tf_efficientnet_b0.ra_in1k", "ra_in1k", "tf_efficientnet_b0.aa_in1k"],
+        ),
     ],
 )
 def test_what_cannot_be_had_is_named(backbone, layers, size, parts):
@@ -251,3 +258,12 @@ def test_what_cannot_be_had_is_named(backbone, layers, size, parts):
         Features(backbone, layers, size)
     assert all(part in str(caught.value) for part in parts)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "models").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_backbone_of_shipped_model_has_its_pretrained_weights(path):
+    backbone = yaml.safe_load(path.read_text(encoding="utf-8"))["model"].get("backbone")
+    if backbone is not None and backbone["weights"] == "imagenet":
+        assert backbone["name"] in timm.list_pretrained()

@@ -90,7 +90,7 @@ REFUSED = {  # name -> (content, what is said)
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("read", [read_image, read_mask, examine_image])
-def test_what_cannot_be_used_is_named_for_what_it_is(tmp_path, name, read):
+def test_header_names_why_a_file_cannot_be_used(tmp_path, name, read):
     content, text = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(f"{name} holds {text}")):
@@ -98,7 +98,7 @@ def test_what_cannot_be_used_is_named_for_what_it_is(tmp_path, name, read):
 
 
 @pytest.mark.parametrize("subfiles", [(0, 1), (0, 1, 1), (0, 4), (1,)])
-def test_smaller_copies_in_a_tiff_are_no_further_pictures(tmp_path, subfiles):
+def test_header_of_a_tiff_with_smaller_copies(tmp_path, subfiles):
     (tmp_path / "x.tif").write_bytes(tiff(GREY, subfiles))
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[..., 0], GREY)
 
@@ -124,7 +124,7 @@ FACTS = {  # name -> (content, bits, channels, largest)
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_facts_are_those_of_the_stored_values(tmp_path, name):
+def test_header_tells_the_stored_values(tmp_path, name):
     content, bits, channels, largest = FACTS[name]
     (tmp_path / name).write_bytes(content)
     facts = examine_image(tmp_path / name)

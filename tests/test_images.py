@@ -1,3 +1,5 @@
+"""Reading and resizing images of every format and file name, and refusing broken ones by name."""
+
 import io
 from pathlib import Path
 
@@ -8,8 +10,15 @@ from conftest import texture, write_png
 from image_files import encoded, encoded_by_opencv, tiff
 from PIL import Image, ImageOps
 
-from defects.data.decoding import REDUCED
-from defects.data.images import IMAGE_SUFFIXES, read_image, read_image_and_shape, resize, resize_mask
+from defects.data.images import (
+    IMAGE_SUFFIXES,
+    REDUCED_MODES,
+    read_image,
+    read_image_and_shape,
+    resize,
+    resize_mask,
+    windows,
+)
 from defects.data.mask_files import read_mask
 from defects.messages import UserError
 
@@ -62,33 +71,33 @@ def _assert_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "webp", "PNG"])
 @pytest.mark.parametrize("kind", ["grey", "rgb"])
-def test_lossless_formats(tmp_path, suffix, kind):
+def test_read_image_of_lossless_formats(tmp_path, suffix, kind):
     source = GREY if kind == "grey" else RGB
-    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(source)))
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, _three(GREY) if kind == "grey" else RGB)
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(source)))
+    assert image_read.dtype == np.uint8
+    np.testing.assert_array_equal(image_read, _three(GREY) if kind == "grey" else RGB)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "webp"])
 @pytest.mark.parametrize("kind", ["grey", "rgb"])
-def test_lossy_formats(tmp_path, suffix, kind):
+def test_read_image_of_lossy_formats(tmp_path, suffix, kind):
     source, expected = (RAMP, _three(RAMP)) if kind == "grey" else (SMOOTH, SMOOTH)
     options = FINE_JPEG if suffix != "webp" else {"lossless": False, "quality": 100}
-    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(source), **options))
-    assert np.abs(found.astype(int) - expected).max() <= 8
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(source), **options))
+    assert np.abs(image_read.astype(int) - expected).max() <= 8
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix):
+def test_read_image_scales_16_bit_grey(tmp_path, suffix):
     deep = RANDOM.integers(0, 65536, (HEIGHT, WIDTH), np.uint16)
-    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(deep)))
-    assert found.dtype == np.uint8
-    assert np.abs(found - _three(deep) / 257).max() <= 1
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(deep)))
+    assert image_read.dtype == np.uint8
+    assert np.abs(image_read - _three(deep) / 257).max() <= 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_16_bit_colour_is_scaled_to_8_bits(tmp_path, suffix, channels):
+def test_read_image_scales_16_bit_colour(tmp_path, suffix, channels):
     deep = RANDOM.integers(0, 65536, (HEIGHT, WIDTH, channels), np.uint16)
     path = tmp_path / f"x{suffix}"
     path.write_bytes(cv2.imencode(suffix, deep)[1].tobytes())
@@ -96,94 +105,94 @@ def test_16_bit_colour_is_scaled_to_8_bits(tmp_path, suffix, channels):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
-def test_palettes_are_resolved(tmp_path, suffix):
+def test_read_image_resolves_palettes(tmp_path, suffix):
     image = Image.fromarray(RGB).quantize(16)
-    found = read_image(_save(tmp_path / f"x.{suffix}", image))
-    np.testing.assert_array_equal(found, np.array(image.convert("RGB")))
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", image))
+    np.testing.assert_array_equal(image_read, np.array(image.convert("RGB")))
 
 
-def test_a_transparent_palette_entry_keeps_its_colour(tmp_path):
+def test_read_image_of_a_transparent_palette_entry(tmp_path):
     image = Image.fromarray(RGB).quantize(16)
-    found = read_image(_save(tmp_path / "x.png", image, transparency=3))
-    np.testing.assert_array_equal(found, np.array(image.convert("RGB")))
+    image_read = read_image(_save(tmp_path / "x.png", image, transparency=3))
+    np.testing.assert_array_equal(image_read, np.array(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_alpha_is_dropped_not_blended(tmp_path, suffix):
-    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(np.dstack([RGB, ALPHA]))))
-    np.testing.assert_array_equal(found, RGB)
+def test_read_image_drops_alpha_and_does_not_blend_it(tmp_path, suffix):
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(np.dstack([RGB, ALPHA]))))
+    np.testing.assert_array_equal(image_read, RGB)
 
 
 @pytest.mark.parametrize("alpha", [ALPHA, np.full_like(ALPHA, 255), np.zeros_like(ALPHA)])
-def test_alpha_of_a_tiff_is_not_multiplied_into_the_colours(tmp_path, alpha):
+def test_read_image_of_a_tiff_with_alpha(tmp_path, alpha):
     image = Image.fromarray(np.dstack([RGB, alpha]))
     for options in ({}, {"compression": "tiff_lzw"}):
         np.testing.assert_array_equal(read_image(_save(tmp_path / "x.tiff", image, **options)), RGB)
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_a_16_bit_tiff_keeps_red_and_blue_apart(tmp_path, order):
+def test_read_image_of_a_16_bit_tiff_keeps_red_and_blue(tmp_path, order):
     deep = RGB.astype(np.uint16) * 257
     (tmp_path / "x.tif").write_bytes(tiff(deep, order=order))
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), RGB)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_grey_with_alpha(tmp_path, suffix):
+def test_read_image_of_grey_with_alpha(tmp_path, suffix):
     image = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
     np.testing.assert_array_equal(read_image(_save(tmp_path / f"x.{suffix}", image)), _three(GREY))
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("jpg", FINE_JPEG), ("tiff", {})])
-def test_cmyk(tmp_path, suffix, options):
+def test_read_image_of_cmyk(tmp_path, suffix, options):
     image = Image.fromarray(SMOOTH).convert("CMYK")
-    found = read_image(_save(tmp_path / f"x.{suffix}", image, **options))
-    assert np.abs(found.astype(int) - np.array(image.convert("RGB"))).max() <= 4
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", image, **options))
+    assert np.abs(image_read.astype(int) - np.array(image.convert("RGB"))).max() <= 4
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
-def test_one_bit(tmp_path, suffix):
+def test_read_image_of_one_bit(tmp_path, suffix):
     bits = GREY > 128
-    found = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(bits)))
-    np.testing.assert_array_equal(found, _three(np.where(bits, 255, 0)))
+    image_read = read_image(_save(tmp_path / f"x.{suffix}", Image.fromarray(bits)))
+    np.testing.assert_array_equal(image_read, _three(np.where(bits, 255, 0)))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+def test_read_image_applies_exif_orientation(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = FINE_JPEG if suffix == "jpg" else {}
     path = _save(tmp_path / f"x.{suffix}", Image.fromarray(SMOOTH), exif=exif, **options)
     with Image.open(path) as image:
         expected = np.array(ImageOps.exif_transpose(image))
-    found = read_image(path)
-    assert found.shape == ((HEIGHT, WIDTH, 3) if orientation < 5 else (WIDTH, HEIGHT, 3))
-    assert np.abs(found.astype(int) - expected).max() <= 4
-    assert read_mask(path).shape == found.shape[:2]
+    image_read = read_image(path)
+    assert image_read.shape == ((HEIGHT, WIDTH, 3) if orientation < 5 else (WIDTH, HEIGHT, 3))
+    assert np.abs(image_read.astype(int) - expected).max() <= 4
+    assert read_mask(path).shape == image_read.shape[:2]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tiff", "webp"])
-def test_an_empty_file_is_named(tmp_path, suffix):
+def test_read_image_names_an_empty_file(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     path.touch()
     _assert_refused(path)
 
 
-@pytest.mark.parametrize("cut", [0.05, 0.3, 0.7, 0.95, -20, -13, -8, -1])
+@pytest.mark.parametrize("length", [0.05, 0.3, 0.7, 0.95, -20, -13, -8, -1])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_truncated_file_is_named(tmp_path, capfd, kind, cut):
+def test_read_image_names_a_truncated_file(tmp_path, capfd, kind, length):
     name, content = _encoded(kind)
     path = tmp_path / name
     path.write_bytes(content)
     assert read_image(path).shape == RGB.shape
-    path.write_bytes(content[: cut if cut < 0 else int(cut * len(content))])
+    path.write_bytes(content[: length if length < 0 else int(length * len(content))])
     _assert_refused(path)
     assert capfd.readouterr().err == ""  # no line of libpng or libjpeg beside the program's own
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive", "png", "tiff-lzw"])
-def test_an_interrupted_download_of_full_length_is_named(tmp_path, kind):
+def test_read_image_names_an_interrupted_download_of_full_length(tmp_path, kind):
     name, content = _encoded(kind)
     half = len(content) // 2
     (tmp_path / name).write_bytes(content[:half] + bytes(len(content) - half))
@@ -191,18 +200,18 @@ def test_an_interrupted_download_of_full_length_is_named(tmp_path, kind):
 
 
 @pytest.mark.parametrize("content", [b"just text\n", b"<html>404</html>", b"\x89PNG\r\n\x1a\n", b"\0" * 1000])
-def test_a_renamed_file_is_named(tmp_path, content):
+def test_read_image_names_a_file_that_is_no_image(tmp_path, content):
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     _assert_refused(path)
 
 
-def test_an_image_with_another_suffix_is_read_by_its_content(tmp_path):
+def test_read_image_goes_by_content_and_not_by_suffix(tmp_path):
     write_png(tmp_path / "x.png", RGB).rename(tmp_path / "x.jpg")
     np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), RGB)
 
 
-def test_bytes_behind_the_image_do_no_harm(tmp_path):
+def test_read_image_ignores_bytes_behind_the_image(tmp_path):
     for kind in ("png", "jpeg"):
         name, content = _encoded(kind)
         (tmp_path / name).write_bytes(content)
@@ -231,16 +240,16 @@ SUFFIXES[".pbm"] = encoded(RAMP > 128, "PPM")
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_suffix_is_read(tmp_path, suffix):
+def test_read_image_of_every_suffix(tmp_path, suffix):
     (tmp_path / f"x{suffix}").write_bytes(SUFFIXES[suffix])
-    found = read_image(tmp_path / f"x{suffix}").astype(int)
+    image_read = read_image(tmp_path / f"x{suffix}").astype(int)
     if suffix == ".pbm":
-        np.testing.assert_array_equal(found, _three(np.where(RAMP > 128, 255, 0)))
+        np.testing.assert_array_equal(image_read, _three(np.where(RAMP > 128, 255, 0)))
     else:
-        assert np.abs(found - SMOOTH).mean() < 12  # lossy ones too, and the palette of the GIF
+        assert np.abs(image_read - SMOOTH).mean() < 12  # lossy ones too, and the palette of the GIF
 
 
-def test_a_missing_file_says_what_to_do(tmp_path):
+def test_read_image_of_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"x\.png does not exist; run src/prepare\.py"):
         read_image(tmp_path / "x.png")
 
@@ -248,7 +257,7 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a b.png", "Prüfstück.png", "u\u0308.png", "缺陷 1.png", "дефект.png", "#%&'.png"]
 )
-def test_any_file_name_is_read(tmp_path, name):
+def test_read_image_of_any_file_name(tmp_path, name):
     path = write_png(tmp_path / "Ordner mit ß" / name, RGB)
     np.testing.assert_array_equal(read_image(path), RGB)
 
@@ -256,17 +265,18 @@ def test_any_file_name_is_read(tmp_path, name):
 @pytest.mark.parametrize(
     ("shape", "factor"), [((1800, 2000), 8), ((1000, 1800), 4), ((900, 500), 2), ((440, 1800), 1)]
 )
-def test_a_large_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch, shape, factor):
-    modes, decode = [], cv2.imdecode
+def test_read_image_decodes_a_large_jpeg_at_a_fraction(tmp_path, monkeypatch, shape, factor):
+    modes = []
+    decode = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda content, mode: modes.append(mode) or decode(content, mode))
     path = _save(tmp_path / "x.jpg", Image.fromarray(resize(SMOOTH, shape)))
     assert read_image(path, (224, 224)).shape == (224, 224, 3)
-    assert modes == [cv2.IMREAD_COLOR_RGB if factor == 1 else REDUCED[factor]]
+    assert modes == [cv2.IMREAD_COLOR_RGB if factor == 1 else REDUCED_MODES[factor]]
 
 
 @pytest.mark.parametrize("shape", [(449, 511), (2047, 901), (1001, 1103)])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_jpeg_decoded_at_a_fraction_lies_where_its_mask_does(tmp_path, shape, orientation):
+def test_read_image_and_shape_of_a_jpeg_at_a_fraction_fits_its_mask(tmp_path, shape, orientation):
     mask = np.zeros(shape, bool)
     mask[shape[0] // 5 : shape[0] // 2, shape[1] // 2 : shape[1] * 9 // 10] = True
     exif = Image.Exif()
@@ -274,50 +284,61 @@ def test_a_jpeg_decoded_at_a_fraction_lies_where_its_mask_does(tmp_path, shape, 
     path = tmp_path / "x.jpg"
     _save(path, Image.fromarray(np.where(mask, 255, 60).astype(np.uint8)), exif=exif, quality=98)
     mask = mask if orientation == 1 else np.rot90(mask, -1)
-    image, found_shape = read_image_and_shape(path, (96, 112))
-    known = resize_mask(mask, (96, 112)).astype(np.uint8)
-    inside, around = (change(known, np.ones((3, 3))) > 0 for change in (cv2.erode, cv2.dilate))
-    assert found_shape == mask.shape
+    image, original_shape = read_image_and_shape(path, (96, 112))
+    expected = resize_mask(mask, (96, 112)).astype(np.uint8)
+    inside = cv2.erode(expected, np.ones((3, 3))) > 0
+    around = cv2.dilate(expected, np.ones((3, 3))) > 0
+    assert original_shape == mask.shape
     assert image[inside].min() > 200
     assert image[~around].max() < 100
 
 
-def test_resizing_to_the_own_size_changes_nothing():
+def test_resize_to_the_same_size_changes_nothing():
     np.testing.assert_array_equal(resize(RGB, (HEIGHT, WIDTH)), RGB)
 
 
 @pytest.mark.parametrize("size", [(12, 20), (7, 9), (48, 80), (24, 100), (12, 80), (1, 1)])
 @pytest.mark.parametrize("source", [RGB, GREY], ids=["rgb", "grey"])
 def test_resize_gives_height_and_width_in_this_order(source, size):
-    found = resize(source, size)
-    assert found.shape == size + source.shape[2:]
-    assert found.dtype == np.uint8
+    image_read = resize(source, size)
+    assert image_read.shape == size + source.shape[2:]
+    assert image_read.dtype == np.uint8
 
 
 @pytest.mark.parametrize("size", [(12, 20), (8, 8), (6, 13), (48, 48), (33, 70), (16, 64), (128, 8)])
-def test_resizing_preserves_the_mean(size):
+def test_resize_preserves_the_mean(size):
     image = texture(1, 32)
     assert resize(image, size).mean() == pytest.approx(image.mean(), abs=1.5)
 
 
-def test_shrinking_averages_and_does_not_skip_pixels():
+def test_resize_averages_and_does_not_skip_pixels():
     image = np.zeros((32, 32), np.float32)
     image[5, 6] = 64
     assert resize(image, (4, 4)).max() == pytest.approx(1)
 
 
-def test_a_defect_of_one_pixel_survives_shrinking():
+def test_resize_mask_keeps_a_defect_of_one_pixel():
     mask = np.zeros((500, 500), bool)
     mask[123, 456] = True
-    found = resize_mask(mask, (16, 16))
-    assert found.dtype == bool
-    assert np.argwhere(found).tolist() == [[123 * 16 // 500, 456 * 16 // 500]]
+    image_read = resize_mask(mask, (16, 16))
+    assert image_read.dtype == bool
+    assert np.argwhere(image_read).tolist() == [[123 * 16 // 500, 456 * 16 // 500]]
 
 
-def test_a_resized_mask_stays_where_it_was():
+def test_resize_mask_stays_in_place():
     mask = np.zeros((16, 16), bool)
     mask[4:8, 8:12] = True
     grown = resize_mask(mask, (32, 32))
     assert grown[8:16, 16:24].all()
     assert not grown[:6].any()
     assert not grown[:, :14].any()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 48), (41, 200), (20, 300)])
+def test_windows_are_of_one_size_and_cover_everything(size):
+    coverage = np.zeros(size, int)
+    for window in windows(size, (40, 48)):
+        assert coverage[window].shape == (min(40, size[0]), min(48, size[1]))
+        coverage[window] += 1
+    assert coverage.all()
+    assert windows(size, None) == [(slice(0, size[0]), slice(0, size[1]))]

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from defects.evaluation.interval import effective_number, interval
-from defects.evaluation.metrics import macro_f1, macro_f1_of_counts
+from defects.evaluation.metrics import effective_number, interval, macro_f1, macro_f1_of_counts
 
 SHARE = 0.06  # of defects, 30 of 500 images
 

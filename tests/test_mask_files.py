@@ -134,7 +134,7 @@ KINDS = {  # name -> (content, kind that is told)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_mask_marks_what_was_meant(tmp_path, name):
+def test_examine_mask_of_every_kind(tmp_path, name):
     content, kind = KINDS[name]
     (tmp_path / name).write_bytes(content)
     mask, facts = examine_mask(tmp_path / name)
@@ -160,7 +160,7 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_random_shapes_are_read_as_they_were_drawn(tmp_path, name):
+def test_read_mask_of_random_shapes(tmp_path, name):
     for seed in range(20):
         cover = shape(seed)
         truth = cover >= 0.5
@@ -171,36 +171,36 @@ def test_random_shapes_are_read_as_they_were_drawn(tmp_path, name):
 
 @pytest.mark.parametrize("value", [1, 128, 255])
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
-def test_masks_are_everything_that_is_not_black(tmp_path, value, suffix):
+def test_read_mask_marks_everything_that_is_not_black(tmp_path, value, suffix):
     Image.fromarray(np.where(MARKED, value, 0).astype(np.uint8)).save(tmp_path / f"m.{suffix}")
     np.testing.assert_array_equal(read_mask(tmp_path / f"m.{suffix}"), MARKED)
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA"])
-def test_masks_in_other_modes(tmp_path, mode):
+def test_read_mask_of_several_modes(tmp_path, mode):
     Image.fromarray(np.where(MARKED, 255, 0).astype(np.uint8)).convert(mode).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), MARKED)
 
 
 @pytest.mark.parametrize("color", [(1, 1, 1), (0, 0, 1), (255, 0, 0), (0, 0, 255), (0, 128, 0)])
-def test_coloured_masks(tmp_path, color):
+def test_read_mask_of_colours(tmp_path, color):
     path = write_png(tmp_path / "m.png", np.where(MARKED[..., None], color, 0).astype(np.uint8))
     np.testing.assert_array_equal(read_mask(path), MARKED)
 
 
 @pytest.mark.parametrize("value", [1, 255, 257, 65535])
-def test_16_bit_masks(tmp_path, value):
+def test_read_mask_of_16_bits(tmp_path, value):
     Image.fromarray(np.where(MARKED, value, 0).astype(np.uint16)).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), MARKED)
 
 
-def test_labels_that_change_along_a_scratch_are_not_taken_for_soft_edges(tmp_path):
+def test_read_mask_of_labels_that_change_along_a_scratch(tmp_path):
     mask = np.zeros(SIZE, np.uint8)
     mask[10, 20:140] = 1 + np.arange(120) // 2 % 4
     np.testing.assert_array_equal(read_mask(write_png(tmp_path / "m.png", mask)), mask > 0)
 
 
-def test_thin_labels_are_not_taken_for_soft_edges(tmp_path):
+def test_read_mask_of_thin_labels(tmp_path):
     """Scratches of one pixel with labels of their own, beside a larger area."""
     mask = np.zeros(SIZE, np.uint8)
     for label, row in enumerate((10, 20, 30, 40), 1):
@@ -210,14 +210,14 @@ def test_thin_labels_are_not_taken_for_soft_edges(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [(1, 2, 3), (1, 6, 7), (1, 2, 3, 255), (1, 100, 200), (85, 170, 255)])
-def test_labels_of_any_values_all_count(tmp_path, labels):
+def test_read_mask_of_labels_of_any_values(tmp_path, labels):
     mask = np.zeros(SIZE, np.uint8)
     for place, label in enumerate(labels):
         mask[20:60, 10 + 30 * place : 35 + 30 * place] = label
     np.testing.assert_array_equal(read_mask(write_png(tmp_path / "m.png", mask)), mask > 0)
 
 
-def test_many_labels_are_not_taken_for_soft_edges(tmp_path):
+def test_read_mask_of_many_labels(tmp_path):
     mask = np.zeros(SIZE, np.uint8)
     for label in range(1, 200):
         row, column = divmod(label, 25)
@@ -226,13 +226,13 @@ def test_many_labels_are_not_taken_for_soft_edges(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
-def test_an_empty_mask_marks_nothing(tmp_path, suffix):
+def test_examine_mask_of_an_empty_one(tmp_path, suffix):
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / f"m.{suffix}")
     mask, facts = examine_mask(tmp_path / f"m.{suffix}")
     assert not mask.any() and facts.share == 0 and facts.doubt == ""
 
 
-def test_an_ignore_value_counts_as_defect_and_is_mentioned(tmp_path):
+def test_examine_mask_mentions_an_ignore_value(tmp_path):
     mask = LABELS.copy()
     mask[cv2.dilate(MASK, np.ones((5, 5), np.uint8)) > MASK] = 255
     marked, facts = examine_mask(write_png(tmp_path / "m.png", mask))
@@ -249,12 +249,12 @@ DOUBTS = {  # name -> (pixels, what is said)
 
 
 @pytest.mark.parametrize("name", DOUBTS)
-def test_what_is_implausible_is_said(tmp_path, name):
+def test_examine_mask_doubts_what_is_implausible(tmp_path, name):
     pixels, text = DOUBTS[name]
     assert text in examine_mask(write_png(tmp_path / "m.png", pixels))[1].doubt
 
 
-def test_a_defect_that_covers_most_of_an_image_is_read_as_it_is(tmp_path):
+def test_examine_mask_of_a_defect_that_covers_most_of_an_image(tmp_path):
     mask = np.full(SIZE, 255, np.uint8)
     mask[:50, :60] = 0
     marked, facts = examine_mask(write_png(tmp_path / "m.png", mask))
@@ -266,13 +266,13 @@ def facts_of(tmp_path, *masks):
     return [examine_mask(write_png(tmp_path / "m.png", mask.astype(np.uint8)))[1] for mask in masks]
 
 
-def test_a_set_of_inverted_masks_is_noticed(tmp_path):
+def test_are_inverted_of_an_inverted_set(tmp_path):
     inverted = [255 * (shape(seed) < 0.5) for seed in range(4)]
     assert are_inverted(facts_of(tmp_path, *inverted))
     assert are_inverted(facts_of(tmp_path, *inverted, 0 * MASK + 255))  # and one where nothing is defective
 
 
-def test_other_sets_are_not_inverted(tmp_path):
+def test_are_inverted_of_other_sets(tmp_path):
     plain = [255 * (shape(seed) >= 0.5) for seed in range(4)]
     inverted = [255 - mask for mask in plain]
     large = np.zeros(SIZE, np.uint8)
@@ -287,18 +287,18 @@ def test_other_sets_are_not_inverted(tmp_path):
 
 
 @pytest.mark.parametrize("setting", [True, False])
-def test_the_setting_decides_about_inversion(tmp_path, setting):
+def test_are_inverted_by_setting(tmp_path, setting):
     assert are_inverted(facts_of(tmp_path, MASK, 255 - MASK), setting) == setting
 
 
-def test_a_mask_of_several_pages_is_refused(tmp_path):
+def test_read_mask_refuses_several_pages(tmp_path):
     (tmp_path / "m.tif").write_bytes(encoded_frames("TIFF"))
     with pytest.raises(UserError, match=r"m\.tif holds 3 pages: one picture per file"):
         read_mask(tmp_path / "m.tif")
 
 
 @pytest.mark.parametrize("kind", ["palette-voc.png", "alpha-of-white.png", "255.png"])
-def test_orientation_is_applied_to_every_kind(tmp_path, kind):
+def test_read_mask_applies_exif_orientation(tmp_path, kind):
     (tmp_path / kind).write_bytes(KINDS[kind][0])
     exif = Image.Exif()
     exif[0x0112] = 6

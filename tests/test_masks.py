@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from defects.evaluation.dice import pair_dice
-from defects.evaluation.mask_fitting import (
+from defects.evaluation.mask_rules import Rule, remove_small, to_mask
+from defects.evaluation.metrics import pair_dice
+from defects.evaluation.thresholds import fit_acceptance_threshold
+from defects.submission.masks import (
     CHOICES,
     Candidate,
     apply_rule,
-    best_cut,
     dice_under,
     fit_rules,
     measure_candidates,
     nested_dice,
 )
-from defects.evaluation.mask_rules import Rule, remove_small, to_mask
 
 SIZE = (40, 50)  # 2,000 pixels: the component shares are 0, 0.8 and 3 pixels
 SHARES = st.integers(0, 10).map(lambda value: value / 10)
@@ -112,13 +112,13 @@ def test_a_pair_with_nothing_to_mark_costs_next_to_nothing():
 
 
 @given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=12), SHARES)
-def test_the_best_cut_is_as_good_as_any(rows, default):
+def test_the_fit_acceptance_threshold_is_as_good_as_any(rows, default):
     values, reached, below = np.array(rows).T
 
     def total(cut):
         return np.where(values >= cut, reached, below).sum()
 
-    cut = best_cut(values, reached, below, default)
+    cut = fit_acceptance_threshold(values, reached, below, default)
     best = max(map(total, [0.0, *values, *(values + 0.01)]))
     assert total(cut) == pytest.approx(best)
     assert (cut == default) == (total(default) == pytest.approx(best))  # moved for a gain alone
@@ -126,8 +126,8 @@ def test_the_best_cut_is_as_good_as_any(rows, default):
 
 def test_a_cut_lies_in_the_middle_between_two_values():
     values = np.array([0.2, 0.4, 0.8])
-    assert best_cut(values, np.array([0, 0, 1]), np.ones(3)) == pytest.approx(0.6)
-    assert best_cut(values, np.zeros(3), np.ones(3)) > 0.8
+    assert fit_acceptance_threshold(values, np.array([0, 0, 1]), np.ones(3)) == pytest.approx(0.6)
+    assert fit_acceptance_threshold(values, np.zeros(3), np.ones(3)) > 0.8
 
 
 def planted(kind):

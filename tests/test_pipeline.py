@@ -9,7 +9,7 @@ from conftest import raising, run_at, runs_at, submitted_at
 from defects.config import load_config
 from defects.messages import UserError
 from defects.runs import Run
-from defects.submission.answers import check_answers
+from defects.submission.build import check_answers
 from defects.training import checkpoint, scoring
 from defects.writing import sha256
 

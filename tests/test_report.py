@@ -11,9 +11,13 @@ from conftest import run_at, write_png
 from matplotlib.figure import Figure
 from runs import write_runs
 
-from defects.evaluation.defect_score import AT_THRESHOLD, compute_defect_scores, format_defect_score
+from defects.evaluation.display_scales import (
+    AT_THRESHOLD,
+    LIMIT_COLOUR,
+    compute_defect_scores,
+    format_defect_score,
+)
 from defects.evaluation.estimate import estimate
-from defects.evaluation.heat_map import LIMIT_COLOUR
 from defects.reports import curves
 from defects.reports.figures import draw_heat_tile, fit_limits
 from defects.reports.html import (

@@ -93,7 +93,6 @@ STALE = {
     "threshold.rule": "",
     "threshold.fpr": "run",
     "threshold.prior": "",
-    "ensemble.scale": "",
     "ensemble.method": "",
     "ensemble.weights": "",
     "ensemble.compare": "",

@@ -11,7 +11,7 @@ from conftest import make_data_config
 
 from defects.data import rle
 from defects.data.layouts import list_data, strips
-from defects.data.rle_table import read_rle_table, table_form
+from defects.data.rle import read_rle_table, table_form
 from defects.messages import UserError
 
 SIZE = (64, 400)

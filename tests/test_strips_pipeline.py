@@ -17,7 +17,7 @@ from defects.data import rle
 from defects.data.images import resize
 from defects.data.labels import read_masks
 from defects.data.layouts import strips
-from defects.data.rle_table import all_pairs, read_rle_table, write_rle_table
+from defects.data.rle import all_pairs, read_rle_table, write_rle_table
 from defects.deploy.model import load_model
 from defects.deploy.prediction import find_files, predict
 from defects.deploy.regions import mark_pixels

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from defects.data.datasets import DeviceBatches
 from defects.data.fold_files import load_training_rows
+from defects.data.images import windows
 from defects.data.labels import Labels
-from defects.data.windows import windows
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.statistics import exact_quantile
@@ -42,16 +42,6 @@ def configured(make_dataset, make_config):
 def sides_of(config):
     sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
     return sides.suited_to(build_detector(config, pretrained=False), config)
-
-
-@pytest.mark.parametrize("size", [(64, 96), (40, 48), (41, 200), (20, 300)])
-def test_windows_are_of_one_size_and_cover_everything(size):
-    seen = np.zeros(size, int)
-    for place in windows(size, (40, 48)):
-        assert seen[place].shape == (min(40, size[0]), min(48, size[1]))
-        seen[place] += 1
-    assert seen.all()
-    assert windows(size, None) == [(slice(0, size[0]), slice(0, size[1]))]
 
 
 @pytest.mark.parametrize("name", sorted(DETECTORS))

@@ -19,10 +19,10 @@ from defects.data.folds import find_stated_groups
 from defects.data.images import read_image
 from defects.data.index import load_images, sample_ids
 from defects.data.mask_files import examine_mask
-from defects.data.rle_table import check_runs, read_rle_table
+from defects.data.rle import check_runs, read_rle_table
 from defects.deploy.model import load_model
 from defects.evaluation.adversarial import stored_comparison
-from defects.evaluation.answer_key import load_answers
+from defects.evaluation.outcome import load_answers
 from defects.evaluation.pixels import Maps
 from defects.files import read_json
 from defects.messages import UserError
@@ -30,8 +30,8 @@ from defects.models import build_detector
 from defects.models.features import create_backbone
 from defects.reports.run_tables import out_of_fold
 from defects.runs import Run
-from defects.submission.answers import open_runs, read_summary
 from defects.submission.send import load_submission
+from defects.submission.summary import open_runs, read_summary
 from defects.training import checkpoint
 from defects.training.checkpoint import load_detector
 from defects.training.loop import Trainer, make_accelerator

@@ -27,6 +27,7 @@ REMOVED_SETTINGS = {
     "train.pseudo": None,
     "train.init": None,
     "infer.budget_minutes": None,
+    "ensemble.scale": "calibration",
 }
 
 
@@ -116,7 +117,6 @@ class ThresholdConfig(Section):
 class EnsembleConfig(Section):
     """How experiments on the same folds become one score; nothing to do for a single one."""
 
-    scale: Literal["calibration", "rank"] = "calibration"  # a member's log-odds, or its rank, out of fold
     method: Literal["auto", "mean", "stack"] = "auto"  # auto: the mean, or what is surely better
     weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
     compare: bool = True  # first see whether training images can be told from test images

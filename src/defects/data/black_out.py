@@ -35,8 +35,11 @@ class BlackOut:
         probability: float,
         seed: int,
     ):
-        self.rows, self.root, self.size = rows.to_dict("records"), root, size
-        self.probability, self.seed = probability, seed
+        self.rows = rows.to_dict("records")
+        self.root = root
+        self.size = size
+        self.probability = probability
+        self.seed = seed
         self.marked = [row for row in self.rows if is_marked(row)]
         if not self.marked:
             raise UserError(
@@ -50,16 +53,17 @@ class BlackOut:
 
     def cover(self, epoch: int, row: int) -> np.ndarray | None:
         """bool [H, W], True where the image is covered; None where nothing is."""
-        own, random = self.rows[row], self._random(epoch, row)
-        hidden, chosen = random.random(2) < self.probability
-        if is_marked(own) and hidden:
-            return self._shape(own)
-        if not chosen or not (is_marked(own) or own["label"] == 0):
+        values = self.rows[row]
+        random = self._random(epoch, row)
+        hides_own, covers_shape = random.random(2) < self.probability
+        if is_marked(values) and hides_own:
+            return self._read_shape(values)
+        if not covers_shape or not (is_marked(values) or values["label"] == 0):
             return None
-        foreign = self._shape(self.marked[random.integers(len(self.marked))])
-        return foreign & ~self._shape(own) if is_marked(own) else foreign
+        shape = self._read_shape(self.marked[random.integers(len(self.marked))])
+        return shape & ~self._read_shape(values) if is_marked(values) else shape
 
-    def _shape(self, row: dict[str, Any]) -> np.ndarray:
+    def _read_shape(self, row: dict[str, Any]) -> np.ndarray:
         """bool [H, W]: all marked defects of a row at the size of training, and their rim."""
         mask = resize_mask(read_masks(row, self.root, [])[..., 0], self.size)
         return cv2.dilate(mask.astype(np.uint8), RIM) > 0
@@ -69,12 +73,12 @@ class BlackOut:
 
 
 def covered(image: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] with the mean colour of the rest of the image where `cover` is True.
+    """uint8 [H, W, 3] with the mean colour of the visible pixels where `cover` is True.
 
     The mean of the image would still hold some of the defect below the cover, and black would be no colour of
     most surfaces.
     """
-    rest = image[~cover]
+    visible = image[~cover]
     filled = image.copy()
-    filled[cover] = np.rint(rest.mean(axis=0)) if len(rest) else 0
+    filled[cover] = np.rint(visible.mean(axis=0)) if len(visible) else 0
     return filled

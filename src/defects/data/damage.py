@@ -1,4 +1,4 @@
-"""Whether an image file is whole: what the decoders take without a word, or with one on the console."""
+"""Damage in image files that decoders take silently, or with a warning on the console."""
 
 import io
 import re
@@ -19,7 +19,12 @@ ZEROS = re.compile(rb"\0{16}")
 # Of constant to noisy pictures in JPEG 2000, and in TIFFs WITHOUT_CHECKSUM, 10 in a row are the most.
 LONG_ZEROS = re.compile(rb"\0{512}")
 CODESTREAM = b"\xff\x4f\xff\x51"  # start of the data of a JPEG 2000
-COMPRESSION, STRIP_OFFSETS, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES = 259, 273, 279, 324, 325  # tags of a TIFF
+# Tags of a TIFF.
+COMPRESSION = 259
+STRIP_OFFSETS = 273
+STRIP_SIZES = 279
+TILE_OFFSETS = 324
+TILE_SIZES = 325
 WITHOUT_CHECKSUM = (5, 7, 32773)  # values of COMPRESSION: LZW, JPEG, PackBits
 SEQUENTIAL = (0xC0, 0xC1)
 FIRST_AC_TABLE = 0x10
@@ -36,8 +41,10 @@ def is_truncated(content: bytes, header: Header) -> bool:
     if header.format == "PNG":
         return not _is_whole_png(memoryview(content))
     if header.format == "JPEG":
-        # A thumbnail in the header has an end mark of its own.
-        start = _data_start(content)
+        try:
+            start = read_jpeg_frame(content).data  # a thumbnail before it has an end mark of its own
+        except ValueError:
+            start = 0
         return content.rfind(END_OF_IMAGE) < start
     return not content
 
@@ -65,13 +72,6 @@ def without_padding(content: bytes, components: int = 3) -> bytes:
         data += b"\0"  # which belongs to it
     trimmed = data + content[end:]
     return content if _jpeg_warning(trimmed, components) else trimmed
-
-
-def _data_start(content: bytes) -> int:
-    try:
-        return read_jpeg_frame(content).data
-    except ValueError:
-        return 0
 
 
 def _find_jpeg_damage(content: bytes) -> str:
@@ -132,7 +132,8 @@ def _compressed_parts(picture: Image.Image, content: bytes) -> list[bytes]:
 
 def _is_whole_png(content: memoryview) -> bool:
     """Whether all chunks that an image is made of are there, up to the last, and as they were written."""
-    start, kind = 8, b""
+    start = 8
+    kind = b""
     while kind != b"IEND" and start < len(content):
         kind = bytes(content[start + 4 : start + 8])
         end = start + 12 + int.from_bytes(content[start : start + 4])

@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from defects.config import Config, resolve
 from defects.data.added_defects import Paste, Synthetic
 from defects.data.black_out import BlackOut, covered
-from defects.data.images import read_image, resize_mask
+from defects.data.images import read_image, resize_mask, windows
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
-from defects.data.windows import windows
 from defects.messages import UserError
 from defects.processes import own_rows
 from defects.seeds import derive

@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from defects.config_data import DuplicateConfig
-from defects.data.many import allocate_array
+from defects.data.bounded_memory import allocate_array
 from defects.data.registration import (
     ALIKE,
     FLIPS,

@@ -9,12 +9,12 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
+from defects.data.bounded_memory import in_threads
 from defects.data.folder_scan import broken_link_text
 from defects.data.images import ImageFacts, examine_image
 from defects.data.labels import join_masks, split_masks
-from defects.data.many import in_threads
 from defects.data.mask_files import MaskFacts, are_inverted, examine_mask
-from defects.data.masks_beside import looks_like_mask
+from defects.data.mask_matching import looks_like_mask
 from defects.messages import UserError
 from defects.writing import sha256
 

@@ -13,10 +13,10 @@ import pandas as pd
 from defects.config import Config, resolve
 from defects.config_data import DuplicateConfig
 from defects.data import duplicates
+from defects.data.bounded_memory import allocate_array, in_threads
 from defects.data.folds import find_stated_groups, make_training_rows, plan_folds
 from defects.data.images import read_image
 from defects.data.index import load_images, training_sha256
-from defects.data.many import allocate_array, in_threads
 from defects.files import locked, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.runs import FULL, fold_names

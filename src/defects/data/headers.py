@@ -1,4 +1,8 @@
-"""What the header of an image file says: format, bits, channels, pictures in it, and what rules it out."""
+"""What the header of an image file says: format, bits, channels, number of pictures, why it cannot be used.
+
+Read by hand: Pillow decodes a WebP to count its frames, opens none of many TIFFs that OpenCV reads, writes
+warnings of broken tags to the console, and does not tell the coding tables of a JPEG.
+"""
 
 import io
 import re
@@ -44,7 +48,7 @@ class Header:
     is_spread: bool = True  # the decoder makes 0 to 255 of fewer than 8 bits
     pages: str = "frames"  # what the format calls several pictures
     is_inverted: bool = False  # TIFF: 0 is white, which the decoder leaves to others
-    straight_alpha: int = 0  # TIFF: place of the tag that makes the decoder multiply colours by alpha
+    straight_alpha: int = 0  # TIFF: position of the value that makes the decoder multiply colours by alpha
     is_compressed: bool = False  # TIFF
     is_tiled: bool = False  # TIFF
     fault: str = ""  # why the file cannot be used, and what to do
@@ -60,7 +64,7 @@ class Header:
 
 
 def read_header(content: bytes) -> Header:
-    """Of a file's content. A broken header gives what is known: the decoder will fail on it."""
+    """Of a file's content. Of a broken header the format at most is told: the decoder will fail on it."""
     for start, fault in FOREIGN.items():
         if content.startswith(start):
             return Header(fault=fault)
@@ -80,7 +84,9 @@ def read_header(content: bytes) -> Header:
         if content[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or content[:4] == b"\xff\x4f\xff\x51":
             return _jpeg2000(content)
         if content.startswith(b"GIF8"):
-            return _gif(content)
+            width, height = struct.unpack_from("<HH", content, 6)
+            frames = _count_frames_with_pillow(content)
+            return Header("GIF", height, width, channels="palette", pictures=frames)
         if content.startswith(b"RIFF"):
             return Header("WebP", pictures=_count_webp_frames(content))
     except (struct.error, ValueError, IndexError, KeyError):
@@ -93,23 +99,17 @@ def channel_name(count: int) -> str:
     return {1: "grey", 2: "grey+alpha", 3: "RGB", 4: "RGBA"}.get(count, f"{count} channels")
 
 
-def _gif(content: bytes) -> Header:
-    width, height = struct.unpack_from("<HH", content, 6)
-    return Header("GIF", height, width, channels="palette", pictures=_count_frames(content))
-
-
 def _count_webp_frames(content: bytes) -> int:
-    """Pillow would allocate the whole picture to say it."""
     frames = 0
-    place = 12
-    while place + 8 <= len(content):
-        frames += content[place : place + 4] == b"ANMF"
-        size = int.from_bytes(content[place + 4 : place + 8], "little")
-        place += 8 + size + size % 2
+    position = 12
+    while position + 8 <= len(content):
+        frames += content[position : position + 4] == b"ANMF"
+        size = int.from_bytes(content[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
     return max(1, frames)
 
 
-def _count_frames(content: bytes) -> int:
+def _count_frames_with_pillow(content: bytes) -> int:
     """Of GIF and AVIF; 1 where Pillow cannot open it."""
     try:
         with Image.open(io.BytesIO(content), formats=["GIF", "AVIF"]) as picture:
@@ -132,40 +132,40 @@ class JpegFrame(NamedTuple):
 
 def read_jpeg_frame(content: bytes) -> JpegFrame:
     """Raises ValueError where the segments before the first scan are not whole."""
-    place = 2
-    size = None
+    position = 2
     marker = 0
+    frame = None
     zero_codes: dict[int, int] = {}
-    while place + 4 <= len(content):
-        if content[place] != 0xFF:
+    while position + 4 <= len(content):
+        if content[position] != 0xFF:
             raise ValueError("no marker")
-        kind = content[place + 1]
+        kind = content[position + 1]
         if kind == 0xFF:  # a fill byte
-            place += 1
+            position += 1
             continue
-        length = int.from_bytes(content[place + 2 : place + 4])
-        segment = content[place + 4 : place + 2 + length]
+        length = int.from_bytes(content[position + 2 : position + 4])
+        segment = content[position + 4 : position + 2 + length]
+        position += 2 + length
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             marker = kind
-            size = struct.unpack_from(">BHHB", segment)
+            frame = struct.unpack_from(">BHHB", segment)  # precision, height, width, components
         elif kind == 0xC4:
             zero_codes |= _zero_codes(segment)
         elif kind == 0xDA:
-            if size is None:
+            if frame is None:
                 raise ValueError("no frame before the first scan")
-            return JpegFrame(marker, *size, place + 2 + length, zero_codes)
-        place += 2 + length
+            return JpegFrame(marker, *frame, position, zero_codes)
     raise ValueError("no scan")
 
 
 def _zero_codes(segment: bytes) -> dict[int, int]:
     """Of a segment of Huffman tables: which symbol has the shortest code, which is all zeros."""
     symbols = {}
-    place = 0
-    while place < len(segment):
-        total = sum(segment[place + 1 : place + 17])
-        symbols[segment[place]] = segment[place + 17]
-        place += 17 + total
+    position = 0
+    while position < len(segment):
+        count = sum(segment[position + 1 : position + 17])
+        symbols[segment[position]] = segment[position + 17]
+        position += 17 + count
     return symbols
 
 
@@ -186,23 +186,12 @@ def _jpeg(content: bytes) -> Header:
 def _png(content: bytes) -> Header:
     width, height, bits, colour = struct.unpack_from(">IIBB", content, 16)
     channels = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA"}[colour]
-    return Header(
-        "PNG",
-        height,
-        width,
-        bits,
-        2**bits - 1,
-        channels,
-        pictures=_count_png_frames(content),
-    )
-
-
-def _count_png_frames(content: bytes) -> int:
-    """The chunk that makes an animation stands before the pixels."""
-    start = content.find(b"acTL", 0, content.find(b"IDAT"))
-    if start < 0 or int.from_bytes(content[start - 4 : start]) != 8:
-        return 1
-    return max(1, int.from_bytes(content[start + 4 : start + 8]))
+    # The chunk that makes an animation stands before the pixels.
+    animation = content.find(b"acTL", 0, content.find(b"IDAT"))
+    frames = 1
+    if animation >= 0 and int.from_bytes(content[animation - 4 : animation]) == 8:
+        frames = max(1, int.from_bytes(content[animation + 4 : animation + 8]))
+    return Header("PNG", height, width, bits, 2**bits - 1, channels, frames)
 
 
 def _bmp(content: bytes) -> Header:
@@ -223,29 +212,24 @@ def _pnm(content: bytes) -> Header:
     kind = content[1] - ord("0")
     if kind == 7:
         return _pam(content)
-    text = rb"(?:\s|#[^\n]*\n)+"
-    count = 2 if kind in (1, 4) else 3
-    head = re.match(rb"P\d" + (text + rb"(\d+)") * count, content[:4096])
+    separator = rb"(?:\s|#[^\n]*\n)+"
+    is_bitmap = kind in (1, 4)  # whose header gives no white level
+    number_count = 2 if is_bitmap else 3
+    head = re.match(rb"P\d" + (separator + rb"(\d+)") * number_count, content[:4096])
     if not head:
         return Header("PNM")
-    width, height, *white = map(int, head.groups())
-    white = white[0] if white else 1
+    numbers = [int(number) for number in head.groups()]
+    width = numbers[0]
+    height = numbers[1]
+    white = 1 if is_bitmap else numbers[2]
     channels = "RGB" if kind in (3, 6) else "grey"
     pictures = 1
     if kind in (5, 6):
         size = height * width * (3 if kind == 6 else 1) * (2 if white > EIGHT_BITS else 1)
         is_followed = content[head.end() + 1 + size :].lstrip().startswith(content[:2])
         pictures = 2 if is_followed else 1  # at least
-    return Header(
-        "PNM",
-        height,
-        width,
-        white.bit_length(),
-        white,
-        channels,
-        pictures,
-        is_spread=kind in (1, 4),
-    )
+    bits = white.bit_length()
+    return Header("PNM", height, width, bits, white, channels, pictures, is_spread=is_bitmap)
 
 
 def _pam(content: bytes) -> Header:
@@ -261,70 +245,70 @@ def _pam(content: bytes) -> Header:
 def _heif(content: bytes) -> Header:
     brand = content[8:12]
     end = int.from_bytes(content[:4])
-    brands = {brand} | {content[place : place + 4] for place in range(16, min(end, 512), 4)}
+    brands = {brand} | {content[start : start + 4] for start in range(16, min(end, 512), 4)}
     if brands & HEIC_BRANDS:
         return Header(fault="HEIC: convert to JPEG or PNG")
     if not brands & {b"avif", b"avis"}:
         return Header()
-    if _is_turned(content):
-        return Header(fault="an AVIF with a mark to turn or mirror it: convert to PNG")  # OpenCV ignores it
-    start = content.find(b"pixi")  # version and flags, number of channels, bits of each
-    bits = content[start + 9] if start >= 0 else 8
-    frames = _count_frames(content) if brand == b"avis" else 1
-    return Header("AVIF", bits=bits, white=2**bits - 1, pictures=frames)
-
-
-def _is_turned(content: bytes) -> bool:
-    """Whether an AVIF is to be rotated (irot, with a quarter turn) or mirrored (imir)."""
+    # A rotation (irot, of quarter turns) or mirroring (imir), which OpenCV ignores.
     head = content[: content.find(b"mdat")]
     rotation = head.find(b"irot")
-    return b"imir" in head or (rotation >= 0 and head[rotation + 4] & 3 > 0)
+    if b"imir" in head or (rotation >= 0 and head[rotation + 4] & 3):
+        return Header(fault="an AVIF with a mark to turn or mirror it: convert to PNG")
+    start = content.find(b"pixi")  # version and flags, number of channels, bits of each
+    bits = content[start + 9] if start >= 0 else 8
+    frames = _count_frames_with_pillow(content) if brand == b"avis" else 1
+    return Header("AVIF", bits=bits, white=2**bits - 1, pictures=frames)
 
 
 def _jpeg2000(content: bytes) -> Header:
     start = content.index(b"\xff\x4f\xff\x51")
-    right, bottom, left, top = struct.unpack_from(">4I", content, start + 8)
-    height, width = bottom - top, right - left
+    x_end, y_end, x_start, y_start = struct.unpack_from(">4I", content, start + 8)
+    height = y_end - y_start
+    width = x_end - x_start
     box = content.find(b"ihdr", 0, start)
-    if box >= 0:  # Pillow believes this one
-        height, width = map(max, struct.unpack_from(">II", content, box + 4), (height, width))
+    if box >= 0:  # Pillow allocates what this box says
+        box_height, box_width = struct.unpack_from(">II", content, box + 4)
+        height = max(height, box_height)
+        width = max(width, box_width)
     components, depth = struct.unpack_from(">HB", content, start + 40)
     bits = (depth & 0x7F) + 1
     fault = "signed JPEG 2000: convert to unsigned values" if depth & 0x80 else ""
     if bits > 16:
         fault = f"{bits}-bit JPEG 2000: {CONVERT}"
-    return Header(
-        "JPEG 2000",
-        height,
-        width,
-        bits,
-        2**bits - 1,
-        channel_name(components),
-        fault=fault,
-    )
+    channels = channel_name(components)
+    return Header("JPEG 2000", height, width, bits, 2**bits - 1, channels, fault=fault)
 
 
 # --- TIFF ------------------------------------------------------------------------------------------------
 
-TAGS = {
-    254: "subfile",
-    255: "old_subfile",
-    256: "width",
-    257: "height",
-    258: "bits",
-    259: "compression",
-    262: "photometric",
-    277: "samples",
-    284: "planar",
-    322: "tile_width",
-    338: "extra",
-    339: "sample_format",
+TAGS = {  # number -> name, and the value where it is missing
+    254: ("subfile", 0),
+    255: ("old_subfile", 1),
+    256: ("width", None),
+    257: ("height", None),
+    258: ("bits", 1),
+    259: ("compression", 1),
+    262: ("photometric", 1),
+    277: ("samples", 1),
+    284: ("planar", 1),
+    322: ("tile_width", None),
+    338: ("extra", 0),
+    339: ("sample_format", 1),
 }
-TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the values of these tags
-MOST_PAGES, MOST_TAGS = 1000, 4096  # that are looked at
-REDUCED, TRANSPARENCY = 1, 4  # bits of `subfile`
-COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> channels of colour
-NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}
+TAG_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the values of these tags
+MAX_PAGES = 1000  # that are read
+MAX_PAGE_TAGS = 4096
+REDUCED_COPY = 1  # a bit of `subfile`
+TRANSPARENCY = 4
+COLOUR_MODELS = {  # photometric interpretation -> name, channels of colour
+    0: ("grey", 1),
+    1: ("grey", 1),
+    2: ("RGB", 3),
+    3: ("palette", 1),
+    5: ("CMYK", 4),
+    6: ("RGB", 3),
+}
 # None, CCITT, LZW, JPEG, Deflate (old number), PackBits: with others OpenCV gives nothing, or black.
 COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32946, 32773}
 
@@ -341,8 +325,9 @@ def _tiff(content: bytes) -> Header:
         fault = "a thumbnail before the picture: save the picture alone"
     bits = first["bits"][0]
     photometric = first["photometric"][0]
-    extra = first["samples"][0] - COLOURS.get(photometric, 1)
-    channels = NAMES.get(photometric, f"{first['samples'][0]} bands")
+    samples = first["samples"][0]
+    channels, colours = COLOUR_MODELS.get(photometric, (f"{samples} bands", 1))
+    extra = samples - colours
     if extra == 1:
         channels = {"grey": "grey+alpha", "RGB": "RGBA"}.get(channels, channels)
     return Header(
@@ -356,7 +341,7 @@ def _tiff(content: bytes) -> Header:
         pages="pages",
         # The decoder inverts 8 bits by itself.
         is_inverted=photometric == 0 and bits > 8,
-        straight_alpha=first["extra_place"][0] if extra == 1 and first["extra"][0] == 2 else 0,
+        straight_alpha=first["extra_position"][0] if extra == 1 and first["extra"][0] == 2 else 0,
         is_compressed=first["compression"][0] != 1,
         is_tiled="tile_width" in first,
         fault=fault,
@@ -365,7 +350,7 @@ def _tiff(content: bytes) -> Header:
 
 def _is_auxiliary(page: dict[str, tuple]) -> bool:
     """A smaller copy or the transparency of another page."""
-    return bool(page["subfile"][0] & (REDUCED | TRANSPARENCY)) or page["old_subfile"][0] == 2
+    return bool(page["subfile"][0] & (REDUCED_COPY | TRANSPARENCY)) or page["old_subfile"][0] == 2
 
 
 def _tiff_fault(page: dict[str, tuple]) -> str:
@@ -374,7 +359,8 @@ def _tiff_fault(page: dict[str, tuple]) -> str:
     kind = page["sample_format"][0]
     photometric = page["photometric"][0]
     samples = page["samples"][0]
-    extra = samples - COLOURS.get(photometric, samples)
+    _, colours = COLOUR_MODELS.get(photometric, ("", samples))
+    extra = samples - colours
     if kind == 3:
         return f"{bits}-bit float: {CONVERT}"
     if kind == 2:
@@ -385,9 +371,9 @@ def _tiff_fault(page: dict[str, tuple]) -> str:
         return f"{'+'.join(map(str, dict.fromkeys(page['bits'])))}-bit integers: {CONVERT}"
     if photometric == 8:
         return "Lab colours: convert to RGB"
-    if photometric not in COLOURS:
+    if photometric not in COLOUR_MODELS:
         return f"a TIFF of colour model {photometric}: convert to grey or RGB"
-    if extra > 1 or extra < 0 or (extra == 1 and COLOURS[photometric] == 1 and page["extra"][0] == 0):
+    if extra > 1 or extra < 0 or (extra == 1 and colours == 1 and page["extra"][0] == 0):
         return f"{samples} bands: convert to grey or RGB"
     if page["compression"][0] not in COMPRESSIONS:
         return f"a TIFF of compression {page['compression'][0]}: save it with LZW, Deflate or none"
@@ -395,7 +381,7 @@ def _tiff_fault(page: dict[str, tuple]) -> str:
         return f"{bits}-bit values: {CONVERT}"
     if bits > 8 and photometric == 5:
         return f"CMYK with {bits} bits: convert to RGB"
-    if bits > 8 and extra and COLOURS[photometric] == 1:
+    if bits > 8 and extra and colours == 1:
         return f"{bits}-bit grey with alpha: remove the alpha channel"
     if bits > 8 and samples > 1 and page["planar"][0] == 2:
         return f"{bits}-bit planes stored one by one: save the channels of a pixel together"
@@ -406,50 +392,46 @@ def _tiff_pages(content: bytes) -> list[dict[str, tuple]]:
     """The tags of every page, with TIFF's defaults for those that are missing."""
     order = "<" if content.startswith(b"II") else ">"
     is_big = content[2:4] in (b"+\0", b"\0+")
-    place = struct.unpack_from(order + ("Q" if is_big else "I"), content, 8 if is_big else 4)[0]
+    position = struct.unpack_from(order + ("Q" if is_big else "I"), content, 8 if is_big else 4)[0]
     pages = []
-    seen = set()
-    while place and place not in seen and len(pages) < MOST_PAGES:
-        seen.add(place)
+    positions = set()
+    while position and position not in positions and len(pages) < MAX_PAGES:
+        positions.add(position)
         try:
-            page, place = _tiff_page(content, place, order, is_big)
+            page, position = _tiff_page(content, position, order, is_big)
         except (struct.error, KeyError):
             break  # a broken list of pages: the decoder fails if it is the first
         pages.append(page)
     return pages
 
 
-def _tiff_page(content: bytes, place: int, order: str, is_big: bool) -> tuple[dict[str, tuple], int]:
-    count_format, entry_size, next_format = ("Q", 20, "Q") if is_big else ("H", 12, "I")
-    count = struct.unpack_from(order + count_format, content, place)[0]
-    if count > MOST_TAGS:
+def _tiff_page(content: bytes, position: int, order: str, is_big: bool) -> tuple[dict[str, tuple], int]:
+    """The tags of the page at `position`, and the position of the next one."""
+    count_format = order + ("Q" if is_big else "H")
+    entry_format = order + ("HHQ" if is_big else "HHI")
+    offset_format = order + ("Q" if is_big else "I")
+    entry_size = 20 if is_big else 12  # bytes
+    inline_size = 8 if is_big else 4
+    count = struct.unpack_from(count_format, content, position)[0]
+    if count > MAX_PAGE_TAGS:
         raise KeyError("no directory of tags")
-    place += struct.calcsize(order + count_format)
-    page: dict[str, tuple] = {
-        "subfile": (0,),
-        "old_subfile": (1,),
-        "bits": (1,),
-        "compression": (1,),
-        "photometric": (1,),
-        "samples": (1,),
-        "planar": (1,),
-        "extra": (0,),
-        "extra_place": (0,),  # in the file
-        "sample_format": (1,),
-    }
-    for start in range(place, place + count * entry_size, entry_size):
-        tag, kind, length = struct.unpack_from(order + ("HHQ" if is_big else "HHI"), content, start)
-        if tag not in TAGS or kind not in TYPES or not 0 < length < 1000:
+    page: dict[str, tuple] = {name: (value,) for name, value in TAGS.values() if value is not None}
+    page["extra_position"] = (0,)  # in the file
+    start = position + struct.calcsize(count_format)
+    end = start + count * entry_size
+    for entry in range(start, end, entry_size):
+        tag, kind, length = struct.unpack_from(entry_format, content, entry)
+        if tag not in TAGS or kind not in TAG_TYPES or not 0 < length < 1000:
             continue
-        values_format = f"{order}{length}{TYPES[kind]}"
-        inline = 8 if is_big else 4
-        start += entry_size - inline
-        if struct.calcsize(values_format) > inline:
-            start = struct.unpack_from(order + next_format, content, start)[0]
-        page[TAGS[tag]] = struct.unpack_from(values_format, content, start)
-        if TAGS[tag] == "extra":
-            page["extra_place"] = (start if order == "<" else start + 1,)
-    following = struct.unpack_from(order + next_format, content, place + count * entry_size)[0]
+        name, _ = TAGS[tag]
+        values_format = f"{order}{length}{TAG_TYPES[kind]}"
+        values_position = entry + entry_size - inline_size
+        if struct.calcsize(values_format) > inline_size:
+            values_position = struct.unpack_from(offset_format, content, values_position)[0]
+        page[name] = struct.unpack_from(values_format, content, values_position)
+        if name == "extra":
+            page["extra_position"] = (values_position if order == "<" else values_position + 1,)
+    following = struct.unpack_from(offset_format, content, end)[0]
     if "width" not in page or "height" not in page:
         raise KeyError("a page without a size")
     return page, following

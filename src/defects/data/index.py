@@ -13,7 +13,7 @@ from defects.data.inventory import print_inventory, take_inventory
 from defects.data.labels import class_columns
 from defects.data.layouts import list_data
 from defects.data.listing import Listing
-from defects.data.rle_table import check_runs, read_rle_table, table_form
+from defects.data.rle import check_runs, read_rle_table, table_form
 from defects.data.user_tables import match_ids, read_user_table
 from defects.files import locked, read_csv, read_json, same_text, write_csv, write_json
 from defects.messages import SHOWN_NAMES, UserError, shorten_names

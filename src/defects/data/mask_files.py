@@ -1,6 +1,6 @@
 """Mask files of any kind: which pixels of an image they mark.
 
-Annotation tools write masks in many ways. Read from the pixels alone, the same in every stage:
+Annotation tools write masks in many ways. What counts is in the pixels alone, the same in every stage:
 
 - no alpha, black background: everything that is not black (1, 128, 255; labels 1, 2, 3; colours);
 - no black at all: what differs from the most frequent colour, if that fills the border;
@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from defects.data.decoding import check_content, decode_colours, read_content
 from defects.data.headers import Header
+from defects.data.images import decode_colours, read_content
 
 RAMP_SHARE = 0.3  # of the grey pixels of soft edges, at least, lie between a darker and a brighter one
 SOFT_LEVELS = 32  # above black, at least, are the brightest value of soft edges: labels are lower
@@ -32,7 +32,8 @@ BACKGROUND_SHARE = 0.5  # of an image and of its border, at least, is background
 FAINT_PIXELS = 5  # height and width of a part that is left out for its faintness, and mentioned
 LABELS_BELOW_IGNORE = 64  # labels that stand beside an ignore value of 255
 NEARLY_ALL = 0.95  # of an image
-INVERTED_MASKS, INVERTED_SHARE = 3, 0.9  # so many masks, this share of them, or no set counts as inverted
+INVERTED_MASKS = 3  # of a data set that counts as inverted, at least
+INVERTED_SHARE = 0.9  # of its masks, at least, mark most of their image
 
 
 class MaskFacts(NamedTuple):
@@ -59,15 +60,15 @@ def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
 
     Raises UserError naming a file that cannot be read.
     """
-    content = read_content(path)
-    mask = _read(path, content, check_content(path, content)).mask
+    content, header = read_content(path)
+    mask = _mark(path, content, header).mask
     return ~mask if inverted else mask
 
 
 def examine_mask(path: Path, inverted: bool = False) -> tuple[np.ndarray, MaskFacts]:
     """As read_mask, and what the inventory tells of the file; raises UserError for a damaged one too."""
-    content = read_content(path)
-    mask, kind, doubt = _read(path, content, check_content(path, content, is_strict=True), is_examined=True)
+    content, header = read_content(path, is_strict=True)
+    mask, kind, doubt = _mark(path, content, header, is_examined=True)
     if inverted:
         mask = ~mask
     height, width = mask.shape
@@ -97,22 +98,20 @@ def are_inverted(facts: Sequence[MaskFacts], setting: bool | None = None) -> boo
     )
 
 
-def _read(path: Path, content: bytes, header: Header, is_examined: bool = False) -> Reading:
+def _mark(path: Path, content: bytes, header: Header, is_examined: bool = False) -> Reading:
+    """`is_examined`: also say what speaks against the reading, which takes time."""
     has_palette = header.channels == "palette"
     may_have_alpha = header.channels in ("RGBA", "grey+alpha") or header.format in ("WebP", "AVIF")
     picture = _open_with_pillow(content) if has_palette or may_have_alpha else None
     if has_palette and picture is not None and picture.mode == "P":
-        return _mark_palette(*_palette(picture))
+        return _mark_palette(*_read_palette(picture))
     colours = decode_colours(path, content, header)
     if may_have_alpha and picture is not None and "A" in picture.getbands():
         alpha = np.asarray(picture.getchannel("A"))
         if np.ptp(alpha):
             return _mark_visible(colours, alpha)
-    return _mark_colours(colours, _is_lossy(content, header), is_examined)
-
-
-def _is_lossy(content: bytes, header: Header) -> bool:
-    return header.format in ("JPEG", "AVIF") or (header.format == "WebP" and content[12:16] == b"VP8 ")
+    is_lossy_webp = header.format == "WebP" and content[12:16] == b"VP8 "
+    return _mark_colours(colours, header.format in ("JPEG", "AVIF") or is_lossy_webp, is_examined)
 
 
 def _open_with_pillow(content: bytes) -> Image.Image | None:
@@ -125,7 +124,7 @@ def _open_with_pillow(content: bytes) -> Image.Image | None:
         return None
 
 
-def _palette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_palette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices uint8 [H, W], colours uint8 [256, 3] and alpha uint8 [256] of its entries."""
     entries = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
     colours = np.zeros((256, 3), np.uint8)
@@ -149,7 +148,8 @@ def _mark_palette(indices: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -
     has_coloured_first = used[0] == 0 and not is_black[0]
     if (are_greys and len(used) > 3) or not (has_black or has_coloured_first):
         return _mark_colours(colours[indices])._replace(kind="palette")
-    is_first, is_dark = indices == 0, is_black[indices]
+    is_first = indices == 0
+    is_dark = is_black[indices]
     if not has_coloured_first:
         return Reading(~is_dark, "palette", _doubt_about_ignored(used))
     # The first entry is background for tools that write labels, black for those that write colours.
@@ -178,26 +178,27 @@ def _mark_visible(colours: np.ndarray, alpha: np.ndarray) -> Reading:
     is_visible = alpha >= alpha.max() / 2
     if is_visible.all():
         return _mark_colours(colours)
-    shown = colours[is_visible]
-    if (shown == shown[0]).all():
+    visible_colours = colours[is_visible]
+    if (visible_colours == visible_colours[0]).all():
         return Reading(is_visible, "alpha")
     value = _brightest(colours)
     counts = np.bincount(value[is_visible])
-    if counts[0] == 0 or counts.max() < PICTURE_SHARE * len(shown):  # paint alone, or a piece of a photograph
-        return Reading(is_visible, "alpha")
+    if counts[0] == 0 or counts.max() < PICTURE_SHARE * len(visible_colours):
+        return Reading(is_visible, "alpha")  # paint alone, or a piece of a photograph
     return Reading(is_visible & _mark_levels(value).mask, "alpha")
 
 
 def _mark_colours(colours: np.ndarray, is_lossy: bool = False, is_examined: bool = False) -> Reading:
     """Of [H, W, 3], uint8 or uint16."""
+    noise = NOISE_LEVELS if is_lossy else 0
     value = _brightest(colours)
-    has_black = value.min() <= (NOISE_LEVELS if is_lossy else 0)
-    if not has_black:
-        value = _distance_from_background(colours, NOISE_LEVELS if is_lossy else 0)
-    if value is None:
-        return Reading(np.ones(colours.shape[:2], bool), "labels", "has neither black nor another background")
-    if value.max() == 0 and not has_black:
-        return Reading(np.ones(colours.shape[:2], bool), "two levels")
+    if value.min() > noise:  # no black
+        everything = np.ones(colours.shape[:2], bool)
+        value = _distance_from_background(colours, noise)
+        if value is None:
+            return Reading(everything, "labels", "has neither black nor another background")
+        if value.max() == 0:
+            return Reading(everything, "two levels")
     reading = _mark_levels(value, is_lossy, is_examined)
     is_grey = all(np.array_equal(colours[..., 0], colours[..., channel]) for channel in (1, 2))
     return reading if is_grey or is_lossy else reading._replace(kind="colours")
@@ -229,9 +230,7 @@ def _mark_levels(value: np.ndarray, is_lossy: bool = False, is_examined: bool = 
     counts = np.bincount(value.ravel())
     levels = np.flatnonzero(counts)
     top = int(levels[-1])
-    is_soft = len(levels) > 3 and (
-        _are_two_levels_with_noise(counts) or (top >= SOFT_LEVELS and _is_soft(value, top))
-    )
+    is_soft = len(levels) > 3 and (_are_two_levels_with_noise(counts) or _has_soft_edges(value, top))
     if top > 0 and (is_lossy or is_soft):
         mask = value >= top / 2
         doubt = _doubt_about_grey(value, mask, top) if is_examined else ""
@@ -253,7 +252,7 @@ def _are_two_levels_with_noise(counts: np.ndarray) -> bool:
     return bool(np.count_nonzero(counts) > NOISE_LEVELS and between < NOISE_SHARE * counts[1:].sum())
 
 
-def _is_soft(value: np.ndarray, top: int) -> bool:
+def _has_soft_edges(value: np.ndarray, top: int) -> bool:
     """Whether what is neither black nor brightest lies on slopes, as at soft edges, not in areas."""
     if top < SOFT_LEVELS:
         return False
@@ -276,5 +275,6 @@ def _doubt_about_grey(value: np.ndarray, mask: np.ndarray, top: int) -> str:
 
 def _border(pixels: np.ndarray) -> np.ndarray:
     """The outermost pixels of [H, W, ...]."""
-    sides = pixels[[0, -1]], pixels[1:-1, [0, -1]].swapaxes(0, 1)
-    return np.concatenate([side.reshape(-1, *pixels.shape[2:]) for side in sides])
+    rows = pixels[[0, -1]].reshape(-1, *pixels.shape[2:])
+    columns = pixels[1:-1, [0, -1]].reshape(-1, *pixels.shape[2:])
+    return np.concatenate([rows, columns])

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from defects.data.many import in_threads
+from defects.data.bounded_memory import in_threads
 
 # How the second picture of a pair must be flipped to lie on the first: transposed or not, then mirrored
 # along these axes of [N, S, S]. Half a turn more makes code ^ 3 of a code and leaves the power spectrum as

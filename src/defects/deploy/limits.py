@@ -8,10 +8,10 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from defects.data.fold_files import DataTables
-from defects.evaluation.align import align_held, move
 from defects.evaluation.mask_rules import Rule
-from defects.evaluation.pixels import Maps, fit_map_limits
-from defects.evaluation.thresholds import choose_threshold
+from defects.evaluation.pixels import Maps
+from defects.evaluation.scales import align_oof, move
+from defects.evaluation.thresholds import choose_threshold, fit_map_limits
 from defects.models import Detector
 from defects.runs import OOF_MAPS, Run
 from defects.submission.masks import choose_rules
@@ -20,14 +20,14 @@ from defects.submission.masks import choose_rules
 def thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
     """The probability from which each target counts as present, by `threshold.rule` on all held-out images.
 
-    The folds' scores are brought to one scale first (evaluation.align), and the threshold to that of `fold`.
+    The folds' scores are brought to one scale first (evaluation.scales), and the threshold to that of `fold`.
     The full fit, which holds nothing out, gets the threshold of the common scale.
     """
     settings = run.config.threshold
     found = {}
     for target in detector.targets:
         oof = run.load_oof(tables.folds, (target,))
-        held, scales, common = align_held(oof)
+        held, scales, common = align_oof(oof)
         labels = oof["label"].to_numpy(dtype=int)
         cut = choose_threshold(labels, held.to_numpy(), settings.rule, settings.fpr)
         cut = between_scores(cut, held.to_numpy())
@@ -89,7 +89,8 @@ def mask_rules(run: Run, tables: DataTables, detector: Detector) -> dict[str, Ru
     """
     if not (detector.segments and run.config.data.classes):
         return None
-    choice = choose_rules([run], tables)
+    oof = {run.name: run.load_oof(tables.folds, tuple(run.config.data.classes))}
+    choice = choose_rules([run], oof, tables.images)
     untuned, tuned = choice.estimates["untuned"], choice.estimates["tuned_nested"]
     nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
     print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")

@@ -9,7 +9,7 @@ from defects.deploy.prediction import Prediction, relabel
 from defects.deploy.regions import Region
 from defects.deploy.similar import Normals
 from defects.deploy.writers import label
-from defects.evaluation.defect_score import format_defect_score, format_probability
+from defects.evaluation.display_scales import format_defect_score, format_probability
 
 EMPTY = '<p class="nothing">Drop images to have them scored. They stay on this computer.</p>'
 LEGEND = '<span class="scale"><i></i><span>normal</span><span>threshold</span><span>above</span></span>'

@@ -18,7 +18,7 @@ from defects.data.images import read_image_and_shape
 from defects.deploy.image_paths import locate
 from defects.deploy.model import Meta, Model
 from defects.deploy.regions import Region, find_regions
-from defects.evaluation.defect_score import AT_THRESHOLD, score_probabilities
+from defects.evaluation.display_scales import AT_THRESHOLD, score_probabilities
 from defects.messages import UserError
 
 AHEAD = 2  # batches that are read while one is scored

@@ -9,7 +9,7 @@ from defects.deploy import page_view as view
 from defects.deploy.inspection import Inspected, decode_upload, inspect
 from defects.deploy.model import Model
 from defects.deploy.similar import Normals
-from defects.evaluation.defect_score import AT_THRESHOLD, format_probability
+from defects.evaluation.display_scales import AT_THRESHOLD, format_probability
 from defects.messages import UserError
 
 HOST = "127.0.0.1"  # the page is for whoever sits at this computer

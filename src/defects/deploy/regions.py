@@ -7,7 +7,7 @@ import numpy as np
 
 from defects.data.images import resize
 from defects.deploy.model import MapMeta
-from defects.evaluation.heat_map import LIMIT_COLOUR, compute_heat, paint_heat
+from defects.evaluation.display_scales import LIMIT_COLOUR, compute_heat, paint_heat
 from defects.evaluation.mask_rules import Rule, mask_if_present
 
 
@@ -61,7 +61,7 @@ def scale_region(region: Region, shape: tuple[int, int], size: tuple[int, int]) 
 
 
 def overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Region]) -> np.ndarray:
-    """uint8 [H, W, 3]: the image under its heat map (evaluation.heat_map), with frames around the regions."""
+    """uint8 [H, W, 3]: the image under its heat map (see display_scales), with frames around the regions."""
     heats = [
         compute_heat(plane, normal, threshold)
         for plane, normal, threshold in zip(maps, meta.normal, meta.threshold, strict=True)

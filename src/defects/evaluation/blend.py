@@ -12,9 +12,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from defects.config import EnsembleConfig, ThresholdConfig
-from defects.evaluation.metrics import macro_f1
+from defects.evaluation.metrics import bootstrap, macro_f1
 from defects.evaluation.scales import Scale, fit_calibration, fit_ranks
-from defects.evaluation.thresholds import bootstrap, choose_threshold
+from defects.evaluation.thresholds import choose_threshold
 from defects.messages import UserError
 
 NOTHING_LEFT_OUT: frozenset[str] = frozenset()
@@ -23,7 +23,7 @@ Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels [N], placed s
 
 
 class OutOfFoldScores(NamedTuple):
-    """Held-out images: labels 0/1 [N], scores of the members as log-odds [N, M], folds [N], groups [N]."""
+    """Out-of-fold images: labels 0/1 [N], scores of the members as log-odds [N, M], folds [N], groups [N]."""
 
     labels: np.ndarray
     scores: np.ndarray
@@ -31,7 +31,7 @@ class OutOfFoldScores(NamedTuple):
     groups: np.ndarray
 
     def where(self, mask: np.ndarray) -> "OutOfFoldScores":
-        return OutOfFoldScores(*(each[mask] for each in self))
+        return OutOfFoldScores(*(values[mask] for values in self))
 
 
 class Blend(NamedTuple):
@@ -42,33 +42,39 @@ class Blend(NamedTuple):
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Log-odds [N] of scores [N, M]."""
-        return _placed(self.scales, scores) @ self.weights
+        return _place(self.scales, scores) @ self.weights
 
 
 class Ensemble:
-    """The members' held-out scores and all that is fitted on them, once for each set of folds left out.
+    """The members' out-of-fold scores and all that is fitted on them, once for each set of folds left out.
 
     `methods` are those that can be asked for; mean, which the others have to beat, is always one of them.
-    Without defects there is nothing to fit but ranks; one member is left as it is.
+    `scale` is calibration, rank without both classes to calibrate on, none for a single member.
     """
 
     def __init__(
         self, names: list[str], sample: OutOfFoldScores, settings: EnsembleConfig, threshold: ThresholdConfig
     ):
-        self.sample, self.threshold = sample, threshold
+        self.sample = sample
+        self.threshold = threshold
         self.folds = np.unique(sample.folds).tolist()
-        both, single = 0 < sample.labels.mean() < 1, len(names) == 1
-        self.scale = "none" if single else settings.scale if both else "rank"
+        has_both_classes = 0 < sample.labels.mean() < 1
         self.weighers: dict[str, Weigher] = {"mean": equal_weights}
-        if settings.weights and not single:
-            given = given_weights(settings.weights, names)
-            self.weighers["given"] = lambda labels, placed: given
-        elif both and not single:
-            wanted = ["stack"] if settings.method == "auto" else [settings.method]
-            self.weighers |= {name: WEIGHERS[name] for name in wanted}
+        if len(names) == 1:
+            self.scale = "none"
+        else:
+            self.scale = "calibration" if has_both_classes else "rank"
+            if settings.weights:
+                weights = configured_weights(settings.weights, names)
+                self.weighers["given"] = lambda labels, placed: weights
+            elif has_both_classes:
+                method = "stack" if settings.method == "auto" else settings.method
+                self.weighers[method] = WEIGHERS[method]
         self.methods = list(self.weighers)
-        self.is_chosen = settings.method == "auto" and len(self.methods) > 1 and "given" not in self.methods
-        self.fit, self.nested, self.choose = cache(self._fit), cache(self._nested), cache(self._choose)
+        self.is_chosen = settings.method == "auto" and "stack" in self.methods
+        self.fit = cache(self._fit)
+        self.nested = cache(self._nested)
+        self.choose = cache(self._choose)
 
     def _fit(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> Blend:
         labels, scores, *_ = self._without(left_out)
@@ -76,10 +82,10 @@ class Ensemble:
             return Blend([np.asarray], np.ones(1))
         fit_scale = fit_ranks if self.scale == "rank" else fit_calibration
         scales = [fit_scale(labels, column) for column in scores.T]
-        return Blend(scales, self.weighers[method](labels, _placed(scales, scores)))
+        return Blend(scales, self.weighers[method](labels, _place(scales, scores)))
 
     def _nested(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> np.ndarray | None:
-        """0/1 for the images of all folds not left out, each called by the others; None for a single fold."""
+        """0/1 for the images of all folds not left out, each by the others; None for a single fold."""
         margins = self._margins(left_out, lambda out: self.fit(method, out))
         return None if margins is None else (margins >= 0).astype(int)
 
@@ -91,20 +97,21 @@ class Ensemble:
         if not self.is_chosen:
             return self.methods[-1]
         labels = self._without(left_out).labels
-        called = {name: self.nested(name, left_out) for name in self.methods}
-        if called["mean"] is None:
+        predicted = {name: self.nested(name, left_out) for name in self.methods}
+        if predicted["mean"] is None:
             return "mean"
-        best = max(called, key=lambda name: macro_f1(labels, called[name]))
+        best = max(predicted, key=lambda name: macro_f1(labels, predicted[name]))
         gain, error = self.gain(best, left_out)
         return best if gain > error else "mean"
 
     def gain(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> tuple[float, float]:
         """Nested macro-F1 of a method less that of the mean, and its standard error: groups drawn anew."""
         sample = self._without(left_out)
-        pair = np.stack([self.nested(name, left_out) for name in (method, "mean")])
-        found = [macro_f1(sample.labels, each) for each in pair]
-        drawn = bootstrap(sample.labels, pair, sample.groups)
-        return found[0] - found[1], float((drawn[:, 0] - drawn[:, 1]).std())
+        predicted = self.nested(method, left_out)
+        by_mean = self.nested("mean", left_out)
+        gain = macro_f1(sample.labels, predicted) - macro_f1(sample.labels, by_mean)
+        drawn = bootstrap(sample.labels, np.stack([predicted, by_mean]), sample.groups)
+        return gain, float((drawn[:, 0] - drawn[:, 1]).std())
 
     def predict_nested(self, share: float | None = None) -> np.ndarray | None:
         """0/1 [N]: every image by all that is fitted and chosen on the other folds; None for a single fold.
@@ -121,17 +128,19 @@ class Ensemble:
     def _margins(
         self, left_out: frozenset[str], fit: Callable[[frozenset[str]], Blend], share: float | None = None
     ) -> np.ndarray | None:
-        sample, rule, fpr = self._without(left_out), self.threshold.rule, self.threshold.fpr
+        sample = self._without(left_out)
         folds = [fold for fold in self.folds if fold not in left_out]
         if len(folds) < 2:
             return None
         margins = np.zeros(len(sample.labels))
         for fold in folds:
-            held = sample.folds == fold
+            is_val = sample.folds == fold
             blend = fit(left_out | {fold})
-            labels = sample.labels[~held]
-            threshold = choose_threshold(labels, blend(sample.scores[~held]), rule, fpr, share)
-            margins[held] = blend(sample.scores[held]) - threshold  # its sign is exact
+            fitted_scores = blend(sample.scores[~is_val])
+            threshold = choose_threshold(
+                sample.labels[~is_val], fitted_scores, self.threshold.rule, self.threshold.fpr, share
+            )
+            margins[is_val] = blend(sample.scores[is_val]) - threshold  # its sign is exact
         return margins
 
     def _without(self, left_out: frozenset[str]) -> OutOfFoldScores:
@@ -144,51 +153,53 @@ def equal_weights(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
 
 def stacking(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
     """Weights of a logistic regression on the placed scores; members with negative ones are dropped."""
-    kept = np.arange(placed.shape[1])
-    while len(kept):
-        found = LogisticRegression(solver="newton-cholesky").fit(placed[:, kept], labels).coef_[0]
-        if (found > 0).all():
+    members = np.arange(placed.shape[1])
+    while len(members):
+        model = LogisticRegression(solver="newton-cholesky").fit(placed[:, members], labels)
+        slopes = model.coef_[0]
+        if (slopes > 0).all():
             weights = np.zeros(placed.shape[1])
-            weights[kept] = found / found.sum()
+            weights[members] = slopes / slopes.sum()
             return weights
-        kept = kept[found > 0]
+        members = members[slopes > 0]
     return equal_weights(labels, placed)
 
 
 WEIGHERS: dict[str, Weigher] = {"mean": equal_weights, "stack": stacking}
 
 
-def given_weights(weights: dict[str, float], names: list[str]) -> np.ndarray:
+def configured_weights(weights: dict[str, float], names: list[str]) -> np.ndarray:
     """`ensemble.weights` in the order of `names`, with sum one. UserError if it is about other members."""
     if set(weights) != set(names):
         raise UserError(
             f"ensemble.weights names {', '.join(sorted(weights))}, but {', '.join(names)} are blended: give "
             "each of them a weight, 0 to leave it out"
         )
-    found = np.array([weights[name] for name in names], dtype=float)
-    return found / found.sum()
+    ordered = np.array([weights[name] for name in names], dtype=float)
+    return ordered / ordered.sum()
 
 
 def methods_table(ensemble: Ensemble, names: list[str]) -> dict[str, dict]:
     """For each method: naive and nested macro-F1, optimism, gain over the mean with its error, weights."""
-    return {method: _method_row(ensemble, method, names) for method in ensemble.methods}
-
-
-def _method_row(ensemble: Ensemble, method: str, names: list[str]) -> dict:
     labels, scores, *_ = ensemble.sample
-    blend, nested = ensemble.fit(method), ensemble.nested(method)
-    row = dict.fromkeys(["naive", "nested", "optimism", "gain", "gain_error"])
-    if labels.any():
-        blended = blend(scores)
-        threshold = choose_threshold(labels, blended, ensemble.threshold.rule, ensemble.threshold.fpr)
-        row["naive"] = macro_f1(labels, blended >= threshold)
-        if nested is not None:
-            row["nested"] = macro_f1(labels, nested)
-            row["optimism"] = row["naive"] - row["nested"]
-            if method != "mean":
-                row["gain"], row["gain_error"] = ensemble.gain(method)
-    return row | {"weights": dict(zip(names, blend.weights.tolist(), strict=True))}
+    table = {}
+    for method in ensemble.methods:
+        blend = ensemble.fit(method)
+        nested = ensemble.nested(method)
+        row = dict.fromkeys(["naive", "nested", "optimism", "gain", "gain_error"])
+        if labels.any():
+            blended = blend(scores)
+            threshold = choose_threshold(labels, blended, ensemble.threshold.rule, ensemble.threshold.fpr)
+            row["naive"] = macro_f1(labels, blended >= threshold)
+            if nested is not None:
+                row["nested"] = macro_f1(labels, nested)
+                row["optimism"] = row["naive"] - row["nested"]
+                if method != "mean":
+                    row["gain"], row["gain_error"] = ensemble.gain(method)
+        row["weights"] = dict(zip(names, blend.weights.tolist(), strict=True))
+        table[method] = row
+    return table
 
 
-def _placed(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
+def _place(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
     return np.column_stack([scale(column) for scale, column in zip(scales, scores.T, strict=True)])

@@ -1,4 +1,4 @@
-"""Metrics of anomaly maps against masks: pixel AUROC, and the area under per-region overlap (AUPRO)."""
+"""Anomaly maps: read from their archive, and compared with masks (pixel AUROC, AUPRO)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,13 +9,13 @@ import pandas as pd
 
 from defects.data.images import resize
 from defects.data.labels import has_mask, read_masks
-from defects.evaluation.thresholds import fpr_threshold
 from defects.messages import UserError
 
 FPR_LIMIT = 0.3  # AUPRO looks no further
+
 LEVELS = 1 << 16  # distinct half-precision numbers
+
 SIGN = np.uint16(0x8000)
-SURE = 0.5  # probability from which a segmenter's pixel is marked
 
 
 def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
@@ -128,30 +128,6 @@ class CellCounts:
         order = np.argsort(values)
         up_to = self.counts[present][order].cumsum()
         return float(values[order][np.searchsorted(up_to, share * up_to[-1])])
-
-
-def fit_map_limits(
-    maps: Iterable[np.ndarray], fpr: float, has_probabilities: bool, has_normal: bool
-) -> tuple[list[float], list[float]]:
-    """Of each plane of `maps` [K, h, w]: the median over all images, and from which value a cell is marked.
-
-    The latter is reached anywhere in a share `fpr` of these images, which are normal ones. Without normal
-    ones (`has_normal` False) both are quantiles of all cells of all images. A probability of a pixel is
-    marked from SURE on.
-    """
-    counts: list[CellCounts] = []
-    highest = []
-    for planes in maps:
-        counts = counts or [CellCounts() for _ in planes]
-        for plane, count in zip(planes, counts, strict=True):
-            count.add(plane)
-        highest.append(planes.max((1, 2)).astype(float))
-    medians = [count.quantile(0.5) for count in counts]
-    if has_probabilities:
-        return medians, [SURE] * len(medians)
-    if not has_normal:
-        return medians, [count.quantile(1 - fpr) for count in counts]
-    return medians, [fpr_threshold(values, fpr) for values in np.transpose(highest)]
 
 
 def _levels(scores: np.ndarray) -> np.ndarray:

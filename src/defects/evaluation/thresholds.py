@@ -1,148 +1,30 @@
-"""Where decisions come from: every threshold of the project is chosen here, and the Decision is made of it.
+"""Every threshold of the project is chosen here, and the Decision is made of it.
 
-An image is called defective when its score reaches the threshold (score >= threshold). The Decision is one
-record of what is submitted: everything that tells what a submission is worth takes it from here: the printed
-lines, the JSON, the ledger, the message on Kaggle, src/evaluate.py.
+From scores to a submission's threshold: decide_for_shares -> decide -> choose_threshold -> best_threshold or
+fpr_threshold; submitted_prior says for which share. An image is defective when its score reaches the
+threshold (score >= threshold). The Decision is one record of what is submitted: the printed lines, the JSON,
+the ledger, the message on Kaggle and src/evaluate.py show it.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from defects.config import ThresholdConfig
-from defects.evaluation.interval import interval
-from defects.evaluation.metrics import macro_f1, macro_f1_of_counts, share_weights
+from defects.evaluation.metrics import interval, macro_f1, macro_f1_of_counts, share_weights
+from defects.evaluation.pixels import CellCounts
+from defects.evaluation.scales import fit_calibration
 
 SHARE_NAMES = {"train": "training share", "estimated": "estimated share"}  # prior -> words
-TINY = 1e-12  # in place of a denominator of 0
+MARKED_PROBABILITY = 0.5  # probability from which a segmenter's pixel is marked
+EM_STEPS = 10_000  # EM creeps where the scores hardly tell the classes apart
+EM_TOLERANCE = 1e-9  # a step of the share that ends it
 
 
-class Cuts(NamedTuple):
-    """All ways to cut a list of scores, lowest threshold first; the last calls nothing defective.
-
-    threshold and gap (the distance between the two scores it lies between) [K]; errors as counts [K]:
-    fp normal images called defective, fn defects passed; `normal` and `defects` are the totals.
-    """
-
-    threshold: np.ndarray
-    gap: np.ndarray
-    fp: np.ndarray
-    fn: np.ndarray
-    normal: float
-    defects: float
-
-
-def choose_threshold(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    rule: str = "macro_f1",
-    fpr: float = 0.05,
-    share: float | None = None,
-) -> float:
-    """The threshold by `threshold.rule`: macro_f1 or expected_fpr.
-
-    macro_f1 is that of images weighted to a `share` of defects, by default their own; expected_fpr does not
-    depend on it. Where only one class is there, no rule can weigh both: without defects it is expected_fpr,
-    without normal images everything is called defective.
-    """
-    if not (labels == 0).any():
-        return float(scores.min())
-    if rule == "expected_fpr" or not (labels == 1).any():
-        return fpr_threshold(scores[labels == 0], fpr)
-    return best_threshold(labels, scores, share)[0]
-
-
-def best_threshold(labels: np.ndarray, scores: np.ndarray, share: float | None = None) -> tuple[float, float]:
-    """The threshold with the highest macro-F1 on these scores, and that macro-F1.
-
-    With `share` the images are weighted so that defects have this share of the total (both classes needed).
-    Every cut between distinct scores is tried, by one sort. Among equal optima the one in the widest
-    gap is taken: it is the least likely to be crossed by a new score.
-    """
-    cuts = all_cuts(labels, scores)
-    fp, fn, tp, tn = cuts.fp, cuts.fn, cuts.defects - cuts.fn, cuts.normal - cuts.fp
-    if share is not None:
-        defect, normal = share / cuts.defects, (1 - share) / cuts.normal
-        fp, fn, tp, tn = normal * fp, defect * fn, defect * tp, normal * tn
-    value = macro_f1_of_counts(tp, fp, fn, tn)
-    best = np.lexsort((-cuts.gap, -value))[0]
-    return float(cuts.threshold[best]), float(value[best])
-
-
-def equal_error(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """The threshold at which false acceptance equals false rejection, and that rate.
-
-    False acceptance is the share of the defects that pass, false rejection the share of the normal images
-    that do not. Where no cut makes them equal, the one that brings them nearest is taken (of several the
-    one with fewer errors, then the widest gap), and the rate is their mean. Needs both classes.
-    """
-    cuts = all_cuts(labels, scores)
-    # Over the common denominator: rates of equal distance would differ by rounding.
-    accepted, rejected = cuts.fn * cuts.normal, cuts.fp * cuts.defects
-    best = np.lexsort((-cuts.gap, accepted + rejected, abs(accepted - rejected)))[0]
-    rate = (accepted[best] + rejected[best]) / (2 * cuts.normal * cuts.defects)
-    return float(cuts.threshold[best]), float(rate)
-
-
-def fpr_threshold(normal_scores: np.ndarray, fpr: float) -> float:
-    """The lowest threshold that at most a share `fpr` of these normal images reaches: an exact quantile."""
-    ordered = np.sort(normal_scores)
-    above = len(ordered) - np.searchsorted(ordered, ordered, side="right")
-    return float(np.nextafter(ordered[above / len(ordered) <= fpr][0], np.inf))
-
-
-def all_cuts(labels: np.ndarray, scores: np.ndarray) -> Cuts:
-    """Every distinct way to cut `scores` [N]; thresholds lie in the middle between two of them."""
-    distinct, position = np.unique(scores, return_inverse=True)
-    defects = np.bincount(position, weights=labels == 1, minlength=len(distinct))
-    normal = np.bincount(position, weights=labels == 0, minlength=len(distinct))
-    return Cuts(
-        threshold=np.concatenate([distinct[:1], between(distinct), [np.nextafter(distinct[-1], np.inf)]]),
-        gap=np.concatenate([[0.0], np.diff(distinct), [0.0]]),
-        fp=np.append(normal[::-1].cumsum()[::-1], 0),
-        fn=np.append(0, defects.cumsum()),
-        normal=normal.sum(),
-        defects=defects.sum(),
-    )
-
-
-def nested_predictions(
-    labels: np.ndarray, scores: np.ndarray, folds: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
-) -> np.ndarray | None:
-    """0/1 [N], each fold called by the threshold fitted on all others; None for a single fold."""
-    names = np.unique(folds)
-    if len(names) < 2:
-        return None
-    predicted = np.zeros(len(labels), dtype=int)
-    for name in names:
-        held = folds == name
-        predicted[held] = scores[held] >= choose_threshold(labels[~held], scores[~held], rule, fpr)
-    return predicted
-
-
-def bootstrap(
-    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int = 0, repeats: int = 5000
-) -> np.ndarray:
-    """macro-F1 [repeats, K] of K predictions 0/1 [K, N] on the same draws of whole groups."""
-    outcome = 2 * np.asarray(labels, dtype=int) + predicted.astype(int)  # tn, fp, fn, tp
-    _, group = np.unique(groups, return_inverse=True)
-    counts = np.zeros((group.max() + 1, len(predicted), 4))
-    for index, each in enumerate(outcome):
-        np.add.at(counts, (group, index, each), 1)
-    # Groups with equal counts are interchangeable: draw how often each kind of group occurs.
-    kinds, multiplicity = np.unique(counts, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(counts), multiplicity / len(counts), repeats)
-    tn, fp, fn, tp = np.moveaxis(np.tensordot(draws, kinds, axes=1), 2, 0)
-    return macro_f1_of_counts(tp, fp, fn, tn)
-
-
-def between(distinct: np.ndarray) -> np.ndarray:
-    """Cuts [K - 1] between ascending values [K]: reaching a cut is being one of those above it."""
-    middle = distinct[:-1] / 2 + distinct[1:] / 2
-    # Between neighbouring floats there is no middle: reaching the upper one is the cut.
-    return np.where(middle > distinct[:-1], middle, distinct[1:])
+# --- the decision ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,7 +38,7 @@ class Decision:
     rule: str  # as threshold.rule; for masks tuned or untuned
     prior: str  # where `share` comes from: train (the out-of-fold images) or estimated (the test scores)
     share: float  # of defects; by the rule macro_f1 the threshold is the best one for it
-    threshold: float | None  # probability from which an image is called defective; None for masks
+    threshold: float | None  # probability from which an image is defective; None for masks
     score_threshold: float | None  # the same as log-odds
     called_defective: int | None  # test images
     expected_score: float | None  # nested, out of fold; None without defects or with a single fold
@@ -186,13 +68,46 @@ class Decision:
         return ", ".join(parts)
 
 
-def submitted_prior(settings: ThresholdConfig, prior: dict) -> str:
-    """train or estimated: the share of defects that is submitted for, from `threshold.prior` and prior_shift.
+def decide_for_shares(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    new_scores: np.ndarray,
+    predict_nested: Callable[[float | None], np.ndarray | None],
+    settings: ThresholdConfig,
+    prior: dict,
+) -> dict[str, Decision]:
+    """The decision for the training share of defects (`train`), and for the `estimated` one, if there is one.
 
-    An estimate that is not to be trusted is not used.
+    `prior` is that of `prior_shift`. predict_nested(share) is `nested` of `decide` for a share, None for that
+    of the out-of-fold images; the rest as there.
     """
-    is_trusted = prior["estimated_share"] is not None and prior["doubt"] is None
-    return "estimated" if settings.prior == "estimated" and is_trusted else "train"
+    decisions = {"train": decide(labels, scores, predict_nested(None), groups, new_scores, settings)}
+    share = prior["estimated_share"]
+    if share is not None:
+        decisions["estimated"] = decide(
+            labels,
+            scores,
+            predict_nested(share),
+            groups,
+            new_scores,
+            settings,
+            estimated_share=share,
+            share_error=prior["counted_error"] or 0.0,
+        )
+    return decisions
+
+
+def choose_submitted_threshold(
+    labels: np.ndarray, scores: np.ndarray, new_scores: np.ndarray, settings: ThresholdConfig
+) -> float:
+    """The threshold of the Decision that is submitted, as log-odds; arguments as those of `decide`."""
+    share = None
+    if settings.prior == "estimated":
+        prior = prior_shift(labels, scores, new_scores, settings.rule, settings.fpr)
+        if submitted_prior(settings, prior) == "estimated":
+            share = prior["estimated_share"]
+    return choose_threshold(labels, scores, settings.rule, settings.fpr, share)
 
 
 def decide(
@@ -208,8 +123,8 @@ def decide(
     """The decision for the share of defects among the out-of-fold images, or for `estimated_share`.
 
     labels 0/1, scores (log-odds) and groups [N] are of the out-of-fold images, new_scores [T] of the test
-    images; `nested` [N] is what thresholds for the same share, fitted on the other folds, call defective,
-    None for a single fold. The expected score weights these to the share, since macro-F1 depends on it.
+    images; `nested` 0/1 [N] is predicted by thresholds for the same share, fitted on the other folds, None
+    for a single fold. The expected score weights these to the share, since macro-F1 depends on it.
     `share_error` is the standard error of the estimated share.
     """
     has_defects = bool(labels.any())
@@ -242,3 +157,270 @@ def decide(
         expected_score=expected_score,
         interval_90=interval_90,
     )
+
+
+def submitted_prior(settings: ThresholdConfig, prior: dict) -> str:
+    """train or estimated: the share of defects that is submitted for, from `threshold.prior` and prior_shift.
+
+    An estimate that is not to be trusted is not used.
+    """
+    is_trusted = prior["estimated_share"] is not None and prior["doubt"] is None
+    return "estimated" if settings.prior == "estimated" and is_trusted else "train"
+
+
+# --- thresholds of images ----------------------------------------------------------------------------------
+
+
+def choose_threshold(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    rule: str = "macro_f1",
+    fpr: float = 0.05,
+    share: float | None = None,
+) -> float:
+    """The threshold by `threshold.rule`: macro_f1 or expected_fpr.
+
+    macro_f1 is that of images weighted to a `share` of defects, by default their own; expected_fpr does not
+    depend on it. Where only one class is present, no rule can weigh both: without defects it is
+    expected_fpr, without normal images every image is defective.
+    """
+    if not (labels == 0).any():
+        return float(scores.min())
+    if rule == "expected_fpr" or not (labels == 1).any():
+        return fpr_threshold(scores[labels == 0], fpr)
+    return best_threshold(labels, scores, share)[0]
+
+
+def best_threshold(labels: np.ndarray, scores: np.ndarray, share: float | None = None) -> tuple[float, float]:
+    """The threshold with the highest macro-F1 on these scores, and that macro-F1.
+
+    With `share` the images are weighted so that defects have this share of the total (both classes needed).
+    Every threshold between distinct scores is tried, by one sort. Among equal optima the one in the widest
+    gap is taken: it is the least likely to be crossed by a new score.
+    """
+    counts = count_errors_by_threshold(labels, scores)
+    fp = counts.fp
+    fn = counts.fn
+    tp = counts.defects - fn
+    tn = counts.normal - fp
+    if share is not None:
+        defect_weight = share / counts.defects
+        normal_weight = (1 - share) / counts.normal
+        fp, tn = normal_weight * fp, normal_weight * tn
+        fn, tp = defect_weight * fn, defect_weight * tp
+    value = macro_f1_of_counts(tp, fp, fn, tn)
+    best = np.lexsort((-counts.gap, -value))[0]
+    return float(counts.threshold[best]), float(value[best])
+
+
+def fpr_threshold(normal_scores: np.ndarray, fpr: float) -> float:
+    """The lowest threshold that at most a share `fpr` of these normal images reaches: an exact quantile."""
+    ordered = np.sort(normal_scores)
+    above = len(ordered) - np.searchsorted(ordered, ordered, side="right")
+    return float(np.nextafter(ordered[above / len(ordered) <= fpr][0], np.inf))
+
+
+def equal_error(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The threshold at which false acceptance equals false rejection, and that rate.
+
+    False acceptance is the share of the defects that pass, false rejection the share of the normal images
+    that do not. Where no threshold makes them equal, the one that brings them nearest is taken (of several
+    the one with fewer errors, then the widest gap), and the rate is their mean. Needs both classes.
+    """
+    counts = count_errors_by_threshold(labels, scores)
+    # Over the common denominator: rates of equal distance would differ by rounding.
+    accepted = counts.fn * counts.normal
+    rejected = counts.fp * counts.defects
+    best = np.lexsort((-counts.gap, accepted + rejected, abs(accepted - rejected)))[0]
+    rate = (accepted[best] + rejected[best]) / (2 * counts.normal * counts.defects)
+    return float(counts.threshold[best]), float(rate)
+
+
+class ErrorCounts(NamedTuple):
+    """Errors at all distinct thresholds, lowest first; at the last one no image is defective.
+
+    threshold and gap (the distance between the two scores it lies between) [K]; errors as counts [K]:
+    fp normal images that reach it, fn defects below it; `normal` and `defects` are the totals.
+    """
+
+    threshold: np.ndarray
+    gap: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    normal: float
+    defects: float
+
+
+def count_errors_by_threshold(labels: np.ndarray, scores: np.ndarray) -> ErrorCounts:
+    """At every threshold that divides `scores` [N] in another way, in the middle between two of them."""
+    distinct, position = np.unique(scores, return_inverse=True)
+    defects = np.bincount(position, weights=labels == 1, minlength=len(distinct))
+    normal = np.bincount(position, weights=labels == 0, minlength=len(distinct))
+    above_all = np.nextafter(distinct[-1], np.inf)
+    return ErrorCounts(
+        threshold=np.concatenate([distinct[:1], middles_between(distinct), [above_all]]),
+        gap=np.concatenate([[0.0], np.diff(distinct), [0.0]]),
+        fp=np.append(normal[::-1].cumsum()[::-1], 0),
+        fn=np.append(0, defects.cumsum()),
+        normal=normal.sum(),
+        defects=defects.sum(),
+    )
+
+
+def middles_between(distinct: np.ndarray) -> np.ndarray:
+    """Thresholds [K - 1] between ascending values [K]: the values above it, and only they, reach it."""
+    middle = distinct[:-1] / 2 + distinct[1:] / 2
+    # Between neighbouring floats there is no middle: the upper one is the threshold.
+    return np.where(middle > distinct[:-1], middle, distinct[1:])
+
+
+def nested_predictions(
+    labels: np.ndarray, scores: np.ndarray, folds: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+) -> np.ndarray | None:
+    """0/1 [N], each fold by the threshold fitted on all others; None for a single fold."""
+    fold_names = np.unique(folds)
+    if len(fold_names) < 2:
+        return None
+    predicted = np.zeros(len(labels), dtype=int)
+    for fold in fold_names:
+        is_val = folds == fold
+        threshold = choose_threshold(labels[~is_val], scores[~is_val], rule, fpr)
+        predicted[is_val] = scores[is_val] >= threshold
+    return predicted
+
+
+# --- the share of defects among the test images ------------------------------------------------------------
+
+
+class CountedShare(NamedTuple):
+    """A share of defects and its standard error."""
+
+    share: float
+    error: float
+
+
+def prior_shift(
+    labels: np.ndarray, scores: np.ndarray, new_scores: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+) -> dict:
+    """The share of defects behind the test scores `new_scores` [T], from the out-of-fold `scores` [N].
+
+    Plain values: training_share, estimated_share, counted_share with counted_error, and `doubt` (why the
+    estimate is not to be trusted, None if it is). Without defects, or without normal images, there is no
+    estimated share.
+    """
+    prior = {
+        "training_share": float(labels.mean()),
+        "estimated_share": None,
+        "counted_share": None,
+        "counted_error": None,
+        "doubt": "one class only among the out-of-fold images",
+    }
+    if labels.all() or not labels.any():
+        return prior
+    share = estimate_share(fit_calibration(labels, scores)(new_scores), labels.mean())
+    threshold = choose_threshold(labels, scores, rule, fpr)
+    count = count_share(labels, scores >= threshold, new_scores >= threshold)
+    prior["estimated_share"] = share
+    prior["doubt"] = find_doubt(share, count, len(new_scores))
+    if count is not None:
+        prior["counted_share"] = count.share
+        prior["counted_error"] = count.error
+    return prior
+
+
+def estimate_share(log_odds: np.ndarray, training_share: float) -> float:
+    """The share of defects among images [N] with these calibrated log-odds, by EM.
+
+    Saerens, Latinne & Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori
+    probabilities", equations 2.4 to 2.7. `log_odds` hold at `training_share`, which lies between 0 and 1.
+    """
+    share = training_share
+    with np.errstate(divide="ignore"):  # the share may run to 0 or 1
+        for _ in range(EM_STEPS):
+            previous = share
+            shift = logit(share) - logit(training_share)
+            share = float(expit(log_odds + shift).mean())
+            if abs(share - previous) < EM_TOLERANCE:
+                break
+    return share
+
+
+def count_share(labels: np.ndarray, predicted: np.ndarray, new_predicted: np.ndarray) -> CountedShare | None:
+    """The share of defects by counting the predicted ones of the test images, corrected by the known errors.
+
+    `labels` and `predicted` 0/1 [N] of out-of-fold images, `new_predicted` [T]. Cruder than EM, but it needs
+    no calibration: a check on it. None where as many normal images are predicted defective as defects.
+    """
+    true_rate = predicted[labels == 1].mean()
+    false_rate = predicted[labels == 0].mean()
+    new_rate = new_predicted.mean()
+    if true_rate <= false_rate:
+        return None
+    share = float(np.clip((new_rate - false_rate) / (true_rate - false_rate), 0, 1))
+    weighted_rates = (
+        (new_rate, 1.0, len(new_predicted)),
+        (true_rate, share, (labels == 1).sum()),
+        (false_rate, 1 - share, (labels == 0).sum()),
+    )
+    variance = 0.0
+    for rate, weight, images in weighted_rates:
+        smoothed = (rate * images + 0.5) / (images + 1)  # a rate of 0 or 1 is not known to be exactly that
+        variance += weight**2 * (smoothed * (1 - smoothed)) / images
+    return CountedShare(share, float(np.sqrt(variance) / (true_rate - false_rate)))
+
+
+def find_doubt(share: float, count: CountedShare | None, images: int) -> str | None:
+    """Why EM's share of `images` is not to be trusted; None if nothing speaks against it."""
+    if not 1 <= share * images <= images - 1:
+        return f"it ran to the edge: {share * images:.1f} of {images} images"
+    if count is None:
+        return "the scores do not tell defects from normal images"
+    if abs(share - count.share) > 2 * count.error:
+        return f"counting says {count.share:.1%} ± {count.error:.1%}"
+    return None
+
+
+# --- thresholds of maps and masks --------------------------------------------------------------------------
+
+
+def fit_map_limits(
+    maps: Iterable[np.ndarray], fpr: float, has_probabilities: bool, has_normal: bool
+) -> tuple[list[float], list[float]]:
+    """Of each plane of `maps` [K, h, w]: the median over all images, and from which value a cell is marked.
+
+    The latter is reached anywhere in a share `fpr` of these images, which are normal ones. Without normal
+    ones (`has_normal` False) both are quantiles of all cells of all images. A probability of a pixel is
+    marked from MARKED_PROBABILITY on.
+    """
+    counts: list[CellCounts] = []
+    highest = []
+    for planes in maps:
+        counts = counts or [CellCounts() for _ in planes]
+        for plane, count in zip(planes, counts, strict=True):
+            count.add(plane)
+        highest.append(planes.max((1, 2)).astype(float))
+    medians = [count.quantile(0.5) for count in counts]
+    if has_probabilities:
+        return medians, [MARKED_PROBABILITY] * len(medians)
+    if not has_normal:
+        return medians, [count.quantile(1 - fpr) for count in counts]
+    return medians, [fpr_threshold(values, fpr) for values in np.transpose(highest)]
+
+
+def fit_acceptance_threshold(
+    values: np.ndarray, reached: np.ndarray, below: np.ndarray, default: float = 0.0
+) -> float:
+    """The threshold t with the largest sum of `reached` where values >= t, and of `below` elsewhere.
+
+    `default` where no threshold is better; else in the middle between two values.
+    """
+    distinct, position = np.unique(values, return_inverse=True)
+    gain = np.zeros(len(distinct) + 1)
+    np.add.at(gain, position + 1, below - reached)
+    gain = gain.cumsum()  # of emptying all that lie below the i-th value
+    best = int(gain.argmax())
+    if gain[best] <= gain[np.searchsorted(distinct, default)] + 1e-9:
+        return default
+    above_all = np.nextafter(distinct[-1], np.inf)
+    thresholds = np.concatenate([[0.0], middles_between(distinct), [above_all]])
+    return float(thresholds[best])

@@ -13,8 +13,8 @@ from typing import get_type_hints
 from pydantic import create_model
 
 from defects.config import Config, refuse_external, resolve
+from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL
-from defects.data.windows import windows
 from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector
 from defects.validation import Section, validate

@@ -11,8 +11,8 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional
 
+from defects.data.images import windows
 from defects.data.labels import DEFECT, Labels
-from defects.data.windows import windows
 from defects.models.statistics import exact_quantile
 
 Batch = dict[str, torch.Tensor]

@@ -49,10 +49,18 @@ def create_backbone(
 def size_arguments(name: str, size: tuple[int, int] | None) -> list[dict]:
     """What to tell timm of the images' size (height, width): to be tried in this order.
 
-    Some networks of one size, such as crossvit, take others if they are told nothing.
+    Some networks of one size, such as crossvit, take others if they are told nothing. Raises UserError for a
+    pretrained tag (what follows the dot of a timm name) that the network does not have.
     """
-    known = timm.get_pretrained_cfg(name)
-    is_fixed = known is not None and known.fixed_input_size
+    try:
+        pretrained = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        network = name.partition(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{network}.*")) or f"{network} alone"
+        raise UserError(
+            f"model.backbone.name={name}: {in_one_line(error)} Set it to one of: {tags}"
+        ) from None
+    is_fixed = pretrained is not None and pretrained.fixed_input_size
     return [{"img_size": size}, {}] if size and is_fixed else [{}]
 
 

@@ -13,12 +13,12 @@ from defects.data.fold_files import DataTables
 from defects.evaluation.adversarial import (
     FILE,
     NEAR_HALF,
+    appearance_table,
     compare_with_test,
     inputs,
     summarise_comparison,
     verdict,
 )
-from defects.evaluation.appearance import appearance_table
 from defects.files import write_json
 from defects.reports.charts import NORMAL_COLOUR, TEST_COLOUR, add_headline, draw_panel
 from defects.reports.html import Charts, KeyFigure, Lines, PageSection, Text, build_page

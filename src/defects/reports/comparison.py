@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from defects.config import Config, ThresholdConfig, known_config_files, resolve, with_model
+from defects.config import Config, known_config_files, resolve, with_model
 from defects.data.fold_files import DataTables
-from defects.evaluation.align import experiment_scores
-from defects.evaluation.answer_key import load_answers
-from defects.evaluation.estimate import estimate
-from defects.evaluation.outcome import outcome
+from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
+from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.pixels import Maps
-from defects.evaluation.prior_shift import prior_shift
-from defects.evaluation.seed_runs import aligned_oof, without_seeds
-from defects.evaluation.thresholds import choose_threshold, submitted_prior
+from defects.evaluation.scales import experiment_scores
+from defects.evaluation.thresholds import choose_submitted_threshold
 from defects.messages import UserError, shorten_names
 from defects.reports.mask_report import measure_dice
 from defects.reports.run_tables import measure_fold
@@ -128,24 +125,16 @@ def _measure_test(run: Run, images: pd.DataFrame, oof: pd.DataFrame, expected: d
     yield from _measure_folds(run, sized, TEST_MAPS, ACCURACY, "test_model_")
     scores = experiment_scores(oof, scored)[1]
     table = known.drop_duplicates("image_id").set_index("image_id")[["label"]].assign(score=scores)
-    table["answer"] = (table["score"] >= submitted_threshold(run.config.threshold, oof, scores)).astype(int)
+    labels = oof["label"].to_numpy(dtype=int)
+    threshold = choose_submitted_threshold(
+        labels, oof["score"].to_numpy(), scores.to_numpy(), run.config.threshold
+    )
+    table["answer"] = (table["score"] >= threshold).astype(int)
     plain = table.assign(answer=(table["score"] >= expected["score_threshold"]).astype(int))
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     figures = outcome(table, share) | {"macro_f1_at_training_share": at_share}
     for name in OUTCOME:
         yield POOLED, f"test_{name}", figures[name]
-
-
-def submitted_threshold(settings: ThresholdConfig, oof: pd.DataFrame, new_scores: pd.Series) -> float:
-    """The threshold of a submission, as log-odds, for the share of defects by `threshold.prior`."""
-    labels, scores = oof["label"].to_numpy(dtype=int), oof["score"].to_numpy()
-    rule = settings.rule, settings.fpr
-    share = None
-    if settings.prior == "estimated":
-        prior = prior_shift(labels, scores, new_scores.to_numpy(), *rule)
-        if submitted_prior(settings, prior) == "estimated":
-            share = prior["estimated_share"]
-    return choose_threshold(labels, scores, *rule, share)
 
 
 def describe_setting(config: Config) -> str:

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from defects.evaluation.defect_score import AT_THRESHOLD, compute_defect_scores
+from defects.evaluation.display_scales import AT_THRESHOLD, compute_defect_scores
 from defects.evaluation.metrics import rank_metrics
-from defects.evaluation.thresholds import all_cuts, equal_error
+from defects.evaluation.thresholds import count_errors_by_threshold, equal_error
 from defects.reports.charts import DEFECT_COLOUR, NORMAL_COLOUR, add_headline, draw_panel
 
 BINS = 40  # of the histograms
@@ -65,7 +65,7 @@ def draw_error_rates(axes: Axes, oof: pd.DataFrame, expected: dict) -> None:
     """Shares of defects that pass and of normal images that are rejected, over the threshold."""
     labels = oof["label"].to_numpy(dtype=int)
     log_odds = oof["score"].to_numpy()
-    cuts = all_cuts(labels, log_odds)
+    cuts = count_errors_by_threshold(labels, log_odds)
     thresholds = compute_defect_scores(cuts.threshold, expected["score_threshold"])
     for errors, total, colour, rate in (
         (cuts.fp, cuts.normal, NORMAL_COLOUR, "false_rejection"),

@@ -7,15 +7,15 @@ from scipy.special import expit
 
 from defects.config import Config
 from defects.data.fold_files import DataTables
-from defects.evaluation.align import join, join_images
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
-from defects.evaluation.defect_score import compute_defect_scores
+from defects.evaluation.display_scales import compute_defect_scores
 from defects.evaluation.mistakes import find_doubtful_labels, measure_disagreement, measure_margins
 from defects.evaluation.pixels import Maps
+from defects.evaluation.scales import join, join_images
 from defects.reports.figures import MapLimits, fit_limits
 from defects.reports.run_tables import out_of_fold
 from defects.runs import OOF_MAPS, Run
-from defects.submission.blended_runs import calibrate_blend
+from defects.submission.build import calibrate_blend
 
 BLEND = ""  # in place of an experiment's name: no folder is called that
 

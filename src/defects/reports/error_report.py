@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from defects.config import Config
 from defects.config_data import DataConfig
-from defects.evaluation.defect_score import format_defect_score
+from defects.evaluation.display_scales import format_defect_score
 from defects.evaluation.estimate import estimate
 from defects.evaluation.mistakes import count_detected_by_kind
 from defects.reports.charts import draw_svg, shorten_name

@@ -12,14 +12,15 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.images import read_image, resize, resize_mask
 from defects.data.labels import read_masks
-from defects.evaluation.heat_map import (
+from defects.evaluation.display_scales import (
     AT_THRESHOLD_HEAT,
     LIMIT_COLOUR,
     compute_heat,
     paint_heat,
     paint_scale,
 )
-from defects.evaluation.pixels import Maps, fit_map_limits
+from defects.evaluation.pixels import Maps
+from defects.evaluation.thresholds import fit_map_limits
 from defects.reports.html import Card, Fact, Legend, embed_jpeg
 
 TILE_PIXELS = 380**2  # area of an image that is shown: enough to be enlarged, some 25 kB as JPEG

@@ -10,13 +10,13 @@ from tqdm import tqdm
 from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.labels import read_masks
-from defects.evaluation.dice import pair_dice
-from defects.evaluation.heat_map import LIMIT_COLOUR
-from defects.evaluation.mask_fitting import Candidate
+from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.mask_rules import Rule, to_mask
+from defects.evaluation.metrics import pair_dice
 from defects.evaluation.pixels import Maps
 from defects.reports.figures import MASK_COLOUR, Row, outline_around, read_tile
 from defects.reports.html import Card, Cards, Fact, embed_jpeg, format_number
+from defects.submission.masks import Candidate
 
 SHOWN = 6  # images of a kind
 

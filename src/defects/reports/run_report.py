@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from defects.config import ThresholdConfig
-from defects.evaluation.defect_score import compute_defect_scores, format_defect_score, format_probability
+from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
 from defects.reports.curves import draw_score_charts, draw_training_charts
 from defects.reports.figures import (

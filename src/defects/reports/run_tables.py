@@ -8,9 +8,9 @@ import pandas as pd
 
 from defects.config import Config, resolve
 from defects.data.fold_files import DataTables
-from defects.evaluation.align import align_held
 from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
+from defects.evaluation.scales import align_oof
 from defects.runs import OOF_MAPS, Run
 
 COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb", "parameters", "device"]
@@ -57,7 +57,7 @@ def out_of_fold(run: Run, tables: DataTables) -> pd.DataFrame:
     """
     images = tables.images.drop(columns="label")
     oof = run.load_oof(tables.folds).rename(columns={"score": "raw"}).merge(images, on="image_id")
-    return oof.assign(score=align_held(oof)[0])
+    return oof.assign(score=align_oof(oof)[0])
 
 
 def class_rows(run: Run, tables: DataTables) -> pd.DataFrame:

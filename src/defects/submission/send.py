@@ -12,16 +12,38 @@ import pandas as pd
 
 from defects.config import Config
 from defects.evaluation.thresholds import Decision
-from defects.files import read_csv
+from defects.files import read_csv, write_csv
 from defects.messages import UserError
-from defects.submission.answers import check_answers, submission_ids, summary_path
+from defects.submission.build import check_answers, submission_ids
 from defects.submission.kaggle_cli import last_line, printed_json, run_kaggle
-from defects.submission.ledger import forget, record
 from defects.submission.masks import check_masks
+from defects.submission.summary import summary_path
 from defects.writing import sha256
 
 TAG_LENGTH = 12  # hexadecimal digits
+
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
+COLUMNS = [
+    "date",  # UTC
+    "competition",
+    "tag",  # hash of what was sent, also in the description on Kaggle
+    "file",
+    "sha256",
+    "options",  # of `kaggle competitions submit`
+    "experiments",
+    "metric",  # macro-F1, or Dice for masks; this and the next seven as in the Decision
+    "expected_score",
+    "interval_low",  # of 90 %
+    "interval_high",
+    "share",  # of defects that the expected score is for
+    "prior",  # train: the out-of-fold images have this share; estimated: the test images, by their scores
+    "rule",
+    "threshold",
+    "ref",  # Kaggle's number
+    "status",  # sending: Kaggle was called, and whether it took the file was not learnt yet
+    "public_score",
+    "private_score",
+]
 
 
 @dataclass(frozen=True)
@@ -117,8 +139,8 @@ def send(
     `options` is called only if there is something to send. Raises UserError when Kaggle did not take it.
     """
     row = submission.row(competition, tag)
-    found = find(competition, tag)
-    if found is not None:
+    confirmed = find(competition, tag)
+    if confirmed is not None:
         print(f"{submission.path.name} was submitted before; nothing sent")
     else:
         check_allowance(competition)
@@ -126,8 +148,8 @@ def send(
         row["options"] = shlex.join(arguments)
         record(ledger, row)
         command = submit_command(competition, arguments, tag, submission.message)
-        found = _send(command, row, ledger)
-    row |= found
+        confirmed = _send(command, row, ledger)
+    row |= confirmed
     record(ledger, row)
     return row
 
@@ -186,3 +208,29 @@ def check_allowance(competition: str) -> None:
             f"{competition}: the limit of submissions is reached ({used} today, none left): wait until it is "
             "reset at midnight UTC, and run again"
         )
+
+
+def record(path: Path, row: dict) -> None:
+    """Put `row` over the one with its competition and tag, or at the end."""
+    table, same = _look_up(path, row)
+    known = table[same].iloc[0].to_dict() if same.any() else {}
+    merged = pd.DataFrame([known | row], columns=COLUMNS)
+    write_csv(path, pd.concat([table[~same], merged], ignore_index=True))
+
+
+def forget(path: Path, row: dict) -> None:
+    """Take out the row with the competition and tag of `row`: it never arrived."""
+    table, same = _look_up(path, row)
+    write_csv(path, table[~same])
+
+
+def _look_up(path: Path, row: dict) -> tuple[pd.DataFrame, pd.Series]:
+    """The table, and where it has the competition and tag of `row`."""
+    table = pd.DataFrame(columns=COLUMNS)
+    try:
+        if path.exists():
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a tag may look like a number
+        return table, (table["competition"] == row["competition"]) & (table["tag"] == row["tag"])
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no ledger of this program ({reason}): move it away") from None

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from defects.config import Config, InferConfig
 from defects.data.datasets import as_input, plain_loader
+from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL, turn, turn_back
-from defects.data.windows import windows
 from defects.files import array_archive, join_archives, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
@@ -186,11 +186,8 @@ def score_test(run: Run, images: pd.DataFrame, use: str, accelerator: Accelerato
     if accelerator.is_main_process and not all(run.is_scored(fold) for fold in models):
         # It is joined last: from an interruption on it would not be what the folds say.
         joined.unlink(missing_ok=True)
-    for fold in models:
-        _score_fold(run, test, fold, accelerator)
+    tables = [_score_fold(run, test, fold, accelerator) for fold in models]
     if accelerator.is_main_process:
-        files = [run.fold_folder(fold) / "test.csv" for fold in models]
-        tables = [read_csv(path, TEST_COLUMNS, "src/infer.py") for path in files]
         table = pd.concat(tables).sort_values(["image_id", "fold"], kind="stable", ignore_index=True)
         write_csv(joined, table[TEST_COLUMNS])
     accelerator.wait_for_everyone()
@@ -208,21 +205,27 @@ def _models(run: Run, use: str) -> list[str]:
     return trained + ([FULL] if use == "both" else [])
 
 
-def _score_fold(run: Run, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> None:
-    """Scores of one model; kept in its folder with what they were made from."""
+def _score_fold(run: Run, test: pd.DataFrame, fold: str, accelerator: Accelerator) -> pd.DataFrame | None:
+    """Scores of one model, written into its folder with what they were made from.
+
+    TEST_COLUMNS; the main process alone has them.
+    """
     detector = load_detector(run, fold, has_other_maps=True)
     stamp = run.score_stamp(fold)
     shards = Shards(run, fold, stamp)
     folder = run.fold_folder(fold)
+    table = None
     if not run.is_scored(fold):
         if (folder / "test.csv").exists():
             found = differences(run.read_score_stamp(fold), stamp)
             accelerator.print(f"{name_model(fold)} is scored again ({join_differences(found)})")
-        shards.score(detector, test, accelerator)
+        table = shards.score(detector, test, accelerator)
         if accelerator.is_main_process:
             write_json(folder / "test.json", stamp)
-    if accelerator.is_main_process:
-        shards.clear()
+    if not accelerator.is_main_process:
+        return None
+    shards.clear()
+    return read_csv(folder / "test.csv", TEST_COLUMNS, "src/infer.py") if table is None else table
 
 
 class Shards:
@@ -247,19 +250,20 @@ class Shards:
             return 0
         return self.rows * next(number for number in count() if not self._table(number).exists())
 
-    def score(self, detector: Detector, test: pd.DataFrame, accelerator: Accelerator) -> None:
-        """Write test.csv and test_maps.npz: the same bytes with and without shards, interrupted or not."""
+    def score(self, detector: Detector, test: pd.DataFrame, accelerator: Accelerator) -> pd.DataFrame | None:
+        """Write test.csv and test_maps.npz: the same bytes with and without shards, interrupted or not.
+
+        Returns the table of test.csv; of other processes than the main one None.
+        """
         if len(test) <= self.rows:
             folder = self.run_folder
-            self._score(detector, test, accelerator, folder / "test.csv", folder / TEST_MAPS)
-            return
+            return self._score(detector, test, accelerator, folder / "test.csv", folder / TEST_MAPS)
         for start in range(self._begin(accelerator), len(test), self.rows):
             number, part = start // self.rows, test[start : start + self.rows]
             self._score(detector, part, accelerator, self._table(number), self._maps(number))
             accelerator.free_memory()  # or the loader of every shard would stay, with its processes
             accelerator.print(f"{self.run_folder.name}: {start + len(part)} of {len(test)} images are scored")
-        if accelerator.is_main_process:
-            self._join(-(-len(test) // self.rows))
+        return self._join(-(-len(test) // self.rows)) if accelerator.is_main_process else None
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -276,17 +280,21 @@ class Shards:
 
     def _score(
         self, detector: Detector, rows: pd.DataFrame, accelerator: Accelerator, table: Path, maps: Path
-    ) -> None:
-        """The table last: where it is, the maps are."""
+    ) -> pd.DataFrame | None:
+        """The table last: where it is, the maps are. Returns it on the main process."""
         scores = score_table(detector, self.config, rows, self.fold, accelerator, maps)
-        if accelerator.is_main_process:
-            write_csv(table, scores)
+        if not accelerator.is_main_process:
+            return None
+        write_csv(table, scores)
+        return scores
 
-    def _join(self, shards: int) -> None:
+    def _join(self, shards: int) -> pd.DataFrame:
         maps = [self._maps(number) for number in range(shards)]
         join_archives(self.run_folder / TEST_MAPS, [path for path in maps if path.exists()])
         tables = [read_csv(self._table(number), TEST_COLUMNS, "src/infer.py") for number in range(shards)]
-        write_csv(self.run_folder / "test.csv", pd.concat(tables, ignore_index=True))
+        table = pd.concat(tables, ignore_index=True)
+        write_csv(self.run_folder / "test.csv", table)
+        return table
 
     def _table(self, number: int) -> Path:
         return self.folder / f"{number:05d}.csv"

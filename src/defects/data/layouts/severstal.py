@@ -9,7 +9,7 @@ from defects.config_data import DataConfig
 from defects.data.labels import class_columns
 from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, leave_out_masks
-from defects.data.rle_table import COLUMNS, all_pairs, read_annotations
+from defects.data.rle import COLUMNS, all_pairs, read_annotations
 from defects.messages import UserError, shorten_names
 
 

@@ -22,7 +22,7 @@ from defects.data import rle
 from defects.data.generated import generate_if_missing, new_data_set
 from defects.data.layouts import severstal
 from defects.data.listing import Listing
-from defects.data.rle_table import COLUMNS, all_pairs, write_rle_table
+from defects.data.rle import COLUMNS, all_pairs, write_rle_table
 from defects.validation import Section
 
 CLASSES = ["1", "2", "3", "4"]

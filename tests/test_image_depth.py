@@ -14,7 +14,7 @@ from defects.data.images import ImageFacts, examine_image, notes_on_depth, read_
 from defects.deploy.model import Meta
 from defects.deploy.prediction import read_frame
 from defects.deploy.similar import load_normals
-from defects.evaluation.appearance import appearance_table
+from defects.evaluation.adversarial import appearance_table
 from defects.messages import UserError
 from defects.reports.figures import read_tile
 from defects.stages import ensure_images, ensure_tables
@@ -37,14 +37,14 @@ def pack_12_bits(values):
 
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
-def test_the_white_level_becomes_255_and_what_is_above_it_too(tmp_path, bits):
+def test_read_image_makes_the_white_level_and_more_255(tmp_path, bits):
     path = tmp_path / "x.png"
     path.write_bytes(encoded(DEEP, "PNG"))
     expected = np.minimum(DEEP / (2**bits - 1), 1) * 255
     assert np.abs(read_image(path, bits=bits) - three(expected)).max() <= 0.51
 
 
-def test_12_bit_frames_keep_their_grey_levels(tmp_path):
+def test_read_image_of_12_bits_keeps_grey_levels(tmp_path):
     ramp = np.tile(np.arange(0, 4096, 16, dtype=np.uint16), (8, 1))
     (tmp_path / "x.png").write_bytes(encoded(ramp, "PNG"))
     assert len(np.unique(read_image(tmp_path / "x.png"))) < 20
@@ -69,7 +69,7 @@ FILES = {  # name -> (content of more than 8 bits, its values from 0 to 1)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_without_a_setting_white_is_what_the_file_allows(tmp_path, name):
+def test_read_image_without_bits_takes_white_from_the_header(tmp_path, name):
     content, values = FILES[name]
     (tmp_path / name).write_bytes(content)
     image = read_image(tmp_path / name)
@@ -78,19 +78,19 @@ def test_without_a_setting_white_is_what_the_file_allows(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["twelve.tif", "twelve.pgm"])
-def test_files_that_tell_their_depth_agree_with_the_setting(tmp_path, name):
+def test_read_image_of_a_file_that_tells_its_depth(tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name][0])
     np.testing.assert_array_equal(read_image(tmp_path / name), read_image(tmp_path / name, bits=12))
 
 
 @pytest.mark.parametrize("white", [1, 15, 100, 254, 255])
-def test_small_maxima_of_a_pgm_are_white(tmp_path, white):
+def test_read_image_of_a_pgm_with_a_small_maximum(tmp_path, white):
     values = (GREY.astype(int) % (white + 1)).astype(np.uint8)
     (tmp_path / "x.pgm").write_bytes(pnm(5, values, white))
     assert np.abs(read_image(tmp_path / "x.pgm", bits=12) - three(values / white * 255)).max() <= 0.51
 
 
-def test_8_bit_images_are_read_as_ever_under_a_setting(tmp_path):
+def test_read_image_of_8_bits_ignores_bits(tmp_path):
     (tmp_path / "x.png").write_bytes(encoded(GREY, "PNG"))
     np.testing.assert_array_equal(read_image(tmp_path / "x.png", bits=12), three(GREY))
 
@@ -100,7 +100,7 @@ def facts_of_16_bits(*largest):
 
 
 @pytest.mark.parametrize(
-    ("largest", "bits", "named"),
+    ("largest", "bits", "proposed_bits"),
     [
         ([1023, 700], None, 10),
         ([300, 200], None, 10),
@@ -111,21 +111,21 @@ def facts_of_16_bits(*largest):
         ([4095], 12, None),
     ],
 )
-def test_unused_depth_is_noted(largest, bits, named):
+def test_notes_on_depth_of_unused_bits(largest, bits, proposed_bits):
     notes = notes_on_depth(facts_of_16_bits(*largest) | {"8.png": ImageFacts(4, 4, 8, "grey", 255)}, bits)
-    assert [f"set data.bits={named}" in note for note in notes] == ([True] if named else [])
+    assert [f"set data.bits={proposed_bits}" in note for note in notes] == ([True] if proposed_bits else [])
 
 
-def test_8_bit_images_have_no_unused_depth():
+def test_notes_on_depth_none_for_8_bits():
     assert notes_on_depth({"8.png": ImageFacts(4, 4, 8, "grey", 90)}, None) == []
 
 
-def test_values_above_the_white_level_that_is_set_are_noted():
+def test_notes_on_depth_of_values_above_the_white_level():
     (note,) = notes_on_depth(facts_of_16_bits(900, 4000), 10)
     assert "data.bits=10" in note and "4,000" in note and "1.png" in note
 
 
-def test_images_of_another_camera_that_are_nearly_black_are_noted():
+def test_notes_on_depth_of_nearly_black_images():
     (note,) = notes_on_depth(facts_of_16_bits(60000, 4000, 65535), None)
     assert "1 of 3" in note and "1.png" in note
 
@@ -145,7 +145,7 @@ def deep_data(tmp_path, make_config):
 
 
 @pytest.mark.parametrize("reader", ["loader", "tile", "appearance", "frame", "normals"])
-def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
+def test_bits_are_used_by_every_reader(deep_data, tmp_path, reader):
     root, configured = deep_data
     bright = []
     for bits in (None, 12):
@@ -153,17 +153,17 @@ def test_every_reader_of_images_uses_the_setting(deep_data, tmp_path, reader):
         rows = ensure_images(config)
         path = root / rows["path"][0]
         if reader == "loader":
-            seen = next(iter(plain_loader(config, rows)))["image"].numpy()
+            pixels = next(iter(plain_loader(config, rows)))["image"].numpy()
         elif reader == "tile":
-            seen = read_tile(config.data, rows.to_dict("records")[0])
+            pixels = read_tile(config.data, rows.to_dict("records")[0])
         elif reader == "appearance":
             ensure_tables(config)
-            seen = 255 * appearance_table(config, ensure_tables(config))["brightness"].to_numpy()
+            pixels = 255 * appearance_table(config, ensure_tables(config))["brightness"].to_numpy()
         elif reader == "frame":
-            seen = read_frame(path, meta(bits)).image
+            pixels = read_frame(path, meta(bits)).image
         else:
-            seen = np.stack(list(load_normals(tmp_path, path.parent, bits).images.values()))
-        bright.append(float(seen.mean()))
+            pixels = np.stack(list(load_normals(tmp_path, path.parent, bits).images.values()))
+        bright.append(float(pixels.mean()))
     assert bright[0] < 0.7 * bright[1]
 
 
@@ -185,7 +185,7 @@ def meta(bits):
     )
 
 
-def test_prediction_sees_what_training_saw(deep_data):
+def test_bits_are_the_same_in_prediction_and_training(deep_data):
     root, configured = deep_data
     config = configured(12)
     rows = ensure_images(config)
@@ -193,7 +193,7 @@ def test_prediction_sees_what_training_saw(deep_data):
     np.testing.assert_array_equal(read_frame(root / rows["path"][0], meta(12)).image, trained_on[0])
 
 
-def test_another_setting_makes_tables_and_checkpoints_stale(deep_data, capsys):
+def test_bits_make_tables_and_checkpoints_stale(deep_data, capsys):
     _, configured = deep_data
     before = configured(None)
     ensure_tables(before)
@@ -201,20 +201,20 @@ def test_another_setting_makes_tables_and_checkpoints_stale(deep_data, capsys):
     capsys.readouterr()
     after = configured(12)
     ensure_tables(after)
-    said = capsys.readouterr().out
-    assert "preparing the data first" in said and "splitting first" in said
+    printed = capsys.readouterr().out
+    assert "preparing the data first" in printed and "splitting first" in printed
     assert differences(saved, fingerprint(after, "0", None))[0] == "data.bits=null then, 12 now"
     stamp = json.loads((after.dataset_dir / "split.json").read_text())
     assert stamp["settings"]["data.bits"] == 12
 
 
 @pytest.mark.parametrize("bits", [8, 17, "twelve"])
-def test_impossible_depths_are_refused(tmp_path, config_file, bits):
+def test_bits_that_are_impossible_are_refused(tmp_path, config_file, bits):
     with pytest.raises(UserError, match=r"data\.bits"):
         load_config(config_file(tmp_path, data={"bits": bits}))
 
 
-def test_the_largest_value_is_that_of_the_file(tmp_path):
+def test_examine_image_tells_the_largest_stored_value(tmp_path):
     (tmp_path / "x.png").write_bytes(PACKED)
     facts = examine_image(tmp_path / "x.png")
     assert (facts.bits, facts.largest) == (16, TWELVE.max())

@@ -1,4 +1,4 @@
-"""What keeps memory bounded where there are very many images."""
+"""Large arrays in files, and few images in memory at a time: for data sets of very many images."""
 
 import math
 import shutil
@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 from defects.messages import UserError
 
-HELD = 2**26  # bytes: larger arrays lie in files
-TAKEN = 4096  # items handed to the threads at a time
+MAX_ARRAY_BYTES = 2**26  # larger arrays lie in files
+ROWS_IN_PROGRESS = 4096  # given to the threads at a time
 
 
 def allocate_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> np.ndarray:
-    """An array to be filled; one above HELD lies in a file of `folder` that ends with it.
+    """An array to be filled; one above MAX_ARRAY_BYTES lies in a file of `folder` that ends with it.
 
-    The system can then take back the memory of parts that are not in use. Without a folder it is held.
+    The system can then take back the memory of parts that are not in use.
     Raises UserError if the disk is too small.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if folder is None or size <= HELD:
+    if folder is None or size <= MAX_ARRAY_BYTES:
         return np.empty(shape, dtype)
     if shutil.disk_usage(folder).free < size:  # written through memory, a full disk would end the process
         raise UserError(
@@ -36,12 +36,14 @@ def allocate_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> 
 
 
 def in_threads(function: Callable[..., Any], *columns: Sequence, text: str) -> Iterator[Any]:
-    """function(*row) for every row of `columns`, in order; no more than TAKEN rows are under way."""
+    """function(*row) for every row of `columns`, in order; no more than ROWS_IN_PROGRESS are under way."""
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=len(columns[0]), desc=text, leave=False, disable=None) as bar,
     ):
-        for start in range(0, len(columns[0]), TAKEN):
-            for result in pool.map(function, *(column[start : start + TAKEN] for column in columns)):
+        for start in range(0, len(columns[0]), ROWS_IN_PROGRESS):
+            for result in pool.map(
+                function, *(column[start : start + ROWS_IN_PROGRESS] for column in columns)
+            ):
                 bar.update()
                 yield result

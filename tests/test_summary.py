@@ -6,7 +6,7 @@ import pytest
 
 from defects.config import EnsembleConfig, ThresholdConfig
 from defects.messages import UserError
-from defects.submission.answers import read_summary
+from defects.submission.summary import read_summary
 
 SETTINGS = {"threshold": ThresholdConfig().model_dump(), "ensemble": EnsembleConfig().model_dump()}
 WHOLE = {"runs": {"member": "output/member"}, "settings": SETTINGS}

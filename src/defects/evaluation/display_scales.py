@@ -1,21 +1,24 @@
-"""The scale on which people see scores and thresholds: 0 to 100, the threshold of the decision at 50.
+"""Scales on which people see scores and anomaly maps; the threshold lies in the middle of both.
 
-Probabilities do not serve: those of many detectors crowd at 0 or 1, and the threshold with them ("probability
-1.000, threshold 1.000"). Their log-odds have no such ends, but no fixed range either. The defect score takes
-how many powers of ten the odds of a defect lie above the odds at the threshold (d, negative below it) and
-brings it into a fixed range: 50 + 50 d / (1 + |d|). At 75 the odds are ten times those at the threshold, at
-83 a hundred times, at 25 a tenth. It is the same increasing function for all detectors, it never reaches its
-ends, and 50 means the decision itself: a score is at least 50 exactly where the image counts as defective. It
-is no probability, and says nothing of the share of defects.
-
-NumPy alone, for prediction where little else is installed.
+NumPy and OpenCV alone, for prediction where little else is installed.
 """
 
+import cv2
 import numpy as np
 
 AT_THRESHOLD = 50.0  # defect score
+
 LIMIT = 40.0  # log-odds: beyond those of any float64 probability below 1
+
 SMALLEST_DISTANCE = 1e-8  # of a written probability from 0 and from 1
+AT_THRESHOLD_HEAT, MAX_HEAT = 50.0, 100.0
+OPACITY = 0.75  # of the colours over the image, from the threshold on; below it they fade out
+COLOURS = cv2.COLORMAP_INFERNO
+LIMIT_COLOUR = (
+    0,
+    255,
+    255,
+)  # cyan, which the colour map lacks: frames and outlines of what reaches the threshold
 
 
 def compute_defect_scores(log_odds: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
@@ -63,3 +66,24 @@ def _keep_decision(scores: np.ndarray, is_defect: np.ndarray) -> np.ndarray:
     """The scores, moved to the right side of the threshold where rounding took them to the other."""
     below = np.minimum(scores, np.nextafter(AT_THRESHOLD, 0))
     return np.where(is_defect, np.maximum(scores, AT_THRESHOLD), below)
+
+
+def compute_heat(anomaly_map: np.ndarray, normal: float, threshold: float) -> np.ndarray:
+    """float32 [h, w], 0 to 100, of a map [h, w] with the median of normal pixels and the threshold."""
+    distance = max(threshold - normal, 1e-6 * abs(threshold), 1e-12)  # all maps may be constant
+    heat = AT_THRESHOLD_HEAT * (anomaly_map.astype(np.float64) - normal) / distance
+    return heat.clip(0, MAX_HEAT).astype(np.float32)
+
+
+def paint_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: the colours of `heat` [H, W] over `image`, which shows where the heat is low."""
+    levels = np.round(heat * (255 / MAX_HEAT)).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLOURS), cv2.COLOR_BGR2RGB)
+    opacity = OPACITY * np.minimum(heat / AT_THRESHOLD_HEAT, 1)[..., None]
+    return (opacity * colours + (1 - opacity) * image).round().astype(np.uint8)
+
+
+def paint_scale(width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3]: all colours over grey, from heat 0 at the left to 100."""
+    heat = np.tile(np.linspace(0, MAX_HEAT, width, dtype=np.float32), (height, 1))
+    return paint_heat(np.full((height, width, 3), 128, np.uint8), heat)

@@ -1,4 +1,4 @@
-"""Very many images: what is kept in files instead of memory changes nothing that is found."""
+"""Very many images: arrays in files instead of memory change no result."""
 
 import threading
 
@@ -8,7 +8,7 @@ import pytest
 from conftest import raising, texture
 
 from defects.config_data import DuplicateConfig
-from defects.data import duplicates, many, registration
+from defects.data import bounded_memory, duplicates, registration
 from defects.data.duplicates import search_siblings
 from defects.messages import UserError
 
@@ -30,46 +30,48 @@ def expected(thumbnails):
 
 
 @pytest.mark.parametrize("tile", [1, 7, 2**13])
-def test_siblings_are_the_same_in_tiles_and_in_files(tmp_path, thumbnails, expected, monkeypatch, tile):
+def test_search_siblings_in_tiles_and_in_files(tmp_path, thumbnails, expected, monkeypatch, tile):
     assert expected[["i", "j"]].to_numpy().tolist() == [[k, 41 + k] for k in range(8)]
-    monkeypatch.setattr(many, "HELD", 0)
+    monkeypatch.setattr(bounded_memory, "MAX_ARRAY_BYTES", 0)
     monkeypatch.setattr(duplicates, "TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", 16)
     monkeypatch.setattr(registration, "PAIR_BLOCK", 5)
-    found = search_siblings(thumbnails, SETTINGS, tmp_path).pairs
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    pairs = search_siblings(thumbnails, SETTINGS, tmp_path).pairs
+    pd.testing.assert_frame_equal(pairs, expected, rtol=1e-4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_large_arrays_lie_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(many, "HELD", 1000)
-    large = many.allocate_array((500, 3), np.uint8, tmp_path)
+def test_allocate_array_in_a_file_that_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_memory, "MAX_ARRAY_BYTES", 1000)
+    large = bounded_memory.allocate_array((500, 3), np.uint8, tmp_path)
     large[:] = 7
     assert isinstance(large, np.memmap) and large.sum() == 10_500
-    assert not isinstance(many.allocate_array((10, 3), np.uint8, tmp_path), np.memmap)
-    assert not isinstance(many.allocate_array((500, 3), np.uint8, None), np.memmap)
+    assert not isinstance(bounded_memory.allocate_array((10, 3), np.uint8, tmp_path), np.memmap)
+    assert not isinstance(bounded_memory.allocate_array((500, 3), np.uint8, None), np.memmap)
     del large
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_too_small_is_named_beforehand(tmp_path):
+def test_allocate_array_names_a_disk_that_is_too_small(tmp_path):
     with pytest.raises(UserError, match=r"needs 1000000000.0 GB .* free it, or lower split.duplicates"):
-        many.allocate_array((10**9, 10**9), np.uint8, tmp_path)
+        bounded_memory.allocate_array((10**9, 10**9), np.uint8, tmp_path)
 
 
-def test_threads_keep_the_order_and_run_no_further_than_the_limit(monkeypatch):
-    monkeypatch.setattr(many, "TAKEN", 10)
-    started, lock = set(), threading.Lock()
+def test_in_threads_keeps_the_order_and_runs_no_further_than_the_limit(monkeypatch):
+    monkeypatch.setattr(bounded_memory, "ROWS_IN_PROGRESS", 10)
+    started = set()
+    lock = threading.Lock()
 
-    def add(one, other):
+    def add(unit, ten):
         with lock:
-            started.add(one)
-        return one + other
+            started.add(unit)
+        return unit + ten
 
-    ones, others = pd.Series(range(35)), list(range(0, 350, 10))
-    for number, result in enumerate(many.in_threads(add, ones, others, text="adding")):
+    units = pd.Series(range(35))
+    tens = list(range(0, 350, 10))
+    for number, result in enumerate(bounded_memory.in_threads(add, units, tens, text="adding")):
         assert result == 11 * number
         assert max(started) < 10 * (number // 10 + 1)
     assert number == 34
     with pytest.raises(UserError, match="broken"):
-        list(many.in_threads(raising(UserError("broken")), ones, text="adding"))
+        list(bounded_memory.in_threads(raising(UserError("broken")), units, text="adding"))
