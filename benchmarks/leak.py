@@ -67,7 +67,7 @@ FIGURES = {
 class Blackened(ImageDataset):
     """Copies as the recipe makes them: what comes in from outside the frame is black."""
 
-    def _turned(self, item: int | tuple[int, int]) -> TrainingImage:
+    def _load(self, item: int | tuple[int, int]) -> TrainingImage:
         row = item[1] if isinstance(item, tuple) else item
         image = read_image(self.root / self.paths[row], self.size, self.bits)
         image = rotate_black(image, self.angles[row])

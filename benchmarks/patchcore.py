@@ -140,7 +140,7 @@ def draw_images(folder: Path, count: int, seed: int, kinds: list[str]) -> dict[s
     """Textures of the demo, enlarged; labels by file name."""
     import cv2
 
-    from defects.data.demo_images import TEXTURES, draw_image
+    from defects.data.layouts.demo import TEXTURES, draw_image
 
     folder.mkdir()
     labels = {}

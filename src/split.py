@@ -4,9 +4,8 @@ import pandas as pd
 
 from defects import cli, stages
 from defects.config import Config
-from defects.data.fold_files import load_training_rows, split
+from defects.data.fold_files import describe_search, load_training_rows, split
 from defects.data.folds import class_targets
-from defects.data.sibling_report import describe_search
 from defects.files import read_csv
 from defects.messages import shorten_names
 from defects.runs import fold_names

@@ -20,7 +20,7 @@ import yaml
 from kaggle_server import KaggleServer, serving
 
 from defects.config import ROOT, Config
-from defects.config_data import DataConfig, DuplicateConfig
+from defects.config_data import DataConfig, DuplicateConfig, data_config_class
 from defects.config_files import load_config
 
 # Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.
@@ -160,10 +160,15 @@ def options_for(script: str, config: Path) -> list[str | Path]:
     return [run_at(config)]
 
 
+def make_data_config(**values: object) -> DataConfig:
+    """A data section with the settings of its layout."""
+    return data_config_class(values)(**values)
+
+
 def data_in(root: Path, **settings: object) -> DataConfig:
     """The configuration of a data set in `root`."""
     values = {"name": "tiny_data", "source": "folders", "root": root, "image_size": (32, 32)}
-    return DataConfig(**(values | settings))
+    return make_data_config(**(values | settings))
 
 
 def run_once(name: str, *arguments: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import raising, texture
 
 from defects.config_data import DuplicateConfig
-from defects.data import bounded_memory, duplicates
+from defects.data import bounded_memory, duplicates, registration
 from defects.data.duplicates import search_siblings
 from defects.messages import UserError
 
@@ -35,7 +35,7 @@ def test_search_siblings_in_tiles_and_in_files(tmp_path, thumbnails, expected, m
     monkeypatch.setattr(bounded_memory, "MAX_ARRAY_BYTES", 0)
     monkeypatch.setattr(duplicates, "TILE", tile)
     monkeypatch.setattr(duplicates, "BLOCK", 16)
-    monkeypatch.setattr(duplicates, "PAIR_BLOCK", 5)
+    monkeypatch.setattr(registration, "PAIR_BLOCK", 5)
     pairs = search_siblings(thumbnails, SETTINGS, tmp_path).pairs
     pd.testing.assert_frame_equal(pairs, expected, rtol=1e-4)
     assert list(tmp_path.iterdir()) == []

@@ -60,6 +60,29 @@ def test_load_config_names_the_nearest_key_of_an_unknown_one(small, wrong, neare
     assert str(small) in message
 
 
+@pytest.mark.parametrize(
+    ("layout", "wrong", "message"),
+    [
+        ("demo", "data.demo.normals=3", "unknown key data.demo.normals, did you mean data.demo.normal?"),
+        ("demo", "data.demo.normal=0", "data.demo.normal=0: "),
+        ("demo", "data.demo.strength=strong", "data.demo.strength=strong: write a number"),
+        ("strips", "data.strips.size=128", "data.strips.size=128: write 2 whole numbers, such as [64, 64]"),
+        ("folders", "data.folders=normal", "data.folders=normal: write keys and values"),
+        ("folders", "data.demo.seeds=1", "unknown key data.demo.seeds, did you mean data.demo.seed?"),
+        ("none", "data.folder.normal=x", "unknown key data.folder"),
+    ],
+)
+def test_settings_of_a_layout_are_checked_like_any_others(small, layout, wrong, message):
+    assert message in _error(small, f"data.source={layout}", wrong)
+
+
+def test_settings_of_an_unused_layout_have_no_effect(small):
+    config = load_config(small, ["data.strips={images: 5}"])
+    assert "strips" not in as_yaml(config)
+    assert "demo" not in as_yaml(config)
+    assert config.data.folders.normal == "normal"
+
+
 def test_load_config_refuses_a_key_that_resembles_none(small):
     assert "unknown key zzz" in _error(small, "zzz=1")
 

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from defects.config_files import load_config
-from defects.data.sibling_report import load_search
+from defects.data.fold_files import load_search
 from defects.reports import data_report
 from defects.reports.charts import shorten_name
 from defects.reports.figures import MASK_COLOUR, MOST_COMPARED, draw_side_by_side, mark_defects, read_tile

@@ -1,5 +1,3 @@
-import os
-import time
 from pathlib import Path
 
 import cv2
@@ -7,18 +5,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defects.data import demo_images as demo
-from defects.files import ABANDONED_AFTER_SECONDS
-from defects.messages import UserError
+from defects.data.layouts import demo
 
-SMALL = {"normal": 10, "defect": 20, "test": 40}
+SMALL = demo.Settings(normal=10, defect=20, test=40)
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Path:
     """The folder that holds the default set, `data`, and its key, `key.csv`."""
     folder = tmp_path_factory.mktemp("demo")
-    demo.generate_demo(folder / "data", folder / "key.csv")
+    demo.generate_demo(folder / "data", folder / "key.csv", demo.Settings())
     return folder
 
 
@@ -49,7 +45,8 @@ def _macro_f1(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        demo.generate_demo(tmp_path / name / "data", tmp_path / name / "key.csv", seed, **SMALL)
+        settings = SMALL.model_copy(update={"seed": seed})
+        demo.generate_demo(tmp_path / name / "data", tmp_path / name / "key.csv", settings)
     a, b, c = (_contents(tmp_path / name) for name in "abc")
     assert a == b
     assert a.keys() == c.keys()
@@ -113,12 +110,12 @@ def test_strength_multiplies_the_change_alone(kind):
 
 def test_every_part_holds_all_textures_and_kinds_about_equally():
     for count in (30, 60):
-        textures, kinds = zip(*demo._plan(count, defects=True), strict=True)
+        textures, kinds = zip(*demo._plan(count, has_defects=True), strict=True)
         assert set(np.unique(textures, return_counts=True)[1]) == {count // 10}
         assert len(set(kinds)) == 4
         assert np.ptp(np.unique(kinds, return_counts=True)[1]) <= 1
-    assert len(set(demo._plan(40, defects=True))) == 40
-    assert {texture for texture, _ in demo._plan(340, defects=False)} == set(demo.TEXTURES)
+    assert len(set(demo._plan(40, has_defects=True))) == 40
+    assert {texture for texture, _ in demo._plan(340, has_defects=False)} == set(demo.TEXTURES)
     assert len(demo.TEXTURES) == 10
 
 
@@ -144,42 +141,3 @@ def test_global_statistics_do_not_tell(full, statistic):
     assert _best_macro_f1(train, label) < 0.65
     test = statistic(_read(full / "data/test/images"), axis=(1, 2))
     assert _best_macro_f1(test, pd.read_csv(full / "key.csv")["answer"].to_numpy() == 1) < 0.65
-
-
-@pytest.mark.parametrize("stage", ["_write_train", "_write_test"])
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch, stage):
-    whole = getattr(demo, stage)
-
-    def stopped(*arguments):
-        whole(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo, stage, stopped)
-    with pytest.raises(KeyboardInterrupt):
-        demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", **SMALL)
-    assert not list(tmp_path.iterdir())
-
-
-def test_existing_data_is_refused_and_left_untouched(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="already exists"):
-        demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", **SMALL)
-    assert _contents(tmp_path) == {"data/mine.txt": b"mine"}
-
-
-def test_a_key_inside_the_data_is_refused(tmp_path):
-    with pytest.raises(UserError, match="outside"):
-        demo.generate_demo(tmp_path / "data", tmp_path / "data/test/key.csv", **SMALL)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_generation_left_is_removed_after_a_day(tmp_path):
-    old = tmp_path / ".0123.part"
-    recent = tmp_path / ".4567.part"
-    for part in (old, recent):
-        (part / "data").mkdir(parents=True)
-    long_ago = time.time() - 2 * ABANDONED_AFTER_SECONDS
-    os.utime(old, (long_ago, long_ago))
-    demo.generate_demo(tmp_path / "data", tmp_path / "key.csv", **SMALL)
-    assert recent.exists() and not old.exists()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defects.config_data import DuplicateConfig
-from defects.data.duplicates import group_ids, search_siblings, thumbnail
-from defects.data.registration import FLIPS
+from defects.data.duplicates import group_ids, search_siblings
+from defects.data.registration import FLIPS, thumbnail
 
 HEIGHT, WIDTH, MARGIN = 180, 240, 10  # pixels; the margin is 4 % of the width
 CONFIG = DuplicateConfig()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from defects.data import folder_scan
-from defects.data.folder_scan import list_files_to_score, list_images, scan_folder
-from defects.data.junk import list_folders
+from defects.data.folder_scan import list_files_to_score, list_folders, list_images, scan_folder
 from defects.deploy.prediction import find_files
 from defects.messages import UserError
 

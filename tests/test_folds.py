@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defects.config_data import BalanceConfig, SplitConfig
-from defects.data import balance, folds
+from defects.data import folds
 from defects.data.transforms import rotate_flip
 from defects.messages import UserError
 
@@ -52,15 +52,24 @@ def test_folds_depend_on_the_seed_alone():
     assert (first == again).all() and (first != other).any()
 
 
+def planned(images, groups, count=2, **settings):
+    """Fold of each image, by folds.plan_folds with `count` folds."""
+    images = images.assign(image_id=[f"{number}.png" for number in range(len(images))])
+    classes = [name.removeprefix("defect_") for name in images.columns if name.startswith("defect_")]
+    return folds.plan_folds(images, np.array(groups), classes, SplitConfig(folds=count, **settings))
+
+
 def test_too_few_groups_of_defects_for_the_folds():
     images = labelled([1, 1, 1, 1, 1] + [0] * 20)
     groups = np.array([0, 0, 1, 2, 3, *range(4, 24)])  # five defects, but of four objects
     with pytest.raises(
         UserError, match="the defects lie in 4 groups .* for split.folds=5: set split.folds=4"
     ):
-        folds.check_counts(groups, images, [], 5)
-    folds.check_counts(groups, images, [], 4)
-    folds.check_counts(np.arange(20), labelled([0] * 20), [], 5)  # no defect at all is a case of its own
+        planned(images, groups, 5)
+    assert set(planned(images, groups, 4)) == set("0123")
+    assert set(planned(labelled([0] * 20), range(20), 5)) == set(
+        "01234"
+    )  # no defect at all is a case of its own
 
 
 @pytest.mark.parametrize(
@@ -76,24 +85,17 @@ def test_a_refusal_names_where_the_groups_come_from(settings, said):
     images = labelled([1, 1, 1, 1, 1] + [0] * 20)
     groups = np.array([0, 0, 1, 2, 3, *range(4, 24)])
     with pytest.raises(UserError, match=said):
-        folds.check_counts(groups, images, [], 5, SplitConfig(**settings))
+        planned(images, groups, 5, **settings)
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 0], [1, 1], [1, 1, 1]])
 def test_fewer_than_two_folds_are_never_suggested(labels):
     with pytest.raises(UserError) as caught:
-        folds.check_counts(np.arange(len(labels)), labelled(labels), [], 2)
+        planned(labelled(labels), range(len(labels)))
     message = str(caught.value)
     assert (
         "the normal images" in message and "set split.folds" not in message and "need two groups" in message
     )
-
-
-def planned(images, groups, **settings):
-    """Fold of each image, by folds.plan_folds with two folds."""
-    images = images.assign(image_id=[f"{number}.png" for number in range(len(images))])
-    classes = [name.removeprefix("defect_") for name in images.columns if name.startswith("defect_")]
-    return folds.plan_folds(images, np.array(groups), classes, SplitConfig(folds=2, **settings))
 
 
 def test_the_only_defect_is_learnt_from_in_every_fold_and_said_so(capsys):
@@ -158,14 +160,14 @@ def test_with_several_classes_the_rarest_is_shared_out_first():
 def test_a_class_may_be_absent_but_not_too_rare_for_the_folds():
     images = with_classes(*["3"] * 9, "1", "1", "1")
     with pytest.raises(UserError, match="the images of class 1 lie in 3 groups for split.folds=4"):
-        folds.check_counts(np.arange(12), images, ["1", "2", "3"], 4)
-    folds.check_counts(np.arange(12), images, ["1", "2", "3"], 3)
+        planned(images, range(12), 4)
+    assert set(planned(images, range(12), 3)) == set("012")
 
 
 def test_rare_classes_are_turned_as_often_as_a_strip_allows():
     images = with_classes(*["3"] * 40, *["1"] * 8, "2", "23", *[""] * 5)
     images["image_id"] = [str(number) for number in range(len(images))]
-    rows = balance.training_rows(images, "flips", BalanceConfig(ratio=0.5), 0)
+    rows = folds.make_training_rows(images, "flips", BalanceConfig(ratio=0.5), 0)
     times = rows["image_id"].value_counts()[images["image_id"]].to_numpy()
     assert times[:40].tolist() == [1] * 40 and times[40:48].tolist() == [3] * 8  # of 41, half are 20.5
     assert times[48:50].tolist() == [4, 4] and times[50:].tolist() == [1] * 5
@@ -181,7 +183,7 @@ def images_named(*names):
 
 def test_group_pattern_names_the_part():
     images = images_named("coil7_a.png", "coil7_b.png", "coil12_a.png")
-    groups = folds.given_groups(images, SplitConfig(group_pattern=r"(coil\d+)_"))
+    groups = folds.find_stated_groups(images, SplitConfig(group_pattern=r"(coil\d+)_"))
     assert groups.tolist() == ["coil7", "coil7", "coil12"]
 
 
@@ -191,7 +193,7 @@ def test_group_pattern_names_the_part():
 )
 def test_group_pattern_that_cannot_work(pattern, message):
     with pytest.raises(UserError, match=message):
-        folds.given_groups(images_named("a.png"), SplitConfig(group_pattern=pattern))
+        folds.find_stated_groups(images_named("a.png"), SplitConfig(group_pattern=pattern))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_group_file_as_people_save_it(tmp_path, text):
     path = tmp_path / "groups.csv"
     path.write_text(text, encoding="utf-16")
     images = pd.DataFrame({"image_id": ["normal/1.png", "bad/2.png"]})
-    assert folds.given_groups(images, SplitConfig(group_file=path)).tolist() == ["A", "B"]
+    assert folds.find_stated_groups(images, SplitConfig(group_file=path)).tolist() == ["A", "B"]
 
 
 def test_group_file_with_names_that_are_not_clear(tmp_path):
@@ -214,16 +216,16 @@ def test_group_file_with_names_that_are_not_clear(tmp_path):
     path.write_text("image_id,group\n1.png,A\n")
     images = pd.DataFrame({"image_id": ["normal/1.png", "bad/1.png"]})
     with pytest.raises(UserError, match=r"1\.png may mean normal/1\.png or bad/1\.png"):
-        folds.given_groups(images, SplitConfig(group_file=path))
+        folds.find_stated_groups(images, SplitConfig(group_file=path))
 
 
 def test_group_file_takes_any_names_and_must_be_complete(tmp_path):
     path = tmp_path / "coils.csv"
     path.write_text("image_id,group\na.png,7\nb.png,x\n", encoding="utf-8")
     split = SplitConfig(group_file=path)
-    assert folds.given_groups(images_named("b.png", "a.png"), split).tolist() == ["x", "7"]
+    assert folds.find_stated_groups(images_named("b.png", "a.png"), split).tolist() == ["x", "7"]
     with pytest.raises(UserError, match="no group for 1 images: c.png"):
-        folds.given_groups(images_named("a.png", "c.png"), split)
+        folds.find_stated_groups(images_named("a.png", "c.png"), split)
 
 
 def test_inner_holdout_keeps_groups_whole_and_holds_both_classes():
@@ -256,7 +258,7 @@ def test_nothing_is_kept_unseen_of_a_single_group_of_normal_images():
 @settings(max_examples=40, deadline=None)
 @given(copies=st.integers(1, 200))
 def test_members_are_distinct_label_preserving_and_as_many_as_there_are(symmetries, copies):
-    found = balance.members(symmetries, copies, 10.0)
+    found = folds.spread_transforms(symmetries, copies, 10.0)
     limit = {"rotations": copies, "dihedral": 8, "flips": 4, "none": 1}[symmetries]
     assert len(set(found)) == len(found) == min(copies, limit)
     allowed = {"dihedral": 90.0, "flips": 180.0, "none": 360.0}.get(symmetries)
@@ -266,13 +268,15 @@ def test_members_are_distinct_label_preserving_and_as_many_as_there_are(symmetri
 
 def test_the_72_members_at_ten_degrees_are_72_different_pictures():
     image = np.random.default_rng(0).integers(0, 255, (33, 33, 3), dtype=np.uint8)
-    pictures = {rotate_flip(image, *member).tobytes() for member in balance.members("rotations", 72, 10.0)}
+    pictures = {
+        rotate_flip(image, *member).tobytes() for member in folds.spread_transforms("rotations", 72, 10.0)
+    }
     assert len(pictures) == 72
     assert np.ascontiguousarray(image[::-1]).tobytes() in pictures  # the vertical flip is among them
 
 
 def test_few_copies_spread_over_the_circle_and_both_flips():
-    found = balance.members("rotations", 8, 10.0)
+    found = folds.spread_transforms("rotations", 8, 10.0)
     assert [flip for _, flip in found].count("horizontal") == 4
     gaps = np.diff(sorted(angle for angle, _ in found) + [360.0])
     assert gaps.max() <= 50
@@ -291,7 +295,7 @@ def class_counts(rows):
 @pytest.mark.parametrize(("defects", "normals", "ratio"), [(24, 442, 0.5), (3, 1000, 1.0), (40, 50, 0.5)])
 def test_oversampling_reaches_the_ratio_with_distinct_rows(defects, normals, ratio):
     plan = BalanceConfig(ratio=ratio)
-    rows = balance.training_rows(originals(defects, normals), "rotations", plan, 0)
+    rows = folds.make_training_rows(originals(defects, normals), "rotations", plan, 0)
     rare, common = class_counts(rows)
     assert common == normals and rare == max(defects, round(ratio * normals))
     rare_rows = rows[rows["image_id"].str.startswith("d")]
@@ -300,7 +304,7 @@ def test_oversampling_reaches_the_ratio_with_distinct_rows(defects, normals, rat
 
 
 def test_normal_images_take_the_same_transforms_in_the_same_proportion():
-    rows = balance.training_rows(originals(24, 480), "rotations", BalanceConfig(), 0)
+    rows = folds.make_training_rows(originals(24, 480), "rotations", BalanceConfig(), 0)
     rare = rows["image_id"].str.startswith("d")
     shares = [rows[side].groupby(["angle", "flip"]).size() / side.sum() for side in (rare, ~rare)]
     assert shares[0].index.equals(shares[1].index)
@@ -308,11 +312,11 @@ def test_normal_images_take_the_same_transforms_in_the_same_proportion():
 
 
 def test_without_balancing_nothing_is_copied():
-    rows = balance.training_rows(originals(10, 100), "rotations", BalanceConfig(method="none"), 0)
+    rows = folds.make_training_rows(originals(10, 100), "rotations", BalanceConfig(method="none"), 0)
     assert class_counts(rows) == (10, 100)
     assert (rows["angle"] == 0).all() and (rows["flip"] == "none").all()
 
 
 def test_normal_images_alone_stay_as_they_are():
-    rows = balance.training_rows(originals(0, 20), "rotations", BalanceConfig(), 0)
+    rows = folds.make_training_rows(originals(0, 20), "rotations", BalanceConfig(), 0)
     assert class_counts(rows) == (0, 20) and (rows["angle"] == 0).all()

@@ -1,6 +1,7 @@
 """Each layout of a data set on disk: what is listed, under which ids, and what is refused."""
 
 import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -8,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import defective, texture, write_png
+from conftest import defective, make_data_config, texture, write_png
 
+from defects.config import ROOT
 from defects.config_data import DataConfig
+from defects.config_files import load_config
+from defects.data import layouts
 from defects.data.layouts import demo, list_data
 from defects.messages import UserError
 
 
 def _data(root: Path, source: str, **more) -> DataConfig:
-    return DataConfig(name="set", source=source, root=root, image_size=(32, 32), **more)
+    return make_data_config(name="set", source=source, root=root, image_size=(32, 32), **more)
 
 
 def _rows(listing, *columns: str) -> list[tuple]:
@@ -267,12 +271,40 @@ def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     assert "generating the demo images" in capsys.readouterr().out
     assert first.images.groupby(["split", "label"], dropna=False).size().tolist() == [4, 3, 2]
     assert first.images["mask_path"].ne("").sum() == 2
-    monkeypatch.setattr(demo.demo_images, "generate_demo", None)
+    monkeypatch.setattr(demo, "generate_demo", None)
     assert list_data(data).images.equals(first.images)
+
+
+def test_a_demo_that_was_generated_with_other_settings_is_refused(tmp_path):
+    counts = {"normal": 3, "defect": 2, "test": 4}
+    list_data(_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts))
+    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts | {"seed": 1})
+    assert "generated otherwise (data.demo.seed=0 then, 1 now)" in _error(data)
 
 
 def test_demo_needs_a_place_for_its_answers(tmp_path):
     assert "data.answers" in _error(_data(tmp_path / "demo", "demo"))
+
+
+# --- a new one -------------------------------------------------------------------------------------------
+
+
+def test_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeypatch):
+    page = (ROOT / "docs/developing.md").read_text(encoding="utf-8").partition("## A new layout")[2]
+    module, settings = re.findall(r"^```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:2]
+    (tmp_path / "parts.py").write_text(module)
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path)])
+    (tmp_path / "valves.yaml").write_text(settings)
+    _pictures(tmp_path, "valve_ok/1.png", "valve_ok/2.png", "valve_bad/1.png")
+    data = load_config(None, [f"data.root={tmp_path}"], str(tmp_path / "valves.yaml"), needs_model=False).data
+    listing = list_data(data)
+    assert _rows(listing, "image_id", "label") == [
+        ("valve_bad/1.png", 1),
+        ("valve_ok/1.png", 0),
+        ("valve_ok/2.png", 0),
+    ]
+    with pytest.raises(UserError, match="did you mean data.parts.prefix"):
+        load_config(None, ["data.parts.prefixes=x"], str(tmp_path / "valves.yaml"), needs_model=False)
 
 
 # --- names -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def test_correlation_at_near_shifts_is_that_of_the_whole_transform(side):
     whole = torch.fft.irfft2(spectrum, s=(side, side))
     shifts = torch.arange(-4, 6)
     expected = whole[:, shifts][:, :, shifts]
-    assert torch.allclose(registration.at_shifts(spectrum, shifts), expected, atol=1e-5)
+    assert torch.allclose(registration.correlate_at_shifts(spectrum, shifts), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FLIPS)
@@ -35,10 +35,10 @@ def test_refinement_follows_a_small_turn_and_a_crop():
     picture = cv2.resize(texture(0, 64), (128, 128), interpolation=cv2.INTER_CUBIC)
     matrix = cv2.getRotationMatrix2D((64, 64), 1.5, 1.05)
     moved = cv2.warpAffine(picture, matrix, (128, 128), borderMode=cv2.BORDER_REFLECT)
-    still = registration.texture(picture, 2.0)
-    moved = registration.texture(moved, 2.0)
-    before = registration.agreement(still, moved, np.eye(3))
-    after = registration.agreement(still, moved, registration.refine(still, moved, np.eye(3)))
+    still = registration.extract_texture(picture, 2.0)
+    moved = registration.extract_texture(moved, 2.0)
+    before = registration.measure_agreement(still, moved, np.eye(3))
+    after = registration.measure_agreement(still, moved, registration.refine(still, moved, np.eye(3)))
     assert after > before + 0.5
 
 
@@ -49,7 +49,7 @@ def test_any_angle_is_recovered_from_the_spectra():
     rotated = cv2.warpAffine(scene, matrix, (181, 181))
     window = np.outer(np.hanning(64), np.hanning(64)).astype(np.float32)
     still, moved = (picture[58:122, 58:122] * window for picture in (scene, rotated))
-    spectra = [registration.polar_spectrum(picture, 1.0) for picture in (still, moved)]
-    rotations = registration.likely_rotations(*spectra)
+    spectra = [registration.compute_polar_spectrum(picture, 1.0) for picture in (still, moved)]
+    rotations = registration.find_likely_rotations(*spectra)
     angles = [degrees for is_mirrored, degrees in rotations if not is_mirrored]
     assert any(abs(angle - 143) < 4 for angle in angles)  # half a turn is left open

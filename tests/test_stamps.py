@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from defects.config import Config, ModelConfig
+from defects.config_files import validate_config
 from defects.data import fold_files, index
+from defects.data.layouts import find_layout_settings, layout_names
 from defects.evaluation import adversarial
 from defects.models import check_options
 from defects.runs import Run
@@ -33,19 +35,6 @@ STALE = {
     "data.answers": "",
     "data.classes": "run index folds",
     "data.use_test_as": "index",
-    "data.folders.normal": "index",
-    "data.folders.abnormal": "index",
-    "data.folders.masks": "index",
-    "data.folders.test": "index",
-    "data.demo.normal": "index",
-    "data.demo.defect": "index",
-    "data.demo.test": "index",
-    "data.demo.strength": "index",
-    "data.demo.seed": "index",
-    "data.strips.images": "index",
-    "data.strips.test": "index",
-    "data.strips.size": "index",
-    "data.strips.seed": "index",
     "data.kaggle": "",
     "data.external_data": "",
     "data.pretrained_is_external": "",
@@ -192,6 +181,34 @@ def test_settings_make_stale_what_the_table_says(config, tmp_path):
         after = stamps(changed(config, name, another_value(value, types[name], tmp_path)))
         stale = {output for output in before if differences(before[output], after[output])}
         assert stale == set(outputs.split()), name
+
+
+def with_data(config: Config, **settings: Any) -> Config:
+    values = config.model_dump(mode="json")
+    values["data"] |= settings
+    return validate_config(values, "test")
+
+
+@pytest.mark.parametrize("layout", [name for name in layout_names() if find_layout_settings(name)])
+def test_settings_of_a_layout_make_the_index_stale_and_nothing_else(config, tmp_path, layout):
+    config = with_data(config, source=layout)
+    before = stamps(config)
+    for name, annotation in setting_types(find_layout_settings(layout)).items():
+        settings = getattr(config.data, layout)
+        value = another_value(getattr(settings, name), annotation, tmp_path)
+        after = stamps(changed(config, f"data.{layout}.{name}", value))
+        stale = {output for output in before if differences(before[output], after[output])}
+        assert stale == {"index"}, name
+
+
+def test_settings_of_an_unused_layout_make_nothing_stale(config):
+    before = stamps(config)
+    assert stamps(with_data(config, folders={"normal": "other"}, strips={"images": 5})) == before
+    before["index"]["settings"] |= {
+        "data.folders.normal": "other",
+        "data.demo.strength": 2.0,
+    }  # of an old version
+    assert differences(before["index"], index._stamp(config.data)) == []
 
 
 def test_how_often_is_validated_counts_where_it_chooses_the_epoch(config):

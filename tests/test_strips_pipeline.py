@@ -14,9 +14,9 @@ from test_code_competition import run_cells
 
 from defects.config_files import load_config
 from defects.data import rle
-from defects.data import strips_images as strips
 from defects.data.images import resize
 from defects.data.labels import read_masks
+from defects.data.layouts import strips
 from defects.data.rle import all_pairs, read_rle_table, write_rle_table
 from defects.deploy.model import load_model
 from defects.deploy.prediction import find_files, predict
@@ -40,7 +40,8 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("steel")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strips, "LABEL_SETS", LABEL_SETS)
-        strips.generate_strips(folder / "data", folder / "key.csv", 40, 10, SIZE)
+        settings = strips.Settings(images=40, test=10, size=SIZE)
+        strips.generate_strips(folder / "data", folder / "key.csv", settings)
     sample = folder / "data" / "sample_submission.csv"
     write_rle_table(sample, read_rle_table(sample, CLASSES)[::-1], "joined")  # in no sorted order
     seer = write_config(folder, "seer", {"name": "classifier", "backbone": NETWORK})

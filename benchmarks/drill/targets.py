@@ -16,7 +16,7 @@ from defects.config import Config, as_yaml
 from defects.config_files import load_config
 from defects.data import rle
 from defects.data.fold_files import load_tables, load_training_rows
-from defects.data.folds import given_groups
+from defects.data.folds import find_stated_groups
 from defects.data.images import read_image
 from defects.data.index import load_images, sample_ids
 from defects.data.mask_files import examine_mask
@@ -170,7 +170,7 @@ def _read_runs(path: Path, _: Config) -> None:
 def _grouped(path: Path, config: Config) -> None:
     split = config.split.model_copy(update={"group_file": path})
     images = load_images(config)
-    given_groups(images[images["split"] == "train"].reset_index(drop=True), split)
+    find_stated_groups(images[images["split"] == "train"].reset_index(drop=True), split)
 
 
 def _oof(_: Path, config: Config) -> None:

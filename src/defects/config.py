@@ -1,16 +1,22 @@
 """What a configuration holds: pydantic models; config_files.py fills them from YAML and `--set key=value`."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from defects.config_data import Count, DataConfig, FolderName, Fraction, Seed, SplitConfig
-from defects.data.junk import list_folders
-from defects.settings import (
-    Section,
-    dump_yaml,
+from defects.config_data import (
+    Count,
+    DataConfig,
+    FolderName,
+    Fraction,
+    Seed,
+    SplitConfig,
+    data_config_class,
 )
+from defects.messages import UserError
+from defects.settings import Section, dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
 # Settings of earlier versions, which old runs still name, with the value at which they had no effect.
@@ -190,6 +196,26 @@ def resolve(path: Path | str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
+def config_class(values: dict[str, Any]) -> type[Config]:
+    """Config with the settings of the layouts that `values`, those of a whole configuration, name."""
+    return _with_data(data_config_class(values.get("data")))
+
+
+@lru_cache
+def _with_data(section: type[DataConfig]) -> type[Config]:
+    return Config if section is DataConfig else create_model("Config", __base__=Config, data=(section, ...))
+
+
+def refuse_external(config: Config, setting: str, folder: Path) -> None:
+    """UserError if `folder`, named by `setting`, holds outside images and data.external_data forbids them."""
+    root = resolve(config.data.root).resolve()
+    if not config.data.external_data and not resolve(folder).resolve().is_relative_to(root):
+        raise UserError(
+            f"{setting}={folder}: data.external_data=false forbids images from outside {root}; "
+            "leave the setting out, or name a folder of the data set"
+        )
+
+
 def of_category(config: Config, category: str) -> Config:
     """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
     data = config.data.model_copy(
@@ -204,6 +230,8 @@ def of_category(config: Config, category: str) -> Config:
 
 def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
+    from defects.data.folder_scan import list_folders  # not on top: it loads OpenCV
+
     return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
 
 

@@ -2,18 +2,19 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, create_model, field_validator
 
-from defects.settings import CONTROL, Section
+from defects.data.layouts import find_layout_settings, layout_names
+from defects.settings import CONTROL, Section, convert
 
 LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Side = Annotated[int, Field(ge=32)]  # pixels, of an image that is generated
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -53,15 +54,6 @@ ClassName = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_ch
 KernelName = Annotated[str, AfterValidator(_check_kernel_name)]
 
 
-class FoldersConfig(Section):
-    """Folders of the `folders` source, relative to `data.root`."""
-
-    normal: str = "normal"
-    abnormal: str | None = None
-    masks: str | None = None
-    test: str | None = None
-
-
 class KaggleConfig(Section):
     """A competition on Kaggle, and how many files its archive must hold (glob -> count).
 
@@ -75,26 +67,9 @@ class KaggleConfig(Section):
     wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
 
 
-class DemoConfig(Section):
-    """What the `demo` source generates where data.root does not exist yet."""
-
-    normal: Count = 600
-    defect: Count = 30
-    test: Count = 400
-    strength: Annotated[float, Field(gt=0, le=3)] = 1.0  # times the change that a defect makes
-    seed: Seed = 0
-
-
-class StripsConfig(Section):
-    """What the `strips` source generates where data.root does not exist yet."""
-
-    images: Count = 480  # labelled ones
-    test: Count = 120
-    size: tuple[Side, Side] = (128, 800)  # height, width in pixels
-    seed: Seed = 0
-
-
 class DataConfig(Section):
+    """A data set. `data_config_class` adds the settings of its layout, as `data.<layout>`."""
+
     name: FolderName  # output/<name>/ holds images.csv and the folds
     category: FolderName | None = None  # set by --category: `name` then ends with it
     source: str  # a module of defects/data/layouts
@@ -105,9 +80,6 @@ class DataConfig(Section):
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only
     classes: list[ClassName] = []  # of a data set with several kinds of defects; empty: defective or not
     use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
-    folders: FoldersConfig = FoldersConfig()
-    demo: DemoConfig = DemoConfig()
-    strips: StripsConfig = StripsConfig()
     kaggle: KaggleConfig | None = None
     external_data: bool = True  # false: the competition forbids outside images
     pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
@@ -135,6 +107,27 @@ class DataConfig(Section):
     def whole_name(self) -> str:
         """Of the data set with all of its categories."""
         return self.name.removesuffix(f"_{self.category}") if self.category else self.name
+
+
+def data_config_class(values: Any) -> type[DataConfig]:
+    """DataConfig with the settings of the layout that `values`, those of `data`, name as their source.
+
+    Those of any other layout that `values` hold are checked as well, but have no effect and are not stored.
+    """
+    if not isinstance(values, dict):
+        return DataConfig
+    source = convert(values.get("source"), str)
+    return _with_layouts(source, tuple(name for name in layout_names() if name == source or name in values))
+
+
+@lru_cache
+def _with_layouts(source: str, names: tuple[str, ...]) -> type[DataConfig]:
+    fields = {}
+    for name in names:
+        settings = find_layout_settings(name)
+        if settings is not None:
+            fields[name] = (settings, Field({}, exclude=name != source))  # {}: their own defaults
+    return create_model("DataConfig", __base__=DataConfig, **fields) if fields else DataConfig
 
 
 class DuplicateConfig(Section):

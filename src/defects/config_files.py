@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from defects.config import REMOVED_SETTINGS, ROOT, Config, resolve
+from defects.config import REMOVED_SETTINGS, ROOT, Config, config_class, resolve
 from defects.messages import UserError
 from defects.settings import (
     Written,
@@ -58,7 +58,7 @@ def with_model(config: Config, name: str) -> Config:
     """The experiment with what a model file says in place of its model and training."""
     values = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
     values = _merge(values, _read_part("models", name), Config)
-    return _with_needs_of_detector(validate(Config, values, name))
+    return _with_needs_of_detector(validate(config_class(values), values, name))
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def validate_config(values: dict[str, Any], where: str) -> Config:
                 f"{where}: {name}={value} is no setting any more (docs/results.md says why): delete it"
             )
         result[section] = {name: setting for name, setting in settings.items() if name != key}
-    return validate(Config, result, where)
+    return validate(config_class(result), result, where)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         if not separator or not key:
             raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
         try:
-            values = _with_value(values, key, Written(value.strip()), Config)
+            values = _with_value(values, key, Written(value.strip()), config_class(values))
         except ValueError as error:
             raise UserError(f"--set {override}: not valid YAML ({error})") from None
     return values

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from defects.config import REMOVED_SETTINGS, Config, resolve
+from defects.config import REMOVED_SETTINGS, config_class, resolve
+from defects.data.layouts import layout_names
 from defects.files import sha256
 from defects.messages import shorten_names
 from defects.settings import section_of, show_value
@@ -27,9 +28,7 @@ ABOUT_THE_INDEX = {
     "data.sample_submission",
     "data.answers",
     "data.use_test_as",
-    "data.folders",
-    "data.demo",
-    "data.strips",
+    *(f"data.{name}" for name in layout_names()),
     "data.kaggle",
     "data.external_data",
     "data.pretrained_is_external",
@@ -72,15 +71,17 @@ def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
     """How a stored stamp differs from the present one, in words: `infer.map_size=64 then, 32 now`.
 
     Settings and files named in `but` may differ. A setting that the stored one lacks had the effect of its
-    default; one that this version lacks differs unless it had no effect. Of a setting that names a file the
-    content counts, or its text where that file is gone.
+    default; one that this version lacks differs unless it had no effect, as one of an unused layout. Of a
+    setting that names a file the content counts, or its text where that file is gone.
     """
     if not is_stamp(then):
         return ["it was written by an earlier version of this program"]
     settings = then["settings"].keys() | now["settings"].keys()
     files = then["files"].keys() | now["files"].keys()
     same_files = {name for name in files if then["files"].get(name) == now["files"].get(name) is not None}
-    defaults = _flat_defaults(Config, "")
+    data_keys = {name.split(".")[1] for name in now["settings"] if name.startswith("data.")}
+    unused_layouts = tuple(f"data.{name}." for name in layout_names() if name not in data_keys)
+    defaults = _flat_defaults(config_class({"data": dict.fromkeys(data_keys)}), "")
     changes = []
     for name in sorted(files - same_files - set(but)):
         before = then["files"].get(name)
@@ -88,6 +89,8 @@ def differences(then: Any, now: Stamp, but: Collection[str] = ()) -> list[str]:
         if (before and after) or (before != after and name not in settings):
             changes.append(f"{name} has changed")
     for name in sorted(settings - same_files - set(but)):
+        if name.startswith(unused_layouts):
+            continue
         before = then["settings"].get(name, defaults.get(name, PydanticUndefined))
         after = now["settings"].get(name, REMOVED_SETTINGS.get(name, PydanticUndefined))
         if before != after:

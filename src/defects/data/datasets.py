@@ -12,23 +12,22 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config import Config, resolve
+from defects.data.added_defects import Paste, Synthetic
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask, windows
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
-from defects.data.paste import Paste
-from defects.data.synthetic import Synthetic
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.messages import UserError
 from defects.numerics import derive_seed
 from defects.processes import own_rows
 
-Item = int | tuple[int, int]
+Item = int | tuple[int, int]  # row, or epoch and row
 
 
 class TrainingImage(NamedTuple):
     """An image, and what is known of it."""
 
-    targets: dict[str, np.ndarray]  # image uint8 [H, W, 3], and where masks are wanted mask uint8 [H, W, K]
+    targets: dict[str, np.ndarray]  # image uint8 [H, W, 3], and where masks are needed mask uint8 [H, W, K]
     label: np.ndarray  # float32 [C]
 
 
@@ -40,10 +39,10 @@ class ImageDataset(Dataset):
     mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
     With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
     `painters` some normal items get a defect, and with it its labels and mask. Where `steps` crop,
-    labels are those of the defects left in the crop.
+    labels are those of the defects that lie in the crop.
 
-    `shown` is the size of augmented images. Raises UserError for crops that do not fit into `size`, and if a
-    defect that is cropped has no mask to say what is left of it.
+    `shown` is (height, width) of augmented images. Raises UserError for crops that do not fit into `size`,
+    and if a defect that is cropped has no mask to say what the crop holds of it.
     """
 
     def __init__(
@@ -58,106 +57,118 @@ class ImageDataset(Dataset):
         painters: Sequence[Paste | Synthetic] = (),
         bits: int | None = None,
     ):
-        self.root, self.paths = root, rows["path"].tolist()
-        self.labels, self.known = target_labels(rows, labels.targets), labels
+        self.root = root
+        self.paths = rows["path"].tolist()
+        self.labels = target_labels(rows, labels.targets)
+        self.classes = labels.classes
+        self.has_masks = labels.masks
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
-        self.size, self.bits, self.seed = size, bits, seed
+        self.size = size
+        self.bits = bits
+        self.seed = seed
         self.compose = build_augmentation(steps)
-        self.cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
-        self.truth = rows.to_dict("records") if labels.masks or self.cropped else None
-        self.black_out, self.painters, self.shown = black_out, painters, self._shown()
+        self.is_cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
+        self.mask_rows = rows.to_dict("records") if self.has_masks or self.is_cropped else None
+        self.black_out = black_out
+        self.painters = painters
+        self.shown = self._augmented_size()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
-        return self._sample(item, self._turned(item))
+        return self._sample(item, self._load(item))
 
     def __getitems__(self, items: list[Item]) -> list[dict[str, Any]]:
-        """A whole batch; in the main process its files are read by several threads (OpenCV lets them run)."""
+        """A batch; in the main process its files are read by several threads (OpenCV lets them run)."""
         if get_worker_info() is not None:
             return [self[item] for item in items]
         with ThreadPoolExecutor() as pool:
-            read = list(pool.map(self._turned, items))
-        return [self._sample(item, turned) for item, turned in zip(items, read, strict=True)]
+            images = list(pool.map(self._load, items))
+        return [self._sample(item, image) for item, image in zip(items, images, strict=True)]
 
-    def _shown(self) -> tuple[int, int]:
-        """(height, width) of augmented images."""
+    def _augmented_size(self) -> tuple[int, int]:
         if self.compose is None:
             return self.size
-        unmarked = [row["path"] for row in self.truth or [] if self.cropped and not has_mask(row)]
-        if unmarked:
-            raise UserError(
-                f"augment crops images, and no mask says whether a crop of {unmarked[0]} holds its defect "
-                f"({len(unmarked)} such images): add masks, or leave the crop out"
-            )
-        blank = {"image": np.zeros((*self.size, 3), np.uint8)}
-        return augmented_size(self.compose, **blank, **({"mask": self._empty()} if self.truth else {}))
+        if self.is_cropped:
+            unmarked = [row["path"] for row in self.mask_rows if not has_mask(row)]
+            if unmarked:
+                raise UserError(
+                    f"augment crops images, and no mask says whether a crop of {unmarked[0]} holds its "
+                    f"defect ({len(unmarked)} such images): add masks, or leave the crop out"
+                )
+        targets = {"image": np.zeros((*self.size, 3), np.uint8)}
+        if self.mask_rows:
+            targets["mask"] = self._empty_mask()
+        return augmented_size(self.compose, **targets)
 
-    def _turned(self, item: Item) -> TrainingImage:
-        """An item covered, pasted into and turned as planned."""
+    def _load(self, item: Item) -> TrainingImage:
+        """An item covered, with a defect added to it, rotated and flipped, as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
         label = self.labels[row]
         targets = {"image": read_image(self.root / self.paths[row], self.size, self.bits)}
-        if self.truth is not None:
-            targets["mask"] = self._mask(self.truth[row])
+        if self.mask_rows is not None:
+            targets["mask"] = self._read_mask(self.mask_rows[row])
         if self.black_out is not None:
             cover = self.black_out.cover(epoch, row)
             if cover is not None:
                 targets["image"] = covered(targets["image"], cover)
             if self.black_out.hides(epoch, row):
                 label = np.zeros_like(label)
-                targets |= {"mask": self._empty()} if "mask" in targets else {}
-        made = (paint(epoch, row, targets["image"]) for paint in self.painters)
-        painted = next((each for each in made if each is not None), None)
-        if painted is not None:
-            targets |= {name: getattr(painted, name) for name in targets}
-            label = painted.label
-        turn = (self.angles[row], self.flips[row])
-        return TrainingImage({name: rotate_flip(each, *turn) for name, each in targets.items()}, label)
+                if "mask" in targets:
+                    targets["mask"] = self._empty_mask()
+        for paint in self.painters:
+            painted = paint(epoch, row, targets["image"])
+            if painted is not None:
+                targets = {name: getattr(painted, name) for name in targets}
+                label = painted.label
+                break
+        angle = self.angles[row]
+        flip = self.flips[row]
+        return TrainingImage(
+            {name: rotate_flip(pixels, angle, flip) for name, pixels in targets.items()}, label
+        )
 
-    def _mask(self, row: dict[str, Any]) -> np.ndarray:
-        masks = read_masks(row, self.root, self.known.classes)
+    def _read_mask(self, row: dict[str, Any]) -> np.ndarray:
+        masks = read_masks(row, self.root, self.classes)
         if masks is None:
-            return self._empty()
+            return self._empty_mask()
         planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
         return np.stack(planes, axis=2).astype(np.uint8)
 
-    def _empty(self) -> np.ndarray:
-        return np.zeros((*self.size, max(1, len(self.known.classes))), np.uint8)
+    def _empty_mask(self) -> np.ndarray:
+        return np.zeros((*self.size, max(1, len(self.classes))), np.uint8)
 
-    def _sample(self, item: Item, turned: TrainingImage) -> dict[str, Any]:
+    def _sample(self, item: Item, image: TrainingImage) -> dict[str, Any]:
         epoch, row = item if isinstance(item, tuple) else (0, item)
-        targets, label = turned
+        targets, label = image
         if self.compose is not None:
             targets = augment(self.compose, self.seed, epoch, row, **targets)
         if targets["image"].shape[:2] != self.shown:
             raise UserError("augment gives images of several sizes: set p: 1.0 of crops, and one size")
-        if self.cropped:
-            label = self._left(targets["mask"])
+        if self.is_cropped:
+            is_present = targets["mask"].any(axis=(0, 1))
+            label = np.append(is_present, is_present.any()) if self.classes else is_present
+            label = label.astype(np.float32)
         sample = {
             "image": torch.from_numpy(targets["image"]),
             "label": torch.from_numpy(label),
             "row": row,
         }
-        if self.known.masks:
-            known = has_mask(self.truth[row])
+        if self.has_masks:
             sample["mask"] = torch.from_numpy(targets["mask"])
-            sample["masked"] = torch.tensor([float(known)])
+            sample["masked"] = torch.tensor([float(has_mask(self.mask_rows[row]))])
         return sample
-
-    def _left(self, mask: np.ndarray) -> np.ndarray:
-        """float32 [C]: labels of what is left in a crop."""
-        found = mask.any(axis=(0, 1))
-        return (np.append(found, found.any()) if self.known.classes else found).astype(np.float32)
 
 
 class EpochSampler(Sampler):
     """Yields (epoch, row) in an order that depends on (seed, epoch) alone, so a resumed run repeats it."""
 
     def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -173,16 +184,18 @@ class EpochSampler(Sampler):
 
 def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Shuffled, augmented batches of a training list (image_id, angle, flip joined with images.csv)."""
-    train, data = config.train, config.data
-    root, size, seed = resolve(data.root), data.image_size, train.seed
+    train = config.train
+    data = config.data
+    root = resolve(data.root)
+    size = data.image_size
+    seed = train.seed
     black_out = BlackOut(rows, root, size, train.black_out, seed) if train.black_out else None
     painters: list[Paste | Synthetic] = []
     if train.paste:
         painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, data.bits))
     if train.synthetic:
         painters.append(Synthetic(rows, train.synthetic, seed))
-    steps = config.augment
-    dataset = ImageDataset(rows, root, size, steps, seed, labels, black_out, painters, data.bits)
+    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, painters, data.bits)
     sampler = EpochSampler(len(rows), train.seed)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
@@ -191,8 +204,7 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
 def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
     data = config.data
-    root, size = resolve(data.root), data.image_size
-    dataset = ImageDataset(rows, root, size, [], 0, labels, bits=data.bits)
+    dataset = ImageDataset(rows, resolve(data.root), data.image_size, [], 0, labels, bits=data.bits)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 
@@ -205,7 +217,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_las
 
 
 class DeviceBatches:
-    """The images of `rows` for `Detector.calibrate`, as often as they are asked for.
+    """The images of `rows` for `Detector.calibrate`, as often as needed.
 
     For `Detector.prepare` `in_windows`, those of inference, one batch for each. `share` (k, n): of every n
     batches the k-th alone; `row` then still numbers the images, or windows, of all.
@@ -221,7 +233,8 @@ class DeviceBatches:
         share: tuple[int, int] = (0, 1),
     ):
         self.own = torch.from_numpy(own_rows(len(rows), config.infer.batch_size, *share))
-        self.loader, self.device = plain_loader(config, rows.iloc[self.own], labels), device
+        self.loader = plain_loader(config, rows.iloc[self.own], labels)
+        self.device = device
         self.windows = windows(config.data.image_size, config.infer.window if in_windows else None)
         self.images = len(rows) * len(self.windows)
 

@@ -1,16 +1,22 @@
 """Photographs of the same object, which must stay in one fold.
 
-Power spectra, which a shift leaves alone, propose pairs; each is registered and its agreement measured
-(registration.py). Photographs of one design of part agree as well, so a pair is taken for one object where it
-agrees more than different objects of this very data set do (different.py).
+Power spectra, which a shift leaves alone, propose pairs; each is registered and its agreement measured: the
+Fisher transform of a correlation (registration.py). Photographs of one design of part agree as well, so a
+pair is taken for one object where it agrees more than different objects of this very data set do.
+
+For these a sample of pairs that are no close neighbours is compared at any angle. Where they share a texture
+only, the tail of their agreements gives the threshold for a set rate of errors. Where they share a design,
+close neighbours agree more than such a sample, having the same pose and light: there the third best agreement
+of each image counts as well, since few objects of such a set were photographed more than three times, and a
+pair must stand out from what else its two images agree with, since a folder may hold several designs.
 """
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -19,35 +25,53 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from defects.config_data import DuplicateConfig
-from defects.data import different, registration
-from defects.data.bounded_memory import allocate_array, in_threads
-from defects.data.different import Threshold
-from defects.data.registration import FLIPS, blur, flip_pictures
+from defects.data.bounded_memory import allocate_array
+from defects.data.registration import (
+    ALIKE,
+    FLIPS,
+    FREQUENCIES,
+    LARGEST_CORRELATION,
+    SPECTRAL_CODES,
+    PairComparison,
+    extract_detail,
+    flip_pictures,
+    half_spectrum,
+    scale_to_unit,
+    thumbnail,
+)
 
 SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
-SPECTRAL_CODES = [0, 1, 4, 5]  # half a turn leaves a power spectrum as it is: four of the eight suffice
-FREQUENCIES = 11  # cycles per side kept of the power spectrum, in each direction
 ZOOMS = [(y, x) for y in (1.0, 1.05, 1.1) for x in (1.0, 1.05, 1.1) if y * x > 1]
-COARSE_NOISE, NOISE = 1.0, 2.0  # grey levels that count as flat, at SIDE and at the size compared
-LEAST_COARSE = 0.25  # correlation at the best shift; with less a pair is not registered
-COARSE_MARGIN = 0.1  # other flips of a pair are registered too if they correlate within this of the best
 SAME_PICTURE = np.arctanh(0.9995)  # agreement of copies of one picture
-BLOCK, TILE = 512, 2**13  # images compared with so many others at once: 16 MB of scores
-PAIR_BLOCK = 1024  # pairs correlated at once: their transforms should stay near the processor
-CACHED = 2048  # textures kept, of 64 KB each
+BLOCK = 512  # images compared at once
+TILE = 2**13  # with so many others: 16 MB of scores
 LARGEST_GROUP = 0.25  # of the images; larger ones tell a common design
 MOST_LINKS = 16  # pairs looked at before two groups are joined
-
-
-def thumbnail(image: np.ndarray, size: int) -> np.ndarray:
-    """RGB uint8 [H, W, 3] or grey uint8 [H, W] -> grey uint8 [size, size], whatever the aspect ratio."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
-    return cv2.resize(grey, (size, size), interpolation=cv2.INTER_AREA)
+# Of the threshold; agreements unless another unit is stated.
+SAMPLE = 128  # images that are compared
+PARTNERS = 12  # with so many others
+LARGEST_SHARE = 8  # one object's photographs are taken to be at most this part of the images
+FALSE_SHARE = 0.001  # of the images may be joined to another object
+TAIL = 0.01  # share of the sample that the tail is fitted on
+LEAST_TAIL = 20  # pairs of it, at least
+LEAST_SAMPLE = 60  # pairs; with fewer the tail is not known
+RANK = 3  # of the neighbour that is taken to show another object
+SPREADS = 4  # times the upper spread of third neighbours that the closest of all pairs may lie above them
+MOST_ABOVE = 0.45  # at most so far above: such a pair differs 2.5 times less
+SPARSE = 100  # images; fewer, at any angle, may hold a single close pair,
+SPARSE_ABOVE = 0.35  # which must lie so far above: differ half as much
+MOST_TAIL = 0.7  # so far, at most, the fitted tail is followed
+LEAST_LEAD = 0.3  # of a pair over other objects where a design is shared: it differs 1.8 times less
+LEAD_SCALES = 7  # a lead of so many exponential scales is no chance (e^-7)
+STEP = 1.0  # a fall of ranked agreements that ends the photographs of one object,
+MOST_PHOTOGRAPHS = 8  # looked for among so many of them
+FEW = np.arctanh(0.9)  # threshold where the sample is too small
+FEW_ALIKE = np.arctanh(0.995)  # and a design is shared
 
 
 @dataclass(frozen=True)
 class SiblingSearch:
-    """What was found and what it was judged by; all correlations are those of registered pictures."""
+    """Pairs of one object, and what they were judged by; correlations are those of registered pictures."""
 
     pairs: pd.DataFrame  # i, j, correlation, flip: positions i < j of images that show one object
     threshold: float  # correlation from which on a pair is taken for one object
@@ -55,6 +79,14 @@ class SiblingSearch:
     kind: str  # of the threshold: apart, alike, few
     compared: pd.DataFrame  # i, j, correlation, flip of the pairs that were looked at
     different: np.ndarray  # correlations of a sample of pairs of different objects
+
+
+class Threshold(NamedTuple):
+    """From which agreement on a pair shows one object; different objects hardly exceed `chance_level`."""
+
+    agreement: float
+    chance_level: float
+    kind: str  # "apart": objects differ; "alike": they share a design; "few": too few images to tell
 
 
 def search_siblings(
@@ -73,16 +105,18 @@ def search_siblings(
     contents = np.array([hashlib.sha256(picture).hexdigest() for picture in thumbnails], dtype=object)
     aspects = np.ones(len(thumbnails)) if aspects is None else aspects
     comparison = PairComparison(thumbnails, details, usable, aspects, round(settings.max_shift * SIDE))
-    nearest, codes = _nearest_images(spectra, settings.neighbours + different.PARTNERS // 2)
-    sample = different.sample_pairs(nearest, contents[usable], settings.neighbours)
-    others = comparison.measure_at_any_angle(sample)
+    nearest, codes = _nearest_images(spectra, settings.neighbours + PARTNERS // 2)
+    sample = _sample_pairs(nearest, contents[usable], settings.neighbours)
+    agreements_of_different = comparison.measure_at_any_angle(sample)
     proposed = _proposals(nearest[:, : settings.neighbours], codes[:, : settings.neighbours])
-    if different.is_alike(others):
+    if _is_alike(agreements_of_different):
         # Among pictures of one design the spectrum of a cropped one is nearer to others than to its original.
         zoomed = [_proposals(*_nearest_images(spectra, 1, comparison.zoomed_spectra(zoom))) for zoom in ZOOMS]
         proposed = np.unique(np.concatenate([proposed, *zoomed]), axis=0)
     compared = comparison.measure(comparison.coarse_starts(proposed, comparison.max_shift))
-    threshold, alike = _decide(others, compared, proposed, len(usable), settings.min_correlation)
+    threshold, alike = _decide(
+        agreements_of_different, compared, proposed, len(usable), settings.min_correlation
+    )
     least_link = min(threshold.chance_level, SAME_PICTURE)
     alike = _without_chains(alike, compared, least_link, contents[usable], comparison)
     alike = _in_images(alike, usable)
@@ -94,19 +128,8 @@ def search_siblings(
         chance_level=float(np.tanh(threshold.chance_level)),
         kind=threshold.kind,
         compared=_in_images(compared, usable),
-        different=np.tanh(others),
+        different=np.tanh(agreements_of_different),
     )
-
-
-def _in_images(table: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
-    """i, j, correlation, flip of rows whose positions count the usable pictures alone."""
-    columns = {
-        "i": usable[table["i"]],
-        "j": usable[table["j"]],
-        "correlation": np.tanh(table["agreement"]),
-        "flip": np.array(FLIPS)[table["code"]],
-    }
-    return pd.DataFrame(columns).reset_index(drop=True)
 
 
 def group_ids(n: int, pairs: pd.DataFrame) -> np.ndarray:
@@ -116,7 +139,7 @@ def group_ids(n: int, pairs: pd.DataFrame) -> np.ndarray:
     return pd.factorize(component)[0]
 
 
-# --- what is known of each picture -----------------------------------------------------------------------
+# --- which pairs are proposed ----------------------------------------------------------------------------
 
 
 def _features(
@@ -129,50 +152,14 @@ def _features(
     spectra = allocate_array((len(thumbnails), FREQUENCIES + 1, 2 * FREQUENCIES + 1), np.float32, folder)
     usable = []
     for position, picture in enumerate(tqdm(thumbnails, "describing images", leave=False, disable=None)):
-        detail = _detail(thumbnail(picture, side))
+        detail = extract_detail(thumbnail(picture, side))
         if np.square(detail).mean() < min_texture:
             continue
-        details[len(usable)] = _unit(detail)
-        spectra[len(usable)] = _unit(_spectrum(detail))[: FREQUENCIES + 1]
+        details[len(usable)] = scale_to_unit(detail)
+        spectra[len(usable)] = half_spectrum(detail)
         usable.append(position)
     count = len(usable)
     return torch.from_numpy(details[:count]), torch.from_numpy(spectra[:count]), np.array(usable, np.int64)
-
-
-def _detail(picture: np.ndarray) -> np.ndarray:
-    """The texture of uint8 [S, S] without what runs along whole rows or columns, fading towards the edges."""
-    side = len(picture)
-    texture = registration.texture(picture, COARSE_NOISE)
-    # Grinding marks, part edges and lamps give different objects of one line the same straight streaks.
-    texture -= texture.mean(axis=0, keepdims=True)
-    texture -= texture.mean(axis=1, keepdims=True)
-    taper = np.minimum(1, 4 * np.hanning(side + 2)[1:-1]).astype(np.float32)  # no jump where shifts wrap
-    return texture * np.outer(taper, taper)
-
-
-def _spectrum(detail: np.ndarray) -> np.ndarray:
-    """Roots of low-frequency amplitudes of [S, S], less what is smooth (one material shares it): [F, F]."""
-    middle = len(detail) // 2
-    kept = slice(middle - FREQUENCIES, middle + FREQUENCIES + 1)
-    amplitude = np.sqrt(np.abs(np.fft.fftshift(np.fft.fft2(detail)))[kept, kept]).astype(np.float32)
-    return blur(amplitude, 0.5) - blur(amplitude, 2)
-
-
-def _unit(array: np.ndarray) -> np.ndarray:
-    return array / max(np.linalg.norm(array), np.finfo(np.float32).tiny)
-
-
-def _identical(thumbnails: np.ndarray, contents: np.ndarray) -> pd.DataFrame:
-    """Pairs of the first and each later copy of the same pixels, unless these are all one colour."""
-    has_content = [bool(np.ptp(picture)) for picture in thumbnails]
-    content = pd.Series(contents, dtype=object)[has_content]
-    position = content.index.to_series()
-    first = position.groupby(content).transform("first")
-    pairs = pd.DataFrame({"i": first, "j": position})[first != position]
-    return pairs.assign(correlation=1.0, flip="none")
-
-
-# --- which pairs are proposed ----------------------------------------------------------------------------
 
 
 def _nearest_images(
@@ -186,7 +173,8 @@ def _nearest_images(
     queries = spectra if queries is None else queries
     images = len(spectra)
     count = min(count, len(SPECTRAL_CODES) * max(images - 1, 0))
-    places, codes = np.empty((images, count), np.int32), np.empty((images, count), np.int8)
+    places = np.empty((images, count), np.int32)
+    codes = np.empty((images, count), np.int8)
     for start in tqdm(range(0, images, BLOCK), "proposing pairs", leave=False, disable=None):
         rows = torch.arange(start, min(start + BLOCK, images))[:, None]
         places[start : start + BLOCK], codes[start : start + BLOCK] = _nearest(spectra, queries, rows, count)
@@ -200,9 +188,10 @@ def _nearest(
 
     Others are looked at TILE by TILE, so that memory does not grow with their number.
     """
-    block = _whole(queries[rows[:, 0]])
+    block = _complete_spectra(queries[rows[:, 0]])
     flipped = torch.stack([flip_pictures(block, code)[:, : FREQUENCIES + 1] for code in SPECTRAL_CODES])
-    best, places = torch.empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64)
+    best = torch.empty(len(rows), 0)
+    places = torch.empty(len(rows), 0, dtype=torch.int64)
     for start in range(0, len(spectra), TILE):
         columns = spectra[start : start + TILE].flatten(1).T
         for number, code in enumerate(SPECTRAL_CODES):
@@ -213,11 +202,12 @@ def _nearest(
             best = torch.cat([best, values], 1)
             places = torch.cat([places, (indices + start) * len(FLIPS) + code], 1)
         order = best.argsort(dim=1, descending=True, stable=True)[:, :count]
-        best, places = best.gather(1, order), places.gather(1, order)
+        best = best.gather(1, order)
+        places = places.gather(1, order)
     return places // len(FLIPS), places % len(FLIPS)
 
 
-def _whole(halves: torch.Tensor) -> torch.Tensor:
+def _complete_spectra(halves: torch.Tensor) -> torch.Tensor:
     """[N, H, F] -> [N, F, F]: the other half-plane of a real picture's spectrum is the same, turned."""
     return torch.cat([halves, halves[:, :FREQUENCIES].flip(1, 2)], 1)
 
@@ -225,149 +215,167 @@ def _whole(halves: torch.Tensor) -> torch.Tensor:
 def _proposals(nearest: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Distinct i < j, code of images and their neighbours: int [P, 3]."""
     images, count = nearest.shape
-    one = np.repeat(np.arange(images), count)
-    other = nearest.ravel().astype(np.int64)
-    pair = np.minimum(one, other) * images + np.maximum(one, other)
+    first = np.repeat(np.arange(images), count)
+    second = nearest.ravel().astype(np.int64)
+    pair = np.minimum(first, second) * images + np.maximum(first, second)
     pairs, codes = np.divmod(np.unique(pair * len(FLIPS) + codes.ravel()), len(FLIPS))
     return np.stack([*np.divmod(pairs, max(images, 1)), codes], axis=1)
 
 
-# --- how well they agree ---------------------------------------------------------------------------------
+def _identical(thumbnails: np.ndarray, contents: np.ndarray) -> pd.DataFrame:
+    """Pairs of the first and each later copy of the same pixels, unless these are all one colour."""
+    has_content = [bool(np.ptp(picture)) for picture in thumbnails]
+    content = pd.Series(contents, dtype=object)[has_content]
+    position = content.index.to_series()
+    first = position.groupby(content).transform("first")
+    pairs = pd.DataFrame({"i": first, "j": position})[first != position]
+    return pairs.assign(correlation=1.0, flip="none")
 
 
-class PairComparison:
-    """The pictures with texture, and how well pairs of them agree. Positions count these pictures alone."""
+# --- how well different objects agree --------------------------------------------------------------------
 
-    def __init__(
-        self,
-        thumbnails: np.ndarray,
-        details: torch.Tensor,
-        usable: np.ndarray,
-        aspects: np.ndarray,
-        max_shift: int,
-    ) -> None:
-        """`details` [K, S, S] are of thumbnails[usable]; `max_shift` is in their pixels."""
-        self.thumbnails, self.details, self.usable = thumbnails, details, usable
-        self.aspects, self.max_shift = aspects, max_shift
-        self.enlargement = thumbnails.shape[1] / details.shape[1]
-        self.texture = lru_cache(CACHED)(self._texture)
-        self.polar_spectrum = lru_cache(CACHED)(self._polar_spectrum)
 
-    def zoomed_spectra(self, zoom: tuple[float, float]) -> torch.Tensor:
-        """Halves of the spectra [K, H, F] of the middle of each picture, magnified so much in y and x."""
-        spectra = np.empty((len(self.usable), FREQUENCIES + 1, 2 * FREQUENCIES + 1), np.float32)
-        height, width = (round(self.thumbnails.shape[1] / factor) for factor in zoom)
-        top, left = (self.thumbnails.shape[1] - height) // 2, (self.thumbnails.shape[1] - width) // 2
-        for place, position in enumerate(self.usable):
-            middle = self.thumbnails[position][top : top + height, left : left + width]
-            detail = _detail(thumbnail(middle, self.details.shape[1]))
-            spectra[place] = _unit(_spectrum(detail))[: FREQUENCIES + 1]
-        return torch.from_numpy(spectra)
+def _sample_pairs(nearest: np.ndarray, contents: np.ndarray, neighbours: int) -> np.ndarray:
+    """Positions i < j, int [P, 2], of pairs that hardly show one object.
 
-    def measure(self, starts: pd.DataFrame) -> pd.DataFrame:
-        """The best of the starts (i, j, code, dy, dx) of each pair: i, j, code, agreement."""
-        columns = [starts[name].tolist() for name in ("i", "j", "code", "dy", "dx")]
-        agreements = list(in_threads(self._agreement, *columns, text="comparing pairs"))
-        table = starts[["i", "j", "code"]].assign(agreement=np.array(agreements, dtype=float))
-        table = table.sort_values(["i", "j", "agreement"], ascending=[True, True, False], kind="stable")
-        return table.drop_duplicates(["i", "j"], ignore_index=True)
+    `nearest` [N, K] are the neighbours of each image, nearest first; as many as may show the same object are
+    left out. Half of the partners of an image are the next ones, half any. `contents` [N] are texts that
+    settle what is sampled whatever the order of the images; images of equal content are no pair.
+    """
+    images = len(nearest)
+    most = max(1, min(neighbours, images // LARGEST_SHARE))
+    order = np.argsort(contents, kind="stable")
+    pairs = set()
+    for place in range(min(SAMPLE, images)):
+        image = int(order[place])
+        ranked = _distinct(nearest[image])
+        any_images = (int(order[(place + step) % images]) for step in range(1, images))
+        partners = set()
+        for candidate in chain(ranked[most : most + PARTNERS // 2], any_images):
+            if len(partners) == PARTNERS:
+                break
+            is_close = candidate in ranked[:most] or image in _distinct(nearest[candidate])[:most]
+            if not is_close and contents[image] != contents[candidate]:
+                partners.add(candidate)
+        pairs.update((min(image, partner), max(image, partner)) for partner in partners)
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
-    def measure_at_any_angle(self, pairs: np.ndarray) -> np.ndarray:
-        """Agreements [P] of the pairs (i, j), int [P, 2]."""
-        columns = pairs[:, 0].tolist(), pairs[:, 1].tolist()
-        return np.array(list(in_threads(self._agreement_at_any_angle, *columns, text="comparing objects")))
 
-    def coarse_starts(self, proposed: np.ndarray, max_shift: int) -> pd.DataFrame:
-        """Those of the pairs (i, j, code), int [P, 3], or half a turn on, that correlate when shifted.
+def _distinct(places: np.ndarray) -> list[int]:
+    """Each place once, in the order of their first occurrence: one image may be near under several flips."""
+    return list(dict.fromkeys(places.tolist()))
 
-        Columns i, j, code, dy, dx (pixels). A pair comes several times where several flips do equally well.
-        """
-        blocks = [np.empty((0, 6))]
-        for start in tqdm(range(0, len(proposed), PAIR_BLOCK), "shifting pairs", leave=False, disable=None):
-            block = proposed[start : start + PAIR_BLOCK]
-            for code in np.unique(block[:, 2]):
-                blocks += self._shifted(block[block[:, 2] == code, :2], int(code), max_shift)
-        table = pd.DataFrame(np.concatenate(blocks), columns=["i", "j", "code", "dy", "dx", "correlation"])
-        table = table[table["correlation"] >= LEAST_COARSE]
-        best = table.groupby(["i", "j"])["correlation"].transform("max")
-        table = table[table["correlation"] >= best - COARSE_MARGIN]
-        whole = dict.fromkeys(["i", "j", "code", "dy", "dx"], int)
-        return table.astype(whole).drop_duplicates(["i", "j", "code"], ignore_index=True)
 
-    def measure_thoroughly(self, one: int, other: int) -> float:
-        """The agreement of a pair under every flip and twice the usual shift."""
-        proposed = np.array([[one, other, code] for code in SPECTRAL_CODES])
-        starts = self.coarse_starts(proposed, 2 * self.max_shift)
-        return self.measure(starts)["agreement"].max() if len(starts) else 0.0
+def _is_alike(different: np.ndarray) -> bool:
+    """Whether the sampled pairs tell a common design, by their agreements [P]."""
+    return len(different) > 0 and bool(np.quantile(different, 0.99) >= ALIKE)
 
-    def _shifted(self, pairs: np.ndarray, code: int, max_shift: int) -> list[np.ndarray]:
-        """i, j, code, dy, dx, correlation at the best shift, [P, 6]: of this code, and of half a turn more.
 
-        By the convolution theorem, circular. Half a turn conjugates a transform and moves it by a pixel. What
-        a shift moves out of the frame counts as different: 4 % both ways cost about 0.08.
-        """
-        several, again = np.unique(pairs[:, 0], return_inverse=True)
-        still = torch.fft.rfft2(self.details[several].float())[again]
-        moved = torch.fft.rfft2(flip_pictures(self.details[pairs[:, 1]].float(), code))
-        shifts = torch.arange(-max_shift, max_shift + 1)
-        tables = []
-        for half_turn, products in enumerate([still.conj() * moved, (still * moved).conj()]):
-            correlation, places = registration.best_shifts(products, shifts + half_turn)
-            codes = np.full(len(pairs), code ^ 3 * half_turn)
-            tables.append(np.column_stack([pairs, codes, places - max_shift, correlation]))
-        return tables
+def _choose_pair_threshold(
+    different: np.ndarray, best: np.ndarray, images: int, proposed: int, has_one_design: bool
+) -> Threshold:
+    """From the agreements of the sampled pairs [P] and the best ones of each image [N, MOST_PHOTOGRAPHS].
 
-    def _agreement(self, one: int, other: int, code: int, dy: int, dx: int) -> float:
-        start = registration.flip_matrix(code, self.details.shape[1]) @ registration.shift_matrix(dy, dx)
-        return self._refined_agreement(one, other, start)
+    `proposed` is how many pairs the threshold will be applied to. With `has_one_design` the objects are
+    known to share it.
+    """
+    usual, upper = np.quantile(best[:, RANK - 1], [0.5, 0.9]) if len(best) else (0.0, 0.0)
+    if len(different) < LEAST_SAMPLE:
+        least = FEW_ALIKE if has_one_design or upper >= ALIKE else FEW
+        return Threshold(max(least, upper + MOST_ABOVE), upper, "few")
+    chance_level = float(np.quantile(different, 0.99))
+    tail = _tail_threshold(different, FALSE_SHARE * images / 2 / proposed)
+    if not has_one_design:
+        return Threshold(tail, chance_level, "apart")
+    closest = upper + min(SPREADS * (upper - usual), MOST_ABOVE)
+    if images < SPARSE:
+        closest = max(closest, max(chance_level, upper) + SPARSE_ABOVE)
+    return Threshold(max(closest, min(tail, chance_level + MOST_TAIL)), max(chance_level, upper), "alike")
 
-    def _agreement_at_any_angle(self, one: int, other: int) -> float:
-        start = registration.start_at_any_angle(
-            self._detail(one),
-            self._detail(other),
-            registration.likely_rotations(self.polar_spectrum(one), self.polar_spectrum(other)),
-            (self.aspects[self.usable[one]], self.aspects[self.usable[other]]),
-            self.max_shift,
-        )
-        return self._refined_agreement(one, other, start)
 
-    def _refined_agreement(self, one: int, other: int, start: np.ndarray) -> float:
-        """Of the refined start, or of the start itself where refinement ran away, as over a new defect."""
-        refined = registration.refine(self._detail(one), self._detail(other), start)
-        agreement = self._agreement_under(one, other, refined)
-        if agreement >= different.ALIKE:
-            return agreement
-        return max(agreement, self._agreement_under(one, other, start))
+def _best_agreements(compared: pd.DataFrame, images: int) -> np.ndarray:
+    """The best agreements of each image, best first: [N, MOST_PHOTOGRAPHS]; 0 where fewer were compared."""
+    pairs = compared[["i", "j", "agreement"]]
+    both = pd.concat([pairs, pairs.rename(columns={"i": "j", "j": "i"})])
+    both = both.sort_values("agreement", ascending=False, kind="stable")
+    rank = both.groupby("i").cumcount().to_numpy()
+    is_kept = rank < MOST_PHOTOGRAPHS
+    best = np.zeros((images, MOST_PHOTOGRAPHS))
+    best[both["i"].to_numpy()[is_kept], rank[is_kept]] = both["agreement"].to_numpy()[is_kept]
+    return best
 
-    def _agreement_under(self, one: int, other: int, matrix: np.ndarray) -> float:
-        larger = registration.rescaled(matrix, self.enlargement)
-        return registration.agreement(self.texture(one), self.texture(other), larger)
 
-    def _detail(self, position: int) -> np.ndarray:
-        return self.details[position].float().numpy()
+def _is_one_object(compared: pd.DataFrame, best: np.ndarray, threshold: Threshold) -> np.ndarray:
+    """bool [P]: which of the pairs (i, j, agreement) show one object.
 
-    def _texture(self, position: int) -> np.ndarray:
-        return registration.texture(self.thumbnails[self.usable[position]], NOISE)
+    Where a design is shared, those above the threshold that lead over the other objects of both images, and
+    those above the chance_level of different objects whose lead is no chance.
+    """
+    agreement = compared["agreement"].to_numpy()
+    is_above = agreement >= threshold.agreement
+    if threshold.kind != "alike":
+        return is_above
+    level = _level_of_other_objects(best)
+    lead = agreement - np.maximum(level[compared["i"]], level[compared["j"]])
+    scales = _lead_scales(best)
+    chance = LEAD_SCALES * np.maximum(scales[compared["i"]], scales[compared["j"]])
+    is_outstanding = (agreement >= threshold.chance_level) & (lead >= chance)
+    return (lead >= LEAST_LEAD) & (is_above | is_outstanding)
 
-    def _polar_spectrum(self, position: int) -> np.ndarray:
-        return registration.polar_spectrum(self._detail(position), self.aspects[self.usable[position]])
+
+def _level_of_other_objects(best: np.ndarray) -> np.ndarray:
+    """How well each image agrees with the nearest one of another object, [N].
+
+    Its RANK-th best agreement, or the one behind a large step further down: an object photographed often.
+    """
+    level = best[:, RANK - 1]
+    for rank in reversed(range(RANK, best.shape[1])):
+        is_step = best[:, rank - 1] - best[:, rank] >= STEP
+        level = np.where(is_step, best[:, rank], level)
+    return level
+
+
+def _lead_scales(best: np.ndarray) -> np.ndarray:
+    """The scale, for each image, of an exponential tail of its agreements with different objects: [N].
+
+    From order statistics: the first exceeds the third by 1.5 scales (1.26 in the median), the third the
+    eighth by 1.09. The larger of what the image itself and what all images show.
+    """
+    own = (best[:, 2] - best[:, 7]) / 1.09
+    common = np.median(best[:, 0] - best[:, 2]) / 1.26
+    return np.maximum(own, common)
+
+
+def _tail_threshold(different: np.ndarray, error_rate: float) -> float:
+    """The agreement that a pair of different objects exceeds with this probability, by an exponential tail.
+
+    Its scale comes from the median, which a few photographs of one object in the sample hardly move.
+    """
+    ordered = np.sort(different)[::-1]
+    count = max(LEAST_TAIL, int(TAIL * len(ordered)))
+    start = ordered[count]
+    scale = np.median(ordered[:count] - start) / np.log(2)
+    return float(start + scale * np.log(count / len(ordered) / error_rate))
 
 
 # --- which pairs are taken for one object ----------------------------------------------------------------
 
 
 def _decide(
-    others: np.ndarray, compared: pd.DataFrame, proposed: np.ndarray, images: int, min_correlation: float
+    different: np.ndarray, compared: pd.DataFrame, proposed: np.ndarray, images: int, min_correlation: float
 ) -> tuple[Threshold, pd.DataFrame]:
-    """The threshold, and the rows of `compared` that show one object."""
-    least = np.arctanh(min(min_correlation, registration.LARGEST_CORRELATION))
+    """The threshold, and the rows of `compared` that show one object.
+
+    `different` [P] are agreements of different objects.
+    """
+    least = np.arctanh(min(min_correlation, LARGEST_CORRELATION))
     same_picture = max(SAME_PICTURE, least)
-    best = different.best_agreements(compared, images)
+    best = _best_agreements(compared, images)
     tests = len(np.unique(proposed[:, :2], axis=0))
-    for has_one_design in (different.is_alike(others), True):
-        threshold = different.choose_pair_threshold(others, best, images, tests, has_one_design)
+    for has_one_design in (_is_alike(different), True):
+        threshold = _choose_pair_threshold(different, best, images, tests, has_one_design)
         threshold = threshold._replace(agreement=max(threshold.agreement, least))
-        is_alike = different.is_one_object(compared, best, threshold) & (compared["agreement"] >= least)
+        is_alike = _is_one_object(compared, best, threshold) & (compared["agreement"] >= least)
         if threshold.kind != "apart" or _largest_group(images, compared[is_alike]) <= LARGEST_GROUP * images:
             break
     is_copy = compared["agreement"] >= same_picture
@@ -396,22 +404,34 @@ def _without_chains(
     agreements = dict(zip(zip(compared["i"], compared["j"], strict=True), compared["agreement"], strict=True))
     group_of = {image: image for image in np.unique(alike[["i", "j"]])}
     members = {image: [image] for image in group_of}
+    most_members = int(np.sqrt(MOST_LINKS))
     order = alike.sort_values("agreement", ascending=False, kind="stable")
     for i, j in zip(order["i"], order["j"], strict=True):
-        one, other = group_of[i], group_of[j]
-        if one == other:
+        first_group = group_of[i]
+        second_group = group_of[j]
+        if first_group == second_group:
             continue
-        count = int(np.sqrt(MOST_LINKS))
-        links = [
-            (min(first, second), max(first, second))
-            for first in members[one][:count]
-            for second in members[other][:count]
-        ]
+        links = []
+        for first in members[first_group][:most_members]:
+            for second in members[second_group][:most_members]:
+                links.append((min(first, second), max(first, second)))
         for link in links:
             if agreements.get(link, 0.0) < least:
                 agreements[link] = comparison.measure_thoroughly(*link)
         if 2 * sum(agreements[link] >= least for link in links) > len(links):
-            members[one] = sorted(members[one] + members.pop(other), key=lambda image: contents[image])
-            group_of.update(dict.fromkeys(members[one], one))
+            joined = members[first_group] + members.pop(second_group)
+            members[first_group] = sorted(joined, key=lambda image: contents[image])
+            group_of.update(dict.fromkeys(joined, first_group))
     is_within = [group_of[i] == group_of[j] for i, j in zip(alike["i"], alike["j"], strict=True)]
     return alike[np.array(is_within, dtype=bool)]
+
+
+def _in_images(table: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
+    """i, j, correlation, flip of rows whose positions count the usable pictures alone."""
+    columns = {
+        "i": usable[table["i"]],
+        "j": usable[table["j"]],
+        "correlation": np.tanh(table["agreement"]),
+        "flip": np.array(FLIPS)[table["code"]],
+    }
+    return pd.DataFrame(columns).reset_index(drop=True)

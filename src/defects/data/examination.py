@@ -1,6 +1,5 @@
 """Decode every image and mask of a data set once: what is in them, and which cannot be used."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -55,55 +54,46 @@ class Examination(NamedTuple):
 def examine_files(data: DataConfig, images: pd.DataFrame) -> Examination:
     """Examine all rows of a listing; normal images may have masks, if these mark nothing."""
     root = resolve(data.root)
-    paths, mask_paths = images["path"], images["mask_path"]
-    normal = images["label"].eq(0).fillna(False).to_numpy(dtype=bool)
-    examined = list(in_threads(partial(_examine_one, root), paths, mask_paths, text="reading images"))
-    inverted = are_inverted(_facts_of_defects(examined, normal), data.inverted_masks)
+    paths = images["path"]
+    mask_paths = images["mask_path"]
+    is_normal = images["label"].eq(0).fillna(False).to_numpy(dtype=bool)
+    examined = list(in_threads(partial(_examine_image, root), paths, mask_paths, text="reading images"))
+    mask_facts = []
+    for row, normal in zip(examined, is_normal, strict=True):
+        if row.masks and not normal:
+            mask_facts += row.masks.facts
+    inverted = are_inverted(mask_facts, data.inverted_masks)
     if inverted:
-        examined = _invert_masks(root, examined, paths, mask_paths)
-    kept_masks, problems, contradictions, dropped = [], [], [], []
-    for row, path, mask_path, is_normal in zip(examined, paths, mask_paths, normal, strict=True):
-        mask_problem = "" if row.problem else _mask_problem(row, root, mask_path, is_normal)
+        for place, (row, path, mask_path) in enumerate(zip(examined, paths, mask_paths, strict=True)):
+            if row.masks:
+                masks = _examine_masks(root, path, mask_path, inverted=True)
+                examined[place] = row._replace(masks=masks)
+    usable_masks = []
+    problems = []
+    contradictions = []
+    dropped = []
+    for row, path, mask_path, normal in zip(examined, paths, mask_paths, is_normal, strict=True):
+        mask_problem = "" if row.problem else _mask_problem(row, root, mask_path, normal)
         if mask_problem and data.bad_masks == "drop":
             dropped.append(path)
         elif row.problem or mask_problem:
             problems.append(row.problem or mask_problem)
-        if is_normal and row.masks and row.masks.share > 0:
+        if normal and row.masks and row.masks.share > 0:
             share = f"{row.masks.share:.1%}"
             contradictions.append(f"{path} is among the normal images, and its mask marks {share} of it")
-        is_kept = not (row.problem or mask_problem or is_normal)
-        kept_masks.append(join_masks(split_masks(mask_path)[0], inverted) if is_kept else "")
+        is_usable = not (row.problem or mask_problem or normal)
+        usable_masks.append(join_masks(split_masks(mask_path)[0], inverted) if is_usable else "")
     facts = [row.facts or ImageFacts(0, 0, 0, "", 0) for row in examined]
     table = images.assign(
         width=[fact.width for fact in facts],
         height=[fact.height for fact in facts],
         sha256=[row.sha256 for row in examined],
-        mask_path=kept_masks,
+        mask_path=usable_masks,
     )
     return Examination(table, examined, problems, contradictions, dropped, inverted)
 
 
-def _facts_of_defects(examined: Sequence[Examined], normal: np.ndarray) -> list[MaskFacts]:
-    """Of all mask files but those of normal images."""
-    facts = []
-    for row, is_normal in zip(examined, normal, strict=True):
-        if row.masks and not is_normal:
-            facts += row.masks.facts
-    return facts
-
-
-def _invert_masks(
-    root: Path, examined: Sequence[Examined], paths: Sequence[str], mask_paths: Sequence[str]
-) -> list[Examined]:
-    """The same with what the masks mark and leave out exchanged."""
-    inverted = []
-    for row, path, mask_path in zip(examined, paths, mask_paths, strict=True):
-        masks = _examine_masks(root, path, mask_path, inverted=True) if row.masks else row.masks
-        inverted.append(row._replace(masks=masks))
-    return inverted
-
-
-def _examine_one(root: Path, path: str, mask_path: str) -> Examined:
+def _examine_image(root: Path, path: str, mask_path: str) -> Examined:
     try:
         if (root / path).is_symlink() and not (root / path).exists():
             raise UserError(broken_link_text(root / path))
@@ -127,32 +117,31 @@ def _examine_masks(root: Path, path: str, mask_path: str, inverted: bool = False
             problem = f"{root / names[0]} and {root / name}, masks of {path}, differ in size"
             return ExaminedMasks(tuple(facts), 0.0, problem)
         united = mask if united is None else united | mask
-    problem = _odd_one(root, path, names) if len(names) > 1 else ""
+    problem = ""
+    if len(names) > 1:
+        picture = next((name for name in names if not looks_like_mask(root / name)), None)
+        if picture is not None:
+            second = next(name for name in names if name != picture)
+            problem = (
+                f"{root / picture} and {root / second} are called like masks of {path}, but the first looks "
+                "like a picture: remove it"
+            )
     return ExaminedMasks(tuple(facts), float(np.mean(united)), problem)
-
-
-def _odd_one(root: Path, path: str, names: Sequence[str]) -> str:
-    """Of several files that are called like masks of one image, one that is none."""
-    for name in names:
-        if not looks_like_mask(root / name):
-            other = next(second for second in names if second != name)
-            both = f"{root / name} and {root / other}"
-            return f"{both} are called like masks of {path}, but the first looks like a picture: remove it"
-    return ""
 
 
 def _mask_problem(row: Examined, root: Path, mask_path: str, is_normal: bool) -> str:
     """Why masks that can be read cannot be used; "" if they can."""
     if row.masks is None:
         return ""
-    way_out = "correct it, or set data.bad_masks=drop"
+    advice = "correct it, or set data.bad_masks=drop"
     if row.masks.problem:
         return f"{row.masks.problem}, or set data.bad_masks=drop"
     first = root / split_masks(mask_path)[0][0]
-    mask, image = row.masks.facts[0], row.facts
+    mask = row.masks.facts[0]
+    image = row.facts
     if (mask.width, mask.height) != (image.width, image.height):
         sizes = f"{mask.width}x{mask.height}, its image {image.width}x{image.height}"
-        return f"{first} is {sizes}: {way_out}"
+        return f"{first} is {sizes}: {advice}"
     if row.masks.share == 0 and not is_normal:
-        return f"{first} marks no pixel: {way_out}"
+        return f"{first} marks no pixel: {advice}"
     return ""

@@ -1,6 +1,6 @@
 """The one listing of image files: what lies in a folder, and what of it is taken.
 
-`prepare`, `predict` and all that is given a folder of images share it. Neither torch nor pandas is imported.
+All commands that read a folder of images share it. Neither torch nor pandas is imported.
 """
 
 import os
@@ -12,16 +12,34 @@ from pathlib import Path
 from typing import TextIO
 
 from defects.data.images import IMAGE_SUFFIXES
-from defects.data.junk import is_junk
 from defects.messages import UserError, printable, shorten_names
 
-MOST_SUFFIXES = 6  # named in a line
+MOST_SUFFIXES = 6  # in a line
+# What operating systems, archives and storage boxes leave between a user's own files; hidden ones go as well.
+JUNK_NAMES = {
+    "__macosx",  # archives packed on a Mac
+    "@eadir",  # thumbnails of Synology boxes
+    "#recycle",
+    "#snapshot",
+    "@recycle",  # QNAP
+    "@recently-snapshot",
+    "~snapshot",  # NetApp
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "lost.dir",
+    "__pycache__",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+}
 FolderKey = tuple[int, int] | str
 
 
 @dataclass
 class FolderScan:
-    """What lies under `folder`. All paths start with `folder` as it was given, and are sorted."""
+    """What lies under `folder`. All paths start with `folder` as it was named, and are sorted."""
 
     folder: Path
     images: list[Path] = field(default_factory=list)  # files with a suffix of images
@@ -74,7 +92,8 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
     real_folder = Path(os.path.realpath(folder))
     above = {folder_key(path): path for path in real_folder.parents}
     excluded = {folder_key(path) for path in without}
-    waiting, links = [folder], []
+    waiting = [folder]
+    links = []
     while waiting or links:
         # Links come last, so that a folder which lies here is listed under its own path.
         is_link = not waiting
@@ -100,6 +119,21 @@ def scan_folder(folder: Path, without: Iterable[Path] = ()) -> FolderScan:
     scan.broken_links.sort()
     scan.special_files.sort()
     return scan
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The sub-folders of `folder` by path, links to folders included; none if there is no such folder.
+
+    Raises UserError if the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not is_junk(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    return [path for path in sorted(folder / name for name in names) if path.is_dir()]
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -157,8 +191,8 @@ def print_not_taken(scan: FolderScan, stream: TextIO) -> None:
 
 def repeated_text(repeated: dict[Path, Path]) -> str:
     """Which folders were reached a second time, and were listed once."""
-    named = [f"{link} (is {first})" for link, first in repeated.items()]
-    return f"folders reached twice are taken once: {shorten_names(named)}"
+    links = [f"{link} (is {first})" for link, first in repeated.items()]
+    return f"folders reached twice are taken once: {shorten_names(links)}"
 
 
 def broken_link_text(path: Path) -> str:
@@ -172,6 +206,11 @@ def count_image_files(folder: Path) -> int:
     return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
 
 
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name, hidden ones included, is none of the user's images."""
+    return name.startswith(".") or name.casefold() in JUNK_NAMES
+
+
 def folder_key(path: Path) -> FolderKey:
     """What is the same for all paths of one folder. Raises OSError."""
     facts = path.stat()
@@ -181,7 +220,8 @@ def folder_key(path: Path) -> FolderKey:
 
 def _list_one(scan: FolderScan, folder: Path) -> tuple[list[Path], list[Path]]:
     """Note the files of one folder; returns its sub-folders, and its links to folders."""
-    folders, links = [], []
+    folders = []
+    links = []
     try:
         with os.scandir(folder) as entries:
             entries = sorted(entries, key=lambda entry: entry.name)

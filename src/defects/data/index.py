@@ -12,14 +12,14 @@ from defects.data.examination import Examination, examine_files
 from defects.data.inventory import print_inventory, take_inventory
 from defects.data.labels import class_columns
 from defects.data.layouts import list_data
-from defects.data.layouts.listing import Listing
+from defects.data.listing import Listing
 from defects.data.rle import check_runs, read_rle_table, table_form
 from defects.data.user_tables import match_ids, read_user_table
 from defects.files import locked, read_csv, read_json, same_text, write_bytes, write_csv, write_json
 from defects.messages import SHOWN_NAMES, UserError, shorten_names
 from defects.stamps import Stamp, content_of, differences, join_differences, settings_but
 
-LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used
+LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used; all of them go to a file
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
 # Data settings that images.csv does not depend on.
 NOT_THE_INDEX = {
@@ -45,12 +45,14 @@ def prepare(config: Config) -> pd.DataFrame:
 
 
 def prepare_locked(config: Config) -> pd.DataFrame:
-    data, folder = config.data, config.dataset_dir
+    """As `prepare`, for a caller that holds the lock of the data set's folder."""
+    data = config.data
+    folder = config.dataset_dir
     listing = list_data(data)
     _refuse_output_inside(config, listing)
     _check_ids(listing.images)
     examination = examine_files(data, _with_answers(listing))
-    images, answers = _apart(listing, examination.images)
+    images, answers = _separate_answers(listing, examination.images)
     _refuse_unusable(config, examination)
     _check_contradictions(data, images, examination)
     if listing.runs is not None:
@@ -85,8 +87,8 @@ def find_index_problem(config: Config) -> str | None:
     """Why images.csv cannot be used as it is; None if it can."""
     if not (config.dataset_dir / "images.csv").exists():
         return "is missing"
-    found = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
-    return f"was made otherwise ({join_differences(found)})" if found else None
+    changes = differences(read_json(config.dataset_dir / "prepare.json"), _stamp(config.data))
+    return f"was made otherwise ({join_differences(changes)})" if changes else None
 
 
 def image_sizes(images: pd.DataFrame) -> pd.Series:
@@ -100,7 +102,7 @@ def training_sha256(config: Config) -> str:
     return _training_sha256(path, content_of(path))
 
 
-@lru_cache(maxsize=4)  # asked for by every fold and every checkpoint
+@lru_cache(maxsize=4)  # every fold and every checkpoint needs it
 def _training_sha256(path: Path, content: str | None) -> str:
     """Of images.csv with this `content`, a sha256."""
     images = read_csv(path, IMAGE_COLUMNS, "src/prepare.py")
@@ -116,14 +118,13 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:
     path = resolve(data.root) / data.sample_submission
     if not path.is_file():
         raise UserError(f"{path} does not exist: put the sample there, or change data.sample_submission")
-    listed = _sample_images(path, data.classes) if data.classes else _sample_answers(path)
-    test = images.loc[images["split"] == "test", "image_id"]
-    matched = match_ids(listed.index, test, str(path))
-    ids = listed.set_axis([matched.get(name, name) for name in listed.index])
-    on_disk = set(test)
+    sample = _sample_images(path, data.classes) if data.classes else _sample_answers(path)
+    test_ids = images.loc[images["split"] == "test", "image_id"]
+    matched = match_ids(sample.index, test_ids, str(path))
+    ids = sample.set_axis([matched.get(name, name) for name in sample.index])
     for missing, text in (
-        (set(ids.index) - on_disk, "are not on disk"),
-        (on_disk - set(ids.index), "are not listed in it"),
+        (set(ids.index) - set(test_ids), "are not on disk"),
+        (set(test_ids) - set(ids.index), "are not listed in it"),
     ):
         if missing:
             raise UserError(f"{path}: {len(missing)} test images {text}: {shorten_names(sorted(missing))}")
@@ -131,6 +132,7 @@ def sample_ids(data: DataConfig, images: pd.DataFrame) -> pd.Series:
 
 
 def _sample_answers(path: Path) -> pd.Series:
+    """The ids of a sample with one answer for each image, indexed by their plain text."""
     sample = read_user_table(path, [], is_exact=True)
     if list(sample.columns) != ["ImageId", "answer"]:
         raise UserError(f"{path} has the columns {shorten_names(sample.columns)}; expected ImageId, answer")
@@ -172,22 +174,21 @@ def _with_answers(listing: Listing) -> pd.DataFrame:
     """The listed images, those with an answer key with their labels and masks: these are examined as well."""
     if listing.answers is None:
         return listing.images
-    known = listing.answers.set_index("image_id")
+    answers = listing.answers.set_index("image_id")
     images = listing.images.set_index("image_id")
-    images.loc[known.index, ["label", "mask_path"]] = known[["label", "mask_path"]]
+    images.loc[answers.index, ["label", "mask_path"]] = answers[["label", "mask_path"]]
     return images.reset_index()
 
 
-def _apart(listing: Listing, examined: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def _separate_answers(listing: Listing, examined: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Rows of images.csv, and those of answers.csv: labels and masks of test images stand there alone."""
     if listing.answers is None:
         return examined, None
     masks = examined.set_index("image_id")["mask_path"]
     answers = listing.answers.assign(mask_path=listing.answers["image_id"].map(masks))
-    hidden = examined["image_id"].isin(answers["image_id"])
-    images = examined.assign(
-        label=listing.images["label"], mask_path=examined["mask_path"].where(~hidden, "")
-    )
+    has_answer = examined["image_id"].isin(answers["image_id"])
+    mask_paths = examined["mask_path"].where(~has_answer, "")
+    images = examined.assign(label=listing.images["label"], mask_path=mask_paths)
     return images, answers
 
 
@@ -196,14 +197,14 @@ def _refuse_unusable(config: Config, examination: Examination) -> None:
     problems = examination.problems
     if not problems:
         return
-    shown = shorten_names(problems, "; ")
+    text = shorten_names(problems, "; ")
     if len(problems) > SHOWN_NAMES:
         for problem in problems[:LISTED_PROBLEMS]:
             print(problem)
         path = config.dataset_dir / "unusable.txt"
         write_bytes(path, "".join(f"{problem}\n" for problem in problems).encode())
-        shown += f"; all are listed in {path}"
-    raise UserError(f"{len(problems)} of {len(examination.images)} images cannot be used: {shown}")
+        text += f"; all are listed in {path}"
+    raise UserError(f"{len(problems)} of {len(examination.images)} images cannot be used: {text}")
 
 
 def _check_ids(images: pd.DataFrame) -> None:
@@ -213,18 +214,20 @@ def _check_ids(images: pd.DataFrame) -> None:
         first = repeated["image_id"].iloc[0]
         paths = repeated.loc[repeated["image_id"] == first, "path"]
         # In ASCII: the letters of two names may differ although they look the same.
-        shown = " and ".join(ascii(path) for path in paths)
-        raise UserError(f"{count} image ids occur twice: {first} is {shown}; rename one file of each")
+        files = " and ".join(ascii(path) for path in paths)
+        raise UserError(f"{count} image ids occur twice: {first} is {files}; rename one file of each")
 
 
 def _check_contradictions(data: DataConfig, images: pd.DataFrame, examination: Examination) -> None:
     """The same file content filed under both classes, and normal images in which a mask marks something."""
     labelled = images[images["label"].notna()]
-    both = labelled.groupby("sha256").filter(lambda same: same["label"].nunique() > 1)
-    pairs = [" = ".join(same["path"]) for _, same in both.groupby("sha256")]
+    copies = []
+    for _, same in labelled.groupby("sha256"):
+        if same["label"].nunique() > 1:
+            copies.append(" = ".join(same["path"]))
     contradictions = []
-    if pairs:
-        contradictions.append(f"the same picture is in both classes: {shorten_names(pairs, '; ')}")
+    if copies:
+        contradictions.append(f"the same picture is in both classes: {shorten_names(copies, '; ')}")
     if examination.contradictions:
         contradictions.append(shorten_names(examination.contradictions, "; "))
     if not contradictions:

@@ -1,4 +1,4 @@
-"""What prepare saw in the folders of a data set: a summary that people read, and inventory.json."""
+"""What lies in the folders of a data set, taken or not: a summary that people read, and inventory.json."""
 
 import re
 from collections import Counter
@@ -13,22 +13,27 @@ from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data import rle
 from defects.data.examination import Examination, Examined
-from defects.data.folder_scan import MOST_SUFFIXES, count_by_suffix, count_image_files, repeated_text
-from defects.data.images import ImageFacts, notes_on_depth
-from defects.data.junk import list_folders
+from defects.data.folder_scan import (
+    MOST_SUFFIXES,
+    count_by_suffix,
+    count_image_files,
+    list_folders,
+    repeated_text,
+)
+from defects.data.images import notes_on_depth
 from defects.data.labels import COLUMN, class_columns, class_names
-from defects.data.paths import below
-from defects.data.role_folders import RoleFolder
+from defects.data.listing import RoleFolder, below
 from defects.messages import printable, shorten_names
 
-SHOWN_SIZES = 3
-MASK_LIKE_SHARE = 0.5  # of the images, at most, are mentioned for it
+MOST_SIZES = 3
+MASK_LIKE_SHARE = 0.5  # of the images: where more look like masks, the data set holds such images
 # a_overlay.png, a_heatmap.png, a_thumb.jpg of a.bmp
 DRAWING_END = re.compile(
     r"[ ._-](overlay|vis|viz|visuali[sz]ation|heatmap|result|annotated|marked|bbox|preview|thumb|thumbnail)$",
     re.IGNORECASE,
 )
-MOST_FOLDERS, MOST_CLASSES = 6, 12  # named in a line
+MOST_FOLDERS = 6  # in a line
+MOST_CLASSES = 12
 
 
 def take_inventory(
@@ -38,7 +43,7 @@ def take_inventory(
     notes: list[str],
     examination: Examination,
 ) -> dict[str, Any]:
-    """What was seen, taken and not taken, as JSON; paths are relative to data.root.
+    """What lies in the folders, taken and not taken, as JSON; paths are relative to data.root.
 
     `images` are the rows of images.csv; those of `examination` also hold what is known of test images.
     """
@@ -53,7 +58,7 @@ def take_inventory(
         "not_used": _list_unused(root, folders),
         "sizes": _count_sizes(images),
         "pixels": _count_pixels(examination),
-        "masks": _describe_masks(examination) or _describe_runs(images),
+        "masks": _describe_mask_files(examination) or _describe_runs(images),
         "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
         "notes": _notes(data, root, folders, notes, examination),
     }
@@ -66,35 +71,41 @@ def print_inventory(inventory: dict[str, Any]) -> None:
 
 
 def inventory_lines(inventory: dict[str, Any]) -> list[str]:
-    """A line for each part of the inventory that has something to say."""
-    seen = sum(folder["files"] for folder in inventory["folders"])
-    lines = [f"inventory of {inventory['root']}: {seen:,} image files"]
+    """A line for each part of the inventory that is not empty."""
+    folders = inventory["folders"]
+    files = sum(folder["files"] for folder in folders)
+    lines = [f"inventory of {inventory['root']}: {files:,} image files"]
     for part, count in inventory["images"].items():
         split, label = part.split()
         lines.append(f"{split:6}{label:12}{count:7}")
-    folders = [_folder_text(folder) for folder in inventory["folders"]]
-    lines.append(f"folders     {shorten_names(folders, most=MOST_FOLDERS)}")
-    linked = [link for folder in inventory["folders"] for link in folder["links"]]
-    if linked:
-        count = sum(folder["files_behind_links"] for folder in inventory["folders"])
-        lines.append(
-            f"links       {count} files lie in {len(linked)} linked folders: {shorten_names(linked)}"
-        )
+    texts = []
+    for folder in folders:
+        path = "" if folder["setting"] == folder["path"] else f" ({folder['path']})"
+        texts.append(f"{folder['setting']}{path} {folder['files']}")
+    lines.append(f"folders     {shorten_names(texts, most=MOST_FOLDERS)}")
+    links = [link for folder in folders for link in folder["links"]]
+    if links:
+        count = sum(folder["files_behind_links"] for folder in folders)
+        lines.append(f"links       {count} files lie in {len(links)} linked folders: {shorten_names(links)}")
     not_taken = count_by_suffix(Counter(inventory["not_taken"]))
     if inventory["special_files"]:
         not_taken.append(f"{len(inventory['special_files'])} pipes or devices")
     if not_taken:
         lines.append(f"not taken   no images: {shorten_names(not_taken, most=MOST_SUFFIXES)}")
     if inventory["left_by_systems"]:
-        left = [f"{count} {name}" for name, count in inventory["left_by_systems"].items()]
-        lines.append(f"skipped     left by systems: {shorten_names(left)}")
+        junk = [f"{count} {name}" for name, count in inventory["left_by_systems"].items()]
+        lines.append(f"skipped     left by systems: {shorten_names(junk)}")
     if inventory["not_used"]:
         lines.append(f"not used    {shorten_names(inventory['not_used'])}")
     lines.append(f"sizes       {_sizes_text(inventory['sizes'])}")
     pixels = [f"{count} of {kind}" for kind, count in inventory["pixels"]["kinds"].items()]
     lines.append(f"pixels      {', '.join(pixels)}")
-    if inventory["masks"]:
-        lines += _mask_lines(inventory["masks"])
+    masks = inventory["masks"]
+    if masks:
+        kinds = ", ".join(masks["kinds"])
+        largest = f"{masks['largest_share']:.2%} ({masks['largest']})"
+        lines.append(f"masks       {masks['images']} of {masks['defects']} defects have one ({kinds})")
+        lines.append(f"marked      {masks['median_share']:.2%} of an image (median), at most {largest}")
     if inventory["classes"]:
         classes = [f"{name} {count}" for name, count in inventory["classes"].items()]
         lines.append(f"classes     {shorten_names(classes, most=MOST_CLASSES)} images")
@@ -120,22 +131,18 @@ def _describe_folder(folder: RoleFolder, root: Path) -> dict[str, Any]:
     }
 
 
-def _folder_text(folder: dict[str, Any]) -> str:
-    path = "" if folder["setting"] == folder["path"] else f" ({folder['path']})"
-    return f"{folder['setting']}{path} {folder['files']}"
-
-
 def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
+    """The counters added, the most frequent first."""
     total = sum(counts, Counter())
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _list_unused(root: Path, folders: list[RoleFolder]) -> list[str]:
     """Folders and image files below the root, beside the folders of the data set, that are not taken."""
+    role_paths = {folder.path for folder in folders}
     used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
-    taken = {folder.path for folder in folders}
     unused = []
-    for parent in sorted({root, *(folder.path.parent for folder in folders)} - taken):
+    for parent in sorted({root, *(path.parent for path in role_paths)} - role_paths):
         if parent == root or root in parent.parents:
             unused += [below(path, root) for path in list_folders(parent) if path not in used]
             files = count_image_files(parent)
@@ -156,7 +163,7 @@ def _sizes_text(sizes: dict[str, int]) -> str:
     if len(names) == 1:
         return f"all {names[0]}"
     widths, heights = zip(*(map(int, name.split("x")) for name in names), strict=True)
-    frequent = [f"{name} ({sizes[name]})" for name in names[:SHOWN_SIZES]]
+    frequent = [f"{name} ({sizes[name]})" for name in names[:MOST_SIZES]]
     return (
         f"{len(names)} sizes, {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high, "
         f"most often {', '.join(frequent)}"
@@ -164,17 +171,19 @@ def _sizes_text(sizes: dict[str, int]) -> str:
 
 
 def _count_pixels(examination: Examination) -> dict[str, Any]:
-    facts = [row.facts for row in examination.examined if row.facts]
-    kinds = Counter(f"{fact.bits} bits {fact.channels}" for fact in facts)
+    """Files of each depth and kind of channels, and the largest value at each depth."""
+    kinds: Counter[str] = Counter()
     largest: dict[str, int] = {}
-    for fact in facts:
-        name = f"{fact.bits} bits"
-        largest[name] = max(largest.get(name, 0), fact.largest)
+    for row in examination.examined:
+        if row.facts:
+            bits = f"{row.facts.bits} bits"
+            kinds[f"{bits} {row.facts.channels}"] += 1
+            largest[bits] = max(largest.get(bits, 0), row.facts.largest)
     return {"kinds": _sum_counts([kinds]), "largest": largest}
 
 
-def _describe_masks(examination: Examination) -> dict[str, Any] | None:
-    """Of mask files; None if there are none."""
+def _describe_mask_files(examination: Examination) -> dict[str, Any] | None:
+    """None if there are none."""
     shares: dict[str, float] = {}
     kinds: Counter[str] = Counter()
     for row, path, mask_path in _rows(examination):
@@ -210,19 +219,10 @@ def _mask_figures(shares: dict[str, float], images: pd.DataFrame) -> dict[str, A
     }
 
 
-def _mask_lines(masks: dict[str, Any]) -> list[str]:
-    kinds = ", ".join(masks["kinds"])
-    median, largest = masks["median_share"], masks["largest_share"]
-    return [
-        f"masks       {masks['images']} of {masks['defects']} defects have one ({kinds})",
-        f"marked      {median:.2%} of an image (median), at most {largest:.2%} ({masks['largest']})",
-    ]
-
-
 def _notes(
     data: DataConfig, root: Path, folders: list[RoleFolder], notes: list[str], examination: Examination
 ) -> list[str]:
-    """What a person should know or may want to correct, one sentence each."""
+    """What a person should know or may want to correct, one sentence each; `notes` are the layout's."""
     lines = []
     for folder in folders:
         for inner in folder.nested:
@@ -233,58 +233,48 @@ def _notes(
             lines.append(repeated_text(folder.scan.repeated_folders))
     lines += notes
     if examination.dropped:
-        shown = shorten_names(examination.dropped)
+        names = shorten_names(examination.dropped)
         lines.append(
-            f"{len(examination.dropped)} masks are left out by data.bad_masks=drop: those of {shown}"
+            f"{len(examination.dropped)} masks are left out by data.bad_masks=drop: those of {names}"
         )
-    lines += _doubts(examination)
+    doubtful: dict[str, list[str]] = {}  # images by what is implausible about their masks
+    for row, path, mask_path in _rows(examination):
+        if mask_path:
+            for doubt in sorted({facts.doubt for facts in row.masks.facts} - {""}):
+                doubtful.setdefault(doubt, []).append(path)
+    for doubt, paths in doubtful.items():
+        lines.append(f"{len(paths)} masks: {doubt}: those of {shorten_names(paths)}")
     if examination.inverted:
         lines.append("the masks mark what is no defect: they are read the other way round")
     facts = {path: row.facts for row, path, _ in _rows(examination) if row.facts}
-    lines += notes_on_depth(facts, data.bits) + _notes_on_levels(facts)
-    return lines + [note for folder in folders for note in _notes_on_drawings(folder, root)]
+    lines += notes_on_depth(facts, data.bits)
+    mask_like = [path for path, fact in facts.items() if fact.looks_like_mask]
+    if 0 < len(mask_like) <= MASK_LIKE_SHARE * len(facts):
+        names = shorten_names(mask_like)
+        lines.append(f"{len(mask_like)} images have few grey levels, as masks and blank frames have: {names}")
+    for folder in folders:
+        drawings = _find_drawings(folder, root)
+        if drawings:
+            lines.append(
+                f"{len(drawings)} images are called like drawings of others beside them, and are taken as "
+                f"images: {shorten_names(drawings)}; if they are drawings, move them out of {folder.setting}"
+            )
+    return lines
 
 
-def _notes_on_drawings(folder: RoleFolder, root: Path) -> list[str]:
-    """A sentence if images of a folder are called like renderings of others beside them."""
+def _find_drawings(folder: RoleFolder, root: Path) -> list[str]:
+    """Images of a folder whose names are those of renderings of other images beside them."""
     images = {path.with_suffix("") for path in folder.images}
     drawings = []
     for path in folder.images:
         base = DRAWING_END.sub("", path.stem)
         if base != path.stem and path.with_name(base) in images:
             drawings.append(below(path, root))
-    if not drawings:
-        return []
-    return [
-        f"{len(drawings)} images are called like drawings of others beside them, and are taken as images: "
-        f"{shorten_names(drawings)}; if they are drawings, move them out of {folder.setting}"
-    ]
-
-
-def _notes_on_levels(facts: dict[str, ImageFacts]) -> list[str]:
-    """A sentence if some images look like masks; where most do, the data set holds such images."""
-    alike = [path for path, fact in facts.items() if fact.looks_like_mask]
-    if not alike or len(alike) > MASK_LIKE_SHARE * len(facts):
-        return []
-    return [
-        f"{len(alike)} images have few grey levels, as masks and blank frames have: {shorten_names(alike)}"
-    ]
-
-
-def _doubts(examination: Examination) -> list[str]:
-    """What is implausible about masks, with how many images it concerns."""
-    doubtful: dict[str, list[str]] = {}
-    for row, path, mask_path in _rows(examination):
-        if mask_path:
-            for reason in sorted({facts.doubt for facts in row.masks.facts} - {""}):
-                doubtful.setdefault(reason, []).append(path)
-    return [
-        f"{len(paths)} masks: {text}: those of {shorten_names(paths)}" for text, paths in doubtful.items()
-    ]
+    return drawings
 
 
 def _rows(examination: Examination) -> Iterator[tuple[Examined, str, str]]:
-    """What was seen in each image, its path and mask_path."""
+    """What was read of each image, its path and mask_path."""
     images = examination.images
     return zip(examination.examined, images["path"], images["mask_path"], strict=True)
 

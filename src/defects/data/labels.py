@@ -42,8 +42,13 @@ def class_names(rows: pd.DataFrame) -> list[str]:
 
 def target_labels(rows: pd.DataFrame, targets: tuple[str, ...]) -> np.ndarray:
     """0/1 float32 [N, C] of rows of images.csv; NaN where unknown."""
-    known = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))
-    columns = [known if name == DEFECT else (rows[COLUMN + name] != "") + 0 * known for name in targets]
+    is_defective = rows["label"].to_numpy(dtype="float32", na_value=float("nan"))
+    columns = []
+    for name in targets:
+        if name == DEFECT:
+            columns.append(is_defective)
+        else:
+            columns.append((rows[COLUMN + name] != "") + 0 * is_defective)  # NaN where the label is
     return np.stack(columns, axis=1).astype(np.float32)
 
 

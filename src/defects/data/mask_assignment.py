@@ -8,9 +8,8 @@ import pandas as pd
 
 from defects.config_data import DataConfig
 from defects.data.labels import join_masks
+from defects.data.listing import RoleFolder, below, check_names
 from defects.data.mask_matching import match_masks
-from defects.data.paths import below, check_names
-from defects.data.role_folders import RoleFolder
 from defects.messages import UserError, shorten_names
 
 

@@ -21,7 +21,7 @@ DIHEDRAL = {
 
 
 def rotate_flip(image: np.ndarray, angle: float, flip: str) -> np.ndarray:
-    """Flip uint8 [H, W, C], then turn it counter-clockwise by `angle` degrees within the same frame.
+    """Flip uint8 [H, W, C], then rotate it counter-clockwise by `angle` degrees within the same frame.
 
     What comes in from outside the frame is reflected: black corners would mark the rotated class.
     """
@@ -33,22 +33,22 @@ def rotate_flip(image: np.ndarray, angle: float, flip: str) -> np.ndarray:
     if angle % 180 == 0 or (angle % 90 == 0 and height == width):
         return np.ascontiguousarray(np.rot90(image, round(angle / 90)))
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    turned = cv2.warpAffine(
+    rotated = cv2.warpAffine(
         image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )
-    return turned.reshape(image.shape)  # OpenCV drops a single channel
+    return rotated.reshape(image.shape)  # OpenCV drops a single channel
 
 
 def turn(images: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
     """A member of the dihedral group on [B, C, H, W]; odd turns swap height and width."""
     if not (turns or flip):
         return images
-    turned = torch.rot90(images.flip(3) if flip else images, turns, dims=(2, 3))
-    return turned.contiguous(memory_format=torch.channels_last)  # rot90 loses it, convolutions want it
+    rotated = torch.rot90(images.flip(3) if flip else images, turns, dims=(2, 3))
+    return rotated.contiguous(memory_format=torch.channels_last)  # rot90 loses it, convolutions want it
 
 
 def turn_back(maps: torch.Tensor, turns: int, flip: bool) -> torch.Tensor:
-    """Undo `turn`, so that maps [B, C, h, w] of turned images lie on the images again."""
+    """Undo `turn`, so that maps [B, C, h, w] of rotated images lie on the images again."""
     maps = torch.rot90(maps, -turns, dims=(2, 3))
     return maps.flip(3) if flip else maps
 
@@ -62,7 +62,7 @@ def build_augmentation(steps: list[dict[str, Any]]) -> albumentations.Compose | 
 
 
 def has_crop(step: albumentations.Compose | albumentations.BasicTransform) -> bool:
-    """Whether parts of images are cut out."""
+    """Whether a step crops images."""
     parts = getattr(step, "transforms", ())
     return type(step).__module__ == crops.__name__ or any(has_crop(part) for part in parts)
 

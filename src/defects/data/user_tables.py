@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -43,53 +43,38 @@ def read_user_table(path: Path, known_columns: Iterable[str], is_exact: bool = F
     return pd.DataFrame(filled, columns=columns, index=index, dtype="str")
 
 
-def match_ids(listed: Iterable[str], known: Iterable[str], source: str) -> dict[str, str]:
+def match_ids(listed: Iterable[str], image_ids: Iterable[str], source: str) -> dict[str, str]:
     """Which image each id of a table means, for those that mean one.
 
     An id may lack the image's suffix, have another one, lack the folders in front of the name, or differ in
     case. An image that is listed by its own id is meant by no other. Raises UserError for an id that fits
     several images; `source` names the table.
     """
-    known = list(known)
+    image_ids = list(image_ids)
     listed = list(dict.fromkeys(listed))
-    matched = {name: name for name in set(listed) & set(known)}
-    left = [image for image in known if image not in matched]
-    waiting = [name for name in listed if name not in matched]
+    matched = {name: name for name in set(listed) & set(image_ids)}
     for shorten in (str.strip, _without_suffix, _file_name, _file_stem):
         for fold in (str, str.casefold):  # as it is, then whatever the case
-            new = _match_one_way(waiting, left, shorten, fold, source)
-            matched |= new
-            waiting = [name for name in waiting if name not in new]
-            taken = set(new.values())
-            left = [image for image in left if image not in taken]
-    return matched
-
-
-def _match_one_way(
-    listed: Sequence[str],
-    known: Sequence[str],
-    shorten: Callable[[str], str],
-    fold: Callable[[str], str],
-    source: str,
-) -> dict[str, str]:
-    """The ids that are equal to that of one image once both are shortened and folded."""
-    if not listed:
-        return {}
-    images, names = defaultdict(list), defaultdict(list)
-    for image in known:
-        images[fold(shorten(image))].append(image)
-    for name in listed:
-        names[fold(shorten(name))].append(name)
-    matched = {}
-    for text, same in names.items():
-        fitting = images.get(text, [])
-        if len(fitting) > 1 or (fitting and len(same) > 1):
-            what = shorten_names(fitting, " or ")
-            raise UserError(
-                f"{source}: the ids {shorten_names(same)} may mean {what}: write the ids as the images' names"
-            )
-        if fitting:
-            matched[same[0]] = fitting[0]
+            matched_images = set(matched.values())
+            names_of_text = defaultdict(list)
+            images_of_text = defaultdict(list)
+            for name in listed:
+                if name not in matched:
+                    names_of_text[fold(shorten(name))].append(name)
+            if not names_of_text:
+                return matched
+            for image in image_ids:
+                if image not in matched_images:
+                    images_of_text[fold(shorten(image))].append(image)
+            for text, names in names_of_text.items():
+                images = images_of_text.get(text, [])
+                if len(images) > 1 or (images and len(names) > 1):
+                    raise UserError(
+                        f"{source}: the ids {shorten_names(names)} may mean {shorten_names(images, ' or ')}: "
+                        "write the ids as the images' names"
+                    )
+                if images:
+                    matched[names[0]] = images[0]
     return matched
 
 
@@ -174,8 +159,8 @@ def _width(header: list[str], rows: list[list[str]]) -> int:
 
 
 def _rename(header: list[str], known_columns: Iterable[str]) -> list[str]:
-    known = {_plain(name): name for name in known_columns}
-    return [known.get(_plain(name), name) for name in header]
+    names = {_plain(name): name for name in known_columns}
+    return [names.get(_plain(name), name) for name in header]
 
 
 def _plain(name: str) -> str:

@@ -265,8 +265,8 @@ def _describe_map(
 def choose_thresholds(run: Run, tables: DataTables, detector: Detector, fold: str) -> dict[str, float]:
     """The probability from which a target counts as present, by `threshold.rule` on all out-of-fold images.
 
-    The scores of the folds are brought to one scale first (evaluation.scales), the threshold to that of `fold`.
-    The full fit, which has no out-of-fold images, gets the threshold of the common scale.
+    The scores of the folds are brought to one scale first (evaluation.scales), the threshold to that of
+    `fold`. The full fit, which has no out-of-fold images, gets the threshold of the common scale.
     """
     settings = run.config.threshold
     thresholds = {}

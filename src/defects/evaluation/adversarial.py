@@ -21,9 +21,10 @@ from tqdm.contrib.concurrent import thread_map
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig, DuplicateConfig
-from defects.data.duplicates import group_ids, search_siblings, thumbnail
+from defects.data.duplicates import group_ids, search_siblings
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image
+from defects.data.registration import thumbnail
 from defects.files import read_json
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, settings_but
 

@@ -12,8 +12,7 @@ from typing import get_type_hints
 
 from pydantic import create_model
 
-from defects.config import Config, resolve
-from defects.data.external import refuse_external
+from defects.config import Config, refuse_external, resolve
 from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL
 from defects.messages import UserError

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from defects.config import Config, resolve
 from defects.config_data import DataConfig
+from defects.data.fold_files import EDGES, format_correlation, load_search
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks
 from defects.data.registration import flip_image
-from defects.data.sibling_report import EDGES, load_search, show_correlation
 from defects.files import read_csv
 from defects.reports import html
 from defects.reports.charts import (
@@ -369,7 +369,7 @@ def draw_correlations(axes: Axes, search: dict[str, Any]) -> None:
     axes.set_xticks(np.arctanh(CORRELATION_TICKS), [f"{tick:g}" for tick in CORRELATION_TICKS], rotation=45)
     axes.set(xlabel="correlation of the registered pictures", ylabel="pairs", xlim=(EDGES[0], EDGES[-1]))
     axes.legend()
-    limit = show_correlation(threshold)
+    limit = format_correlation(threshold)
     detail = f"pairs above {limit} are taken to show one object"
     if search["kind"] == "alike":
         detail = f"pairs that stand out, most above {limit}, are taken to show one object"
@@ -382,6 +382,6 @@ def draw_pair(data: DataConfig, images: pd.DataFrame, pair: dict[str, Any]) -> h
     names = [Path(image_id).name for image_id in image_ids]
     tiles = [read_tile(data, images.loc[image_id].to_dict(), THUMBNAIL_PIXELS) for image_id in image_ids]
     tiles[1] = np.ascontiguousarray(flip_image(tiles[1], pair["flip"]))
-    title = f"correlation {show_correlation(pair['correlation'])}"
+    title = f"correlation {format_correlation(pair['correlation'])}"
     facts = (html.Fact(f"the second one flipped: {pair['flip']}"),) if pair["flip"] != "none" else ()
     return build_side_by_side(title, names, tiles, ["", ""], facts)

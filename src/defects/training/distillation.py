@@ -20,9 +20,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import Config, resolve
+from defects.config import Config, refuse_external, resolve
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
-from defects.data.external import refuse_external
 from defects.data.folder_scan import list_images
 from defects.files import locked
 from defects.messages import UserError

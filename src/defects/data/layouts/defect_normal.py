@@ -4,9 +4,8 @@ import pandas as pd
 
 from defects.config import resolve
 from defects.config_data import DataConfig
-from defects.data.layouts.listing import Listing, rows
+from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, attach_by_role
-from defects.data.role_folders import RoleFolder, open_folders
 
 
 def list_data(data: DataConfig) -> Listing:
@@ -15,19 +14,22 @@ def list_data(data: DataConfig) -> Listing:
     Defect masks and test images may be absent.
     """
     root = resolve(data.root)
-    normal = RoleFolder("normal", root / "train" / "normal_images", "train/normal_images")
-    abnormal = RoleFolder("abnormal", root / "train" / "defect_images", "train/defect_images")
-    masks = RoleFolder("masks", root / "train" / "defect_masks", "train/defect_masks")
+    train = root / "train"
+    folders = [
+        RoleFolder("normal", train / "normal_images", "train/normal_images"),
+        RoleFolder("abnormal", train / "defect_images", "train/defect_images"),
+    ]
+    masks = RoleFolder("masks", train / "defect_masks", "train/defect_masks")
     test = RoleFolder("test", root / "test" / "images", "test/images")
-    present = [folder for folder in (masks, test) if folder.path.is_dir()]
-    opened = open_folders([normal, abnormal, *present])
-    by_role = {folder.role: folder for folder in opened}
-    notes = MaskNotes(root)
+    folders += [folder for folder in (masks, test) if folder.path.is_dir()]
+    by_role = {folder.role: folder for folder in open_folders(folders)}
     tables = {
-        "normal": rows(data, by_role["normal"].images, root / "train", "train", 0),
-        "abnormal": rows(data, by_role["abnormal"].images, root / "train", "train", 1),
+        "normal": make_rows(data, by_role["normal"].images, train, "train", 0),
+        "abnormal": make_rows(data, by_role["abnormal"].images, train, "train", 1),
     }
     if "test" in by_role:
-        tables["test"] = rows(data, by_role["test"].images, test.path, "test", None)
+        tables["test"] = make_rows(data, by_role["test"].images, test.path, "test", None)
+    notes = MaskNotes(root)
     tables = attach_by_role(data, tables, by_role, notes)
-    return Listing(pd.concat(tables.values(), ignore_index=True), folders=opened, notes=notes.lines())
+    images = pd.concat(tables.values(), ignore_index=True)
+    return Listing(images, folders=list(by_role.values()), notes=notes.lines())

@@ -7,10 +7,9 @@ import pandas as pd
 from defects.config import resolve
 from defects.config_data import DataConfig
 from defects.data.labels import class_columns
-from defects.data.layouts.listing import Listing, rows
+from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, leave_out_masks
 from defects.data.rle import COLUMNS, all_pairs, read_annotations
-from defects.data.role_folders import RoleFolder, open_folders
 from defects.messages import UserError, shorten_names
 
 
@@ -29,23 +28,30 @@ def list_data(data: DataConfig) -> Listing:
         folders.append(RoleFolder("test", root / "test_images", "test_images"))
     opened = open_folders(folders)
     mask_notes = MaskNotes(root)
-    tables = []
+    tables = {}
     for folder in opened:
         split, label = ("test", None) if folder.role == "test" else ("train", 0)
-        table = rows(data, folder.images, folder.path, split, label)
+        tables[split] = make_rows(data, folder.images, folder.path, split, label)
         leave_out_masks(folder, mask_notes)
-        tables.append(table)
-    train, *test = tables
+    train = tables["train"]
     notes = mask_notes.lines()
     runs = read_annotations(annotations, data.classes, set(train["image_id"]), data.unlisted_classes)
     _check_images(runs, set(train["image_id"]), annotations)
     train, runs = _without_unlisted(data, train, runs, notes)
-    _note_repeated(runs, annotations, notes)
-    if test:
-        taken = {name: f"train_images/{name}" for name in set(train["image_id"]) & set(test[0]["image_id"])}
-        train, runs = (table.assign(image_id=table["image_id"].replace(taken)) for table in (train, runs))
-        test = [test[0].assign(**dict.fromkeys(class_columns(data.classes), ""))]
-    images = pd.concat([_with_classes(train, runs, data.classes, notes), *test], ignore_index=True)
+    repeated = int(runs[runs["runs"] != ""].duplicated(COLUMNS[:2]).sum())
+    if repeated:
+        notes.append(f"{repeated} rows of {annotations.name} mark more of an image and class, and are united")
+    if "test" not in tables:
+        return Listing(
+            _with_classes(train, runs, data.classes, notes), None, runs, annotations, opened, notes
+        )
+    test = tables["test"]
+    shared_ids = set(train["image_id"]) & set(test["image_id"])
+    new_ids = {name: f"train_images/{name}" for name in shared_ids}
+    train = train.assign(image_id=train["image_id"].replace(new_ids))
+    runs = runs.assign(image_id=runs["image_id"].replace(new_ids))
+    test = test.assign(**dict.fromkeys(class_columns(data.classes), ""))
+    images = pd.concat([_with_classes(train, runs, data.classes, notes), test], ignore_index=True)
     return Listing(images, None, runs, annotations, opened, notes)
 
 
@@ -53,44 +59,42 @@ def _without_unlisted(
     data: DataConfig, train: pd.DataFrame, runs: pd.DataFrame, notes: list[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Without rows of classes that data.classes leaves out, and images that have defects of these alone."""
-    is_other = ~runs["target"].isin(data.classes).to_numpy()
-    if not is_other.any():
+    is_listed = runs["target"].isin(data.classes).to_numpy()
+    if is_listed.all():
         return train, runs
     is_marked = (runs["runs"] != "").to_numpy()
-    of_others = set(runs.loc[is_other & is_marked, "image_id"])
-    dropped = of_others - set(runs.loc[~is_other & is_marked, "image_id"])
-    names = shorten_names(sorted(set(runs.loc[is_other, "target"])))
+    with_unlisted = set(runs.loc[~is_listed & is_marked, "image_id"])
+    dropped = with_unlisted - set(runs.loc[is_listed & is_marked, "image_id"])
+    names = shorten_names(sorted(set(runs.loc[~is_listed, "target"])))
     notes.append(
-        f"{int(is_other.sum())} rows of the classes {names}, which data.classes does not list, are left out, "
-        f"and {len(dropped)} images with no other defects"
+        f"{int((~is_listed).sum())} rows of the classes {names}, which data.classes does not list, are left "
+        f"out, and {len(dropped)} images with no other defects"
     )
-    is_kept = ~is_other & ~runs["image_id"].isin(dropped).to_numpy()
-    return train[~train["image_id"].isin(dropped)].reset_index(drop=True), runs[is_kept]
-
-
-def _note_repeated(runs: pd.DataFrame, annotations: Path, notes: list[str]) -> None:
-    repeated = int(runs[runs["runs"] != ""].duplicated(COLUMNS[:2]).sum())
-    if repeated:
-        notes.append(f"{repeated} rows of {annotations.name} mark more of an image and class, and are united")
+    remaining_images = train[~train["image_id"].isin(dropped)].reset_index(drop=True)
+    return remaining_images, runs[is_listed & ~runs["image_id"].isin(dropped).to_numpy()]
 
 
 def _with_classes(
     train: pd.DataFrame, runs: pd.DataFrame, classes: list[str], notes: list[str]
 ) -> pd.DataFrame:
-    absent = [name for name in classes if not ((runs["target"] == name) & (runs["runs"] != "")).any()]
+    """The rows with label and kind, and the run-length mask of each class."""
+    marked_classes = set(runs.loc[runs["runs"] != "", "target"])
+    absent = [name for name in classes if name not in marked_classes]
     if absent:
         notes.append(f"no training image has a defect of class {', '.join(absent)}")
     masks = all_pairs(runs, train["image_id"], classes)["runs"].to_numpy(dtype=object)
     masks = masks.reshape(len(train), len(classes))
-    kinds = ["+".join(name for name, text in zip(classes, row, strict=True) if text) for row in masks]
+    kinds = []
+    for texts in masks:
+        kinds.append("+".join(name for name, text in zip(classes, texts, strict=True) if text))
     label = pd.array([int(kind != "") for kind in kinds], "Int64")
     return train.assign(label=label, kind=kinds, **dict(zip(class_columns(classes), masks.T, strict=True)))
 
 
-def _check_images(table: pd.DataFrame, known: set[str], annotations: Path) -> None:
-    missing = table[~table["image_id"].isin(known)]
-    if len(missing):
-        others = missing["image_id"].nunique() - 1
-        more = f" (and {others} more such images)" if others else ""
-        place = f"row {missing.index[0] + 2}: {missing['image_id'].iloc[0]}"
+def _check_images(runs: pd.DataFrame, image_ids: set[str], annotations: Path) -> None:
+    without_image = runs[~runs["image_id"].isin(image_ids)]
+    if len(without_image):
+        count = without_image["image_id"].nunique() - 1
+        more = f" (and {count} more such images)" if count else ""
+        place = f"row {without_image.index[0] + 2}: {without_image['image_id'].iloc[0]}"
         raise UserError(f"{annotations}: {place} is not in train_images{more}: add it or remove its rows")

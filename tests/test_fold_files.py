@@ -1,11 +1,11 @@
-"""What is said about the search for siblings, and kept of it."""
+"""Files of the second stage for people: what the search for siblings decided, and why."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from defects.data.duplicates import SiblingSearch
-from defects.data.sibling_report import CLOSEST_APART, describe_search, load_search, write_search
+from defects.data.fold_files import CLOSEST_APART, describe_search, load_search, write_search
 
 
 def search_of(kind: str) -> SiblingSearch:
