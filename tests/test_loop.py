@@ -6,10 +6,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from defects.config import TrainConfig
-from defects.config_files import load_config
 from defects.messages import UserError
-from defects.runs import Run
-from defects.training import checkpoint
 from defects.training.loop import average_weights, make_scheduler
 
 LR = 0.01
@@ -106,31 +103,3 @@ def test_average_weights_of_ema_are_those_of_timm():
         reference.update(network, step=step)
     for name, value in reference.module.state_dict().items():
         assert torch.equal(average.module.state_dict()[name], value), name
-
-
-def test_average_weights_of_epochs_are_their_mean_with_the_last_counters():
-    network = small_network()
-    average = average_weights(TrainConfig(average=3), network)
-    states = []
-    for _ in range(3):
-        train_a_little(network)
-        average.update_parameters(network)
-        states.append({name: value.clone() for name, value in network.state_dict().items()})
-    for name, value in average.module.state_dict().items():
-        stacked = torch.stack([state[name] for state in states])
-        expected = stacked.mean(0) if value.is_floating_point() else stacked[-1]
-        assert torch.allclose(value, expected, atol=1e-6), name
-
-
-def test_trainer_leaves_the_mean_of_the_last_epochs(make_dataset, config_file, run_script):
-    path = config_file(make_dataset())
-    settings = ("train.epochs=2", "train.average=2", "train.save_every=1")
-    options = [part for setting in settings for part in ("--set", setting)]
-    assert run_script("train.py", "--config", path, *options).code == 0
-    folder = Run(load_config(path)).fold_folder("0")
-    name = "network.conv_stem.weight"
-    first = checkpoint.load(folder / "epoch1.pt")[name]  # the mean of one epoch
-    last = checkpoint.load(folder / "last.pt")["detector"][name]
-    assert not torch.equal(first, last)
-    mean = checkpoint.load(folder / "best.pt")["detector"][name]
-    assert torch.allclose(mean, (first + last) / 2, atol=1e-6)

@@ -69,8 +69,8 @@ def test_processes_do_together_what_one_does(settings, run_script):
     # Weights compare where there is neither batch normalisation nor dropout.
     train = {"epochs": 3, "batch_size": 8, "accumulate": 2, "inner_holdout": 0.25}
     plain = {"model": model("test_efficientnet_gn", drop_rate=0), "train": train}
-    stops = {"epochs": 5, "batch_size": 8, "ema": 0.9, "inner_holdout": 0.25, "patience": 3}
-    marked = {"model": model("test_efficientnet", map_loss=0.5), "train": stops}
+    selects = {"epochs": 3, "batch_size": 8, "ema": 0.9, "inner_holdout": 0.25, "select": "inner"}
+    marked = {"model": model("test_efficientnet", map_loss=0.5), "train": selects}
     patches = {"model": model("test_resnet", "patchcore", max_patches=500), "train": {"inner_holdout": 0.25}}
     sections = {"killed": marked, "whole": marked, "plain": plain, "patches": patches}
     paths = {name: settings(name, **values) for name, values in sections.items()}

@@ -44,7 +44,7 @@ model:
   name: classifier
   backbone: {name: test_efficientnet, weights: none}
   options: {map_loss: 1.0, global_pool: max}
-train: {epochs: 5, lr: 1.0e-2, batch_size: 8, ema: 0.5, save_every: 4, workers: 0}
+train: {epochs: 5, lr: 1.0e-2, batch_size: 8, ema: 0.5, workers: 0}
 infer: {batch_size: 8, tta: false}
 """
 

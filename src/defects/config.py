@@ -26,6 +26,10 @@ REMOVED_SETTINGS = {
     "train.init": None,
     "infer.budget_minutes": None,
     "ensemble.scale": "calibration",
+    "train.average": None,
+    "train.channels_last": True,
+    "train.patience": None,
+    "train.save_every": None,
 }
 
 
@@ -67,23 +71,15 @@ class TrainConfig(Section):
     paste: Fraction = 0.0  # probability that a normal image gets a marked defect
     synthetic: Fraction = 0.0  # probability that a normal image, if nothing was pasted, gets a drawn defect
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 or fp16 on a GPU
-    channels_last: bool = True
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0: threads of this one, best without a GPU
     inner_holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training side kept unseen, 1/n
     select: Literal["last", "inner"] = "last"  # the epoch that is scored: last, or best on the inner part
-    patience: Count | None = None  # epochs without gain on the inner part before stopping
     validate_every: Count = 1  # look at unseen images every n epochs, and after the last
-    save_every: Count | None = None  # keep epoch<n>.pt every n epochs
-    average: Count | None = None  # the mean of the weights after the last n epochs is kept
 
     @model_validator(mode="after")
     def _inner_needed(self) -> "TrainConfig":
-        if self.inner_holdout == 0 and (self.select == "inner" or self.patience):
-            raise ValueError("train.select=inner and train.patience need train.inner_holdout above 0")
-        if self.average and (self.select == "inner" or self.patience or self.ema):
-            raise ValueError(
-                "train.average goes with neither train.ema, train.patience nor train.select=inner"
-            )
+        if self.inner_holdout == 0 and self.select == "inner":
+            raise ValueError("train.select=inner needs train.inner_holdout above 0")
         if self.steps is None and 0 < self.epochs < self.warmup_epochs:
             raise ValueError(
                 f"train.warmup_epochs={self.warmup_epochs:g} is longer than train.epochs={self.epochs}: "

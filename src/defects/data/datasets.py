@@ -208,12 +208,12 @@ def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 
-def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_last: bool = True) -> dict:
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict:
     """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1]."""
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     if "mask" in batch:
         batch["mask"] = batch["mask"].permute(0, 3, 1, 2).float()
-    return batch | {"image": as_input(batch["image"], channels_last)}
+    return batch | {"image": as_input(batch["image"])}
 
 
 class DeviceBatches:
@@ -250,10 +250,9 @@ class DeviceBatches:
                 yield batch | part | {"row": numbers + number}
 
 
-def as_input(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:
+def as_input(images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]; channels-last memory comes for free."""
-    images = images.permute(0, 3, 1, 2).float().div_(255)
-    return images if channels_last else images.contiguous()
+    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 def _loader(

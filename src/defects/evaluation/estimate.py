@@ -27,7 +27,6 @@ NOT_THE_MODEL = {
     "split.seed",
     "train.seed",
     "train.workers",
-    "train.save_every",
     "infer.batch_size",
     "infer.shard",
     "ensemble",

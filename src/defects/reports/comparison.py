@@ -207,7 +207,7 @@ def describe_setting(config: Config) -> str:
 def _method_of(config: Config) -> dict:
     """What makes a detector what it is: not its seed, nor where its weights lie, nor the machine."""
     values = config.model_dump(mode="json", include={"model", "train", "augment"})
-    for key in ("seed", "workers", "precision", "channels_last", "save_every"):
+    for key in ("seed", "workers", "precision"):
         del values["train"][key]
     values["model"]["options"].pop("teacher", None)
     if values["model"]["backbone"]:

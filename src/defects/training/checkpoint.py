@@ -38,7 +38,6 @@ NOT_THE_RUN = ABOUT_THE_INDEX | {
     "split.group_pattern",
     "split.duplicates",
     "train.workers",
-    "train.save_every",
     "infer.batch_size",
     "infer.shard",
     "threshold.rule",
@@ -76,9 +75,8 @@ def fill(detector: Detector, path: Path, content: dict[str, Any]) -> None:
 
 def fingerprint(config: Config, fold: str, epochs: int | None) -> Stamp:
     """What a run's weights and out-of-fold scores depend on, to be compared before it is resumed or used."""
-    train = config.train
     excluded = NOT_THE_RUN
-    if train.select == "last" and not train.patience:
+    if config.train.select == "last":
         excluded = excluded | {"train.validate_every"}  # nothing is chosen by what is seen then
     settings = settings_but(config, excluded) | {"fold": fold, "epochs": epochs}
     lists = [config.dataset_dir / "folds.csv", training_list(config, fold)]
@@ -128,7 +126,7 @@ def load_detector(run: Run, fold: str, has_other_maps: bool = False) -> Detector
 
 def without_selection(config: Config, detector: Detector) -> Config:
     """The config of the full fit: all images are learnt from, but for those to calibrate the detector on."""
-    changes: dict[str, Any] = {"select": "last", "patience": None}
+    changes: dict[str, Any] = {"select": "last"}
     if not detector.needs_holdout:
         changes["inner_holdout"] = 0.0
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})

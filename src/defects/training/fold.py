@@ -87,8 +87,8 @@ class FoldData:
         return self.inner[self.inner["label"] == 0].reset_index(drop=True)
 
     def monitored(self, train: TrainConfig) -> pd.DataFrame:
-        """What epochs are validated on: the inner hold-out where it selects or stops, or else the fold."""
-        selects = train.select == "inner" or train.patience
+        """What epochs are validated on: the inner hold-out where it selects, or else the fold."""
+        selects = train.select == "inner"
         return self.inner if selects or self.validation.empty else self.validation
 
     def suited_to(self, detector: Detector, config: Config) -> "FoldData":
@@ -122,12 +122,11 @@ class FoldData:
             raise UserError(problem)
         if detector.needs_holdout and self.inner_normal.empty:
             raise UserError(self._explain_no_calibration(config))
-        selects = config.train.select == "inner" or config.train.patience
-        if selects and self.inner.empty:
+        if config.train.select == "inner" and self.inner.empty:
             raise UserError(
                 f"train.inner_holdout={config.train.inner_holdout:g} keeps none of {len(self.originals)} "
                 "images unseen to choose the epoch by, since one group of a class must be left to learn: "
-                "add images, or set train.select=last and train.patience=null"
+                "add images, or set train.select=last"
             )
         if detector.needs_holdout and config.infer.tta:
             raise UserError(
@@ -187,7 +186,7 @@ def _plan_epochs(config: Config, fold: str) -> tuple[Config, int | None]:
     if fold != FULL:
         return config, None
     planned = without_selection(config, build_detector(config, pretrained=False))
-    if config.train.select == "last" and not config.train.patience:
+    if config.train.select == "last":
         return planned, None
     run = Run(config)
     chosen = [load_checkpoint(run, name)["epoch"] for name in run.trained_folds()]

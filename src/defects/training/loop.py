@@ -1,7 +1,6 @@
 """The one training loop: epochs of a gradient-trained detector, resumable bit for bit on the CPU."""
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,13 @@ from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.thresholds import best_threshold
 from defects.messages import UserError
 from defects.models import Batch, Detector
-from defects.numerics import derive_seed
+from defects.numerics import as_double, derive_seed
 from defects.processes import average_buffers, follow_main
 from defects.stamps import Stamp
 from defects.training import checkpoint
 from defects.training.tracking import Stopwatch, Tracker, describe_epoch, write_metrics
+
+CHECKED_STEPS = 50  # losses are read after so many: reading them makes a GPU wait
 
 
 class TrainingStep(nn.Module):
@@ -108,20 +109,17 @@ def make_scheduler(train: TrainConfig, optimizer: torch.optim.Optimizer, batches
 
 
 def average_weights(train: TrainConfig, detector: Detector) -> AveragedModel | None:
-    """The average of the weights that `update_parameters` builds up; None where the config asks for none.
+    """The exponential average of the weights, updated by `update_parameters`; None without train.ema.
 
-    train.ema: an exponential average, updated after every optimiser step, whose decay rises to train.ema as
-    timm's ModelEmaV3 has it. train.average: the mean, updated after each of the last epochs. Running
-    statistics are averaged too; counters are those of the last update.
+    Its decay rises to train.ema as timm's ModelEmaV3 has it. Running statistics are averaged too; counters
+    are those of the last update.
     """
-    if not train.ema and not train.average:
+    if not train.ema:
         return None
 
     def update(averages: list[torch.Tensor], values: list[torch.Tensor], updates: torch.Tensor) -> None:
         count = 1 + int(updates)
-        weight = 1 / count
-        if train.ema:
-            weight = 1 - min(train.ema, 1 - count ** (-2 / 3))
+        weight = 1 - min(train.ema, 1 - count ** (-2 / 3))
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point():
                 average.lerp_(value, weight)
@@ -135,9 +133,9 @@ def average_weights(train: TrainConfig, detector: Detector) -> AveragedModel | N
 class Trainer:
     """Trains `detector` and keeps last.pt; `history` has one dict of plain values per epoch.
 
-    `validation` only reports: selection (`train.select=inner`) and stopping are allowed when it is an inner
-    hold-out of the training side, never on the fold that is scored afterwards. `epochs` None means as many
-    as the config says, in epochs or in steps.
+    `validation` only reports: selection (`train.select=inner`) is allowed when it is an inner hold-out of the
+    training side, never on the fold that is scored afterwards. `epochs` None means as many as the config
+    says, in epochs or in steps.
 
     Of several processes each takes an equal part of every batch, so that steps, epochs and learning rates are
     those of one; batch normalisation alone sees no more than its part. Validation is shared out too.
@@ -156,12 +154,12 @@ class Trainer:
     def fit(self, training: DataLoader, validation: DataLoader | None) -> None:
         """Train up to `epochs`, on from where `resume` came to; leaves the chosen weights in `detector`."""
         self._set_up(training)
-        while len(self.history) < self.epochs and not self._is_out_of_patience():
+        while len(self.history) < self.epochs:
             row = self._train_epoch(len(self.history))
             is_last = row["epoch"] == self.epochs
             if validation is not None and (is_last or row["epoch"] % self.train.validate_every == 0):
                 row |= self._validate(validation)
-            (row,) = broadcast_object_list([row])  # the same for all processes, or some would stop earlier
+            (row,) = broadcast_object_list([row])  # the same for all processes
             self.history.append(row)
             self.stopwatch.lap()
             self._save()
@@ -177,8 +175,7 @@ class Trainer:
     def _set_up(self, training: DataLoader) -> None:
         """Optimiser, learning rate and weight average, as they were where a training is resumed."""
         train = self.train
-        if train.channels_last:
-            self.detector.to(memory_format=torch.channels_last)
+        self.detector.to(memory_format=torch.channels_last)
         parameters = self.detector.parameter_groups(train.weight_decay)
         optimizer_type = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
         optimizer = optimizer_type(parameters, lr=train.lr)
@@ -207,10 +204,6 @@ class Trainer:
             with self.accelerator.accumulate(self.step):
                 self.scheduler.step_update(step)
                 losses = self._losses(self.step, batch)
-                broken = [name for name, value in losses.items() if not value.isfinite().all()]
-                if broken:
-                    names = ", ".join(broken)
-                    self._refuse(f"{names} not finite in epoch {epoch + 1}, optimiser step {step + 1}")
                 self.accelerator.backward(losses["loss"])
                 if self.train.clip_norm and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.step.parameters(), self.train.clip_norm)
@@ -221,13 +214,14 @@ class Trainer:
                 if self.train.ema:
                     self.average.update_parameters(self.detector)
             meter.add(losses, batch)
+            if step % CHECKED_STEPS == 0:
+                self._refuse_infinite_losses(meter, epoch, step)
+        self._refuse_infinite_losses(meter, epoch, step)
         if not all(parameter.isfinite().all() for parameter in self.detector.parameters()):
             self._refuse(f"a weight is not finite after epoch {epoch + 1}")
         average_buffers(self.detector)
         if self.train.ema:
             average_buffers(self.average.module)
-        elif self.train.average and epoch >= self.epochs - self.train.average:
-            self.average.update_parameters(self.detector)
         return {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
 
     @torch.no_grad()
@@ -241,13 +235,18 @@ class Trainer:
 
     def _losses(self, step: nn.Module, batch: Batch) -> Batch:
         with self.accelerator.autocast():
-            return step(to_device(batch, self.accelerator.device, self.train.channels_last))
+            return step(to_device(batch, self.accelerator.device))
 
     def _averaged(self) -> Detector:
         """The detector that is validated and scored: with averaged weights, once there is an average."""
         if self.average is not None and self.average.n_averaged > 0:
             return self.average.module
         return self.detector
+
+    def _refuse_infinite_losses(self, meter: "Meter", epoch: int, step: int) -> None:
+        names = ", ".join(meter.find_infinite())
+        if names:
+            self._refuse(f"{names} not finite in epoch {epoch + 1}, by optimiser step {step}")
 
     def _refuse(self, problem: str) -> None:
         raise UserError(
@@ -275,11 +274,6 @@ class Trainer:
     def chosen_epoch(self) -> int:
         """The epoch whose weights are left in the detector."""
         return self._best_epoch() if self.train.select == "inner" else len(self.history)
-
-    def _is_out_of_patience(self) -> bool:
-        if not self.train.patience or not self.history:
-            return False
-        return len(self.history) - self._best_epoch() >= self.train.patience
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
@@ -315,8 +309,6 @@ class Trainer:
         selects = self.train.select == "inner"
         if selects and self._best_epoch() == epoch:
             checkpoint.save(self._selected_file(epoch), self._averaged().state_dict())
-        if self.train.save_every and epoch % self.train.save_every == 0:
-            checkpoint.save(self.folder / f"epoch{epoch}.pt", self._averaged().state_dict())
         scaler = self.accelerator.scaler
         content = {
             "fingerprint": self.fingerprint,
@@ -360,30 +352,41 @@ class Meter:
     """Mean of named losses over images, of all processes, and metrics of the scores where there are any:
     of the last target, whether there is any defect.
 
-    accuracy and macro_f1 are those at probability 0.5, for detectors whose probability does not wait for
-    a calibration; macro_f1, auroc and macro_f1_best need both classes.
+    Losses and scores stay on their device until they are asked for: a GPU would wait for every reading.
+    accuracy and macro_f1 are those at probability 0.5, for detectors whose probability does not wait for a
+    calibration; macro_f1, auroc and macro_f1_best need both classes.
     """
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         self.images = 0
-        self.sums: dict[str, float] = defaultdict(float)  # of losses, by name
-        self.scored: list[tuple[float, float, bool]] = []  # label, score, predicted
+        self.sums: dict[str, torch.Tensor] = {}  # of losses, by name
+        self.labels: list[torch.Tensor] = []
+        self.scores: list[torch.Tensor] = []
 
     def add(self, losses: Batch, batch: Batch) -> None:
         images = len(batch["label"])
         self.images += images
         for name, value in losses.items():
             if name != "score":
-                self.sums[name] += value.item() * images
+                self.sums[name] = self.sums.get(name, 0.0) + as_double(value.detach()) * images
         if "score" in losses:
-            score = losses["score"][:, -1]
-            predicted = self.detector.probability(score) >= 0.5
-            columns = batch["label"][:, -1].tolist(), score.tolist(), predicted.tolist()
-            self.scored += zip(*columns, strict=True)
+            self.labels.append(batch["label"][:, -1])
+            self.scores.append(losses["score"][:, -1].detach())
+
+    def find_infinite(self) -> list[str]:
+        """Names of losses of which some value so far was not finite."""
+        return [name for name, total in self.sums.items() if not total.isfinite()]
 
     def result(self, prefix: str) -> dict[str, float]:
-        parts = gather_object([(self.images, dict(self.sums), self.scored)])
+        sums = {name: total.item() for name, total in self.sums.items()}
+        scored = []  # label, score, whether predicted to be a defect
+        if self.scores:
+            scores = torch.cat(self.scores)
+            predicted = self.detector.probability(scores) >= 0.5
+            columns = torch.cat(self.labels).tolist(), scores.tolist(), predicted.tolist()
+            scored = list(zip(*columns, strict=True))
+        parts = gather_object([(self.images, sums, scored)])
         images = sum(part[0] for part in parts)
         names = dict.fromkeys(name for part in parts for name in part[1])
         values = {name: sum(part[1].get(name, 0.0) for part in parts) / images for name in names}
