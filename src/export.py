@@ -7,7 +7,9 @@ from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT
 
 def main() -> None:
     parser = cli.run_parser(__doc__)
-    parser.add_argument("--fold", default="0", help="a trained fold, or full")
+    parser.add_argument(
+        "--fold", default=None, help="a trained fold, or full; default: the first one trained"
+    )
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=[], help="default: all that suit the detector"
     )
@@ -15,7 +17,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in cli.runs_from(arguments):
         tables = stages.ensure_tables(run.config)
-        folder, table = export(run, tables, arguments.fold, arguments.formats, arguments.images)
+        fold = arguments.fold or next(iter(run.held_out_folds()), "0")
+        folder, table = export(run, tables, fold, arguments.formats, arguments.images)
         print(table.to_string())
         limits = f"scores within {SCORE_LIMIT:.0e} of training's, maps within {MAP_LIMIT:.0e}"
         print(f"gate: FP32 {limits}, the same labels but for ties")

@@ -14,14 +14,17 @@ from defects.training.scoring import score_test
 def main() -> None:
     parser = cli.run_parser(__doc__)
     parser.add_argument(
-        "--use", choices=["folds", "full", "both"], default="folds", help="the models that score"
+        "--use",
+        choices=["folds", "full", "both"],
+        default=None,
+        help="the models that score; default: the folds, or the full fit where no fold is trained",
     )
     arguments = parser.parse_args()
     for run in stages.ensure_runs(arguments):
         infer(run, arguments.use)
 
 
-def infer(run: Run, use: str) -> None:
+def infer(run: Run, use: str | None) -> None:
     accelerator = make_accelerator(run.config.train)
     tables = stages.ensure_tables(run.config)
     score_test(run, tables.images, use, accelerator)

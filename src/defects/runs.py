@@ -87,6 +87,13 @@ class Run:
         """Finished folds in order, without FULL."""
         return [fold for fold in fold_names(self.config) if fold != FULL and self.is_finished(fold)]
 
+    def held_out_folds(self) -> list[str]:
+        """Models with rows in oof.csv: the trained folds; without any, a full fit that has a hold-out."""
+        names = self.trained_folds()
+        if not names and self.is_finished(FULL) and (self.fold_folder(FULL) / "oof.csv").exists():
+            return [FULL]
+        return names
+
     def refuse_half_updated(self, fold: str) -> None:
         """UserError if src/update.py was stopped while it put its files into place: they belong together."""
         folder = self.fold_folder(fold)
@@ -98,8 +105,13 @@ class Run:
     # --- out-of-fold scores ------------------------------------------------------------------------------
 
     def read_oof(self) -> pd.DataFrame:
-        """OOF_COLUMNS of all finished folds, as written. Raises UserError if there are none."""
-        names = self.trained_folds()
+        """OOF_COLUMNS of held_out_folds, as written. Raises UserError if there are none."""
+        names = self.held_out_folds()
+        if not names and self.is_finished(FULL):
+            raise UserError(
+                f"{self.folder} holds the full fit alone, which has seen every training image: a threshold "
+                "needs held-out images, so train the folds with src/train.py --fold all"
+            )
         if not names:
             raise UserError(f"{self.folder} holds no oof.csv of a finished fold: run src/train.py first")
         for fold in names:
@@ -108,7 +120,7 @@ class Run:
         return pd.concat([read_csv(path, OOF_COLUMNS, "src/train.py") for path in files], ignore_index=True)
 
     def load_oof(self, folds: pd.DataFrame, targets: tuple[str, ...] = (DEFECT,)) -> pd.DataFrame:
-        """Out-of-fold rows of all finished folds for `targets`, with the group of each image.
+        """Out-of-fold rows of held_out_folds for `targets`, with the group of each image.
 
         `folds` is the table of folds.csv. Raises UserError if there are none, or if images or labels are
         not those of this table.
@@ -117,7 +129,11 @@ class Run:
         oof = oof[oof["target"].isin(targets)]
         answered = pd.DataFrame({"target": oof["target"].unique()})
         expected = folds[["image_id", "fold", "group"]]
-        expected = expected[expected["fold"].isin(self.trained_folds())].merge(answered, "cross")
+        if self.held_out_folds() == [FULL]:
+            is_scored = expected["image_id"].isin(oof["image_id"])
+            expected = expected[is_scored].assign(fold=FULL).merge(answered, "cross")
+        else:
+            expected = expected[expected["fold"].isin(self.trained_folds())].merge(answered, "cross")
         keys = ["image_id", "fold", "target"]
         joined = oof.merge(expected, on=keys, how="outer", indicator=True)
         differing = joined.loc[(joined["_merge"] != "both") | joined.duplicated(keys), "image_id"]

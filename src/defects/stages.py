@@ -50,8 +50,8 @@ def ensure_runs(arguments: Namespace) -> list[Run]:
 
 
 def ensure_test_scores(runs: list[Run], images: pd.DataFrame) -> None:
-    """Score the test images with the folds of those runs that have not been scored at all."""
+    """Score the test images with the models of those runs that have not been scored at all."""
     for run in runs:
         if not (run.folder / "test.csv").exists():
             print(f"{run.folder / 'test.csv'} is missing: scoring the test images first")
-            score_test(run, images, "folds", make_accelerator(run.config.train))
+            score_test(run, images, None, make_accelerator(run.config.train))

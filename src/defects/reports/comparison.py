@@ -75,7 +75,7 @@ NOTE = (
     "(threshold.prior), at the training share of defects by the threshold for that share. images/s "
     "include reading from the disk and averaging over flipped and rotated copies."
 )
-NO_AUROC = "No fold holds both normal images and defects: there is no AUROC."
+NO_AUROC = "No fold holds both normal images and defects: there is no out-of-fold AUROC."
 ROW_KEYS = ["experiment", "category"]
 RUN_COLUMNS = ["detector", "setting", "device"]
 MEAN = "mean"  # of the categories
@@ -112,7 +112,7 @@ def measure_runs(
             category = config.data.category or ""
             name = run.name.removesuffix(f"_{category}") if category else run.name
             experiment = names.setdefault(without_seeds(config), name)
-            device = run.read_costs(run.trained_folds()[0]).get("device", "")
+            device = run.read_costs(run.held_out_folds()[0]).get("device", "")
             about = (experiment, category, config.model.name, describe_setting(config), device, run.name)
             rows += [(*about, *value) for value in measure_one(run, tables, test)]
     return pd.DataFrame(rows, columns=VALUE_COLUMNS).astype({"value": float})

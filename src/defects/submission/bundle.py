@@ -165,11 +165,13 @@ def _project(runs: list[Run]) -> dict[str, Path | bytes]:
 
 def _fold_files(run: Run, fold: str) -> list[Path]:
     """The checkpoint, and the out-of-fold scores (of masks, also the maps) that the thresholds come from."""
-    names = ["best.pt"] if fold == FULL else ["best.pt", "oof.csv"]
-    if run.config.data.classes and fold != FULL:
-        names.append(OOF_MAPS)
-    paths = [run.fold_folder(fold) / name for name in names]
-    return [path for path in paths if path.exists() or path.name != OOF_MAPS]
+    folder = run.fold_folder(fold)
+    if fold not in run.held_out_folds():
+        return [folder / "best.pt"]
+    paths = [folder / "best.pt", folder / "oof.csv"]
+    if run.config.data.classes and (folder / OOF_MAPS).exists():
+        paths.append(folder / OOF_MAPS)
+    return paths
 
 
 def _portable(config: Config) -> bytes:

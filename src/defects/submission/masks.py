@@ -63,7 +63,7 @@ def build_mask_submission(
         "adversarial": stored_comparison(config),
         "runs": run_places(runs),
         "settings": submission_settings(config),
-        "inputs": input_hashes(runs, ("fold*/oof.csv", f"fold*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
+        "inputs": input_hashes(runs, ("*/oof.csv", f"*/{OOF_MAPS}", "test.csv", f"*/{TEST_MAPS}")),
     }
     masks = make_test_masks(runs, test, images, order, choice.rules)
     summary["files"] = {}

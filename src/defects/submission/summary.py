@@ -8,7 +8,7 @@ from defects.files import read_json, sha256
 from defects.messages import UserError
 from defects.runs import Run
 
-SCORES = ("fold*/oof.csv", "test.csv")  # of a run's folder
+SCORES = ("*/oof.csv", "test.csv")  # of a run's folder
 
 RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untuned.csv stand beside <name>.csv
 

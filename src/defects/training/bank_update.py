@@ -60,7 +60,7 @@ def update_bank(run: Run, fold: str, images: Path, tables: DataTables) -> tuple[
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
-            write_result(detector, run, fold, data.validation, accelerator, best, part)
+            write_result(detector, run, fold, data.scored, accelerator, best, part)
             part.replace(folder / UPDATE)
         finally:
             shutil.rmtree(part, ignore_errors=True)

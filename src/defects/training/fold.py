@@ -86,6 +86,11 @@ class FoldData:
     def inner_normal(self) -> pd.DataFrame:
         return self.inner[self.inner["label"] == 0].reset_index(drop=True)
 
+    @property
+    def scored(self) -> pd.DataFrame:
+        """The rows of oof.csv: the fold, or of the full fit the normal images that calibrate it."""
+        return self.inner_normal if self.validation.empty else self.validation
+
     def monitored(self, train: TrainConfig) -> pd.DataFrame:
         """What epochs are validated on: the inner hold-out where it selects, or else the fold."""
         selects = train.select == "inner"
@@ -248,7 +253,7 @@ def _train(
     costs = {"peak_memory_mb": round(peak_memory_mb()), "device": device_name(device)}
     stopwatch.note(**model_size(detector), **costs)
     best = {"fingerprint": fingerprint, "epoch": trainer.chosen_epoch()}
-    write_result(detector, run, fold, data.validation, accelerator, best)
+    write_result(detector, run, fold, data.scored, accelerator, best)
     tracker.close()
     accelerator.wait_for_everyone()
 
@@ -361,7 +366,7 @@ def _confirm(run: Run, fold: str, data: FoldData, fingerprint: Stamp, accelerato
     detector = load_detector(run, fold, has_other_maps=True)
     if accelerator.is_main_process:
         write_bytes(path.with_name("config.yaml"), as_yaml(run.config).encode())
-    write_result(detector, run, fold, data.validation, accelerator, best | {"fingerprint": fingerprint})
+    write_result(detector, run, fold, data.scored, accelerator, best | {"fingerprint": fingerprint})
     accelerator.wait_for_everyone()
 
 
@@ -369,28 +374,28 @@ def write_result(
     detector: Detector,
     run: Run,
     fold: str,
-    validation: pd.DataFrame,
+    rows: pd.DataFrame,
     accelerator: Accelerator,
     best: dict[str, Any],
     folder: Path | None = None,
 ) -> None:
-    """Score the validation images, if there are any: oof.csv and its maps; then best.pt, which ends a fold.
+    """Score the held-out `rows`, if there are any: oof.csv and its maps; then best.pt, which ends a fold.
 
     They go into `folder`, by default that of the fold.
     """
     start = time.perf_counter()
     fold_folder = run.fold_folder(fold)
     folder = folder or fold_folder
-    if len(validation):
-        oof = score_table(detector, run.config, validation, fold, accelerator, folder / OOF_MAPS)
-        rate = len(validation) / (time.perf_counter() - start)
+    if len(rows):
+        oof = score_table(detector, run.config, rows, fold, accelerator, folder / OOF_MAPS)
+        rate = len(rows) / (time.perf_counter() - start)
         stopwatch = Stopwatch(fold_folder / "costs.json", accelerator.is_main_process)
         stopwatch.note(score_images_per_second=round(rate, 2))
     if not accelerator.is_main_process:
         return
-    if len(validation):
-        ids = validation["image_id"].to_numpy()
-        labels = target_labels(validation, detector.targets)
+    if len(rows):
+        ids = rows["image_id"].to_numpy()
+        labels = target_labels(rows, detector.targets)
         labels = long_table(ids, detector.targets, label=labels).astype({"label": "Int64"})
         oof = oof.merge(labels, on=["image_id", "target"], validate="one_to_one")
         write_csv(folder / "oof.csv", oof[OOF_COLUMNS])

@@ -170,8 +170,10 @@ def _pack_maps(maps: torch.Tensor, are_probabilities: bool) -> np.ndarray:
 # --- test images -------------------------------------------------------------------------------------------
 
 
-def score_test(run: Run, images: pd.DataFrame, use: str, accelerator: Accelerator) -> None:
-    """Write test.csv (TEST_COLUMNS) of the test images among `images`; `use` is folds, full or both.
+def score_test(run: Run, images: pd.DataFrame, use: str | None, accelerator: Accelerator) -> None:
+    """Write test.csv (TEST_COLUMNS) of the test images among `images`.
+
+    `use` is folds, full or both; None: the folds, or the full fit where no fold is trained.
 
     Raises UserError without test images, and where a model that is asked for is not trained.
     """
@@ -179,9 +181,11 @@ def score_test(run: Run, images: pd.DataFrame, use: str, accelerator: Accelerato
     if test.empty:
         path = run.config.dataset_dir / "images.csv"
         raise UserError(f"{path} lists no test images: there is nothing to score")
+    trained = run.trained_folds()
+    if use is None:
+        use = "folds" if trained or not run.is_finished(FULL) else FULL
     if use != "folds" and not run.is_finished(FULL):
         raise UserError(f"{run.fold_folder(FULL)} is not trained: run src/train.py --fold {FULL} first")
-    trained = run.trained_folds()
     if use != FULL and not trained:
         raise UserError(f"{run.folder} holds no trained fold: run src/train.py first")
     models = {"folds": trained, FULL: [FULL], "both": [*trained, FULL]}[use]
