@@ -209,8 +209,13 @@ def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict:
-    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1]."""
+    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1].
+
+    A batch without images, of their features, is moved alone.
+    """
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    if "image" not in batch:
+        return batch
     if "mask" in batch:
         batch["mask"] = batch["mask"].permute(0, 3, 1, 2).float()
     return batch | {"image": as_input(batch["image"])}

@@ -3,6 +3,7 @@
 import difflib
 import gc
 import logging
+import math
 import os
 import warnings
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from timm.layers import to_2tuple
 from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config import BackboneConfig, resolve
@@ -318,6 +320,20 @@ class Features(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return self.network(self.normalize(images))
+
+    def patches(self, images: torch.Tensor) -> torch.Tensor:
+        """All layers side by side on the finest one's grid, each the mean of 3x3 neighbours: [B, C, h, w].
+
+        Borders are padded with zeros; float32.
+        """
+        layers = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in self(images)]
+        finest = max((tuple(maps.shape[2:]) for maps in layers), key=math.prod)
+        enlarged = []
+        for maps in layers:
+            if tuple(maps.shape[2:]) != finest:
+                maps = functional.interpolate(maps, finest, mode="bilinear")
+            enlarged.append(maps)
+        return torch.cat(enlarged, 1)
 
 
 def _shorten(

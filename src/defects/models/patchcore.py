@@ -1,6 +1,5 @@
 """PatchCore: distance to a memory bank of normal patches. Roth et al. 2022 (arXiv 2106.08265)."""
 
-import math
 import os
 from typing import Annotated
 
@@ -103,10 +102,7 @@ class PatchCore(AnomalyDetector):
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C], float32."""
-        layers = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in self.features(images)]
-        finest = max((tuple(maps.shape[2:]) for maps in layers), key=math.prod)
-        layers = [maps if tuple(maps.shape[2:]) == finest else _resize(maps, finest) for maps in layers]
-        return torch.cat(layers, 1).permute(0, 2, 3, 1)
+        return self.features.patches(images).permute(0, 2, 3, 1)
 
     def _distances(self, patches: torch.Tensor) -> torch.Tensor:
         """[N, C] -> the distance [N] to the nearest in the bank, by |x|^2 + |c|^2 - 2xc.
