@@ -157,7 +157,8 @@ def test_untrained_it_is_scored_too(trained):
 
 def test_averages_over_turned_images_need_a_calibration_of_their_own(trained):
     config, _ = trained
-    changes = {"infer": config.infer.model_copy(update={"tta": True}), "experiment": f"{config.experiment}_turned"}
+    infer = config.infer.model_copy(update={"tta": True})
+    changes = {"infer": infer, "experiment": f"{config.experiment}_turned"}
     changed, needed = config.model_copy(update=changes), build_detector(config, False).needs_holdout
     with pytest.raises(UserError, match="infer.tta=false") if needed else nullcontext():
         train_fold(changed, "0", ensure_tables(changed).folds)
