@@ -5,7 +5,9 @@ from torch import nn
 from torch.nn import functional
 
 from defects.messages import UserError
+from defects.messages import UserError
 from defects.numerics import as_double, double_device
+from defects.processes import add_up
 
 ROWS = 4096  # vectors converted to float64 at a time
 
@@ -35,6 +37,16 @@ class StreamingCovariance:
             self.scatter.addr_(step, step, alpha=self.count * len(block) / total)
             self.mean += step * (len(block) / total)
             self.count = total
+
+    def join_processes(self) -> "StreamingCovariance":
+        """The statistics of the vectors of all processes together."""
+        joined = StreamingCovariance(len(self.mean), self.mean.device)
+        count = add_up(self.mean.new_tensor([self.count]))
+        joined.count = int(count)
+        joined.mean = add_up(self.mean * self.count) / count
+        step = self.mean - joined.mean
+        joined.scatter = add_up(self.scatter + self.count * torch.outer(step, step))
+        return joined
 
     @property
     def covariance(self) -> torch.Tensor:
