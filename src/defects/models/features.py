@@ -4,7 +4,6 @@ import difflib
 import gc
 import logging
 import math
-import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config import BackboneConfig, resolve
 from defects.messages import UserError
+from defects.processes import print_once
 
 # Packages of the Python index that hold ImageNet weights, by timm's name of the network. Apache-2.0.
 WEIGHT_PACKAGES = {
@@ -141,7 +141,7 @@ def _load_imagenet(backbone: BackboneConfig, arguments: dict) -> nn.Module:
     package = find_weight_package(backbone.name)
     path = None if package is None else _find_package_file(package)
     if path is not None:
-        _say_source(backbone.name, f"package {package}")
+        print_once(f"ImageNet weights of {backbone.name}: package {package}")
         return _with_state(backbone, read_package(path, backbone.name, package), arguments)
     source = "local cache of the hub" if _is_cached(backbone.name) else "hub"
     try:
@@ -156,7 +156,7 @@ def _load_imagenet(backbone: BackboneConfig, arguments: dict) -> nn.Module:
             f"({type(error).__name__}: {str(error)[:80]}); {installed}, go online once, give a file "
             "(--set model.backbone.weights=FILE), or train from scratch (--set model.backbone.weights=none)"
         ) from None
-    _say_source(backbone.name, source)
+    print_once(f"ImageNet weights of {backbone.name}: {source}")
     return network
 
 
@@ -208,12 +208,6 @@ def _is_cached(name: str) -> bool:
         return False
     files = ("model.safetensors", "pytorch_model.bin")
     return any(isinstance(try_to_load_from_cache(known.hf_hub_id, file), str) for file in files)
-
-
-def _say_source(name: str, source: str) -> None:
-    """One line, of the first of several processes alone."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"ImageNet weights of {name}: {source}")
 
 
 def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Module:

@@ -1,6 +1,5 @@
 """Patch head: a small convolutional head on frozen, whitened features, taught by a few defects."""
 
-import os
 from typing import Annotated
 
 import torch
@@ -15,6 +14,7 @@ from defects.models.base import Batch, Batches, Detector, NotNegative, Share
 from defects.models.classifier import balanced_map_loss
 from defects.models.features import Features, check_sizes
 from defects.models.statistics import StreamingCovariance, Whitening
+from defects.processes import print_once
 
 
 class PatchHead(Detector):
@@ -85,8 +85,8 @@ class PatchHead(Detector):
             marked += int((pixels > 0).sum())
             small += int(((pixels > 0) & (pixels < cell_pixels)).sum())
         self.whitening.fit(of_normal if of_normal.count else of_defective)
-        if small and os.environ.get("RANK", "0") == "0":
-            print(
+        if small:
+            print_once(
                 f"note: {small} of {marked} marked images have less marked than one patch of "
                 f"{cell_pixels:.0f} pixels; it is learnt as a whole"
             )

@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional
 
 from defects.messages import UserError
-from defects.messages import UserError
 from defects.numerics import as_double, double_device
 from defects.processes import add_up
 
