@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import defective, texture, write_png
 
-from defects.config import Config, load_config
+from defects.config import Config
+from defects.config_files import load_config
 from defects.data.datasets import training_loader
 from defects.models import build_detector
 from defects.models.patch_head import PatchHead
