@@ -34,7 +34,7 @@ TINY = {
     "patchcore_reduced": [NETWORK, "model.options.layers=null"],
     "patch_head": [
         NETWORK,
-        "model.options={width: 32, heads: 2, pool_size: 32}",
+        "model.options={width: 32, heads: 2, pool_size: 32, layers: [layer1, layer2], grid: layer2}",
         "train.steps=60",
         "train.inner_holdout=0",
     ],

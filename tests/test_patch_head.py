@@ -9,6 +9,7 @@ from conftest import defective, texture, write_png
 from defects.config import Config
 from defects.config_files import load_config
 from defects.data.datasets import training_loader
+from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.patch_head import PatchHead
 from defects.runs import Run
@@ -153,6 +154,24 @@ def test_patch_head_keeps_and_counts_masks_smaller_than_a_patch(capsys):
     )
     cells = detector.embed(batch)["mask"][0, 0]
     assert cells.sum() == 1 and cells[1, 2] == 1
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 101)])
+def test_patch_head_averages_finer_layers_down_to_its_grid(size):
+    layers = ["layer1", "layer2", "layer3"]
+    detector = patch_head(size=size, layers=layers, grid="layer2", symmetries="none")
+    images = torch.rand(1, 3, *size)
+    fine, middle, _ = detector.features(images)
+    patches = detector.features.patches(images, "layer2")
+    assert patches.shape[2:] == middle.shape[2:]
+    smoothed = torch.nn.functional.avg_pool2d(fine, 3, 1, 1)
+    assert torch.allclose(patches[0, : fine.shape[1], 1, 2], smoothed[0, :, 2:4, 4:6].mean((1, 2)), atol=1e-5)
+    assert detector(images)[1].shape[2:] == middle.shape[2:]
+
+
+def test_patch_head_refuses_a_grid_of_another_layer():
+    with pytest.raises(UserError, match="model.options.grid=layer1 is none of the layers layer2, layer3"):
+        patch_head(grid="layer1")
 
 
 @pytest.mark.parametrize("shrinkage", [0.01, 1.0])

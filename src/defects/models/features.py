@@ -315,19 +315,25 @@ class Features(nn.Module):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return self.network(self.normalize(images))
 
-    def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """All layers side by side on the finest one's grid, each the mean of 3x3 neighbours: [B, C, h, w].
+    def patches(self, images: torch.Tensor, grid: str | None = None) -> torch.Tensor:
+        """All layers side by side on one grid, each the mean of 3x3 neighbours: [B, C, h, w] float32.
 
-        Borders are padded with zeros; float32.
+        The grid is that of the layer `grid`, or the finest one. Borders are padded with zeros.
         """
         layers = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in self(images)]
-        finest = max((tuple(maps.shape[2:]) for maps in layers), key=math.prod)
-        enlarged = []
-        for maps in layers:
-            if tuple(maps.shape[2:]) != finest:
-                maps = functional.interpolate(maps, finest, mode="bilinear")
-            enlarged.append(maps)
-        return torch.cat(enlarged, 1)
+        shapes = [tuple(maps.shape[2:]) for maps in layers]
+        target = max(shapes, key=math.prod) if grid is None else shapes[self.layers.index(grid)]
+        return torch.cat([_fit_grid(maps, target) for maps in layers], 1)
+
+
+def _fit_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Averaged down to about the grid (height, width) if finer, then interpolated bilinearly if need be."""
+    factors = [max(1, round(side / cells)) for side, cells in zip(maps.shape[2:], grid, strict=True)]
+    if max(factors) > 1:
+        maps = functional.avg_pool2d(maps, factors, factors, ceil_mode=True)
+    if tuple(maps.shape[2:]) != grid:
+        maps = functional.interpolate(maps, grid, mode="bilinear")
+    return maps
 
 
 def _shorten(

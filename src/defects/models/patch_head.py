@@ -10,6 +10,7 @@ from torch.nn import functional
 from defects.config import BackboneConfig
 from defects.config_data import Count, Fraction
 from defects.data.transforms import DIHEDRAL, turn
+from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector, NotNegative, Share
 from defects.models.classifier import balanced_map_loss
 from defects.models.features import Features, check_sizes
@@ -20,7 +21,7 @@ from defects.processes import print_once
 class PatchHead(Detector):
     """A logit for each patch and target; the raw score is the mean of the largest ones of the image.
 
-    Layers of a frozen backbone are averaged over 3x3 neighbours, put on the finest one's grid and whitened
+    Layers of a frozen backbone are averaged over 3x3 neighbours, put on the grid of one of them and whitened
     with the statistics of normal images. Several heads, which differ in their random start, learn from the
     same batches and are averaged. Images teach the score; where masks are known, patches are taught too: a
     patch is defective if any of its pixels is, so that small defects do not vanish, and defective and normal
@@ -42,6 +43,7 @@ class PatchHead(Detector):
         symmetries: str,
         *,
         layers: list[str] | None = None,  # None: those of strides 8 and 16
+        grid: str | None = None,  # the layer on whose grid they are put; None: the finest
         shrinkage: Share = 0.1,  # of the covariance towards a multiple of the identity, for whitening
         width: Count = 100,  # channels of a head
         heads: Count = 3,  # that are averaged
@@ -59,6 +61,12 @@ class PatchHead(Detector):
         self.pool_size = pool_size
         self.features = Features(backbone, layers, view_sizes[0])
         check_sizes(self.features, backbone.name, view_sizes)
+        if grid is not None and grid not in self.features.layers:
+            raise UserError(
+                f"model.options.grid={grid} is none of the layers {', '.join(self.features.layers)}: name "
+                "one of them, or null for the finest"
+            )
+        self.grid = grid
         self.whitening = Whitening(sum(self.features.channels), shrinkage)
         self.head = nn.Sequential(
             nn.Conv2d(sum(self.features.channels), heads * width, 1),
@@ -76,7 +84,7 @@ class PatchHead(Detector):
         of_defective = StreamingCovariance(channels, device)
         small = marked = 0
         for batch in batches:
-            patches = self.features.patches(batch["image"])
+            patches = self.features.patches(batch["image"], self.grid)
             is_defective = batch["label"][:, -1] > 0
             for image, defective in zip(patches, is_defective.tolist(), strict=True):
                 (of_defective if defective else of_normal).update(image.flatten(1).T)
@@ -93,7 +101,7 @@ class PatchHead(Detector):
 
     def embed(self, batch: Batch) -> Batch:
         """Whitened features [B, C, h, w], and for each patch and class whether it is defective."""
-        features = self.whitening(self.features.patches(batch["image"]))
+        features = self.whitening(self.features.patches(batch["image"], self.grid))
         mask = functional.adaptive_max_pool2d(batch["mask"], features.shape[2:])
         return {
             "features": features,
@@ -121,7 +129,7 @@ class PatchHead(Detector):
         }
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self._logits(self.whitening(self.features.patches(images)))
+        logits = self._logits(self.whitening(self.features.patches(images, self.grid)))
         classes = max(1, len(self.targets) - 1)
         return self._score(logits).mean(1), logits.mean(1)[:, :classes].sigmoid()
 
