@@ -32,6 +32,12 @@ TINY = {
     "convae_reduced": ["model.options={width: 8, error: l2, smoothing: 2.0}", "train.epochs=20"],
     "dfr_reduced": [NETWORK, "model.options.layers=[layer1, layer2]", "train.epochs=8"],
     "patchcore_reduced": [NETWORK, "model.options.layers=null"],
+    "patch_head": [
+        NETWORK,
+        "model.options={width: 32, heads: 2, pool_size: 32, layers: [layer1, layer2], grid: layer2}",
+        "train.steps=60",
+        "train.inner_holdout=0",
+    ],
     "draem_reduced": [
         "model.options={width_reconstructive: 8, width_discriminative: 8, samples: 4}",
         "train.epochs=25",
@@ -151,7 +157,8 @@ def test_untrained_it_is_scored_too(trained):
 
 def test_averages_over_turned_images_need_a_calibration_of_their_own(trained):
     config, _ = trained
-    changes = {"infer": config.infer.model_copy(update={"tta": True}), "experiment": "turned"}
+    infer = config.infer.model_copy(update={"tta": True})
+    changes = {"infer": infer, "experiment": f"{config.experiment}_turned"}
     changed, needed = config.model_copy(update=changes), build_detector(config, False).needs_holdout
     with pytest.raises(UserError, match="infer.tta=false") if needed else nullcontext():
         train_fold(changed, "0", ensure_tables(changed).folds)

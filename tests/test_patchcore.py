@@ -82,6 +82,68 @@ def test_a_share_of_the_patches_makes_the_score(share):
     assert torch.allclose(scores(detector, new), distances[:, :count].mean(1), rtol=1e-4)
 
 
+def test_whitened_patches_are_uncorrelated():
+    images = Images(range(8))
+    detector = prepared(images, whiten=1e-6)
+    patches = detector.patches(images.pixels).flatten(0, 2).double()
+    plain = prepared(images).patches(images.pixels).flatten(0, 2).double()
+    covariance = torch.cov(patches.T)
+    varied = torch.linalg.eigvalsh(torch.cov(plain.T)) > 1e-3 * torch.cov(plain.T).trace() / 240
+    variances = torch.linalg.eigvalsh(covariance)
+    assert torch.allclose(variances[varied], torch.ones(int(varied.sum())).double(), atol=0.02)
+    assert patches.mean(0).abs().max() < 1e-2
+
+
+def test_shrinkage_of_one_scales_all_channels_alike():
+    images = Images(range(8))
+    patches = prepared(images, whiten=1.0).patches(images.pixels).flatten(0, 2).double()
+    plain = prepared(images).patches(images.pixels).flatten(0, 2).double()
+    deviation = (torch.cov(plain.T).trace() / 240).sqrt()
+    assert torch.allclose(patches, (plain - plain.mean(0)) / deviation, atol=1e-3)
+
+
+@pytest.mark.parametrize("images", [Images([0]), Images([0, 1])], ids=["one image", "fewer than dimensions"])
+def test_whitening_takes_fewer_patches_than_dimensions(images):
+    """A covariance of low rank: shrinkage alone makes it invertible."""
+    detector = prepared(images, whiten=0.1, density=0.5, neighbours=0)
+    assert torch.isfinite(scores(detector, Images(range(50, 54)))).all()
+
+
+def test_whitening_refuses_patches_that_are_all_equal(monkeypatch):
+    detector = patchcore(whiten=0.1)
+    monkeypatch.setattr(detector.features, "patches", lambda images: torch.ones(len(images), 240, 8, 8))
+    with pytest.raises(UserError, match="normal patches have the same features") as caught:
+        detector.prepare(Images([0, 1]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("whiten", [None, 0.1])
+def test_density_takes_the_spacing_off_before_the_smallest_is_chosen(whiten):
+    """Distance less half of the bank patch's mean distance to its nine nearest other candidates."""
+    images, new = Images(range(8)), Images(range(50, 54))
+    detector = prepared(images, neighbours=0, density=0.5, top_share=0.1, whiten=whiten)
+    pool = detector.patches(images.pixels).flatten(0, 2).double()
+    bank = detector.memory_bank.double()
+    spacing = torch.cdist(bank, pool).sort(1).values[:, 1:10].mean(1)
+    patches = detector.patches(new.pixels).flatten(1, 2).double()
+    corrected = (torch.cdist(patches, bank) - 0.5 * spacing).amin(2)
+    expected = corrected.topk(6, 1).values.mean(1)
+    assert torch.allclose(scores(detector, new).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_density_of_a_bank_that_grows_stays_in_order():
+    options = {"neighbours": 0, "density": 0.5, "ratio": 0.1}
+    detector = prepared(Images(range(8)), max_bank=60, **options)
+    spacing = detector.spacing.clone()
+    detector.update(Images(range(20, 28), change=brighter))
+    assert len(detector.spacing) == len(detector.memory_bank) == 60
+    grown = prepared(Images(range(8)), **options)
+    grown.update(Images(range(20, 28), change=brighter))
+    assert torch.equal(grown.spacing[: len(spacing)], spacing)
+    assert len(grown.spacing) == len(grown.memory_bank) > len(spacing)
+    assert (grown.spacing > 0).all()
+
+
 def test_patches_are_means_of_neighbours_on_the_finest_grid():
     detector = patchcore((64, 96), layers=["layer2", "layer3"])
     fine, coarse = detector.features(Images([0], (64, 96)).pixels)
@@ -133,14 +195,16 @@ def test_smoothing_is_in_pixels_of_the_image():
     assert float(spread[12.0] - spread[4.0]) == pytest.approx(12**2 - 4**2, rel=0.02)
 
 
-def test_a_saved_detector_scores_the_same():
-    detector, new = prepared(Images(range(8))), Images(range(50, 54))
-    again = patchcore()
+@pytest.mark.parametrize("options", [{}, {"whiten": 0.1, "density": 0.5, "neighbours": 0}])
+def test_a_saved_detector_scores_the_same(options):
+    detector, new = prepared(Images(range(8)), **options), Images(range(50, 54))
+    again = patchcore(**options)
     again.load_state_dict(detector.state_dict())
     assert torch.equal(again.memory_bank, detector.memory_bank)
     assert torch.equal(scores(again, new), scores(detector, new))
-    assert prepared(Images(range(8))).state_dict().keys() == detector.state_dict().keys()
-    for name, value in prepared(Images(range(8))).state_dict().items():
+    repeated = prepared(Images(range(8)), **options).state_dict()
+    assert repeated.keys() == detector.state_dict().keys()
+    for name, value in repeated.items():
         assert torch.equal(value, detector.state_dict()[name])
 
 
@@ -215,6 +279,8 @@ def test_more_than_fits_into_memory_is_refused(monkeypatch):
     [
         ({"layers": ["layer9"]}, "test_resnet has no layer layer9: it has .*layer1"),
         ({"ratio": 0}, "model.options: ratio=0"),
+        ({"density": 0.5}, "density=0.5 and neighbours=9 both correct .*: set neighbours=0"),
+        ({"whiten": 0.0}, "model.options: whiten=0"),
         ({"neighbors": 9}, "unknown key neighbors, did you mean neighbours?"),
     ],
 )
@@ -223,8 +289,9 @@ def test_options_that_make_no_sense(options, message):
         patchcore(**options)
 
 
-def test_the_graph_can_be_exported():
-    detector, new = prepared(Images(range(8))), Images(range(50, 52)).pixels.contiguous()
+@pytest.mark.parametrize("options", [{}, {"whiten": 0.1, "density": 0.5, "neighbours": 0}])
+def test_the_graph_can_be_exported(options):
+    detector, new = prepared(Images(range(8)), **options), Images(range(50, 52)).pixels.contiguous()
     exported = torch.export.export(detector, (new,)).module()
     for found, expected in zip(exported(new), detector(new), strict=True):
         assert torch.allclose(found, expected, rtol=1e-5)

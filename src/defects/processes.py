@@ -19,6 +19,12 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def print_once(text: str) -> None:
+    """Print in the first of several processes alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
 def own_rows(count: int, batch_size: int, process: int, processes: int) -> np.ndarray:
     """Which of `count` rows are this process's: those of every n-th batch.
 

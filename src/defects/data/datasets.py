@@ -15,11 +15,11 @@ from defects.config import Config, resolve
 from defects.data.added_defects import Paste, Synthetic
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask, windows
-from defects.data.labels import ANY_DEFECT, Labels, has_mask, read_masks, target_labels
+from defects.data.labels import ANY_DEFECT, Labels, has_mask, is_marked, read_masks, target_labels
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.messages import UserError
 from defects.numerics import derive_seed
-from defects.processes import own_rows
+from defects.processes import own_rows, print_once
 
 Item = int | tuple[int, int]  # row, or epoch and row
 
@@ -191,7 +191,12 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     seed = train.seed
     black_out = BlackOut(rows, root, size, train.black_out, seed) if train.black_out else None
     painters: list[Paste | Synthetic] = []
-    if train.paste:
+    if train.paste and not any(is_marked(row) for row in rows.to_dict("records")):
+        print_once(
+            f"note: train.paste={train.paste:g} pastes marked defects, and none of the training images has a "
+            "mask: nothing is pasted"
+        )
+    elif train.paste:
         painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, data.bits))
     if train.synthetic:
         painters.append(Synthetic(rows, train.synthetic, seed))
@@ -209,8 +214,13 @@ def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict:
-    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1]."""
+    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1].
+
+    A batch without images, of their features, is moved alone.
+    """
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    if "image" not in batch:
+        return batch
     if "mask" in batch:
         batch["mask"] = batch["mask"].permute(0, 3, 1, 2).float()
     return batch | {"image": as_input(batch["image"])}

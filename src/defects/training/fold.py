@@ -32,6 +32,7 @@ from defects.runs import FULL, OOF_COLUMNS, OOF_MAPS, Run
 from defects.stamps import Stamp, differences, is_stamp, join_differences
 from defects.training import checkpoint
 from defects.training.checkpoint import load_checkpoint, load_detector, without_selection
+from defects.training.embedding import embed_training_images
 from defects.training.loop import Trainer, make_accelerator, plan_steps
 from defects.training.scoring import long_table, score_table
 from defects.training.tracking import Stopwatch, Tracker, device_name, model_size, peak_memory_mb
@@ -242,6 +243,8 @@ def _train(
             write_bytes(folder / "samples.png", encoded.tobytes())
         monitored = data.monitored(config.train)
         own = monitored.iloc[own_rows(len(monitored), config.infer.batch_size, *process)]
+        if detector.trains_on_features:
+            training = embed_training_images(detector, training, device, config.train)
         trainer.fit(training, plain_loader(config, own, detector.labels) if len(monitored) else None)
     if detector.needs_holdout:
         with torch.no_grad():
@@ -326,11 +329,13 @@ def _try_step(detector: Detector, loader: DataLoader, images: int, is_cropped: b
     batch = to_device(
         default_collate([loader.dataset[(0, row)] for row in range(images)]), torch.device("cpu")
     )
-    learner = copy.deepcopy(detector).train()
+    learner = copy.deepcopy(detector)
     numpy_state = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            learner.training_loss(batch)
+            if learner.trains_on_features:
+                batch = learner.eval().embed(batch)
+            learner.train().training_loss(batch)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         if "more than 1 value per channel" in reason:
