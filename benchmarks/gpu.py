@@ -8,14 +8,13 @@ fit into the time is printed as such, and the others go on.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,7 @@ FULL_SCALE = Scale(
     {"EfficientNet-B5": "tf_efficientnet_b5", "EfficientNet-Lite0": "tf_efficientnet_lite0"},
     {
         "patchcore": ["model.backbone.weights=none"],
+        "patch_head": ["model.backbone.weights=none"],
         "draem": ["train.epochs=2"],
     },
     "{normal: 1000, defect: 40, test: 400}",
@@ -81,8 +81,9 @@ TINY_SCALE = Scale(
 class Report:
     """Results in the order they were measured, printed as they come and kept in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, only: list[str]) -> None:
         self.path = path
+        self.only = only
         self.started = time.monotonic()
         self.results: dict[str, Any] = {}
 
@@ -92,15 +93,16 @@ class Report:
         print(f"{name}: {text}", flush=True)
         write_json(self.path, self.results)
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Run one part; what goes wrong in it is a result of its own."""
+    def run(self, name: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+        """Add what `measure` returns; what goes wrong in it is a result of its own."""
+        if self.only and name not in self.only:
+            return
         elapsed = time.monotonic() - self.started
         if elapsed > LIMIT_SECONDS:
             self.add(name, skipped=f"{elapsed:.0f} s had passed of {LIMIT_SECONDS}")
             return
         try:
-            yield
+            self.add(name, **measure(*arguments))
         except Exception as error:  # a benchmark of many parts: the others are still wanted
             self.add(name, failed=f"{type(error).__name__}: {str(error)[:500]}")
 
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for the classifiers")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="names as they are printed")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "gpu_benchmark.json")
     parser.add_argument("--train-to", type=int, metavar="EPOCH", help=argparse.SUPPRESS)  # of resume_across
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -120,7 +123,7 @@ def main() -> None:
         train_to(arguments.folder, arguments.train_to)
         return
     scale = TINY_SCALE if arguments.tiny else FULL_SCALE
-    report = Report(arguments.output)
+    report = Report(arguments.output, arguments.only)
     report.add("machine", **describe_machine(), workers=arguments.workers, scale=scale.name)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,17 +137,12 @@ def main() -> None:
                 *arguments.set,
             ]
             config = benchmark_config(folder, settings)
-            with report.part(title):
-                report.add(title, **measure_rates(config, rows))
-            with report.part(f"{title}, where the time goes"):
-                report.add(f"{title}, where the time goes", **profile_training(config, rows))
-        with report.part("resumed on another device"):
-            report.add("resumed on another device", **resume_across(folder / "resumed"))
+            report.run(title, measure_rates, config, rows)
+            report.run(f"{title}, where the time goes", profile_training, config, rows)
         for model, settings in scale.detectors.items():
-            with report.part(model):
-                report.add(model, **measure_detector(model, folder, scale, arguments.workers, settings))
-        with report.part("exported classifier in ONNX Runtime"):
-            report.add("exported classifier in ONNX Runtime", **measure_runtime(folder, scale))
+            report.run(model, measure_detector, model, folder, scale, arguments.workers, settings)
+        report.run("resumed on another device", resume_across, folder / "resumed")
+        report.run("exported classifier in ONNX Runtime", measure_runtime, folder, scale)
     elapsed = time.monotonic() - report.started
     report.add("whole benchmark", seconds=round(elapsed))
     print(f"wrote {report.path}")
