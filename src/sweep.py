@@ -35,8 +35,11 @@ def main() -> None:
     parser.add_argument(
         "sweep", type=Path, help="YAML with data or config, models, seeds, grid, folds, infer"
     )
-    sweep = load_sweep(parser.parse_args().sweep)
-    members = list_experiments(sweep)
+    parser.add_argument("--data", default=None, help="a file of configs/data, in place of the sweep's own")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    arguments = parser.parse_args()
+    sweep = load_sweep(arguments.sweep, arguments.data)
+    members = list_experiments(sweep, arguments.set)
     folder = resolve(members[0].config.output) / "sweeps" / sweep.name
     state = PartialState(cpu=True, timeout=PATIENCE)  # the sweep itself only waits: it takes no GPU
     with state.main_process_first():

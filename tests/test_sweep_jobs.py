@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -65,6 +66,16 @@ def test_list_experiments_names_every_combination(write_sweep):
 def test_list_experiments_of_shipped_sweeps_are_two(path):
     found = library.list_experiments(library.load_sweep(path))
     assert [len(each.folds) for each in found] == [5, 5]
+
+
+def test_load_sweep_takes_another_data_set():
+    sweep = library.load_sweep(ROOT / "configs" / "sweeps" / "recipe.yaml", "elpv")
+    members = library.list_experiments(sweep, ["data.root=/somewhere"])
+    assert sweep.name == "recipe_elpv"
+    assert [member.name for member in members] == ["elpv_patch_head", "elpv_patchcore_reduced"]
+    for member in members:
+        assert member.config.data.root == Path("/somewhere")
+        assert "data.root=/somewhere" in member.options
 
 
 def test_list_experiments_hands_values_on_as_written(write_sweep):

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,13 +91,19 @@ class Experiment:
         return "both" if len(self.folds) > 1 else FULL
 
 
-def load_sweep(path: Path) -> SweepConfig:
-    """Raises UserError for an unreadable file and unknown keys (naming the nearest known one)."""
-    return validate(SweepConfig, {"name": path.stem} | read_config_file(path), str(path))
+def load_sweep(path: Path, data: str | None = None) -> SweepConfig:
+    """The sweep of a file; `data` takes the place of the data set or the experiment that it names.
+
+    Raises UserError for an unreadable file and unknown keys (naming the nearest known one).
+    """
+    values = {"name": path.stem} | read_config_file(path)
+    if data is not None:
+        values |= {"name": f"{values['name']}_{Path(data).stem}", "data": data, "config": None}
+    return validate(SweepConfig, values, str(path))
 
 
-def list_experiments(sweep: SweepConfig) -> list[Experiment]:
-    """All combinations, seeds last, always in the same order.
+def list_experiments(sweep: SweepConfig, overrides: Iterable[str] = ()) -> list[Experiment]:
+    """All combinations, seeds last, always in the same order; `overrides` are `key=value` of all of them.
 
     Raises UserError for what load_config refuses, for unknown folds, and for experiments that would
     overwrite each other's runs or folds.
@@ -104,7 +111,8 @@ def list_experiments(sweep: SweepConfig) -> list[Experiment]:
     grid = sweep.grid | ({"train.seed": sweep.seeds} if sweep.seeds else {})
     points = itertools.product(sweep.models or [None], *grid.values())
     members = [
-        _make_experiment(sweep, model, dict(zip(grid, values, strict=True))) for model, *values in points
+        _make_experiment(sweep, model, dict(zip(grid, values, strict=True)), list(overrides))
+        for model, *values in points
     ]
     names = [member.name for member in members]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -171,8 +179,10 @@ def _is_scored(experiment: Experiment) -> bool:
         return False
 
 
-def _make_experiment(sweep: SweepConfig, model: str | None, settings: dict[str, Any]) -> Experiment:
-    sets = [f"{key}={dump_yaml(value, in_one_line=True)}" for key, value in settings.items()]
+def _make_experiment(
+    sweep: SweepConfig, model: str | None, settings: dict[str, Any], overrides: list[str]
+) -> Experiment:
+    sets = overrides + [f"{key}={dump_yaml(value, in_one_line=True)}" for key, value in settings.items()]
     path = None if sweep.config is None else resolve(sweep.config)
     base = load_config(path, sets, sweep.data, model)
     all_folds = fold_names(base)
