@@ -19,8 +19,7 @@ import pytest
 import yaml
 from kaggle_server import KaggleServer, serving
 
-from defects.config import ROOT, Config
-from defects.config_data import DataConfig, DuplicateConfig, data_config_class
+from defects.config import ROOT, Config, DataConfig, DuplicateConfig, data_config_class
 from defects.config_files import load_config
 
 # Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.

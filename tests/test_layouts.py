@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from conftest import defective, make_data_config, texture, write_png
 
-from defects.config import ROOT
-from defects.config_data import DataConfig
+from defects.config import ROOT, DataConfig
 from defects.config_files import load_config
 from defects.data import layouts
 from defects.data.layouts import demo, list_data

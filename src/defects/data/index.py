@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import Config, resolve
-from defects.config_data import DataConfig
+from defects.config import Config, DataConfig, resolve
 from defects.data.examination import Examination, examine_files
 from defects.data.inventory import print_inventory, take_inventory
 from defects.data.labels import class_columns

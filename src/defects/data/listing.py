@@ -8,8 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from defects.config import resolve
-from defects.config_data import DataConfig
+from defects.config import DataConfig, resolve
 from defects.data.folder_scan import FolderScan, check_complete, check_not_empty, folder_key, scan_folder
 from defects.data.mask_matching import MasksBeside, split_off_masks
 from defects.files import same_text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config_data import DataConfig
+from defects.config import DataConfig
 from defects.data.labels import join_masks
 from defects.data.listing import RoleFolder, below, check_names
 from defects.data.mask_matching import match_masks

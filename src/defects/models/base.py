@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional
@@ -16,11 +15,6 @@ from defects.data.labels import DEFECT, Labels
 from defects.models.statistics import exact_quantile
 
 Batch = dict[str, torch.Tensor]
-
-# Types of detectors' options, checked by pydantic.
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Batches(Protocol):

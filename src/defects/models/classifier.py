@@ -7,10 +7,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import BackboneConfig
-from defects.config_data import Fraction
+from defects.config import BackboneConfig, Fraction, NotNegative
 from defects.messages import UserError
-from defects.models.base import Batch, Detector, NotNegative
+from defects.models.base import Batch, Detector
 from defects.models.features import Normalize, check_sizes, create_backbone
 
 

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from defects.config_data import Count, Fraction
+from defects.config import Count, Fraction, NotNegative, Positive
 from defects.data.datasets import as_input
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image
 from defects.messages import UserError
-from defects.models.base import AnomalyDetector, Batch, Batches, NotNegative, Positive
+from defects.models.base import AnomalyDetector, Batch, Batches
 from defects.models.statistics import ChannelMoments, exact_quantile
 from defects.numerics import load_tensors
 from defects.settings import Section

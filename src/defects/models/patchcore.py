@@ -9,10 +9,9 @@ from pydantic import Field
 from torch.nn import functional
 from tqdm import tqdm
 
-from defects.config import BackboneConfig
-from defects.config_data import Count, Fraction
+from defects.config import BackboneConfig, Count, Fraction, Positive, Share
 from defects.messages import UserError
-from defects.models.base import AnomalyDetector, Batches, Positive, Share
+from defects.models.base import AnomalyDetector, Batches
 from defects.models.coreset import Coreset, greedy_coreset
 from defects.models.features import Features
 from defects.models.statistics import GaussianSmoothing, StreamingCovariance, Whitening

@@ -8,10 +8,9 @@ from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss
 from torch import nn
 from torch.nn import functional
 
-from defects.config import BackboneConfig
-from defects.config_data import Fraction
+from defects.config import BackboneConfig, Fraction, Share
 from defects.messages import UserError
-from defects.models.base import Batch, Detector, Share, pad_to_multiple
+from defects.models.base import Batch, Detector, pad_to_multiple
 from defects.models.features import REFUSALS, Normalize, create_backbone, in_one_line, size_arguments
 
 DECODER_STRIDE_PIXELS = 32  # sides that five halvings leave whole are multiples of it

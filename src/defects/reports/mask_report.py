@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from defects.config import resolve
-from defects.config_data import DataConfig
+from defects.config import DataConfig, resolve
 from defects.data.labels import read_masks
 from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.mask_rules import Rule, to_mask

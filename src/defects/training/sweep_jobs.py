@@ -19,8 +19,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from defects.config import ROOT, Config, resolve
-from defects.config_data import FolderName, Seed
+from defects.config import ROOT, Config, FolderName, Seed, resolve
 from defects.config_files import load_config, read_config_file
 from defects.files import locked
 from defects.messages import UserError

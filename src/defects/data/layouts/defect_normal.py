@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from defects.config import resolve
-from defects.config_data import DataConfig
+from defects.config import DataConfig, resolve
 from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, attach_by_role
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import categories, resolve
-from defects.config_data import DataConfig
+from defects.config import DataConfig, categories, resolve
 from defects.data.folder_scan import list_folders
 from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, attach_empty_masks, attach_masks

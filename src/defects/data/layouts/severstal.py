@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import resolve
-from defects.config_data import DataConfig
+from defects.config import DataConfig, resolve
 from defects.data.labels import class_columns
 from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
 from defects.data.mask_assignment import MaskNotes, leave_out_masks
