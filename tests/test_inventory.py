@@ -14,7 +14,9 @@ import pytest
 from conftest import defective, texture, write_png
 
 from defects.config_files import load_config
+from defects.data import index
 from defects.data.labels import join_masks, read_mask_files, read_masks, split_masks
+from defects.data.listing import Listing, make_rows
 from defects.messages import shorten_names
 from defects.stages import ensure_images
 
@@ -60,6 +62,20 @@ def test_what_is_not_taken_is_counted(root, lines):
     assert _line(printed, "not taken").endswith("no images: 2 .heic, 1 .json")
     assert _line(printed, "skipped").endswith("1 Thumbs.db, 1 __MACOSX, 1 hidden")
     assert _line(printed, "not used").endswith("train/more_images")
+
+
+def test_inventory_counts_what_a_layout_of_single_files_does_not_list(root, config_file, monkeypatch, capsys):
+    def list_normal(data):
+        paths = sorted((root / "train/normal_images").iterdir())
+        return Listing(make_rows(data, paths, root, "train", 0))
+
+    monkeypatch.setattr(index, "list_data", list_normal)
+    ensure_images(load_config(config_file(root)))
+    printed = capsys.readouterr().out.splitlines()
+    assert _line(printed, "inventory").endswith(": 6 image files")
+    unlisted = _line(printed, "not used")
+    assert "3 image files in test/images, 4 image files in train/defect_images" in unlisted
+    assert not any(line.startswith("folders") for line in printed)
 
 
 def test_folders_behind_links_are_told(root, lines, tmp_path):

@@ -18,9 +18,10 @@ from defects.data.folder_scan import (
     count_image_files,
     list_folders,
     repeated_text,
+    scan_folder,
 )
 from defects.data.images import notes_on_depth
-from defects.data.labels import COLUMN, class_columns, class_names
+from defects.data.labels import COLUMN, class_columns, class_names, split_masks
 from defects.data.listing import RoleFolder, below
 from defects.messages import printable, shorten_names
 
@@ -61,6 +62,8 @@ def take_inventory(
         "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
         "notes": _notes(data, root, folders, notes, examination),
     }
+    if not folders:  # the layout lists single files, such as those of a table
+        inventory["not_used"] = _count_unlisted(root, images)
     return _with_printable_texts(inventory)
 
 
@@ -72,7 +75,7 @@ def print_inventory(inventory: dict[str, Any]) -> None:
 def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     """A line for each part of the inventory that is not empty."""
     folders = inventory["folders"]
-    files = sum(folder["files"] for folder in folders)
+    files = sum(folder["files"] for folder in folders) or sum(inventory["images"].values())
     lines = [f"inventory of {inventory['root']}: {files:,} image files"]
     for part, count in inventory["images"].items():
         split, label = part.split()
@@ -81,7 +84,8 @@ def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     for folder in folders:
         path = "" if folder["setting"] == folder["path"] else f" ({folder['path']})"
         texts.append(f"{folder['setting']}{path} {folder['files']}")
-    lines.append(f"folders     {shorten_names(texts, most=MOST_FOLDERS)}")
+    if texts:
+        lines.append(f"folders     {shorten_names(texts, most=MOST_FOLDERS)}")
     links = [link for folder in folders for link in folder["links"]]
     if links:
         count = sum(folder["files_behind_links"] for folder in folders)
@@ -148,6 +152,15 @@ def _list_unused(root: Path, folders: list[RoleFolder]) -> list[str]:
             if files:
                 unused.append(f"{files} image files in {below(parent, root)}")
     return unused
+
+
+def _count_unlisted(root: Path, images: pd.DataFrame) -> list[str]:
+    """Image files below the root that are neither images nor masks of `images`, counted by folder."""
+    listed = {root / path for path in images["path"]}
+    for mask_path in images["mask_path"]:
+        listed |= {root / path for path in split_masks(mask_path)[0]}
+    counts = Counter(below(path.parent, root) for path in scan_folder(root).images if path not in listed)
+    return [f"{count} image files in {folder}" for folder, count in sorted(counts.items())]
 
 
 def _count_sizes(images: pd.DataFrame) -> dict[str, int]:
