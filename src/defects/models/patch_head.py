@@ -7,11 +7,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import BackboneConfig
-from defects.config_data import Count, Fraction
+from defects.config import BackboneConfig, Count, Fraction, NotNegative, Share
 from defects.data.transforms import DIHEDRAL, turn
 from defects.messages import UserError
-from defects.models.base import Batch, Batches, Detector, NotNegative, Share
+from defects.models.base import Batch, Batches, Detector
 from defects.models.classifier import balanced_map_loss
 from defects.models.features import Features, check_sizes
 from defects.models.statistics import StreamingCovariance, Whitening
