@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from defects.config import EnsembleConfig, ThresholdConfig
 from defects.evaluation import thresholds
-from defects.evaluation.blend import WEIGHERS, Ensemble, OutOfFoldScores, methods_table
+from defects.evaluation.blend import METHODS, Ensemble, OutOfFoldScores, compare_methods
 from defects.evaluation.metrics import share_weights
 from defects.evaluation.scales import MIN_SLOPE, fit_calibration, fit_ranks
 
@@ -128,9 +128,7 @@ def test_calibrated_log_odds_are_those_of_the_truth():
 
 
 @settings(max_examples=5, deadline=None)
-@given(
-    st.integers(0, 99), st.lists(st.floats(-1, 3), min_size=2, max_size=3), st.sampled_from(list(WEIGHERS))
-)
+@given(st.integers(0, 99), st.lists(st.floats(-1, 3), min_size=2, max_size=3), st.sampled_from(list(METHODS)))
 def test_weights_are_shares_and_do_not_depend_on_the_unit_of_a_score(seed, worths, method):
     sample = members(seed, worths, images=120, defects=20)
     moved = sample._replace(scores=sample.scores * 5 + 1)
@@ -142,7 +140,7 @@ def test_weights_are_shares_and_do_not_depend_on_the_unit_of_a_score(seed, worth
 
 def test_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays():
     samples = [members(seed, [1.0] * 5, images=200) for seed in range(5)]  # of equal worth: nothing to gain
-    tables = [methods_table(ensemble(sample, method="stack"), list("abcde")) for sample in samples]
+    tables = [compare_methods(ensemble(sample, method="stack"), list("abcde")) for sample in samples]
     naive, nested, optimism = (
         {name: np.mean([table[name][figure] for table in tables]) for name in ("mean", "stack")}
         for figure in ("naive", "nested", "optimism")

@@ -19,7 +19,8 @@ from defects.messages import UserError
 
 NOTHING_LEFT_OUT: frozenset[str] = frozenset()
 
-Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]  # labels [N], placed scores [N, M] -> weights [M]
+# labels [N], scores [N, M] of the members on one scale -> weights [M]
+FitWeights = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class OutOfFoldScores(NamedTuple):
@@ -42,7 +43,7 @@ class Blend(NamedTuple):
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Log-odds [N] of scores [N, M]."""
-        return _place(self.scales, scores) @ self.weights
+        return _apply_scales(self.scales, scores) @ self.weights
 
 
 class Ensemble:
@@ -59,34 +60,37 @@ class Ensemble:
         self.threshold = threshold
         self.folds = np.unique(sample.folds).tolist()
         has_both_classes = 0 < sample.labels.mean() < 1
-        self.weighers: dict[str, Weigher] = {"mean": equal_weights}
+        self.fit_weights: dict[str, FitWeights] = {"mean": weigh_equally}
         if len(names) == 1:
             self.scale = "none"
         else:
             self.scale = "calibration" if has_both_classes else "rank"
             if settings.weights:
-                weights = configured_weights(settings.weights, names)
-                self.weighers["given"] = lambda labels, placed: weights
+                weights = order_weights(settings.weights, names)
+                self.fit_weights["given"] = lambda labels, scaled_scores: weights
             elif has_both_classes:
                 method = "stack" if settings.method == "auto" else settings.method
-                self.weighers[method] = WEIGHERS[method]
-        self.methods = list(self.weighers)
+                self.fit_weights[method] = METHODS[method]
+        self.methods = list(self.fit_weights)
         self.is_chosen = settings.method == "auto" and "stack" in self.methods
+        # The nested estimate asks for the same folds again and again.
         self.fit = cache(self._fit)
-        self.nested = cache(self._nested)
+        self.predict_method = cache(self._predict_method)
         self.choose = cache(self._choose)
 
     def _fit(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> Blend:
-        labels, scores, *_ = self._without(left_out)
+        """Scales and weights by a method, fitted on the images of all folds that are not left out."""
         if self.scale == "none":
             return Blend([np.asarray], np.ones(1))
+        sample = self._without(left_out)
         fit_scale = fit_ranks if self.scale == "rank" else fit_calibration
-        scales = [fit_scale(labels, column) for column in scores.T]
-        return Blend(scales, self.weighers[method](labels, _place(scales, scores)))
+        scales = [fit_scale(sample.labels, column) for column in sample.scores.T]
+        scaled_scores = _apply_scales(scales, sample.scores)
+        return Blend(scales, self.fit_weights[method](sample.labels, scaled_scores))
 
-    def _nested(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> np.ndarray | None:
+    def _predict_method(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> np.ndarray | None:
         """0/1 for the images of all folds not left out, each by the others; None for a single fold."""
-        margins = self._margins(left_out, lambda out: self.fit(method, out))
+        margins = self._measure_margins(left_out, lambda out: self.fit(method, out))
         return None if margins is None else (margins >= 0).astype(int)
 
     def _choose(self, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> str:
@@ -97,18 +101,18 @@ class Ensemble:
         if not self.is_chosen:
             return self.methods[-1]
         labels = self._without(left_out).labels
-        predicted = {name: self.nested(name, left_out) for name in self.methods}
+        predicted = {name: self.predict_method(name, left_out) for name in self.methods}
         if predicted["mean"] is None:
             return "mean"
         best = max(predicted, key=lambda name: macro_f1(labels, predicted[name]))
-        gain, error = self.gain(best, left_out)
+        gain, error = self.measure_gain(best, left_out)
         return best if gain > error else "mean"
 
-    def gain(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> tuple[float, float]:
+    def measure_gain(self, method: str, left_out: frozenset[str] = NOTHING_LEFT_OUT) -> tuple[float, float]:
         """Nested macro-F1 of a method less that of the mean, and its standard error: groups drawn anew."""
         sample = self._without(left_out)
-        predicted = self.nested(method, left_out)
-        by_mean = self.nested("mean", left_out)
+        predicted = self.predict_method(method, left_out)
+        by_mean = self.predict_method("mean", left_out)
         gain = macro_f1(sample.labels, predicted) - macro_f1(sample.labels, by_mean)
         drawn = bootstrap(sample.labels, np.stack([predicted, by_mean]), sample.groups)
         return gain, float((drawn[:, 0] - drawn[:, 1]).std())
@@ -123,11 +127,18 @@ class Ensemble:
 
     def measure_nested_margins(self, share: float | None = None) -> np.ndarray | None:
         """As predict_nested, by how much each score exceeds the threshold, in log-odds [N]."""
-        return self._margins(NOTHING_LEFT_OUT, lambda out: self.fit(self.choose(out), out), share)
+        return self._measure_margins(NOTHING_LEFT_OUT, lambda out: self.fit(self.choose(out), out), share)
 
-    def _margins(
-        self, left_out: frozenset[str], fit: Callable[[frozenset[str]], Blend], share: float | None = None
+    def _measure_margins(
+        self,
+        left_out: frozenset[str],
+        fit_blend: Callable[[frozenset[str]], Blend],
+        share: float | None = None,
     ) -> np.ndarray | None:
+        """By how much the scores of all folds not left out exceed their thresholds, in log-odds.
+
+        Blend and threshold of a fold are fitted on the others: `fit_blend(folds)` fits without these `folds`.
+        """
         sample = self._without(left_out)
         folds = [fold for fold in self.folds if fold not in left_out]
         if len(folds) < 2:
@@ -135,7 +146,7 @@ class Ensemble:
         margins = np.zeros(len(sample.labels))
         for fold in folds:
             is_val = sample.folds == fold
-            blend = fit(left_out | {fold})
+            blend = fit_blend(left_out | {fold})
             fitted_scores = blend(sample.scores[~is_val])
             threshold = choose_threshold(
                 sample.labels[~is_val], fitted_scores, self.threshold.rule, self.threshold.fpr, share
@@ -147,28 +158,28 @@ class Ensemble:
         return self.sample.where(~np.isin(self.sample.folds, list(left_out)))
 
 
-def equal_weights(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    return np.full(placed.shape[1], 1 / placed.shape[1])
+def weigh_equally(labels: np.ndarray, scaled_scores: np.ndarray) -> np.ndarray:
+    return np.full(scaled_scores.shape[1], 1 / scaled_scores.shape[1])
 
 
-def stacking(labels: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """Weights of a logistic regression on the placed scores; members with negative ones are dropped."""
-    members = np.arange(placed.shape[1])
+def fit_stacking_weights(labels: np.ndarray, scaled_scores: np.ndarray) -> np.ndarray:
+    """Weights of a logistic regression on the scaled scores; members with negative ones are dropped."""
+    members = np.arange(scaled_scores.shape[1])
     while len(members):
-        model = LogisticRegression(solver="newton-cholesky").fit(placed[:, members], labels)
+        model = LogisticRegression(solver="newton-cholesky").fit(scaled_scores[:, members], labels)
         slopes = model.coef_[0]
         if (slopes > 0).all():
-            weights = np.zeros(placed.shape[1])
+            weights = np.zeros(scaled_scores.shape[1])
             weights[members] = slopes / slopes.sum()
             return weights
         members = members[slopes > 0]
-    return equal_weights(labels, placed)
+    return weigh_equally(labels, scaled_scores)
 
 
-WEIGHERS: dict[str, Weigher] = {"mean": equal_weights, "stack": stacking}
+METHODS: dict[str, FitWeights] = {"mean": weigh_equally, "stack": fit_stacking_weights}
 
 
-def configured_weights(weights: dict[str, float], names: list[str]) -> np.ndarray:
+def order_weights(weights: dict[str, float], names: list[str]) -> np.ndarray:
     """`ensemble.weights` in the order of `names`, with sum one. UserError if it is about other members."""
     if set(weights) != set(names):
         raise UserError(
@@ -179,27 +190,28 @@ def configured_weights(weights: dict[str, float], names: list[str]) -> np.ndarra
     return ordered / ordered.sum()
 
 
-def methods_table(ensemble: Ensemble, names: list[str]) -> dict[str, dict]:
+def compare_methods(ensemble: Ensemble, names: list[str]) -> dict[str, dict]:
     """For each method: naive and nested macro-F1, optimism, gain over the mean with its error, weights."""
-    labels, scores, *_ = ensemble.sample
+    labels = ensemble.sample.labels
     table = {}
     for method in ensemble.methods:
         blend = ensemble.fit(method)
-        nested = ensemble.nested(method)
+        nested = ensemble.predict_method(method)
         row = dict.fromkeys(["naive", "nested", "optimism", "gain", "gain_error"])
         if labels.any():
-            blended = blend(scores)
+            blended = blend(ensemble.sample.scores)
             threshold = choose_threshold(labels, blended, ensemble.threshold.rule, ensemble.threshold.fpr)
             row["naive"] = macro_f1(labels, blended >= threshold)
             if nested is not None:
                 row["nested"] = macro_f1(labels, nested)
                 row["optimism"] = row["naive"] - row["nested"]
                 if method != "mean":
-                    row["gain"], row["gain_error"] = ensemble.gain(method)
+                    row["gain"], row["gain_error"] = ensemble.measure_gain(method)
         row["weights"] = dict(zip(names, blend.weights.tolist(), strict=True))
         table[method] = row
     return table
 
 
-def _place(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
+def _apply_scales(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
+    """Scores [N, M], each column by the scale of its member."""
     return np.column_stack([scale(column) for scale, column in zip(scales, scores.T, strict=True)])

@@ -14,7 +14,7 @@ from defects.data.fold_files import DataTables
 from defects.data.index import sample_ids
 from defects.data.labels import DEFECT
 from defects.evaluation.adversarial import stored_comparison, summarise_comparison
-from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, methods_table
+from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, compare_methods
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.scales import check_scores, experiment_scores, fit_calibration, join, join_images
 from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift, submitted_prior
@@ -165,7 +165,7 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
             "scale": ensemble.scale,
             "method": method,
             "chosen": ensemble.is_chosen,
-            "methods": methods_table(ensemble, names),
+            "methods": compare_methods(ensemble, names),
         },
         "estimate": figures,
         "prior": prior,
