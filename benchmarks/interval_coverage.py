@@ -33,8 +33,8 @@ from defects.data.folds import assign_folds  # noqa: E402
 from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
-from defects.evaluation.scales import experiment_scores  # noqa: E402
-from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift  # noqa: E402
+from defects.evaluation.scales import compute_run_scores  # noqa: E402
+from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
 
@@ -97,7 +97,7 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
         model.fit(described[chosen][fold != name], train["label"][fold != name])
         oof_tables.append(_scored(model, train[fold == name], described[chosen][fold == name], name))
         test_tables.append(_scored(model, test, described[~chosen], name))
-    oof, scores = experiment_scores(
+    oof, scores = compute_run_scores(
         pd.concat(oof_tables, ignore_index=True), pd.concat(test_tables, ignore_index=True)
     )
     known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
@@ -109,7 +109,7 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     groups = known["group"].to_numpy()
     sample = OutOfFoldScores(labels, oof_scores[:, None], known["fold"].to_numpy(), groups)
     ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
-    prior = prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
+    prior = estimate_prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
     decisions = decide_for_shares(
         labels, oof_scores, groups, scores.to_numpy(), ensemble.predict_nested, threshold, prior
     )

@@ -11,7 +11,7 @@ from defects.config import EnsembleConfig, ThresholdConfig
 from defects.config_files import load_config
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
-from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift
+from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift
 from defects.stages import ensure_images
 from defects.submission.send import COLUMNS, load_submission, record
 
@@ -34,7 +34,7 @@ def decisions_on(rng, rule, test_share, images=600, defects=40, tests=600):
     sample = OutOfFoldScores(labels, scores[:, None], folds.astype(str), np.arange(images))
     settings = ThresholdConfig(rule=rule)
     ensemble = Ensemble(["only"], sample, EnsembleConfig(), settings)
-    prior = prior_shift(labels, scores, test_scores, rule)
+    prior = estimate_prior_shift(labels, scores, test_scores, rule)
     decisions = decide_for_shares(
         labels, scores, sample.groups, test_scores, ensemble.predict_nested, settings, prior
     )

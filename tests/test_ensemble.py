@@ -60,7 +60,7 @@ def test_em_recovers_the_share_behind_calibrated_scores(share, training_share, d
 
 def test_a_shifted_test_set_is_seen_by_both_ways_of_estimating():
     train, test = members(0, [2.5], images=2000, defects=200), members(1, [2.5], images=2000, defects=1000)
-    found = thresholds.prior_shift(train.labels, train.scores[:, 0], test.scores[:, 0])
+    found = thresholds.estimate_prior_shift(train.labels, train.scores[:, 0], test.scores[:, 0])
     assert found["doubt"] is None and found["estimated_share"] == pytest.approx(0.5, abs=0.06)
     assert found["counted_share"] == pytest.approx(0.5, abs=3 * found["counted_error"])
 
@@ -78,7 +78,7 @@ def test_a_shifted_test_set_is_seen_by_both_ways_of_estimating():
 def test_an_estimate_that_is_not_to_be_trusted_is_called_so(new, labels, expected):
     sample = members(0, [3.0])
     labels = sample.labels if labels is None else labels
-    found = thresholds.prior_shift(labels, sample.scores[:, 0], new)
+    found = thresholds.estimate_prior_shift(labels, sample.scores[:, 0], new)
     assert expected in found["doubt"]
     assert (found["estimated_share"] is not None) == (0 < labels.mean() < 1)
 

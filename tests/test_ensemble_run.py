@@ -10,7 +10,7 @@ from runs import write_member, write_runs
 
 from defects.config_files import load_config
 from defects.evaluation.estimate import estimate
-from defects.evaluation.scales import experiment_scores, join_images
+from defects.evaluation.scales import compute_run_scores, join_images
 from defects.files import write_csv
 from defects.messages import UserError
 from defects.runs import Run
@@ -45,7 +45,7 @@ def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     run = write_member(config, "tiny")
     summary, printed = blend(run_script, config, "tiny")
     oof, test = Run(run).load_oof(ensure_tables(run).folds), Run(run).load_test_scores()
-    held, new = experiment_scores(oof, test)
+    held, new = compute_run_scores(oof, test)
     alone = estimate(oof.assign(score=held.to_numpy()))
     figures = {name: value for name, value in alone.items() if name not in ("threshold", "score_threshold")}
     assert summary["estimate"] == json.loads(json.dumps(figures))

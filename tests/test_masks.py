@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from defects.evaluation.mask_rules import Rule, remove_small, to_mask
+from defects.evaluation.mask_rules import Rule, make_mask, remove_small
 from defects.evaluation.metrics import pair_dice
 from defects.evaluation.thresholds import fit_acceptance_threshold
 from defects.submission.masks import (
@@ -49,7 +49,7 @@ def test_a_mask_has_the_size_of_the_image(size):
     """The map's lower left quarter is marked, whatever the resolution of map and image."""
     probabilities = blank((8, 12))
     probabilities[4:, :6] = 0.9
-    mask = to_mask(probabilities, 0.9, size, Rule())
+    mask = make_mask(probabilities, 0.9, size, Rule())
     middle, half = round(size[0] / 2), round(size[1] / 2)
     assert mask.shape == size and mask.dtype == bool
     assert pair_dice(mask, box(middle, 0, size[0], half, size)) > 0.9
@@ -63,18 +63,18 @@ def test_a_mask_has_the_size_of_the_image(size):
 def test_the_default_rule_is_that_of_somebody_who_tunes_nothing():
     assert Rule() == (0.5, 0.5, 0, 0) and (Rule().pixel, Rule().component) in CHOICES
     probabilities = np.array([[0.0, 0.49, 0.5], [0.51, 0.0, 1.0]], np.float32)
-    assert to_mask(probabilities, 0.5, (2, 3), Rule()).tolist() == [[0, 0, 1], [1, 0, 1]]
-    assert not to_mask(probabilities, 0.49, (2, 3), Rule()).any()
+    assert make_mask(probabilities, 0.5, (2, 3), Rule()).tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert not make_mask(probabilities, 0.49, (2, 3), Rule()).any()
 
 
 def test_each_threshold_of_a_rule_reaches_its_own_value():
     probabilities = 0.6 * box(0, 0, 4, 5) + 0.6 * box(20, 20, 1, 3)
-    kept = to_mask(probabilities, 0.7, SIZE, Rule(0.7, 0.59, 3 / 2000, 23 / 2000))
+    kept = make_mask(probabilities, 0.7, SIZE, Rule(0.7, 0.59, 3 / 2000, 23 / 2000))
     assert kept.sum() == 23
-    assert not to_mask(probabilities, 0.69, SIZE, Rule(label=0.7)).any()
-    assert not to_mask(probabilities, 1, SIZE, Rule(pixel=0.61)).any()
-    assert to_mask(probabilities, 1, SIZE, Rule(component=4 / 2000)).sum() == 20
-    assert not to_mask(probabilities, 1, SIZE, Rule(area=24 / 2000)).any()
+    assert not make_mask(probabilities, 0.69, SIZE, Rule(label=0.7)).any()
+    assert not make_mask(probabilities, 1, SIZE, Rule(pixel=0.61)).any()
+    assert make_mask(probabilities, 1, SIZE, Rule(component=4 / 2000)).sum() == 20
+    assert not make_mask(probabilities, 1, SIZE, Rule(area=24 / 2000)).any()
 
 
 def test_small_parts_are_removed_and_corners_connect():
@@ -92,7 +92,7 @@ def test_every_outcome_is_that_of_the_mask_which_the_rule_makes(probabilities, t
     outcomes = measure_candidates([candidate(0, probabilities, truth)])
     assert list(zip(outcomes["pixel"], outcomes["component"], strict=True)) == CHOICES
     for row in outcomes.itertuples():
-        mask = to_mask(probabilities, 1, truth.shape, Rule(0, row.pixel, row.component, 0))
+        mask = make_mask(probabilities, 1, truth.shape, Rule(0, row.pixel, row.component, 0))
         assert row.area == mask.mean()
         assert row.dice == pytest.approx(pair_dice(mask, truth))
         assert row.empty == pair_dice(np.zeros_like(truth), truth)
@@ -188,7 +188,7 @@ def test_outcomes_under_a_rule_are_those_of_its_masks():
     found = dice_under(measure_candidates(pairs), rules).set_index(["image_id", "target"])
     assert len(found) == len(pairs)
     for each in pairs:
-        mask = to_mask(each.probabilities, each.label, SIZE, rules[each.target])
+        mask = make_mask(each.probabilities, each.label, SIZE, rules[each.target])
         row = found.loc[(each.image_id, each.target)]
         assert row["dice"] == pytest.approx(pair_dice(mask, each.truth))
         assert row["empty"] == (not each.truth.any())

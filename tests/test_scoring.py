@@ -185,7 +185,7 @@ def test_averaging_undoes_the_folds_offsets_and_keeps_the_spread_of_one_model():
     oof, test = fold_scores(np.random.default_rng(0))
     held, new, (center, _) = scales.align(oof, test)
     assert held.groupby(oof["fold"]).median().std() < 1e-6
-    averaged = scales.average(test, new, center)
+    averaged = scales.average_models(test, new, center)
     assert len(averaged) == 500
     single = np.mean([scales.measure_spread_below(part, center) for _, part in new.groupby(test["fold"])])
     assert scales.measure_spread_below(averaged, center) == pytest.approx(single, rel=1e-6)
@@ -193,10 +193,10 @@ def test_averaging_undoes_the_folds_offsets_and_keeps_the_spread_of_one_model():
 
 def test_scores_of_normal_images_do_not_depend_on_how_many_defects_the_test_set_holds():
     oof, test = fold_scores(np.random.default_rng(3), images=1000, test=2000)
-    rare = scales.experiment_scores(oof, test)[1]
+    rare = scales.compute_run_scores(oof, test)[1]
     defects = test[test["image_id"].str.slice(1).astype(int) % 10 == 0]
     copies = [defects.assign(image_id=defects["image_id"] + f"copy{number}") for number in range(8)]
-    common = scales.experiment_scores(oof, pd.concat([test, *copies], ignore_index=True))[1]
+    common = scales.compute_run_scores(oof, pd.concat([test, *copies], ignore_index=True))[1]
     change = (common.reindex(rare.index) - rare).abs()
     assert change.max() < 0.1 * rare.std()
 
@@ -207,8 +207,8 @@ def test_alignment_keeps_the_ranking_within_each_fold_and_ignores_row_order():
     for fold in oof["fold"].unique():
         mine = oof["fold"] == fold
         assert (held[mine].rank() == oof.loc[mine, "probability"].rank()).all()
-    expected = scales.experiment_scores(oof, test)[1]
-    shuffled = scales.experiment_scores(oof.sample(frac=1), test.sample(frac=1, random_state=0))[1]
+    expected = scales.compute_run_scores(oof, test)[1]
+    shuffled = scales.compute_run_scores(oof.sample(frac=1), test.sample(frac=1, random_state=0))[1]
     pd.testing.assert_series_equal(expected.sort_index(), shuffled.sort_index())
 
 
@@ -219,7 +219,11 @@ def test_the_full_fit_is_placed_on_the_folds_scale(only_full):
     test = full if only_full else pd.concat([test, full], ignore_index=True)
     _, new, common = scales.align(oof, test)
     folds = test["fold"] != "full"
-    target = common if only_full else scales.measure_scale(scales.average(test[folds], new[folds], common[0]))
+    target = (
+        common
+        if only_full
+        else scales.measure_scale(scales.average_models(test[folds], new[folds], common[0]))
+    )
     assert scales.measure_scale(new[~folds]) == pytest.approx(target)
 
 
@@ -228,15 +232,15 @@ def test_saturated_and_constant_scores_stay_finite():
     test = pd.DataFrame(
         {"image_id": list("xy") * 2, "fold": list("0011"), "probability": [1.0, 1.0, 0.5, 0.0]}
     )
-    assert all(np.isfinite(part).all() for part in scales.experiment_scores(oof, test))
+    assert all(np.isfinite(part).all() for part in scales.compute_run_scores(oof, test))
 
 
 def test_members_are_joined_by_id_and_those_that_differ_are_named():
     one, other = pd.Series({"a": 0.2, "b": 0.4}), pd.Series({"b": 0.8, "a": 0.1})
-    joined = scales.join({"one": one, "other": other})
+    joined = scales.join_scores({"one": one, "other": other})
     assert joined.loc["a"].tolist() == [0.2, 0.1] and joined.loc["b"].tolist() == [0.4, 0.8]
     with pytest.raises(UserError, match="one and other scored different images"):
-        scales.join({"one": one, "other": other.rename({"a": "c"})})
+        scales.join_scores({"one": one, "other": other.rename({"a": "c"})})
 
 
 def test_share_weights_turn_the_test_into_one_with_the_training_share():

@@ -33,7 +33,7 @@ from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, build_parity_table, co
 from defects.deploy.similar import NORMAL_IMAGES, shrink, spread_positions
 from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
-from defects.evaluation.scales import align_oof, move
+from defects.evaluation.scales import align_oof, rescale
 from defects.evaluation.thresholds import choose_threshold, fit_map_limits
 from defects.files import array_archive, locked, sha256, write_csv, write_json
 from defects.messages import UserError
@@ -277,7 +277,7 @@ def choose_thresholds(run: Run, tables: DataTables, detector: Detector, fold: st
         labels = oof["label"].to_numpy(dtype=int)
         threshold = choose_threshold(labels, scores, settings.rule, settings.fpr)
         threshold = move_between_scores(threshold, scores)
-        thresholds[target] = float(expit(move(threshold, common, scales.get(fold, common))))
+        thresholds[target] = float(expit(rescale(threshold, common, scales.get(fold, common))))
     return thresholds
 
 

@@ -7,18 +7,14 @@ import cv2
 import numpy as np
 
 AT_THRESHOLD = 50.0  # defect score
-
 LIMIT = 40.0  # log-odds: beyond those of any float64 probability below 1
-
 SMALLEST_DISTANCE = 1e-8  # of a written probability from 0 and from 1
-AT_THRESHOLD_HEAT, MAX_HEAT = 50.0, 100.0
+AT_THRESHOLD_HEAT = 50.0
+MAX_HEAT = 100.0
 OPACITY = 0.75  # of the colours over the image, from the threshold on; below it they fade out
-COLOURS = cv2.COLORMAP_INFERNO
-LIMIT_COLOUR = (
-    0,
-    255,
-    255,
-)  # cyan, which the colour map lacks: frames and outlines of what reaches the threshold
+COLOUR_MAP = cv2.COLORMAP_INFERNO
+# RGB of frames and outlines of what reaches the threshold: cyan, which the colour map lacks.
+LIMIT_COLOUR = (0, 255, 255)
 
 
 def compute_defect_scores(log_odds: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
@@ -78,7 +74,7 @@ def compute_heat(anomaly_map: np.ndarray, normal: float, threshold: float) -> np
 def paint_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: the colours of `heat` [H, W] over `image`, which shows where the heat is low."""
     levels = np.round(heat * (255 / MAX_HEAT)).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLOURS), cv2.COLOR_BGR2RGB)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLOUR_MAP), cv2.COLOR_BGR2RGB)
     opacity = OPACITY * np.minimum(heat / AT_THRESHOLD_HEAT, 1)[..., None]
     return (opacity * colours + (1 - opacity) * image).round().astype(np.uint8)
 

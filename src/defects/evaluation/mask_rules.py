@@ -17,7 +17,9 @@ class Rule(NamedTuple):
     area: float = 0.0  # share of the image: a mask below it in all is emptied
 
 
-def marked(probabilities: np.ndarray, size: tuple[int, int], pixel: float, component: float) -> np.ndarray:
+def threshold_map(
+    probabilities: np.ndarray, size: tuple[int, int], pixel: float, component: float
+) -> np.ndarray:
     """bool [H, W]: pixels of a map, brought bilinearly to `size`, in parts that are large enough."""
     if probabilities.max() < pixel:
         return np.zeros(size, bool)
@@ -33,12 +35,16 @@ def remove_small(mask: np.ndarray, pixels: float) -> np.ndarray:
     return large[part]
 
 
-def to_mask(probabilities: np.ndarray, label: float, size: tuple[int, int], rule: Rule) -> np.ndarray:
-    """bool [H, W] by a rule; `label` is the probability that the class is there at all."""
-    return np.zeros(size, bool) if label < rule.label else mask_if_present(probabilities, size, rule)
+def make_mask(
+    probabilities: np.ndarray, class_probability: float, size: tuple[int, int], rule: Rule
+) -> np.ndarray:
+    """bool [H, W] by a rule; `class_probability` says whether the class is present in the image at all."""
+    if class_probability < rule.label:
+        return np.zeros(size, bool)
+    return mask_if_present(probabilities, size, rule)
 
 
 def mask_if_present(probabilities: np.ndarray, size: tuple[int, int], rule: Rule) -> np.ndarray:
     """bool [H, W] by a rule, of an image whose class is taken to be there."""
-    mask = marked(probabilities, size, rule.pixel, rule.component)
+    mask = threshold_map(probabilities, size, rule.pixel, rule.component)
     return mask if mask.mean() >= rule.area else np.zeros(size, bool)

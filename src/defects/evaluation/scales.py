@@ -31,13 +31,13 @@ def log_odds(probability: pd.Series) -> pd.Series:
     return logit(probability.astype(float)).clip(-LIMIT, LIMIT)
 
 
-def experiment_scores(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+def compute_run_scores(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Log-odds by image_id: out of fold (one model each), and on the test images (all models).
 
     Both tables have image_id, fold, probability.
     """
     oof_scores, test_scores, common = align(oof, test)
-    return oof_scores.set_axis(oof["image_id"]), average(test, test_scores, common[0])
+    return oof_scores.set_axis(oof["image_id"]), average_models(test, test_scores, common[0])
 
 
 def align_oof(oof: pd.DataFrame) -> tuple[pd.Series, dict[str, CenterSpread], CenterSpread]:
@@ -46,7 +46,7 @@ def align_oof(oof: pd.DataFrame) -> tuple[pd.Series, dict[str, CenterSpread], Ce
     scales = {fold: measure_scale(part) for fold, part in scores.groupby(oof["fold"])}
     common = tuple(np.median(list(scales.values()), axis=0))
     by_fold = scores.groupby(oof["fold"], group_keys=False)
-    return by_fold.apply(lambda part: move(part, scales[part.name], common)), scales, common
+    return by_fold.apply(lambda part: rescale(part, scales[part.name], common)), scales, common
 
 
 def align(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series, CenterSpread]:
@@ -61,18 +61,18 @@ def align(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series, 
     target = common
     if is_of_fold.any():
         by_fold = test_scores[is_of_fold].groupby(test["fold"], group_keys=False)
-        test_scores[is_of_fold] = by_fold.apply(lambda part: move(part, scales[part.name], common))
-        target = measure_scale(average(test[is_of_fold], test_scores[is_of_fold], common[0]))
+        test_scores[is_of_fold] = by_fold.apply(lambda part: rescale(part, scales[part.name], common))
+        target = measure_scale(average_models(test[is_of_fold], test_scores[is_of_fold], common[0]))
     full = test_scores[~is_of_fold].groupby(test["fold"], group_keys=False)
-    test_scores[~is_of_fold] = full.transform(lambda part: move(part, measure_scale(part), target))
+    test_scores[~is_of_fold] = full.transform(lambda part: rescale(part, measure_scale(part), target))
     return oof_scores, test_scores, common
 
 
-def average(test: pd.DataFrame, values: pd.Series, center: float) -> pd.Series:
+def average_models(test: pd.DataFrame, values: pd.Series, center: float) -> pd.Series:
     """Mean over the models of each image, by image_id, spread below `center` like one model's values."""
     mean = values.groupby(test["image_id"]).mean()
     spreads = [measure_spread_below(part, center) for _, part in values.groupby(test["fold"])]
-    return move(mean, (center, measure_spread_below(mean, center)), (center, float(np.mean(spreads))))
+    return rescale(mean, (center, measure_spread_below(mean, center)), (center, float(np.mean(spreads))))
 
 
 def measure_scale(values: pd.Series) -> CenterSpread:
@@ -86,7 +86,7 @@ def measure_spread_below(values: pd.Series, center: float) -> float:
     return 1.4826 * float(below.median()) if len(below) else 1.0
 
 
-def move(values: pd.Series, source: CenterSpread, target: CenterSpread) -> pd.Series:
+def rescale(values: pd.Series, source: CenterSpread, target: CenterSpread) -> pd.Series:
     """Values (or one value) of one scale, on another."""
     return target[0] + (values - source[0]) / source[1] * target[1]
 
@@ -95,7 +95,7 @@ def move(values: pd.Series, source: CenterSpread, target: CenterSpread) -> pd.Se
 
 
 def check_scores(name: str, oof: pd.DataFrame, test: pd.DataFrame) -> None:
-    """UserError for scores of an experiment that cannot be used; tables as in experiment_scores."""
+    """UserError for scores of an experiment that cannot be used; tables as in compute_run_scores."""
     for part, table, stage in (("out-of-fold", oof, "train.py --restart"), ("test", test, "infer.py")):
         is_wrong = ~np.isfinite(log_odds(table["probability"]))
         if is_wrong.any():
@@ -107,7 +107,7 @@ def check_scores(name: str, oof: pd.DataFrame, test: pd.DataFrame) -> None:
         raise UserError(f"{name}: all out-of-fold scores are the same: train it otherwise, or leave it out")
 
 
-def join(members: dict[str, pd.Series]) -> pd.DataFrame:
+def join_scores(members: dict[str, pd.Series]) -> pd.DataFrame:
     """A column for each experiment, joined by image_id, never by row position.
 
     Raises UserError naming the experiments whose images differ.

@@ -79,8 +79,8 @@ def decide_for_shares(
 ) -> dict[str, Decision]:
     """The decision for the training share of defects (`train`), and for the `estimated` one, if there is one.
 
-    `prior` is that of `prior_shift`. predict_nested(share) is `nested` of `decide` for a share, None for that
-    of the out-of-fold images; the rest as there.
+    `prior` is that of `estimate_prior_shift`. predict_nested(share) is `nested` of `decide` for a share, None
+    for that of the out-of-fold images; all other arguments are those of `decide`.
     """
     decisions = {"train": decide(labels, scores, predict_nested(None), groups, new_scores, settings)}
     share = prior["estimated_share"]
@@ -104,7 +104,7 @@ def choose_submitted_threshold(
     """The threshold of the Decision that is submitted, as log-odds; arguments as those of `decide`."""
     share = None
     if settings.prior == "estimated":
-        prior = prior_shift(labels, scores, new_scores, settings.rule, settings.fpr)
+        prior = estimate_prior_shift(labels, scores, new_scores, settings.rule, settings.fpr)
         if submitted_prior(settings, prior) == "estimated":
             share = prior["estimated_share"]
     return choose_threshold(labels, scores, settings.rule, settings.fpr, share)
@@ -160,9 +160,9 @@ def decide(
 
 
 def submitted_prior(settings: ThresholdConfig, prior: dict) -> str:
-    """train or estimated: the share of defects that is submitted for, from `threshold.prior` and prior_shift.
+    """train or estimated: the share of defects that is submitted for, by the setting `threshold.prior`.
 
-    An estimate that is not to be trusted is not used.
+    `prior` is that of `estimate_prior_shift`. An estimate that is not to be trusted is not used.
     """
     is_trusted = prior["estimated_share"] is not None and prior["doubt"] is None
     return "estimated" if settings.prior == "estimated" and is_trusted else "train"
@@ -299,7 +299,7 @@ class CountedShare(NamedTuple):
     error: float
 
 
-def prior_shift(
+def estimate_prior_shift(
     labels: np.ndarray, scores: np.ndarray, new_scores: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
 ) -> dict:
     """The share of defects behind the test scores `new_scores` [T], from the out-of-fold `scores` [N].

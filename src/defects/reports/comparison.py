@@ -18,7 +18,7 @@ from defects.data.fold_files import DataTables
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.pixels import Maps
-from defects.evaluation.scales import experiment_scores
+from defects.evaluation.scales import compute_run_scores
 from defects.evaluation.thresholds import (
     choose_submitted_threshold,
 )
@@ -178,7 +178,7 @@ def _measure_test(run: Run, images: pd.DataFrame, oof: pd.DataFrame, expected: d
         raise UserError(f"{run.name}: the answer key lacks {lacking} of its test images")
     sized = answered.merge(images[["image_id", "width", "height"]], on="image_id")
     yield from _measure_folds(run, sized, TEST_MAPS, ACCURACY, "test_model_")
-    scores = experiment_scores(oof, scored)[1]
+    scores = compute_run_scores(oof, scored)[1]
     table = answered.drop_duplicates("image_id").set_index("image_id")[["label"]].assign(score=scores)
     labels = oof["label"].to_numpy(dtype=int)
     threshold = choose_submitted_threshold(

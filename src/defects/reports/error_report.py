@@ -26,7 +26,7 @@ from defects.evaluation.mistakes import (
     measure_margins,
 )
 from defects.evaluation.pixels import Maps
-from defects.evaluation.scales import join, join_images
+from defects.evaluation.scales import join_images, join_scores
 from defects.reports import html
 from defects.reports.charts import draw_svg, shorten_name
 from defects.reports.figures import (
@@ -168,7 +168,7 @@ def score_members(
     `tables` are those of load_aligned_oof by experiment. All are indexed by image_id; the latter two have a
     column for BLEND and each experiment.
     """
-    scores = join({name: table["score"] for name, table in tables.items()})
+    scores = join_scores({name: table["score"] for name, table in tables.items()})
     joined = join_images({name: table.reset_index() for name, table in tables.items()})
     scores = scores.reindex(joined.index)
     labels = joined["label"].to_numpy(dtype=int)

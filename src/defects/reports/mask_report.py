@@ -10,7 +10,7 @@ from tqdm import tqdm
 from defects.config import DataConfig, resolve
 from defects.data.labels import read_masks
 from defects.evaluation.display_scales import LIMIT_COLOUR
-from defects.evaluation.mask_rules import Rule, to_mask
+from defects.evaluation.mask_rules import Rule, make_mask
 from defects.evaluation.metrics import pair_dice
 from defects.evaluation.pixels import Maps
 from defects.reports import html
@@ -39,7 +39,7 @@ def make_masks(
             truth = np.zeros(size, bool) if truths is None else truths[..., index] > 0
             plane = planes[index]
             candidate = Candidate(image_id, name, image["fold"], labels[name], plane, truth)
-            yield candidate, to_mask(plane, labels[name], size, Rule())
+            yield candidate, make_mask(plane, labels[name], size, Rule())
 
 
 def measure_dice(data: DataConfig, rows: pd.DataFrame, maps: Mapping[str, Maps]) -> pd.DataFrame | None:

@@ -16,8 +16,14 @@ from defects.data.labels import DEFECT
 from defects.evaluation.adversarial import stored_comparison, summarise_comparison
 from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, compare_methods
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
-from defects.evaluation.scales import check_scores, experiment_scores, fit_calibration, join, join_images
-from defects.evaluation.thresholds import Decision, decide_for_shares, prior_shift, submitted_prior
+from defects.evaluation.scales import (
+    check_scores,
+    compute_run_scores,
+    fit_calibration,
+    join_images,
+    join_scores,
+)
+from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift, submitted_prior
 from defects.files import sha256, write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run, check_same_data, runs_on
@@ -138,10 +144,10 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
     The settings of the blend and of the threshold are those of the first run.
 
     `ensemble`: scale, method, a row for each method; `estimate`: evaluation.estimate's, at the training share
-    of defects, without its threshold; `prior`: thresholds.prior_shift's; `decisions`: the Decision for the
-    training share (`train`) and, where there is one, for the estimated share (`estimated`); `decision`: the
-    submitted one; `seeds`: see measure_seed_spread. All but decisions are plain values. Raises UserError for
-    members that do not match, and for scores that cannot be used.
+    of defects, without its threshold; `prior`: that of thresholds.estimate_prior_shift; `decisions`: the
+    Decision for the training share (`train`) and, where there is one, for the estimated share (`estimated`);
+    `decision`: the submitted one; `seeds`: see measure_seed_spread. All but decisions are plain values.
+    Raises UserError for members that do not match, and for scores that cannot be used.
     """
     config = runs[0].config
     names = [run.name for run in runs]
@@ -153,7 +159,7 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
     method = ensemble.choose()
     oof_scores, test_scores = calibrate_blend(ensemble.fit(method), sample, test_members.to_numpy())
     rule = config.threshold.rule, config.threshold.fpr
-    prior = prior_shift(labels, oof_scores, test_scores, *rule)
+    prior = estimate_prior_shift(labels, oof_scores, test_scores, *rule)
     decisions = decide_for_shares(
         labels, oof_scores, groups, test_scores, ensemble.predict_nested, config.threshold, prior
     )
@@ -185,10 +191,10 @@ def join_members(scores: RunScores) -> tuple[pd.DataFrame, pd.DataFrame, pd.Data
     test_members = {}
     for name, oof in scores.oof.items():
         check_scores(name, oof, scores.test[name])
-        oof_members[name], test_members[name] = experiment_scores(oof, scores.test[name])
-    joined = join(oof_members)
+        oof_members[name], test_members[name] = compute_run_scores(oof, scores.test[name])
+    joined = join_scores(oof_members)
     images = join_images(scores.oof)
-    return images, joined.reindex(images.index), join(test_members)
+    return images, joined.reindex(images.index), join_scores(test_members)
 
 
 def calibrate_blend(

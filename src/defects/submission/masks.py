@@ -16,7 +16,7 @@ from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
 from defects.data.rle import Form, check_runs, encode, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
-from defects.evaluation.mask_rules import Rule, to_mask
+from defects.evaluation.mask_rules import Rule, make_mask
 from defects.evaluation.metrics import PAIR, dice_interval, mean_dice
 from defects.evaluation.pixels import Maps
 from defects.evaluation.thresholds import Decision, fit_acceptance_threshold
@@ -333,7 +333,7 @@ def make_test_masks(
         for index, name in enumerate(classes):
             label = blend.labels[image_id, name]
             for choice, rules in choices.items():
-                masks[choice][image_id, name] = encode(to_mask(maps[index], label, size, rules[name]))
+                masks[choice][image_id, name] = encode(make_mask(maps[index], label, size, rules[name]))
     pairs = list(order[PAIR].itertuples(index=False, name=None))
     tables = {}
     for choice, masks_of_choice in masks.items():

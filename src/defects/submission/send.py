@@ -138,7 +138,7 @@ def send(
     `options` is called only if there is something to send. Raises UserError when Kaggle did not take it.
     """
     row = submission.row(competition, tag)
-    confirmed = find(competition, tag)
+    confirmed = find_submission(competition, tag)
     if confirmed is not None:
         print(f"{submission.path.name} was submitted before; nothing sent")
     else:
@@ -147,35 +147,39 @@ def send(
         row["options"] = shlex.join(arguments)
         record(ledger, row)
         command = submit_command(competition, arguments, tag, submission.message)
-        confirmed = _send(command, row, ledger)
+        confirmed = _submit_and_confirm(command, row, ledger)
     row |= confirmed
     record(ledger, row)
     return row
 
 
-def _send(command: list[str], row: dict, ledger: Path) -> dict:
+def _submit_and_confirm(command: list[str], row: dict, ledger: Path) -> dict:
     """Run `command` and look whether it had an effect, whatever the client said.
 
     Where that cannot be learnt, the ledger keeps `sending`, and the next call looks first.
     """
     try:
         output = run_kaggle(command)
-        said = last_line(output)
-        problem = UserError(f"kaggle competitions submit: not in the list of submissions ({said}): run again")
-        waits = CONFIRM_AFTER
-        if left := re.search(r"\d+ submissions remaining today", output):
-            print(left[0])
+        problem = UserError(
+            f"kaggle competitions submit: not in the list of submissions ({last_line(output)}): run again"
+        )
+        waiting_seconds = CONFIRM_AFTER
+        allowance = re.search(r"\d+ submissions remaining today", output)
+        if allowance:
+            print(allowance[0])
     except UserError as error:
-        problem, waits = error, (0,)
-    for seconds in waits:
+        problem = error
+        waiting_seconds = (0,)
+    for seconds in waiting_seconds:
         time.sleep(seconds)
-        if found := find(row["competition"], row["tag"]):
-            return found
+        confirmed = find_submission(row["competition"], row["tag"])
+        if confirmed is not None:
+            return confirmed
     forget(ledger, row)
     raise problem
 
 
-def find(competition: str, tag: str) -> dict | None:
+def find_submission(competition: str, tag: str) -> dict | None:
     """The submission whose description carries `tag`, as columns of the ledger; None if there is none."""
     listing = ["competitions", "submissions", competition, "--format", "json", "--page-size", "100"]
     output = run_kaggle(listing)
@@ -199,9 +203,10 @@ def check_allowance(competition: str) -> None:
         limits = printed_json(run_kaggle(["competitions", "submission-limits", competition, "--json"]))
     except UserError:
         return
-    used, left = limits.get("numToday", 0), limits.get("numAllowedNow", 0)
-    if left:
-        print(f"{used} submissions used today, {left} left")
+    used = limits.get("numToday", 0)
+    remaining = limits.get("numAllowedNow", 0)
+    if remaining:
+        print(f"{used} submissions used today, {remaining} left")
     elif used or limits.get("limitedByTotal"):  # all zero: no submission by this team yet
         raise UserError(
             f"{competition}: the limit of submissions is reached ({used} today, none left): wait until it is "
@@ -212,8 +217,8 @@ def check_allowance(competition: str) -> None:
 def record(path: Path, row: dict) -> None:
     """Put `row` over the one with its competition and tag, or at the end."""
     table, same = _look_up(path, row)
-    known = table[same].iloc[0].to_dict() if same.any() else {}
-    merged = pd.DataFrame([known | row], columns=COLUMNS)
+    earlier = table[same].iloc[0].to_dict() if same.any() else {}
+    merged = pd.DataFrame([earlier | row], columns=COLUMNS)
     write_csv(path, pd.concat([table[~same], merged], ignore_index=True))
 
 
