@@ -23,7 +23,7 @@ from defects.deploy.model import load_model
 from defects.deploy.prediction_page import (
     EMPTY,
     MOST_IMAGES,
-    Desk,
+    PageActions,
     build_prediction_page,
     decode_picture,
     draw_heat_map,
@@ -53,17 +53,17 @@ def drop(tmp_path) -> Path:
 
 
 @pytest.fixture
-def make_desk(tmp_path) -> Callable[..., Desk]:
-    def make(*targets: str, maps: bool = True) -> Desk:
+def make_actions(tmp_path) -> Callable[..., PageActions]:
+    def make(*targets: str, maps: bool = True) -> PageActions:
         export = write_export(tmp_path / "made", targets or ("defect",), maps)
-        return Desk(load_model(export), load_normals(export))
+        return PageActions(load_model(export), load_normals(export))
 
     return make
 
 
-def score(desk: Desk, *files: Path, values: tuple[float, ...] = (50,)) -> SimpleNamespace:
+def score(actions: PageActions, *files: Path, values: tuple[float, ...] = (50,)) -> SimpleNamespace:
     names = ("results", "chosen", "files", "problems", "listing", "detail", "similar")
-    found = desk.score([str(file) for file in files], lambda *_, **__: None, *values)
+    found = actions.score([str(file) for file in files], lambda *_, **__: None, *values)
     return SimpleNamespace(**dict(zip(names, found, strict=True)))
 
 
@@ -76,8 +76,8 @@ def pictures(detail: str) -> list[str]:
     return re.findall(r'<img alt="([^"]*)"', detail)
 
 
-def test_the_worst_image_comes_first_and_is_shown(make_desk, drop):
-    page = score(make_desk(), *(drop / f"{name}.png" for name in ("normal", "doubtful", "clear")))
+def test_the_worst_image_comes_first_and_is_shown(make_actions, drop):
+    page = score(make_actions(), *(drop / f"{name}.png" for name in ("normal", "doubtful", "clear")))
     assert verdicts(page.listing) == [
         ("clear.png", "DEFECT"),
         ("doubtful.png", "DEFECT"),
@@ -93,10 +93,10 @@ def test_the_worst_image_comes_first_and_is_shown(make_desk, drop):
     assert page.problems == ""
 
 
-def test_broken_files_are_named_and_the_rest_goes_on(make_desk, drop):
+def test_broken_files_are_named_and_the_rest_goes_on(make_actions, drop):
     (drop / "broken.png").write_bytes(b"\x89PNG")
     (drop / "notes.txt").write_text("no image")
-    page = score(make_desk(), *(drop / name for name in ("broken.png", "normal.png", "notes.txt")))
+    page = score(make_actions(), *(drop / name for name in ("broken.png", "normal.png", "notes.txt")))
     assert verdicts(page.listing) == [("normal.png", "normal")]
     assert re.findall("<li>([^ ]*) is empty, truncated or no image", page.problems) == [
         "broken.png",
@@ -104,72 +104,74 @@ def test_broken_files_are_named_and_the_rest_goes_on(make_desk, drop):
     ]
 
 
-def test_nothing_is_left_of_the_last_drop_when_none_can_be_read(make_desk, drop):
+def test_nothing_is_left_of_the_last_drop_when_none_can_be_read(make_actions, drop):
     (drop / "broken.png").write_bytes(b"")
-    page = score(make_desk(), drop / "broken.png")
+    page = score(make_actions(), drop / "broken.png")
     assert (page.results, page.listing, page.detail, page.similar) == ([], "", EMPTY, "")
     assert "broken.png" in page.problems
 
 
-def test_a_file_dropped_twice_counts_once(make_desk, drop):
-    page = score(make_desk(), *2 * [drop / "clear.png"])
+def test_a_file_dropped_twice_counts_once(make_actions, drop):
+    page = score(make_actions(), *2 * [drop / "clear.png"])
     assert verdicts(page.listing) == [("clear.png", "DEFECT")]
 
 
-def test_more_than_the_page_is_made_for_is_said(make_desk, drop):
+def test_more_than_the_page_is_made_for_is_said(make_actions, drop):
     files = [write_png(drop / f"{place}.png", texture(place % 3)) for place in range(MOST_IMAGES + 3)]
-    page = score(make_desk(), *files)
+    page = score(make_actions(), *files)
     assert len(verdicts(page.listing)) == MOST_IMAGES
     assert "3 more images left out: src/predict.py scores folders" in page.problems
 
 
-def test_names_of_files_are_text(make_desk, drop):
-    page = score(make_desk(), write_png(drop / "a&lt;b.png", texture(0)))
+def test_names_of_files_are_text(make_actions, drop):
+    page = score(make_actions(), write_png(drop / "a&lt;b.png", texture(0)))
     assert "a&amp;lt;b.png" in page.listing
     assert "a&amp;lt;b.png" in page.detail
 
 
-def test_another_threshold_relabels_without_the_model(make_desk, drop):
-    desk = make_desk()
-    page = score(desk, drop / "clear.png", drop / "doubtful.png")
-    desk.model = raising(AssertionError("the model runs again"))
-    listing, detail = desk.relabel(page.results, 1, 70)
+def test_another_threshold_relabels_without_the_model(make_actions, drop):
+    actions = make_actions()
+    page = score(actions, drop / "clear.png", drop / "doubtful.png")
+    actions.model = raising(AssertionError("the model runs again"))
+    listing, detail = actions.relabel(page.results, 1, 70)
     assert verdicts(listing) == [("clear.png", "DEFECT"), ("doubtful.png", "normal")]
     assert '<div class="verdict normal" role="status"><b>normal</b><span>doubtful.png' in detail
     assert "threshold 70.0" in detail
     assert pictures(detail) == ["Image", "Heat map, 0 boxes"]
-    assert verdicts(desk.relabel(page.results, 0, 100)[0])[0] == ("clear.png", "normal")
-    assert "threshold 50.0" in desk.relabel(page.results, 1, None)[1]  # the field beside the slider is empty
-    assert desk.relabel([], 0, 90) == ("", EMPTY)
+    assert verdicts(actions.relabel(page.results, 0, 100)[0])[0] == ("clear.png", "normal")
+    assert (
+        "threshold 50.0" in actions.relabel(page.results, 1, None)[1]
+    )  # the field beside the slider is empty
+    assert actions.relabel([], 0, 90) == ("", EMPTY)
 
 
-def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_desk, drop):
-    desk = make_desk()
-    probability = score(desk, drop / "doubtful.png").results[0].prediction.probability["defect"]
+def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_actions, drop):
+    actions = make_actions()
+    probability = score(actions, drop / "doubtful.png").results[0].prediction.probability["defect"]
     for threshold, verdict in ((probability, "DEFECT"), (np.nextafter(probability, 1), "normal")):
-        desk.meta.threshold["defect"] = float(threshold)  # closer than the slider's steps
-        page = score(desk, drop / "doubtful.png", values=(desk.build_sliders()[0].value,))
+        actions.meta.threshold["defect"] = float(threshold)  # closer than the slider's steps
+        page = score(actions, drop / "doubtful.png", values=(actions.build_sliders()[0].value,))
         assert verdicts(page.listing) == [("doubtful.png", verdict)]
 
 
-def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_desk, drop):
-    desk = make_desk()
-    desk.meta.threshold["defect"] = 1 - 1e-4
-    slider = desk.build_sliders()[0]
+def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_actions, drop):
+    actions = make_actions()
+    actions.meta.threshold["defect"] = 1 - 1e-4
+    slider = actions.build_sliders()[0]
     assert (slider.minimum, slider.value, slider.maximum) == (0, 50, 100)
     assert "a probability of 0.9999" in slider.info
-    page = score(desk, drop / "clear.png", drop / "doubtful.png")
+    page = score(actions, drop / "clear.png", drop / "doubtful.png")
     shown = [float(text) for text in re.findall(r"<em>([^<]*)</em>", page.listing)]
     assert 10 < shown[1] < shown[0] < 50
-    assert verdicts(desk.relabel(page.results, 0, shown[0] - 1)[0]) == [
+    assert verdicts(actions.relabel(page.results, 0, shown[0] - 1)[0]) == [
         ("clear.png", "DEFECT"), ("doubtful.png", "normal"),
     ]  # fmt: skip
 
 
-def test_another_image_can_be_chosen(make_desk, drop):
-    desk = make_desk()
-    page = score(desk, drop / "clear.png", drop / "normal.png")
-    chosen, listing, detail, similar = desk.choose(page.results, SimpleNamespace(place=1), 50)
+def test_another_image_can_be_chosen(make_actions, drop):
+    actions = make_actions()
+    page = score(actions, drop / "clear.png", drop / "normal.png")
+    chosen, listing, detail, similar = actions.choose(page.results, SimpleNamespace(place=1), 50)
     assert chosen == 1
     assert re.findall('data-place="(.)" aria-pressed="true"', listing) == ["1"]
     assert "<span>normal.png</span>" in detail
@@ -179,47 +181,47 @@ def test_another_image_can_be_chosen(make_desk, drop):
     assert len(re.findall("<figcaption>", similar)) == 5
 
 
-def test_classes_have_a_probability_and_a_threshold_each(make_desk, drop):
-    desk = make_desk("pit", "scratch", "defect")
+def test_classes_have_a_probability_and_a_threshold_each(make_actions, drop):
+    actions = make_actions("pit", "scratch", "defect")
     with gr.Blocks():
-        assert [slider.label for slider in desk.build_sliders()] == [
+        assert [slider.label for slider in actions.build_sliders()] == [
             "pit",
             "scratch",
             "Threshold of any defect",
         ]
-    page = score(desk, drop / "clear.png", values=(50, 50, 50))
+    page = score(actions, drop / "clear.png", values=(50, 50, 50))
     assert verdicts(page.listing) == [("clear.png", "DEFECT: pit+scratch")]
     assert re.findall("score <b>([^<]*)", page.detail) == ["81.7", "73.2", "50.0"]
-    listing, detail = desk.relabel(page.results, 0, 90, 50, 60)
+    listing, detail = actions.relabel(page.results, 0, 90, 50, 60)
     assert verdicts(listing) == [("clear.png", "DEFECT: scratch")]
     assert re.findall('"bar ([a-z]*)"', detail) == ["normal", "defect", "normal"]
-    assert verdicts(desk.relabel(page.results, 0, 100, 100, 50)[0]) == [("clear.png", "DEFECT")]
+    assert verdicts(actions.relabel(page.results, 0, 100, 100, 50)[0]) == [("clear.png", "DEFECT")]
 
 
-def test_a_model_without_maps_shows_no_heat_map(make_desk, drop):
-    page = score(make_desk(maps=False), drop / "clear.png")
+def test_a_model_without_maps_shows_no_heat_map(make_actions, drop):
+    page = score(make_actions(maps=False), drop / "clear.png")
     assert pictures(page.detail) == ["Image"]
     assert verdicts(page.listing) == [("clear.png", "DEFECT")]
 
 
-def test_without_normal_images_their_part_is_left_out(make_desk, drop):
-    desk = Desk(make_desk().model, None)
-    assert score(desk, drop / "clear.png").similar == ""
+def test_without_normal_images_their_part_is_left_out(make_actions, drop):
+    actions = PageActions(make_actions().model, None)
+    assert score(actions, drop / "clear.png").similar == ""
 
 
-def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_desk, drop):
-    desk = make_desk()
-    one = score(desk, drop / "clear.png").results[0]
+def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_actions, drop):
+    actions = make_actions()
+    one = score(actions, drop / "clear.png").results[0]
     assert decode_picture(one.picture).shape == (SIZE, SIZE, 3)
     assert [region[1:5] for region in one.prediction.regions] == [(8, 8, 4, 8)]
-    picture = decode_picture(draw_heat_map(one.picture, one.prediction, desk.meta.map)).astype(int)
+    picture = decode_picture(draw_heat_map(one.picture, one.prediction, actions.meta.map)).astype(int)
     assert picture.shape == (20 * SIZE, 20 * SIZE, 3)
     # The frame of the region, 20 times as large, is cyan.
     assert (picture[160:320, 160] - [0, 255, 255] < 60).all() and picture[100, 100, 0] > 60
 
 
-def test_a_large_image_is_kept_small(make_desk, drop):
-    page = score(make_desk(), write_png(drop / "large.png", np.zeros((1000, 3000), np.uint8)))
+def test_a_large_image_is_kept_small(make_actions, drop):
+    page = score(make_actions(), write_png(drop / "large.png", np.zeros((1000, 3000), np.uint8)))
     assert decode_picture(page.results[0].picture).shape == (400, 1200, 3)
     assert decode_picture(page.results[0].icon).shape[1] == 112
 
@@ -231,12 +233,12 @@ def test_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):
     assert message.endswith("none is not a folder: name one of normal images")
 
 
-def test_a_port_in_use_is_named(make_desk, monkeypatch):
+def test_a_port_in_use_is_named(make_actions, monkeypatch):
     monkeypatch.setattr("os.environ", os.environ.copy())
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use"):
-            serve(build_prediction_page(make_desk().model, None), port, browser=False)
+            serve(build_prediction_page(make_actions().model, None), port, browser=False)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def check_copies(graph: Graph, config: Config, formats: list[str]) -> None:
     copy takes the exporter seconds.
     """
     copies = graph.scorer.count_passes(config.data.image_size)
-    views = len(graph.scorer.members)
+    views = len(graph.scorer.views)
     if copies == 1 or formats == ["torch"]:
         return
     text = f"{copies} copies of the network ({views} views x {copies // views} windows)"

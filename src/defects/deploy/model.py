@@ -115,7 +115,7 @@ def load_model(path: Path, threads: int | None = None) -> ExportedModel:
         if meta.files.get(name) != sha256(part):
             raise UserError(f"{part} is not the file that {META} describes: copy or export it again")
     try:
-        return ExportedModel(path, meta, OPEN[path.suffix](path, threads))
+        return ExportedModel(path, meta, OPENERS[path.suffix](path, threads))
     except ImportError as error:
         raise UserError(f"{path} needs the package {error.name}: pip install {error.name}") from None
     except (RuntimeError, ValueError, OSError) as error:
@@ -209,4 +209,4 @@ def _open_torch(path: Path, threads: int | None) -> ScoreImages:
     return load_portable(path, threads)
 
 
-OPEN = {".xml": _open_openvino, ".onnx": _open_onnx, ".pt": _open_torch}
+OPENERS = {".xml": _open_openvino, ".onnx": _open_onnx, ".pt": _open_torch}

@@ -37,7 +37,8 @@ class Prediction:
     """Of one image: `score`, `probability` and `defect_score` by target, `labels` the targets present.
 
     A defect score is at least AT_THRESHOLD where its probability reaches the threshold of the target.
-    `marked` are the regions of its maps, whatever the probabilities; `regions` those that count.
+    `candidate_regions` are all regions of its maps, whatever the probabilities; `regions` are those of the
+    targets present.
     """
 
     path: Path
@@ -46,7 +47,7 @@ class Prediction:
     defect_score: dict[str, float] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
-    marked: list[Region] = field(default_factory=list)
+    candidate_regions: list[Region] = field(default_factory=list)
     maps: np.ndarray | None = None  # [K, h, w]
     shape: tuple[int, int] = (0, 0)  # height, width of the image in pixels
     error: str = ""  # why there is nothing else
@@ -193,7 +194,7 @@ def _build_prediction(
         score=dict(zip(meta.targets, scores.tolist(), strict=True)),
         probability=dict(zip(meta.targets, probabilities.tolist(), strict=True)),
         defect_score=dict(zip(meta.targets, defect_scores.tolist(), strict=True)),
-        marked=[] if maps is None else find_regions(maps, shape, meta.map),
+        candidate_regions=[] if maps is None else find_regions(maps, shape, meta.map),
         maps=maps,
         shape=shape,
     )
@@ -209,8 +210,8 @@ def relabel(prediction: Prediction, thresholds: dict[str, float], meta: Meta) ->
     scores = prediction.defect_score
     reached = [target for target in meta.targets if scores[target] >= thresholds[target]]
     if meta.map is None or meta.map.rules is None:
-        return replace(prediction, labels=reached, regions=prediction.marked if reached else [])
-    regions = [region for region in prediction.marked if region.kind in reached]
+        return replace(prediction, labels=reached, regions=prediction.candidate_regions if reached else [])
+    regions = [region for region in prediction.candidate_regions if region.kind in reached]
     kinds = {region.kind for region in regions}
     labels = [target for target in reached if target in kinds or target not in meta.map.classes]
     return replace(prediction, labels=labels, regions=regions)

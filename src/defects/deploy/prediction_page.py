@@ -47,7 +47,7 @@ LEGEND = '<span class="scale"><i></i><span>normal</span><span>threshold</span><s
 
 def build_prediction_page(model: ExportedModel, normals: Normals | None) -> gr.Blocks:
     """The page of one model; without `normals` no similar ones are shown."""
-    desk = Desk(model, normals)
+    actions = PageActions(model, normals)
     title = f"{model.meta.experiment}: surface inspection"
     plain = {"apply_default_css": False, "elem_classes": "inspection"}
     with gr.Blocks(
@@ -60,19 +60,21 @@ def build_prediction_page(model: ExportedModel, normals: Normals | None) -> gr.B
             with gr.Column(scale=1, min_width=300):
                 files = gr.File(label="Images", file_count="multiple", height=130, elem_id="drop")
                 problems = gr.HTML(**plain)
-                sliders = desk.build_sliders()
+                sliders = actions.build_sliders()
                 listing = gr.HTML(js_on_load=ON_CHOOSE, elem_id="listing", **plain)
             with gr.Column(scale=3, min_width=360):
                 detail = gr.HTML(EMPTY, js_on_load=ON_ENLARGE, elem_id="detail", **plain)
                 similar = gr.HTML(elem_id="similar", **plain)
         # `files` is emptied, and so ready for the next drop.
         scored = [results, chosen, files, problems, listing, detail, similar]
-        files.upload(desk.score, [files, *sliders], scored, show_progress_on=detail, api_visibility="private")
+        files.upload(
+            actions.score, [files, *sliders], scored, show_progress_on=detail, api_visibility="private"
+        )
         at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        listing.select(desk.choose, [results, *sliders], [chosen, listing, detail, similar], **at_once)
+        listing.select(actions.choose, [results, *sliders], [chosen, listing, detail, similar], **at_once)
         for slider in sliders:
             inputs = [results, chosen, *sliders]
-            slider.change(desk.relabel, inputs, [listing, detail], trigger_mode="always_last", **at_once)
+            slider.change(actions.relabel, inputs, [listing, detail], trigger_mode="always_last", **at_once)
     return page
 
 
@@ -110,8 +112,8 @@ class Result:
     icon: bytes = b""
 
 
-class Desk:
-    """What the components call: each method returns the new values of those it is wired to.
+class PageActions:
+    """What the page does when a component is used: each method returns the new values of other components.
 
     `values` are those of the sliders, a defect score for each of the model's targets. Gradio fills in
     `progress` and `event` by their types.
@@ -169,7 +171,7 @@ class Desk:
         """List, detail and similar normal images of the chosen result."""
         similar = ""
         if results and self.normals is not None:
-            names = self.normals.most_like(decode_picture(results[chosen].picture), SIMILAR_IMAGES)
+            names = self.normals.find_most_similar(decode_picture(results[chosen].picture), SIMILAR_IMAGES)
             similar = build_similar(names, self.normals)
         return *self.relabel(results, chosen, *values), similar
 
@@ -239,7 +241,7 @@ def build_listing(results: list[Result], thresholds: dict[str, float], chosen: i
         buttons.append(
             f'<button type="button" class="{_css_class(prediction)}" data-place="{place}" '
             f'aria-pressed="{pressed}">'
-            f'<img alt="" src="{_source(result.icon)}"><span>{escape(prediction.path.name)}</span>'
+            f'<img alt="" src="{_jpeg_url(result.icon)}"><span>{escape(prediction.path.name)}</span>'
             f"<b>{escape(_headline(prediction))}</b><em>{score}</em></button>"
         )
     normal = len(results) - defects
@@ -270,7 +272,7 @@ def build_detail(result: Result, thresholds: dict[str, float], meta: Meta) -> st
 def build_similar(names: list[str], normals: Normals) -> str:
     """The normal images of these names, in this order."""
     pictures = "".join(
-        f'<figure title="{escape(name)}"><img alt="" src="{_source(encode_jpeg(normals.images[name]))}">'
+        f'<figure title="{escape(name)}"><img alt="" src="{_jpeg_url(encode_jpeg(normals.images[name]))}">'
         f"<figcaption>{escape(name.rpartition('/')[2])}</figcaption></figure>"
         for name in names
     )
@@ -293,7 +295,7 @@ def _score_bar(prediction: Prediction, target: str, threshold: float) -> str:
 
 def _figure(content: bytes, title: str, legend: str = "") -> str:
     return (
-        f'<figure><div><img alt="{escape(title)}" src="{_source(content)}"></div>'
+        f'<figure><div><img alt="{escape(title)}" src="{_jpeg_url(content)}"></div>'
         f"<figcaption><span>{escape(title)}</span>{legend}</figcaption></figure>"
     )
 
@@ -309,7 +311,7 @@ def _css_class(prediction: Prediction) -> str:
     return "defect" if prediction.labels else "normal"
 
 
-def _source(jpeg: bytes) -> str:
+def _jpeg_url(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{b64encode(jpeg).decode()}"
 
 

@@ -30,7 +30,7 @@ class Normals:
         self.names = list(images)
         self._spectra = np.stack([_spectrum(image).ravel() for image in images.values()])
 
-    def most_like(self, image: np.ndarray, count: int) -> list[str]:
+    def find_most_similar(self, image: np.ndarray, count: int) -> list[str]:
         """Names of `count` images (of all, if there are no more), the most similar first."""
         spectrum = _spectrum(image)
         views = [spectrum, spectrum[::-1], spectrum.T, spectrum.T[::-1]]

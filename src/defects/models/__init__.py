@@ -31,11 +31,11 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
     Raises UserError for settings that it cannot be built from, and for images to learn from that the
     competition's rules forbid.
     """
-    kind = find_detector(config.model.name)
+    detector_class = find_detector(config.model.name)
     backbone = config.model.backbone
     options = check_options(config)
     arguments = {}
-    for name in _own_options(kind):
+    for name in _own_options(detector_class):
         value = getattr(options, name)
         arguments[name] = resolve(value) if isinstance(value, Path) else value
     if not pretrained:
@@ -51,8 +51,10 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
         "window": config.infer.window,  # height, width in pixels, or None
         "seed": config.train.seed,
     }
-    wanted = inspect.signature(kind).parameters
-    detector = kind(**{name: value for name, value in settings.items() if name in wanted}, **arguments)
+    for name in inspect.signature(detector_class).parameters:  # those that it names, and no others
+        if name in settings:
+            arguments[name] = settings[name]
+    detector = detector_class(**arguments)
     if pretrained:
         for setting, folder in detector.outside_images().items():
             refuse_external(config, setting, folder)
@@ -61,9 +63,9 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
 
 def find_detector(name: str) -> type[Detector]:
     """The class of the module `name` of this package; UserError if there is none."""
-    known = sorted({module.name for module in iter_modules(__path__)} - SHARED_PARTS)
-    if name not in known:
-        raise UserError(f"model.name={name}: the detectors are {', '.join(known)}")
+    names = sorted({module.name for module in iter_modules(__path__)} - SHARED_PARTS)
+    if name not in names:
+        raise UserError(f"model.name={name}: the detectors are {', '.join(names)}")
     return import_module(f"{__name__}.{name}").DETECTOR
 
 
@@ -74,18 +76,21 @@ def check_options(config: Config) -> Section:
 
 
 @cache
-def _options_section(kind: type[Detector]) -> type[Section]:
+def _options_section(detector_class: type[Detector]) -> type[Section]:
     """A detector's options as a section of the configuration, made from the signature of its `__init__`."""
-    types = get_type_hints(kind.__init__, include_extras=True)
-    fields = {name: (types[name], default) for name, default in _own_options(kind).items()}
-    fields |= {name: (section, section()) for name, section in kind.other_options.items()}
-    return create_model(f"{kind.__name__}Options", __base__=Section, **fields)
+    types = get_type_hints(detector_class.__init__, include_extras=True)
+    fields = {name: (types[name], default) for name, default in _own_options(detector_class).items()}
+    fields |= {name: (section, section()) for name, section in detector_class.other_options.items()}
+    return create_model(f"{detector_class.__name__}Options", __base__=Section, **fields)
 
 
-def _own_options(kind: type[Detector]) -> dict[str, object]:
+def _own_options(detector_class: type[Detector]) -> dict[str, object]:
     """The arguments after the `*` of a detector's `__init__`, with their defaults."""
-    parameters = inspect.signature(kind).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    options = {}
+    for name, parameter in inspect.signature(detector_class).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            options[name] = parameter.default
+    return options
 
 
 def _view_sizes(config: Config) -> list[tuple[int, int]]:

@@ -68,8 +68,8 @@ class Classifier(Detector):
         score = {"score": logits.detach()}
         if maps is None:
             return {"loss": loss} | score
-        where = balanced_map_loss(maps, batch["mask"], batch["masked"])
-        return {"loss": loss + self.map_loss * where, "map": where.detach()} | score
+        map_loss = balanced_map_loss(maps, batch["mask"], batch["masked"])
+        return {"loss": loss + self.map_loss * map_loss, "map": map_loss.detach()} | score
 
     def validation(self, batch: Batch) -> Batch:
         return self.training_loss(batch)
@@ -106,11 +106,11 @@ def balanced_map_loss(maps: torch.Tensor, masks: torch.Tensor, masked: torch.Ten
 
     Images whose mask is not known (0 in `masked` [B, 1]) do not count.
     """
-    known = masked[..., None, None]
+    has_mask = masked[..., None, None]
     target = functional.adaptive_max_pool2d(masks, maps.shape[2:])
     losses = functional.binary_cross_entropy_with_logits(maps, target, reduction="none")
     total = 0
-    for cells in (known * target, known * (1 - target)):
+    for cells in (has_mask * target, has_mask * (1 - target)):
         total = total + 0.5 * (losses * cells).sum() / cells.sum().clamp(min=1)
     return total
 

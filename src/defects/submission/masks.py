@@ -211,7 +211,7 @@ def measure_candidates(candidates: Iterable[Candidate]) -> pd.DataFrame:
 
 
 def measure_choices(candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
-    """Area and Dice of the masks of all CHOICES, as mask_rules.marked makes them; most maps mark nothing."""
+    """Area and Dice of the masks of all CHOICES, made by mask_rules.threshold_map; most maps mark nothing."""
     truth = candidate.truth
     true_pixels = np.count_nonzero(truth)
     sums = np.zeros((2, len(PIXELS), len(COMPONENTS)))  # marked pixels, and those of them that are true

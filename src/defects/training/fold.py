@@ -59,7 +59,7 @@ def train_fold(config: Config, fold: str, folds: pd.DataFrame, restart: bool = F
                         remove(path)
         accelerator.wait_for_everyone()
         if run.is_finished(fold):
-            _confirm(run, fold, data, fingerprint, accelerator)
+            _check_finished(run, fold, data, fingerprint, accelerator)
             return
         _train(run, fold, epochs, data, fingerprint, accelerator)
     accelerator.print(f"wrote {folder}")
@@ -358,7 +358,9 @@ def _try_step(detector: Detector, loader: DataLoader, images: int, is_cropped: b
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def _confirm(run: Run, fold: str, data: FoldData, fingerprint: Stamp, accelerator: Accelerator) -> None:
+def _check_finished(
+    run: Run, fold: str, data: FoldData, fingerprint: Stamp, accelerator: Accelerator
+) -> None:
     """Check a finished fold: scored again for maps of another size; UserError if it is of other settings."""
     path = run.fold_folder(fold) / "best.pt"
     best = load_checkpoint(run, fold)

@@ -49,22 +49,22 @@ class Scorer(nn.Module):
         super().__init__()
         self.detector = detector
         self.infer = infer
-        self.members = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
+        self.views = DIHEDRAL[symmetries] if infer.tta else [(0, False)]
 
     def count_passes(self, size: tuple[int, int]) -> int:
         """How often the detector runs on an image of `size` (height, width): for each window of each view."""
-        sizes = [size[::-1] if turns % 2 else size for turns, _ in self.members]
+        sizes = [size[::-1] if turns % 2 else size for turns, _ in self.views]
         return sum(len(windows(view_size, self.infer.window)) for view_size in sizes)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         images = as_input(images)
         scores = []
         maps = []
-        for member in self.members:
-            score, view_maps = _score_windows(self.detector, turn(images, *member), self.infer.window)
+        for view in self.views:
+            score, view_maps = _score_windows(self.detector, turn(images, *view), self.infer.window)
             scores.append(score)
             if view_maps is not None:
-                maps.append(_shrink_maps(turn_back(view_maps, *member), self.infer.map_size))
+                maps.append(_shrink_maps(turn_back(view_maps, *view), self.infer.map_size))
         return torch.stack(scores).mean(dim=0), torch.stack(maps).mean(dim=0) if maps else None
 
 
