@@ -54,20 +54,20 @@ def images() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("change", CHANGED)
 def test_the_planted_image_comes_first(images, change):
     query = colour(np.ascontiguousarray(CHANGED[change]))
-    assert Normals(images).most_like(query, 3)[0] == "planted"
+    assert Normals(images).find_most_similar(query, 3)[0] == "planted"
 
 
 def test_the_order_of_the_normal_images_does_not_matter(images):
     forward, backward = Normals(images), Normals(dict(reversed(images.items())))
     for seed in range(1, 6):
         query = colour(field(seed)[:100])
-        assert forward.most_like(query, 5) == backward.most_like(query, 5)
+        assert forward.find_most_similar(query, 5) == backward.find_most_similar(query, 5)
 
 
 def test_all_are_given_where_there_are_few():
     few = {"a": colour(texture(1)), "b": colour(texture(2)), "black": np.zeros((32, 32, 3), np.uint8)}
-    assert Normals(few).most_like(few["b"], 5) == ["b", *sorted({"a", "black"})]
-    assert len(Normals(few).most_like(few["black"], 5)) == 3
+    assert Normals(few).find_most_similar(few["b"], 5) == ["b", *sorted({"a", "black"})]
+    assert len(Normals(few).find_most_similar(few["black"], 5)) == 3
 
 
 def test_small_images_are_kept_as_they_are_and_large_ones_in_proportion():
@@ -91,7 +91,7 @@ def test_the_exports_own_images(tmp_path):
     with array_archive(tmp_path / "normals.npz") as add:
         add("line_1/a.png", colour(texture(1)))
         add("line_2/a.png", colour(texture(2)))
-    assert load_normals(tmp_path).most_like(colour(texture(2)), 1) == ["line_2/a.png"]
+    assert load_normals(tmp_path).find_most_similar(colour(texture(2)), 1) == ["line_2/a.png"]
 
 
 def test_images_of_a_folder_replace_them(tmp_path):

@@ -3,8 +3,7 @@
 import pandas as pd
 
 from defects.config import DataConfig, resolve
-from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
-from defects.data.mask_assignment import MaskNotes, attach_by_role
+from defects.data.listing import Listing, MaskNotes, RoleFolder, attach_by_role, make_rows, open_folders
 
 
 def list_data(data: DataConfig) -> Listing:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from defects.config import DataConfig, resolve
-from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
-from defects.data.mask_assignment import MaskNotes, attach_by_role
+from defects.data.listing import Listing, MaskNotes, RoleFolder, attach_by_role, make_rows, open_folders
 from defects.settings import Section
 
 ROLES = {"normal": ("train", 0), "abnormal": ("train", 1), "test": ("test", None)}  # split, label

@@ -9,8 +9,15 @@ import pandas as pd
 
 from defects.config import DataConfig, categories, resolve
 from defects.data.folder_scan import list_folders
-from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
-from defects.data.mask_assignment import MaskNotes, attach_empty_masks, attach_masks
+from defects.data.listing import (
+    Listing,
+    MaskNotes,
+    RoleFolder,
+    attach_empty_masks,
+    attach_masks,
+    make_rows,
+    open_folders,
+)
 from defects.messages import UserError, shorten_names
 
 GOOD_NAMES = ("good", "ok", "normal", "defect-free", "defect_free", "no_defect")  # of images without a defect

@@ -6,8 +6,7 @@ import pandas as pd
 
 from defects.config import DataConfig, resolve
 from defects.data.labels import class_columns
-from defects.data.listing import Listing, RoleFolder, make_rows, open_folders
-from defects.data.mask_assignment import MaskNotes, leave_out_masks
+from defects.data.listing import Listing, MaskNotes, RoleFolder, leave_out_masks, make_rows, open_folders
 from defects.data.rle import COLUMNS, all_pairs, read_annotations
 from defects.messages import UserError, shorten_names
 
