@@ -188,7 +188,7 @@ def test_smoothing_is_in_pixels_of_the_image():
         detector = patchcore((256, 256), smoothing=sigma)
         one = torch.zeros(1, 1, 32, 32)
         one[..., 16, 16] = 1
-        profile = detector._map(one, torch.Size((256, 256)))[0, 0].sum(0)
+        profile = detector._make_map(one, torch.Size((256, 256)))[0, 0].sum(0)
         at = 4 * torch.arange(len(profile))
         mean = (profile * at).sum() / profile.sum()
         spread[sigma] = (profile * (at - mean) ** 2).sum() / profile.sum()

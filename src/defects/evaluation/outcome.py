@@ -61,7 +61,8 @@ def outcome(table: pd.DataFrame, training_share: float) -> dict[str, float | Non
     macro-F1 depends on the share of defects, so it is also given with the test images weighted to
     `training_share`: only that one compares with the out-of-fold estimate. None without training defects.
     """
-    labels, answers = table["label"].to_numpy(dtype=int), table["answer"].to_numpy(dtype=int)
+    labels = table["label"].to_numpy(dtype=int)
+    answers = table["answer"].to_numpy(dtype=int)
     scores = table["score"].to_numpy()
     weights = share_weights(labels, training_share)
     return {

@@ -18,7 +18,7 @@ from defects.models.statistics import GaussianSmoothing, StreamingCovariance, Wh
 from defects.processes import add_up
 
 CELL_PIXELS = 4  # of the image per pixel of the map
-PART = 512  # patches of the bank that are compared at a time
+PATCHES_AT_ONCE = 512  # patches of the bank that are compared at a time
 CANDIDATES = 8192  # with so many candidates
 SPACING_NEIGHBOURS = 9  # of which a bank patch's spacing is the mean distance
 
@@ -120,7 +120,8 @@ class PatchCore(AnomalyDetector):
             spacing = torch.cat([self.spacing, measure_spacing(pool[new.indices], known)])
         if self.max_bank and len(bank) > self.max_bank:
             thinned = self._choose(bank, self.max_bank)
-            bank, radius = bank[thinned.indices], max(radius, thinned.radius)
+            bank = bank[thinned.indices]
+            radius = max(radius, thinned.radius)
             spacing = None if spacing is None else spacing[thinned.indices]
         self._set_bank(bank, radius)
         if spacing is not None:
@@ -130,9 +131,9 @@ class PatchCore(AnomalyDetector):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         grid = self.patches(images)
         patches = grid.flatten(1, 2)
-        distances = self._distances(patches.flatten(0, 1)).view(images.shape[0], -1)
+        distances = self._measure_distances(patches.flatten(0, 1)).view(images.shape[0], -1)
         score = self._weight_score(patches, distances)
-        return score[:, None], self._map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
+        return score[:, None], self._make_map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C], float32; whitened with `whiten`."""
@@ -141,7 +142,7 @@ class PatchCore(AnomalyDetector):
             patches = self.whitening(patches)
         return patches.permute(0, 2, 3, 1)
 
-    def _distances(self, patches: torch.Tensor) -> torch.Tensor:
+    def _measure_distances(self, patches: torch.Tensor) -> torch.Tensor:
         """[N, C] -> the distance [N] to the nearest in the bank, by |x|^2 + |c|^2 - 2xc.
 
         That leaves a copy of a bank patch a distance of rounding, some thousandths. Which one is the nearest
@@ -151,8 +152,8 @@ class PatchCore(AnomalyDetector):
         if self.density:
             return self._correct_distances(patches)
         squared = None
-        for start in range(0, len(self.memory_bank), PART):
-            nearest = self._compare(patches, slice(start, start + PART)).amin(1)
+        for start in range(0, len(self.memory_bank), PATCHES_AT_ONCE):
+            nearest = self._compare(patches, slice(start, start + PATCHES_AT_ONCE)).amin(1)
             squared = nearest if squared is None else torch.minimum(squared, nearest)
         return (squared + patches.square().sum(1)).clamp(min=0).sqrt()
 
@@ -160,8 +161,8 @@ class PatchCore(AnomalyDetector):
         """[N, C] -> the smallest [N] of distances to the bank, each less its patch's spacing; may be < 0."""
         norms = patches.square().sum(1, keepdim=True)
         smallest = None
-        for start in range(0, len(self.memory_bank), PART):
-            part = slice(start, start + PART)
+        for start in range(0, len(self.memory_bank), PATCHES_AT_ONCE):
+            part = slice(start, start + PATCHES_AT_ONCE)
             distances = (self._compare(patches, part) + norms).clamp(min=0).sqrt()
             nearest = (distances - self.density * self.spacing[part]).amin(1)
             smallest = nearest if smallest is None else torch.minimum(smallest, nearest)
@@ -191,26 +192,26 @@ class PatchCore(AnomalyDetector):
         away = (patch[:, None] - around).square().sum(2).sqrt()
         return (1 - (largest - away.logsumexp(1)).exp()) * score
 
-    def _map(self, distances: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    def _make_map(self, distances: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """[B, 1, h, w] on the grid of patches -> [B, 1, H / 4, W / 4]."""
         return self.smooth(_resize(distances, [max(1, round(side / CELL_PIXELS)) for side in size]))
 
     def candidates(self, batches: Batches) -> torch.Tensor:
         """Candidate patches [N, C] of all images, or a random part of each; 0 for images not in `batches`."""
-        share = min(self.cells, max(1, self.max_patches // batches.images))
-        pool = self._allocate(share * batches.images)
-        chosen = self._draw_patches(share, batches.images)
+        count = min(self.cells, max(1, self.max_patches // batches.images))  # patches of an image
+        pool = self._allocate(count * batches.images)
+        chosen = self._draw_patches(count, batches.images)
         for batch in tqdm(batches, "patches", leave=False, disable=None):
             for row, patches in zip(batch["row"].tolist(), self.patches(batch["image"]), strict=True):
-                pool[row * share : (row + 1) * share] = patches.flatten(0, 1)[chosen[row]]
+                pool[row * count : (row + 1) * count] = patches.flatten(0, 1)[chosen[row]]
         return pool
 
-    def _draw_patches(self, share: int, images: int) -> list[torch.Tensor | slice]:
-        """Which patches of each image are candidates; the same however many processes share the images."""
-        if share == self.cells:
+    def _draw_patches(self, count: int, images: int) -> list[torch.Tensor | slice]:
+        """Positions of `count` candidates in each image; the same however many processes share the images."""
+        if count == self.cells:
             return [slice(None)] * images
         generator = torch.Generator().manual_seed(self.seed)
-        return [torch.randperm(self.cells, generator=generator)[:share] for _ in range(images)]
+        return [torch.randperm(self.cells, generator=generator)[:count] for _ in range(images)]
 
     def _allocate(self, count: int) -> torch.Tensor:
         """Room for `count` patches. UserError if these, and what choosing among them takes, do not fit."""
@@ -262,7 +263,7 @@ def measure_spacing(bank: torch.Tensor, candidates: torch.Tensor) -> torch.Tenso
         return bank.new_zeros(len(bank))
     origin = candidates.mean(0)  # digits are lost far from the origin
     parts = []
-    for vectors in (bank - origin).split(PART):
+    for vectors in (bank - origin).split(PATCHES_AT_ONCE):
         nearest = vectors.new_empty(len(vectors), 0)
         for block in candidates.split(CANDIDATES):
             distances = torch.cdist(vectors, block - origin)
