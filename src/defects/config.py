@@ -112,7 +112,7 @@ class DataConfig(Section):
     # no other defects are left out too, since they are not normal
     # Of the camera behind 16-bit files: 2**bits - 1 is white. None: the largest value of the file's type.
     bits: Annotated[int, Field(ge=9, le=16)] | None = None
-    inverted_masks: bool | None = None  # masks are white where nothing is; None: told from all masks together
+    inverted_masks: bool | None = None  # masks are white where nothing is; None: all masks together decide
 
     @property
     def targets(self) -> tuple[str, ...]:

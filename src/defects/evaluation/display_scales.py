@@ -12,7 +12,7 @@ SMALLEST_DISTANCE = 1e-8  # of a written probability from 0 and from 1
 AT_THRESHOLD_HEAT = 50.0
 MAX_HEAT = 100.0
 OPACITY = 0.75  # of the colours over the image, from the threshold on; below it they fade out
-COLOUR_MAP = cv2.COLORMAP_INFERNO
+HEAT_COLOURMAP = cv2.COLORMAP_INFERNO
 # RGB of frames and outlines of what reaches the threshold: cyan, which the colour map lacks.
 LIMIT_COLOUR = (0, 255, 255)
 
@@ -74,7 +74,7 @@ def compute_heat(anomaly_map: np.ndarray, normal: float, threshold: float) -> np
 def paint_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: the colours of `heat` [H, W] over `image`, which shows where the heat is low."""
     levels = np.round(heat * (255 / MAX_HEAT)).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLOUR_MAP), cv2.COLOR_BGR2RGB)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, HEAT_COLOURMAP), cv2.COLOR_BGR2RGB)
     opacity = OPACITY * np.minimum(heat / AT_THRESHOLD_HEAT, 1)[..., None]
     return (opacity * colours + (1 - opacity) * image).round().astype(np.uint8)
 

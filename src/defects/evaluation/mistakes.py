@@ -50,14 +50,14 @@ def find_doubtful_labels(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """
     if len(np.unique(labels)) < 2:
         return np.zeros(len(labels), bool)
-    is_defect = labels == 1
+    defect = labels == 1
     probability = expit(scores)
-    sure_defect = probability >= probability[is_defect].mean(axis=0)
-    sure_normal = probability <= probability[~is_defect].mean(axis=0)
+    sure_defect = probability >= probability[defect].mean(axis=0)
+    sure_normal = probability <= probability[~defect].mean(axis=0)
     both = sure_defect & sure_normal
     sure_defect &= ~both | (probability >= 0.5)
     sure_normal &= ~both | (probability < 0.5)
-    return np.where(is_defect[:, None], sure_normal, sure_defect).all(axis=1)
+    return np.where(defect[:, None], sure_normal, sure_defect).all(axis=1)
 
 
 def count_detected_by_kind(images: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
