@@ -1,4 +1,4 @@
-"""How often the 90 % interval holds the score obtained: training images drawn anew, from all labelled images.
+"""How often the 90 % interval contains the score obtained: training images drawn anew from all labelled ones.
 
 Each redraw takes whole groups of siblings, up to as many defects and normal images as the training set has,
 makes folds, and scores the rest as test images: once as `src/ensemble.py` expects it, once by the answers.

@@ -53,12 +53,12 @@ def evaluate_masks(config: Config, images: pd.DataFrame, path: Path, summary: di
     }
     check_files({file: summary.get("files", {}).get(name) for name, file in files.items()})
     obtained = found[summary["chosen"]]["dice"]
-    print_lines(decision_lines(summary["decision"], obtained, "hidden-test Dice"))
+    print_lines(decision_lines(summary["decision"], obtained, "test Dice"))
     expected = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
     print(f"{'Dice':24}{'all pairs':>12}{'not empty':>12}" + "".join(map(class_title, classes)))
     for name in found:
         print_dice(f"{name}, out of fold", expected[name], classes)
-        print_dice(f"{name}, hidden test", found[name], classes)
+        print_dice(f"{name}, test", found[name], classes)
 
 
 def read_masks_of(config: Config, path: Path, sizes: pd.Series) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def check_files(expected: dict[Path, str | None]) -> None:
 def outcome_lines(
     submitted: Decision, decisions: dict[str, Decision], found: dict, table: pd.DataFrame
 ) -> list[tuple[str, str]]:
-    """Titles and values: what was expected and whether its interval holds, then what was obtained.
+    """Titles and values: the expected score, whether its interval contains the result, then the result.
 
     `found` is the outcome of the submission; its macro-F1 at the training share is that of the threshold for
     this share.
@@ -139,29 +139,29 @@ def outcome_lines(
     at_share = found["macro_f1_at_training_share"]
     lines = []
     if submitted.prior == "estimated":
-        lines += decision_lines(submitted, found["macro_f1"], "hidden-test macro-F1")
-    lines += decision_lines(decisions["train"], at_share, "test score at the training share")
-    lines.append(("hidden-test macro-F1", f"{found['macro_f1']:.4f}"))
+        lines += decision_lines(submitted, found["macro_f1"], "test macro-F1")
+    lines += decision_lines(decisions["train"], at_share, "test macro-F1 at that share")
+    lines.append(("test macro-F1", f"{found['macro_f1']:.4f}"))
     lines += threshold_lines(decisions, table)
     if at_share is not None:
         share = f"  at the training share of defects ({found['training_share']:.1%})"
         lines.append((share, f"{at_share:.4f}"))
     lines.append(("  at the best possible threshold", f"{found['macro_f1_best_threshold']:.4f}"))
-    lines.append(("hidden-test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"))
+    lines.append(("test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"))
     return lines
 
 
 def decision_lines(decision: Decision, obtained: float | None, name: str) -> list[tuple[str, str]]:
-    """The expected score, its interval, and whether that holds the score obtained, which `name` tells of."""
+    """The expected score, its interval, and whether that contains the score obtained, the one of `name`."""
     title = f"expected {decision.metric} ({SHARE_NAMES[decision.prior]}, {decision.share:.1%})"
     if decision.expected_score is None:
-        return [(title, "unknown"), ("  (no defects out of fold, or a single fold)", "")]
+        return [(title, "unknown"), ("  needs defects and two trained folds: src/train.py --fold all", "")]
     lines = [(title, f"{decision.expected_score:.4f}")]
     if decision.interval_90 is not None:
         low, high = decision.interval_90
         lines.append(("  its 90 % interval", f"{low:.4f} - {high:.4f}"))
         if obtained is not None:
-            lines.append((f"  holds the {name}", "yes" if low <= obtained <= high else "no"))
+            lines.append((f"  interval contains the {name}", "yes" if low <= obtained <= high else "no"))
     return lines
 
 

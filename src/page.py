@@ -12,9 +12,7 @@ from defects.deploy.similar import load_normals
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("model", type=Path, help="an export's folder, or one of the models in it")
     parser.add_argument("--normals", type=Path, help="a folder of images in place of the export's")
     parser.add_argument("--port", type=cli.positive, default=7860)

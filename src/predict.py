@@ -31,9 +31,7 @@ WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("model", type=Path, help="an export's folder, or one of the models in it")
     parser.add_argument("paths", nargs="+", help="images, folders of images, globs")
     parser.add_argument("--output", type=Path, help="FILE.csv or FILE.jsonl; by default CSV on the console")

@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+
+from defects import cli
 from defects.config import ROOT
 
 
@@ -27,3 +30,12 @@ def test_run_takes_a_reader_that_stops_early():
     _, stderr = process.communicate(b"a line\n")
     assert stderr == b""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("make_parser", [cli.experiment_parser, cli.run_parser])
+def test_help_shows_a_default_only_where_it_is_a_value_not_named_yet(make_parser):
+    parser = make_parser("A command.")
+    parser.add_argument("--limit", type=int, default=256, help="images")
+    text = " ".join(parser.format_help().split())
+    assert "images (default: 256)" in text
+    assert text.count("(default:") == 1

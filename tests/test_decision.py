@@ -91,10 +91,22 @@ def test_fewer_test_images_make_the_interval_wider():
     assert widths[0] > widths[1] > widths[2]
 
 
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [("macro_f1", "best macro-F1"), ("expected_fpr", "at most 2.5 % of normal images rejected")],
+)
+def test_decision_describes_its_rule_in_words(rule, text):
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    scores = labels + rng.normal(size=40)
+    settings = ThresholdConfig(rule=rule, fpr=0.025)
+    assert text in decide(labels, scores, None, np.arange(40), scores, settings).text().split(", ")
+
+
 def test_unknown_parts_are_left_out_of_the_text():
-    values = dict.fromkeys(["threshold", "score_threshold", "called_defective", "expected_score"])
+    values = dict.fromkeys(["threshold", "score_threshold", "predicted_defective", "fpr", "expected_score"])
     decision = Decision("Dice", "tuned", "train", 0.25, interval_90=None, **values)
-    assert decision.text() == "expected Dice unknown, training share of defects 25.0%, rule tuned"
+    assert decision.text() == "expected Dice unknown, training share of defects 25.0%, tuned mask rules"
     assert Decision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
 
 

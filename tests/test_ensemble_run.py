@@ -107,11 +107,11 @@ def test_both_decisions_are_shown_and_the_configured_one_is_submitted(config, ru
     write_member(config, "tiny")
     summary, printed = blend(run_script, config, settings=[f"threshold.prior={prior}"])
     decisions = summary["decisions"]
-    assert summary["prior"]["doubt"] is None and "by EM" in printed
+    assert summary["prior"]["doubt"] is None and "estimated (EM)" in printed
     assert decisions["estimated"]["share"] > decisions["train"]["share"]
     assert summary["decision"] == decisions[prior]
     answers = pd.read_csv(config.submissions / "sample_submission.csv")["answer"]
-    assert decisions[prior]["called_defective"] == answers.sum()
+    assert decisions[prior]["predicted_defective"] == answers.sum()
     expected = summary["estimate"]["nested_macro_f1"]
     assert decisions["train"]["expected_score"] == pytest.approx(expected)
     key = config.output.parent / "key.csv"
@@ -125,15 +125,24 @@ def test_both_decisions_are_shown_and_the_configured_one_is_submitted(config, ru
         title = f"expected macro-F1 ({names[name]}, {decisions[name]['share']:.1%})"
         assert shown[title] == f"{decisions[name]['expected_score']:.4f}"
     title = f"  by the threshold for the {names[prior]} ({decisions[prior]['share']:.1%})"
-    assert shown["hidden-test macro-F1"] == shown[title]
+    assert shown["test macro-F1"] == shown[title]
 
 
-def test_submission_of_an_older_version_is_named(config, run_script, fails_with_one_line):
+def without_decisions(summary):
+    del summary["decisions"]
+
+
+def with_an_old_field(summary):
+    summary["decision"]["called_defective"] = summary["decision"].pop("predicted_defective")
+
+
+@pytest.mark.parametrize("make_old", [without_decisions, with_an_old_field])
+def test_submission_of_an_older_version_is_named(config, run_script, fails_with_one_line, make_old):
     write_member(config, "tiny")
     blend(run_script, config)
     file = config.submissions / "sample_submission.json"
     summary = json.loads(file.read_text(encoding="utf-8"))
-    del summary["decisions"]
+    make_old(summary)
     file.write_text(json.dumps(summary), encoding="utf-8")
     key = config.output.parent / "key.csv"
     key.write_text("ImageId,answer\n" + "".join(f"test_{index}.png,1\n" for index in range(TESTS)))
@@ -148,6 +157,18 @@ def test_training_share_is_submitted_where_the_estimate_is_doubted(config, run_s
     summary, printed = blend(run_script, config, settings=["threshold.prior=estimated"])
     assert summary["decision"] == summary["decisions"]["train"]
     assert "not to be trusted" in printed and "submitted                 expected macro-F1" in printed
+
+
+def test_evaluate_without_a_submission_says_what_makes_one(config, fails_with_one_line):
+    message = fails_with_one_line("evaluate.py", *submitted(config))
+    assert "sample_submission.json does not exist: src/ensemble.py RUN makes a submission" in message
+
+
+def test_submission_of_one_fold_says_how_to_get_the_expected_score(config, run_script):
+    write_runs(config, folds=("0",))
+    summary, printed = blend(run_script, config)
+    assert summary["decision"]["expected_score"] is None
+    assert "expected macro-F1 unknown" in printed and "src/train.py --fold all" in printed
 
 
 def test_evaluate_refuses_scores_of_another_blend(config, run_script, fails_with_one_line):

@@ -78,6 +78,13 @@ def test_inventory_counts_what_a_layout_of_single_files_does_not_list(root, conf
     assert not any(line.startswith("folders") for line in printed)
 
 
+def test_inventory_names_the_null_setting_of_an_unused_folder(root, lines):
+    (root / "masks").mkdir()
+    (root / "more").mkdir()
+    unused = _line(lines(root, folders={"normal": "train/normal_images", "masks": None}), "not used")
+    assert "masks (data.folders.masks set to null), more" in unused
+
+
 def test_folders_behind_links_are_told(root, lines, tmp_path):
     for i in range(3):
         write_png(tmp_path / f"disk/{i}.png", texture(70 + i))

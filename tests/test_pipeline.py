@@ -154,7 +154,7 @@ def test_evaluation_compares_the_expected_score_with_the_answers(trained, run_sc
     assert outcome.code == 0, outcome.stderr
     for text in (
         "expected macro-F1 (training share",
-        "hidden-test macro-F1",
+        "test macro-F1",
         "at the training share",
         "AUROC",
     ):

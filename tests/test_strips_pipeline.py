@@ -149,7 +149,7 @@ def test_maps_that_show_the_masks_become_these_masks(own, run_script):
     estimate = json.loads(submission(own, ".json").read_text())["estimate"]
     assert min(found["dice_non_empty"] for found in estimate.values()) > 0.8
     outcome = run_script("evaluate.py", *submitted_at(own))
-    hidden = [line.split() for line in outcome.stdout.splitlines() if "hidden test" in line]
+    hidden = [line.split() for line in outcome.stdout.splitlines() if ", test" in line]
     assert len(hidden) == 2 and all(float(line[4]) > 0.8 and float(line[3]) > 0.9 for line in hidden)
 
 
@@ -164,7 +164,7 @@ def test_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
     outcome = run_script("evaluate.py", *submitted_at(trained))
     assert outcome.code == 0, outcome.stderr
     for name in ("tuned", "untuned"):
-        for where in ("out of fold", "hidden test"):
+        for where in ("out of fold", "test"):
             assert f"\n{name}, {where}" in outcome.stdout
     nothing = submission(trained, ".untuned.csv")
     before = nothing.read_text()

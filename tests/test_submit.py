@@ -20,7 +20,8 @@ DECISION = Decision(
     share=0.5,
     threshold=0.25,
     score_threshold=-1.0,
-    called_defective=3,
+    fpr=0.05,
+    predicted_defective=3,
     expected_score=0.875,
     interval_90=(0.75, 0.9375),
 )

@@ -78,9 +78,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds "(default: ...)" to an option's help where the default is a value that the text does not name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, [], False) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return argparse.ArgumentParser(description=description, formatter_class=formatter)
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
 
 
 def configs_from(arguments: argparse.Namespace, needs_model: bool = False) -> list[Config]:

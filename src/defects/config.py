@@ -260,7 +260,7 @@ class ThresholdConfig(Section):
     """How the decision threshold is found on out-of-fold scores; `fpr` also where there are no defects."""
 
     rule: Literal["macro_f1", "expected_fpr"] = "macro_f1"
-    fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of held-out normal images called defective
+    fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of out-of-fold normal images to reject
     prior: Literal["train", "estimated"] = "train"  # share of defects that macro_f1 is best for
 
 

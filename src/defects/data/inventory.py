@@ -55,7 +55,7 @@ def take_inventory(
         "not_taken": _sum_counts(folder.scan.other_files for folder in folders),
         "special_files": [below(path, root) for folder in folders for path in folder.scan.special_files],
         "left_by_systems": _sum_counts(folder.scan.junk for folder in folders),
-        "not_used": _list_unused(root, folders),
+        "not_used": _list_unused(data, root, folders),
         "sizes": _count_sizes(images),
         "pixels": _count_pixels(examination),
         "masks": _describe_mask_files(examination) or _describe_runs(images),
@@ -140,14 +140,21 @@ def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _list_unused(root: Path, folders: list[RoleFolder]) -> list[str]:
-    """Folders and image files below the root, beside the folders of the data set, that are not taken."""
+def _list_unused(data: DataConfig, root: Path, folders: list[RoleFolder]) -> list[str]:
+    """Folders and image files below the root, outside the folders of the data set, that are not taken.
+
+    A folder with the name of a role whose setting is null is listed with the setting.
+    """
+    null_roles = {role for role, name in data.folders.model_dump().items() if name is None}
     role_paths = {folder.path for folder in folders}
     used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
     unused = []
     for parent in sorted({root, *(path.parent for path in role_paths)} - role_paths):
         if parent == root or root in parent.parents:
-            unused += [below(path, root) for path in list_folders(parent) if path not in used]
+            for path in list_folders(parent):
+                if path not in used:
+                    name = below(path, root)
+                    unused.append(f"{name} (data.folders.{name} set to null)" if name in null_roles else name)
             files = count_image_files(parent)
             if files:
                 unused.append(f"{files} image files in {below(parent, root)}")

@@ -85,7 +85,7 @@ def export(
 
 
 def check_copies(graph: Graph, config: Config, formats: list[str]) -> None:
-    """Say how often the graph will hold the network. UserError where that is beyond MAX_COPIES.
+    """Say how often the graph will contain the network. UserError where that is beyond MAX_COPIES.
 
     ONNX has no loop that all runtimes run fast, so views and windows are written out one after another; each
     copy takes the exporter seconds.
@@ -94,13 +94,13 @@ def check_copies(graph: Graph, config: Config, formats: list[str]) -> None:
     views = len(graph.scorer.views)
     if copies == 1 or formats == ["torch"]:
         return
-    text = f"{copies} copies of the network ({views} views x {copies // views} windows)"
+    text = f"the network {copies} times, once for each of {views} views x {copies // views} windows"
     if copies > MAX_COPIES:
         raise UserError(
-            f"the graph would hold {text}, more than {MAX_COPIES}: export --formats torch, which needs no "
-            "copies, or train with a larger infer.window or infer.tta=false"
+            f"the exported file would contain {text}; the limit is {MAX_COPIES}: export --formats torch, "
+            "which contains it once, or train with a larger infer.window or infer.tta=false"
         )
-    print(f"note: the graph holds {text}; writing it takes some seconds for each")
+    print(f"note: the exported file contains {text}; writing it takes some seconds for each")
 
 
 def _write_export(

@@ -93,8 +93,8 @@ def build_parity_table(parities: dict[str, Parity], truth: np.ndarray | None) ->
     for name, parity in parities.items():
         predicted = np.concatenate(parity.labels)[:, -1].astype(int)
         rows[name] = {
-            "score difference": f"{parity.score_difference:.1e}",
-            "map difference": f"{parity.map_difference:.1e}",
+            "score difference (relative)": f"{parity.score_difference:.1e}",
+            "map difference (relative)": f"{parity.map_difference:.1e}",
             "labels changed": int(parity.is_changed.sum()),
             "macro-F1": "" if truth is None else f"{macro_f1(truth, predicted):.4f}",
         }

@@ -58,6 +58,7 @@ def estimate(
         "threshold": float(expit(threshold)),
         "score_threshold": threshold,
         "rule": rule if labels.any() else "expected_fpr",
+        "fpr": fpr,
         "images": len(oof),
         "defects": int(labels.sum()),
         "folds": sorted(oof["fold"].unique().tolist()),

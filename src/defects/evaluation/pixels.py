@@ -27,7 +27,7 @@ def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, f
 
     AUPRO (Bergmann et al. 2020, "Uninformed Students", section 4): over all thresholds, the share of each
     defect region that is found, averaged over the regions of all images, against the share of normal pixels
-    called defective; its area up to FPR_LIMIT, divided by FPR_LIMIT. Regions are 8-connected. The curve is
+    predicted defective; its area up to FPR_LIMIT, divided by FPR_LIMIT. Regions are 8-connected. The curve is
     exact: its last piece ends at the limit by interpolation, where popular code samples some hundred
     thresholds or leaves that piece out. Chance is 0.5 for pixel AUROC and 0.15 for AUPRO.
     """

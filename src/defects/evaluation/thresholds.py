@@ -36,11 +36,12 @@ class Decision:
 
     metric: str  # macro-F1, or Dice for masks
     rule: str  # as threshold.rule; for masks tuned or untuned
+    fpr: float | None  # the largest share of normal images to reject, by the rule expected_fpr; else None
     prior: str  # where `share` comes from: train (the out-of-fold images) or estimated (the test scores)
     share: float  # of defects; by the rule macro_f1 the threshold is the best one for it
     threshold: float | None  # probability from which an image is defective; None for masks
     score_threshold: float | None  # the same as log-odds
-    called_defective: int | None  # test images
+    predicted_defective: int | None  # test images
     expected_score: float | None  # nested, out of fold; None without defects or with a single fold
     interval_90: tuple[float, float] | None  # of the score on this many test images
 
@@ -62,10 +63,19 @@ class Decision:
             low, high = self.interval_90
             parts.append(f"90 % interval {low:.4f} - {high:.4f}")
         parts.append(f"{SHARE_NAMES[self.prior]} of defects {self.share:.1%}")
-        parts.append(f"rule {self.rule}")
+        parts.append(describe_rule(self.rule, self.fpr))
         if self.threshold is not None:
             parts.append(f"threshold {self.threshold:.4f}")
         return ", ".join(parts)
+
+
+def describe_rule(rule: str, fpr: float | None) -> str:
+    """What a threshold is chosen by, in words; of masks, which of the two mask rules is submitted."""
+    if rule == "macro_f1":
+        return "best macro-F1"
+    if rule == "expected_fpr":
+        return f"at most {100 * fpr:g} % of normal images rejected"
+    return f"{rule} mask rules"
 
 
 def decide_for_shares(
@@ -146,14 +156,16 @@ def decide(
             share_error=share_error,
             new_images=len(new_scores),
         )
+    rule = settings.rule if has_defects else "expected_fpr"
     return Decision(
         metric="macro-F1",
-        rule=settings.rule if has_defects else "expected_fpr",
+        rule=rule,
+        fpr=settings.fpr if rule == "expected_fpr" else None,
         prior="train" if estimated_share is None else "estimated",
         share=share,
         threshold=float(expit(threshold)),
         score_threshold=threshold,
-        called_defective=int((new_scores >= threshold).sum()),
+        predicted_defective=int((new_scores >= threshold).sum()),
         expected_score=expected_score,
         interval_90=interval_90,
     )

@@ -24,7 +24,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from defects.evaluation.display_scales import AT_THRESHOLD, compute_defect_scores
 from defects.evaluation.metrics import rank_metrics
-from defects.evaluation.thresholds import count_errors_by_threshold, equal_error
+from defects.evaluation.thresholds import count_errors_by_threshold, describe_rule, equal_error
 from defects.messages import shorten_names
 
 Drawn = TypeVar("Drawn")
@@ -332,7 +332,11 @@ def _format_shares(axes: Axes) -> None:
 def _format_defect_scores(axes: Axes, scores: np.ndarray, expected: dict) -> None:
     """The axis of defect scores, and the threshold."""
     axes.axvline(
-        AT_THRESHOLD, color=ALL_FOLDS_COLOUR, ls="--", lw=1.2, label=f"threshold, by {expected['rule']}"
+        AT_THRESHOLD,
+        color=ALL_FOLDS_COLOUR,
+        ls="--",
+        lw=1.2,
+        label=f"threshold, {describe_rule(expected['rule'], expected['fpr'])}",
     )
     low = min(scores.min(), AT_THRESHOLD)
     high = max(scores.max(), AT_THRESHOLD)

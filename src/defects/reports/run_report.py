@@ -19,6 +19,7 @@ from defects.evaluation.estimate import estimate
 from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.evaluation.scales import align_oof
+from defects.evaluation.thresholds import describe_rule
 from defects.reports import html
 from defects.reports.charts import draw_score_charts, draw_training_charts
 from defects.reports.figures import (
@@ -199,7 +200,7 @@ def describe_decision(expected: dict) -> str:
         return ONE_LABEL
     (passed, rejected), (missed, detected) = expected["confusion_matrix"]
     text = (
-        f"The threshold by {expected['rule']} is a probability of "
+        f"The threshold ({describe_rule(expected['rule'], expected['fpr'])}) is a probability of "
         f"{format_probability(expected['threshold'])}: "
         f"{rejected:,} of {passed + rejected:,} normal images are rejected "
         f"({expected['false_rejection'] or 0:.1%})"

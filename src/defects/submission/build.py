@@ -30,6 +30,7 @@ from defects.runs import Run, check_same_data, runs_on
 from defects.submission.masks import build_mask_submission
 from defects.submission.summary import input_hashes, run_places, submission_settings
 
+NEEDS_FOLDS = "needs two trained folds, src/train.py --fold all trains them"
 METHOD_COLUMNS = {"naive": 8, "nested": 8, "optimism": 10}  # their widths
 
 
@@ -277,7 +278,7 @@ def answer_lines(summary: dict) -> list[str]:
         scores = spread["nested_macro_f1"]
         lines.append(f"{_format_spread('of each seed', scores.values())} ({', '.join(scores)})")
     lines.append(
-        f"  confusion               {tp} defects found, {fn} missed; {tn} normal passed, {fp} rejected"
+        f"  confusion               {tp} defects detected, {fn} missed; {tn} normal passed, {fp} rejected"
     )
     if figures["auroc"] is not None:
         ranked = f"{figures['auroc']:.4f}, {figures['average_precision']:.4f}"
@@ -291,12 +292,14 @@ def _decision_lines(summary: dict) -> list[str]:
     decisions = {"submitted": submitted}
     for prior, values in summary["decisions"].items():
         if prior != submitted.prior:
-            decisions["not submitted"] = Decision.from_json(values)
+            decisions["alternative"] = Decision.from_json(values)
     lines = []
     for title, decision in decisions.items():
         lines.append(f"{title:26}{decision.text()}")
+        if decision.expected_score is None and len(summary["estimate"]["folds"]) == 1:
+            lines.append(f"  expected score          {NEEDS_FOLDS}")
         lines.append(
-            f"  called defective        {decision.called_defective} of {summary['images']} test images"
+            f"  predicted defective     {decision.predicted_defective} of {summary['images']} test images"
         )
     return lines
 
@@ -331,14 +334,14 @@ def _training_share_lines(figures: dict) -> list[str]:
         if figures["nested_false_rejection"] is not None:
             lines.append(f"  normal images rejected  {figures['nested_false_rejection']:.2%} (nested)")
         return lines
-    naive = f"  macro-F1, optimistic    {figures['macro_f1']:.4f}"
+    optimistic = f"  macro-F1, optimistic    {figures['macro_f1']:.4f} (threshold chosen on the same scores)"
     at_half = f"  macro-F1 at 0.5         {figures['macro_f1_at_half']:.4f}"
     if figures["nested_macro_f1"] is None:
-        return ["  macro-F1, nested        needs two trained folds (src/train.py --fold all)", naive, at_half]
+        return [f"  macro-F1, nested        unknown: {NEEDS_FOLDS}", optimistic, at_half]
     return [
         f"  macro-F1, nested        {figures['nested_macro_f1']:.4f}",
         _format_spread("of each fold", figures["fold_macro_f1"].values()),
-        f"{naive}, by {figures['optimism']:.4f}",
+        f"{optimistic}: {figures['optimism']:+.4f}",
         at_half,
     ]
 
@@ -349,9 +352,9 @@ def _format_spread(title: str, scores: Iterable[float]) -> str:
 
 
 def _share_lines(prior: dict) -> list[str]:
-    """Both shares of defects, and whether the estimated one is to be believed."""
+    """Both shares of defects, and whether the estimated one is to be trusted."""
     lines = [f"share of defects          {prior['training_share']:.1%} of the out-of-fold images"]
     if prior["estimated_share"] is None:
         return [*lines, f"  of the test images      not estimated: {prior['doubt']}"]
-    believed = "by EM" if prior["doubt"] is None else f"by EM, not to be trusted: {prior['doubt']}"
-    return [*lines, f"  of the test images      {prior['estimated_share']:.1%} {believed}"]
+    trust = "" if prior["doubt"] is None else f", not to be trusted: {prior['doubt']}"
+    return [*lines, f"  of the test images      {prior['estimated_share']:.1%}, estimated (EM){trust}"]

@@ -126,11 +126,12 @@ def decide_masks(choice: RuleChoice, rule: str, new_images: int) -> Decision:
     return Decision(
         metric="Dice",
         rule=rule,
+        fpr=None,
         prior="train",
         share=float(choice.has_defect.mean()),
         threshold=None,
         score_threshold=None,
-        called_defective=None,
+        predicted_defective=None,
         expected_score=expected_score,
         interval_90=interval_90,
     )

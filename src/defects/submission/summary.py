@@ -33,7 +33,7 @@ def read_summary(path: Path) -> dict:
     beside = summary_path(path)
     summary = read_json(beside)
     if summary is None:
-        raise UserError(f"{beside} does not exist: run src/ensemble.py again")
+        raise UserError(f"{beside} does not exist: src/ensemble.py RUN makes a submission of trained runs")
     if not _is_whole(summary):
         raise UserError(f"{beside} is not whole, or of an older version: run src/ensemble.py again")
     if beside != path.with_suffix(".json"):

@@ -164,7 +164,8 @@ class Trainer:
             self.stopwatch.lap()
             self._save()
             self.tracker.log(row)
-            is_best = self._merit(row) is not None and self._best_epoch() == row["epoch"]
+            is_validated = self._merit(row) is not None
+            is_best = self.train.select == "inner" and is_validated and self._best_epoch() == row["epoch"]
             self.accelerator.print(describe_epoch(row, is_best))
         if self.train.select == "inner":
             self.accelerator.wait_for_everyone()

@@ -21,7 +21,10 @@ def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
 
 
 def describe_epoch(row: dict[str, Any], is_best: bool) -> str:
-    """`epoch 3  train loss 0.0031  val loss 0.0040  macro-F1 0.991 (best)`"""
+    """`epoch 3  train loss 0.0031  val loss 0.0040  macro-F1 0.991 (best)`
+
+    `is_best`: the weights of this epoch are those to keep so far, where train.select chooses an epoch.
+    """
     parts = [f"epoch {row['epoch']:<3}", f"train loss {row['train_loss']:.4f}"]
     if "val_loss" in row:
         parts.append(f"val loss {row['val_loss']:.4f}")
