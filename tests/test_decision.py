@@ -11,7 +11,7 @@ from defects.config import EnsembleConfig, ThresholdConfig
 from defects.config_files import load_config
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
-from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift
+from defects.evaluation.thresholds import Decision, decide, decide_for_shares, estimate_prior_shift
 from defects.stages import ensure_images
 from defects.submission.send import COLUMNS, load_submission, record
 
@@ -105,7 +105,7 @@ def test_decision_describes_its_rule_in_words(rule, text):
 
 def test_unknown_parts_are_left_out_of_the_text():
     values = dict.fromkeys(["threshold", "score_threshold", "predicted_defective", "fpr", "expected_score"])
-    decision = Decision("Dice", "tuned", "train", 0.25, interval_90=None, **values)
+    decision = Decision("Dice", "tuned", prior="train", share=0.25, interval_90=None, **values)
     assert decision.text() == "expected Dice unknown, training share of defects 25.0%, tuned mask rules"
     assert Decision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
 

@@ -165,7 +165,7 @@ def test_evaluate_without_a_submission_says_what_makes_one(config, fails_with_on
 
 
 def test_submission_of_one_fold_says_how_to_get_the_expected_score(config, run_script):
-    write_runs(config, folds=("0",))
+    write_member(config, "tiny", folds="0")
     summary, printed = blend(run_script, config)
     assert summary["decision"]["expected_score"] is None
     assert "expected macro-F1 unknown" in printed and "src/train.py --fold all" in printed

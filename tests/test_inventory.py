@@ -81,7 +81,8 @@ def test_inventory_counts_what_a_layout_of_single_files_does_not_list(root, conf
 def test_inventory_names_the_null_setting_of_an_unused_folder(root, lines):
     (root / "masks").mkdir()
     (root / "more").mkdir()
-    unused = _line(lines(root, folders={"normal": "train/normal_images", "masks": None}), "not used")
+    folders = {"normal": "train/normal_images", "masks": None}
+    unused = _line(lines(root, source="folders", folders=folders), "not used")
     assert "masks (data.folders.masks set to null), more" in unused
 
 

@@ -102,7 +102,7 @@ def test_one_trained_fold_is_enough_and_is_named(make_dataset, config_file, run_
     run_script("ensemble.py", run_at(path))
     key = answers_file(path, [1, 0, 0, 1, 0, 0])
     evaluated = run_script("evaluate.py", *submitted_at(path), "--set", f"data.answers={key}")
-    assert evaluated.code == 0 and "unknown" in evaluated.stdout and "single fold" in evaluated.stdout
+    assert evaluated.code == 0 and "unknown" in evaluated.stdout and "two trained folds" in evaluated.stdout
 
 
 @pytest.mark.parametrize(("use", "models"), [("full", ["full"]), ("both", ["0", "1", "full"])])

@@ -143,9 +143,11 @@ def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
 def _list_unused(data: DataConfig, root: Path, folders: list[RoleFolder]) -> list[str]:
     """Folders and image files below the root, outside the folders of the data set, that are not taken.
 
-    A folder with the name of a role whose setting is null is listed with the setting.
+    A folder with the name of a layout setting that is null is listed with the setting.
     """
-    null_roles = {role for role, name in data.folders.model_dump().items() if name is None}
+    settings = getattr(data, data.source, None)  # of the layout, if it has any
+    values = {} if settings is None else settings.model_dump()
+    null_settings = {name for name, value in values.items() if value is None}
     role_paths = {folder.path for folder in folders}
     used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
     unused = []
@@ -154,7 +156,8 @@ def _list_unused(data: DataConfig, root: Path, folders: list[RoleFolder]) -> lis
             for path in list_folders(parent):
                 if path not in used:
                     name = below(path, root)
-                    unused.append(f"{name} (data.folders.{name} set to null)" if name in null_roles else name)
+                    note = f" (data.{data.source}.{name} set to null)" if name in null_settings else ""
+                    unused.append(name + note)
             files = count_image_files(parent)
             if files:
                 unused.append(f"{files} image files in {below(parent, root)}")
