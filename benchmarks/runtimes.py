@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from defects import stages  # noqa: E402
 from defects.config import ROOT  # noqa: E402
 from defects.config_files import load_config  # noqa: E402
-from defects.deploy.exporter import FORMATS, export  # noqa: E402
+from defects.deploy.exporter import EXPORT_FORMATS, export  # noqa: E402
 from defects.deploy.model import ExportedModel, load_model  # noqa: E402
 from defects.deploy.prediction import predict, read_frame  # noqa: E402
 from defects.runs import Run  # noqa: E402
@@ -65,8 +65,8 @@ def exported(
     config = load_config(ROOT / "configs" / "demo.yaml", sets, model=detector)
     tables = stages.ensure_tables(config)
     train_fold(config, "0", tables.folds)
-    written, _ = export(Run(config), tables, "0", list(FORMATS), 16)
-    return {name: load_model(written / file) for name, (file, _) in FORMATS.items()}
+    written, _ = export(Run(config), tables, "0", list(EXPORT_FORMATS), 16)
+    return {name: load_model(written / file) for name, (file, _) in EXPORT_FORMATS.items()}
 
 
 def compare_runtimes(

@@ -47,18 +47,18 @@ def evaluate_masks(config: Config, images: pd.DataFrame, path: Path, summary: di
     sizes = image_sizes(images[images["split"] == "test"])
     files = {"tuned": path.with_suffix(".tuned.csv"), "untuned": path.with_suffix(".untuned.csv")}
     truth = read_masks_of(config, key, sizes)
-    found = {
+    obtained_dice = {
         name: mean_dice(dice_table(read_masks_of(config, file, sizes), truth, sizes))
         for name, file in files.items()
     }
     check_files({file: summary.get("files", {}).get(name) for name, file in files.items()})
-    obtained = found[summary["chosen"]]["dice"]
+    obtained = obtained_dice[summary["chosen"]]["dice"]
     print_lines(decision_lines(summary["decision"], obtained, "test Dice"))
     expected = {"tuned": summary["estimate"]["tuned_nested"], "untuned": summary["estimate"]["untuned"]}
     print(f"{'Dice':24}{'all pairs':>12}{'not empty':>12}" + "".join(map(class_title, classes)))
-    for name in found:
+    for name in obtained_dice:
         print_dice(f"{name}, out of fold", expected[name], classes)
-        print_dice(f"{name}, test", found[name], classes)
+        print_dice(f"{name}, test", obtained_dice[name], classes)
 
 
 def read_masks_of(config: Config, path: Path, sizes: pd.Series) -> pd.DataFrame:
@@ -70,15 +70,15 @@ def read_masks_of(config: Config, path: Path, sizes: pd.Series) -> pd.DataFrame:
     return all_pairs(table, sizes.index, classes)
 
 
-def print_dice(title: str, found: dict | None, classes: list[str]) -> None:
+def print_dice(title: str, dice: dict | None, classes: list[str]) -> None:
     """Means over all pairs, over those that are not empty, and over these of each class."""
     figures = [None] * (2 + len(classes))
-    if found is not None:
-        of_classes = [found["classes"][name]["dice_non_empty"] for name in classes]
-        figures = [found["dice"], found["dice_non_empty"], *of_classes]
+    if dice is not None:
+        of_classes = [dice["classes"][name]["dice_non_empty"] for name in classes]
+        figures = [dice["dice"], dice["dice_non_empty"], *of_classes]
     widths = [12, 12, *(len(class_title(name)) for name in classes)]
-    shown = ["-" if value is None else f"{value:.4f}" for value in figures]
-    print(f"{title:24}" + "".join(f"{text:>{width}}" for text, width in zip(shown, widths, strict=True)))
+    texts = ["-" if value is None else f"{value:.4f}" for value in figures]
+    print(f"{title:24}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True)))
 
 
 def class_title(name: str) -> str:
@@ -102,8 +102,8 @@ def evaluate_answers(runs: list[Run], images: pd.DataFrame, path: Path, summary:
     plain = table.assign(answer=(table["score"] >= training_threshold).astype(int))
     # What is expected at the training share is about the threshold for it, whichever was submitted.
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
-    found = outcome(table, share) | {"macro_f1_at_training_share": at_share}
-    print_lines(outcome_lines(summary["decision"], decisions, found, table))
+    result = outcome(table, share) | {"macro_f1_at_training_share": at_share}
+    print_lines(outcome_lines(summary["decision"], decisions, result, table))
     print(f"submission {path}\nruns       {', '.join(str(run.folder) for run in runs)}")
 
 
@@ -129,25 +129,25 @@ def check_files(expected: dict[Path, str | None]) -> None:
 
 
 def outcome_lines(
-    submitted: Decision, decisions: dict[str, Decision], found: dict, table: pd.DataFrame
+    submitted: Decision, decisions: dict[str, Decision], result: dict, table: pd.DataFrame
 ) -> list[tuple[str, str]]:
     """Titles and values: the expected score, whether its interval contains the result, then the result.
 
-    `found` is the outcome of the submission; its macro-F1 at the training share is that of the threshold for
+    `result` is the outcome of the submission; its macro-F1 at the training share is that of the threshold for
     this share.
     """
-    at_share = found["macro_f1_at_training_share"]
+    at_share = result["macro_f1_at_training_share"]
     lines = []
     if submitted.prior == "estimated":
-        lines += decision_lines(submitted, found["macro_f1"], "test macro-F1")
+        lines += decision_lines(submitted, result["macro_f1"], "test macro-F1")
     lines += decision_lines(decisions["train"], at_share, "test macro-F1 at that share")
-    lines.append(("test macro-F1", f"{found['macro_f1']:.4f}"))
+    lines.append(("test macro-F1", f"{result['macro_f1']:.4f}"))
     lines += threshold_lines(decisions, table)
     if at_share is not None:
-        share = f"  at the training share of defects ({found['training_share']:.1%})"
+        share = f"  at the training share of defects ({result['training_share']:.1%})"
         lines.append((share, f"{at_share:.4f}"))
-    lines.append(("  at the best possible threshold", f"{found['macro_f1_best_threshold']:.4f}"))
-    lines.append(("test AUROC", f"{found['auroc']:.4f}" if found["auroc"] is not None else "-"))
+    lines.append(("  at the best possible threshold", f"{result['macro_f1_best_threshold']:.4f}"))
+    lines.append(("test AUROC", f"{result['auroc']:.4f}" if result["auroc"] is not None else "-"))
     return lines
 
 
@@ -169,7 +169,8 @@ def threshold_lines(decisions: dict[str, Decision], table: pd.DataFrame) -> list
     """Plain macro-F1 of each threshold; none where there is but one."""
     if len(decisions) == 1:
         return []
-    labels, scores = table["label"].to_numpy(dtype=int), table["score"].to_numpy()
+    labels = table["label"].to_numpy(dtype=int)
+    scores = table["score"].to_numpy()
     lines = []
     for prior, decision in decisions.items():
         title = f"  by the threshold for the {SHARE_NAMES[prior]} ({decision.share:.1%})"

@@ -1,6 +1,6 @@
 """Draw what a data set looks like: output/<data.name>/explore.html.
 
-Also whether training images can be told from test images (adversarial validation): adversarial.json and
+Also whether training and test images can be distinguished (adversarial validation): adversarial.json and
 .html.
 """
 

@@ -1,7 +1,7 @@
 """Export a trained fold as PyTorch, ONNX and OpenVINO files, after checking that they score as it does."""
 
 from defects import cli, stages
-from defects.deploy.exporter import FORMATS, export
+from defects.deploy.exporter import EXPORT_FORMATS, export
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT
 
 
@@ -11,7 +11,7 @@ def main() -> None:
         "--fold", default=None, help="a trained fold, or full; default: the first one trained"
     )
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=[], help="default: all that suit the detector"
+        "--formats", nargs="+", choices=EXPORT_FORMATS, default=[], help="default: all that suit the detector"
     )
     parser.add_argument("--images", type=cli.positive, default=256, help="compared, at most")
     arguments = parser.parse_args()

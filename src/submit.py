@@ -43,49 +43,53 @@ def main() -> None:
         return
     with locked(path.parent, wait=False):  # two at once would not see each other
         if config.data.kaggle.kernel is None:
-            deliver_file(config, submission, arguments)
+            submit_file(config, submission, arguments)
         else:
-            deliver_notebook(runs, submission, arguments)
+            submit_notebook(runs, submission, arguments)
 
 
-def deliver_file(config: Config, submission: Submission, arguments: argparse.Namespace) -> None:
-    options, tag = file_options(submission.path), submission.sha256[:TAG_LENGTH]
+def submit_file(config: Config, submission: Submission, arguments: argparse.Namespace) -> None:
+    options = file_options(submission.path)
+    tag = submission.sha256[:TAG_LENGTH]
     if arguments.dry_run:
         command = submit_command(config.data.kaggle.competition, options, tag, submission.message)
-        report_plan([show_command(command)], [submission.path])
+        print_plan([show_command(command)], [submission.path])
         return
-    report(
+    print_receipt(
         submission,
         send(submission, config.data.kaggle.competition, tag, lambda: options, ledger_of(submission)),
     )
 
 
-def deliver_notebook(runs: list[Run], submission: Submission, arguments: argparse.Namespace) -> None:
+def submit_notebook(runs: list[Run], submission: Submission, arguments: argparse.Namespace) -> None:
     config = runs[0].config
     folder = submission.path.with_name(f"{submission.path.stem}_bundle")
-    made = bundle.build_bundle(runs, submission.summary, folder, arguments.wheels)
+    built = bundle.build_bundle(runs, submission.summary, folder, arguments.wheels)
     if submission.summary["decision"]["prior"] == "estimated":
-        print("note: the notebook estimates the share of defects anew, from the test images that it finds")
-    competition, tag = config.data.kaggle.competition, made.sha256[:TAG_LENGTH]
+        print(
+            "note: the notebook estimates the share of defects anew, from the test images that it is run on"
+        )
+    competition = config.data.kaggle.competition
+    tag = built.sha256[:TAG_LENGTH]
     pins = [] if arguments.wheels else bundle.pins(config.data.kaggle)
     if arguments.dry_run:
-        final = submit_command(competition, kernel.options(made, "VERSION"), tag, submission.message)
-        report_plan([*kernel.planned(made, pins), show_command(final)], kernel.files(made))
+        final = submit_command(competition, kernel.options(built, "VERSION"), tag, submission.message)
+        print_plan([*kernel.planned(built, pins), show_command(final)], kernel.list_bundle_files(built))
         return
 
     def run_there() -> list[str]:
         if arguments.wheels is None:
-            bundle.fetch_wheels(pins, made.folder / "dataset")
-        return kernel.run_notebook(made)
+            bundle.fetch_wheels(pins, built.folder / "dataset")
+        return kernel.run_notebook(built)
 
-    report(submission, send(submission, competition, tag, run_there, ledger_of(submission)))
+    print_receipt(submission, send(submission, competition, tag, run_there, ledger_of(submission)))
 
 
 def ledger_of(submission: Submission) -> Path:
     return submission.path.with_name("ledger.csv")
 
 
-def report_plan(commands: list[str], files: list[Path]) -> None:
+def print_plan(commands: list[str], files: list[Path]) -> None:
     print("dry run, nothing is sent; the commands would be")
     for command in commands:
         print(f"  {command}")
@@ -94,7 +98,7 @@ def report_plan(commands: list[str], files: list[Path]) -> None:
         print(f"  {path} ({path.stat().st_size:,} bytes)")
 
 
-def report(submission: Submission, row: dict) -> None:
+def print_receipt(submission: Submission, row: dict) -> None:
     score = f", public score {row['public_score']}" if row["public_score"] else ""
     print(f"on Kaggle as {row['ref']}: {row['status']}{score}")
     print(f"wrote {ledger_of(submission)}")

@@ -1,7 +1,7 @@
 """Train many experiments: every combination of models, settings and seeds in a YAML, fold by fold.
 
 python src/sweep.py SWEEP.yaml takes one job after the other; torchrun --nproc_per_node 4 src/sweep.py
-SWEEP.yaml takes four at a time, on as many machines as it is told (they must share the output folder). Run
+SWEEP.yaml takes four at a time, on as many machines as run it (they must share the output folder). Run
 the same command again to go on after an interruption.
 """
 
@@ -55,13 +55,13 @@ def main() -> None:
         failed += [(member.name, log) for log in logs if log]
     failed = gather_object(failed)
     if state.is_main_process:
-        report(members, failed, folder)
+        print_results(members, failed, folder)
 
 
-def report(members: list[Experiment], failed: list[tuple[str, Path]], folder: Path) -> None:
+def print_results(members: list[Experiment], failed: list[tuple[str, Path]], folder: Path) -> None:
     """Print the table of what was trained and a line for each failed job; UserError if there are any."""
     failed_names = {name for name, _ in failed}
-    table = summarise([member for member in members if member.name not in failed_names])
+    table = tabulate_experiments([member for member in members if member.name not in failed_names])
     write_csv(folder / "summary.csv", table.reset_index())
     texts = table.astype(str).assign(**{name: table[name].map(format_number) for name in FIGURES})
     print(build_markdown_table(texts))
@@ -72,7 +72,7 @@ def report(members: list[Experiment], failed: list[tuple[str, Path]], folder: Pa
         raise UserError(f"{len(failed)} jobs failed: see their logs in {folder}, then run the sweep again")
 
 
-def summarise(members: list[Experiment]) -> pd.DataFrame:
+def tabulate_experiments(members: list[Experiment]) -> pd.DataFrame:
     """By experiment: seed, number of folds, nested macro-F1 and AUROC out of fold (none of a full fit)."""
     rows = []
     for member in members:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from defects.config_files import load_config
 from defects.evaluation.adversarial import (
-    SIDE,
+    MEASURED_SIDE,
     appearance_table,
     bootstrap_auroc,
     compare_with_test,
@@ -50,7 +50,7 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
     path = compared(textures(0, 40), textures(500, 40, brighter=40))
     outcome = run_script("explore.py", "--config", path)
     assert outcome.code == 0, outcome.stderr
-    assert "they can clearly be told apart" in outcome.stdout
+    assert "they can clearly be distinguished" in outcome.stdout
     assert "brightness: higher in the test images, median 0.6" in outcome.stdout
     folder = tmp_path / "output" / "tiny_data"
     found = json.loads((folder / "adversarial.json").read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
     assert found["defects_to_explain"] > 0.95
     assert (found["train"], found["test"]) == (40, 40)
     html = (folder / "adversarial.html").read_text(encoding="utf-8")
-    assert "Result: they can clearly be told apart" in html
+    assert "Result: they can clearly be distinguished" in html
     assert f"<b>{found['auroc']:.3f}</b>" in html
     assert html.count("<svg") == 7
     assert "http:" not in html
@@ -87,7 +87,7 @@ def test_images_from_one_source_cannot_be_told_apart(compared):
     low, high = found["interval_90"]
     assert low < 0.5 and low < found["auroc"] < high and abs(found["auroc"] - 0.5) < 0.1
     assert (
-        describe_comparison(found)[0].endswith("they cannot be told apart")
+        describe_comparison(found)[0].endswith("they cannot be distinguished")
         and len(describe_comparison(found)) == 2
     )
 
@@ -182,9 +182,9 @@ def test_interval_is_that_of_the_auroc_and_wider_for_few_groups():
 
 
 def test_features_are_those_of_the_picture():
-    flat = np.full((SIDE, SIDE, 3), 51, np.uint8)
+    flat = np.full((MEASURED_SIDE, MEASURED_SIDE, 3), 51, np.uint8)
     lit = flat.copy()
-    lit[:, SIDE // 2 :] = 102
+    lit[:, MEASURED_SIDE // 2 :] = 102
     red = np.dstack([flat[..., 0] + 51, flat[..., 1], flat[..., 2]])
     assert picture_features(flat)["brightness"] == pytest.approx(0.2, abs=1e-3)
     assert picture_features(flat)["contrast"] == pytest.approx(0, abs=1e-6)
@@ -193,8 +193,8 @@ def test_features_are_those_of_the_picture():
     assert of_lit["light at the right"] > 0.05 > -0.05 > of_lit["light at the left"]
     assert of_lit["vertical against horizontal streaks"] > 2
     assert picture_features(red)["red against blue"] == pytest.approx(0.2, abs=1e-3)
-    wave = np.sin(2 * np.pi * 12 * np.arange(SIDE) / SIDE)
-    stripes = np.tile((128 + 60 * wave).astype(np.uint8)[:, None], (1, SIDE))
+    wave = np.sin(2 * np.pi * 12 * np.arange(MEASURED_SIDE) / MEASURED_SIDE)
+    stripes = np.tile((128 + 60 * wave).astype(np.uint8)[:, None], (1, MEASURED_SIDE))
     bands = {
         name: value for name, value in picture_features(np.dstack([stripes] * 3)).items() if "cycles" in name
     }

@@ -11,7 +11,7 @@ from defects.config import of_category
 from defects.config_files import load_config
 from defects.data.images import read_image
 from defects.evaluation.metrics import macro_f1
-from defects.reports.comparison import build_text_table, summarise
+from defects.reports.comparison import build_text_table, summarise_figures
 from defects.reports.html import build_markdown_table
 
 
@@ -144,9 +144,9 @@ def test_a_mean_needs_every_category():
     rows = [("a", "x", "auroc", 0.5), ("a", "y", "auroc", 0.7), ("a", "x", "aupro", 0.4)]
     values = pd.DataFrame(rows, columns=["experiment", "category", "metric", "value"])
     about = {"detector": "d", "setting": "own", "device": "", "source": "a", "fold": "0"}
-    mean = summarise(values.assign(**about)).set_index("category").loc["mean"]
+    mean = summarise_figures(values.assign(**about)).set_index("category").loc["mean"]
     assert mean["auroc"] == pytest.approx(0.6) and np.isnan(mean["aupro"])
-    table = build_text_table(summarise(values.assign(**about)))
+    table = build_text_table(summarise_figures(values.assign(**about)))
     assert build_markdown_table(table).splitlines()[-1] == "| a | mean | d | own | 1 | 0.600 | – |"
 
 

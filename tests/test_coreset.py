@@ -41,8 +41,8 @@ VECTORS = {
 def several_passes(request, monkeypatch):
     """Few candidates and small blocks, as if there were many vectors."""
     monkeypatch.setattr(coreset, "CANDIDATES", request.param[0])
-    monkeypatch.setattr(coreset, "STEPS", request.param[1])
-    monkeypatch.setattr(coreset, "ROWS", 128)
+    monkeypatch.setattr(coreset, "CENTRES_PER_CHECK", request.param[1])
+    monkeypatch.setattr(coreset, "BLOCK_VECTORS", 128)
     monkeypatch.setattr(coreset, "CENTRES", 16)
 
 

@@ -205,7 +205,7 @@ def test_kinds_are_counted_and_the_many_rare_ones_summed():
     assert counts["train normal"] == counts["test"] == 0
     assert counts["defect: kind 00"] == 12
     assert counts["defect: 5 other kinds"] == 5 + 4 + 3 + 2 + 1
-    assert len(counts) == 3 + data_report.KINDS
+    assert len(counts) == 3 + data_report.KIND_BARS
 
 
 def test_count_group_sizes():

@@ -13,7 +13,7 @@ from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
 from defects.evaluation.thresholds import Decision, decide, decide_for_shares, estimate_prior_shift
 from defects.stages import ensure_images
-from defects.submission.send import COLUMNS, load_submission, record
+from defects.submission.send import LEDGER_COLUMNS, load_submission, record
 
 RULES = ["macro_f1", "expected_fpr"]
 
@@ -155,7 +155,7 @@ def test_printout_json_ledger_and_message_agree(blended, prior, rule, weights):
 def test_older_ledger_keeps_its_rows_and_columns(tmp_path):
     path = tmp_path / "ledger.csv"
     path.write_text("competition,tag,nested_macro_f1,status\nsteel,abc,0.75,complete\n")
-    row = dict.fromkeys(COLUMNS) | {"competition": "steel", "tag": "def", "expected_score": 0.5}
+    row = dict.fromkeys(LEDGER_COLUMNS) | {"competition": "steel", "tag": "def", "expected_score": 0.5}
     record(path, row)
     table = pd.read_csv(path)
     assert table["tag"].tolist() == ["abc", "def"]

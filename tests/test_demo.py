@@ -88,7 +88,7 @@ def test_masks_are_binary_and_small(full):
 
 
 @pytest.mark.parametrize("texture", demo.TEXTURES)
-@pytest.mark.parametrize("kind", demo.KINDS)
+@pytest.mark.parametrize("kind", demo.DEMO_DEFECTS)
 def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
     plain, nothing = demo.draw_image([5, 0], texture)
     image, mask = demo.draw_image([5, 0], texture, kind)
@@ -99,7 +99,7 @@ def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
     assert change[far].max() <= 1  # the tail of a soft edge may tip a rounding
 
 
-@pytest.mark.parametrize("kind", list(demo.KINDS))
+@pytest.mark.parametrize("kind", list(demo.DEMO_DEFECTS))
 def test_strength_multiplies_the_change_alone(kind):
     normal, weak, full = (
         demo.draw_image([7], "cast", *last)[0].astype(int) for last in ((), (kind, 0.5), (kind,))
@@ -129,7 +129,7 @@ def test_sample_and_hidden_key_agree(full):
     assert (sample["answer"] == 0).all()
     assert key["answer"].sum() == 60
     assert ((key["kind"] != "normal") == (key["answer"] == 1)).all()
-    assert key["kind"].value_counts().to_dict() == {"normal": 340} | dict.fromkeys(demo.KINDS, 15)
+    assert key["kind"].value_counts().to_dict() == {"normal": 340} | dict.fromkeys(demo.DEMO_DEFECTS, 15)
     assert 20 < key["answer"][:200].sum() < 40  # shuffled
 
 

@@ -139,7 +139,7 @@ def test_divide_images_shares_no_group(make_dataset, make_config):
     leaking = table.assign(
         group=table["group"].where(table["fold"] != "0", data.training_rows["group"].iloc[0])
     )
-    with pytest.raises(UserError, match="shares a group with held-out images"):
+    with pytest.raises(UserError, match="shares a group with validation images"):
         divide_images(config, "0", leaking, load_training_rows(config, "0"))
 
 

@@ -135,7 +135,7 @@ def test_drawings_among_the_images_are_noted(root, lines):
     first = sorted((root / "train/normal_images").iterdir())[0]
     write_png(first.with_name(f"{first.stem}_overlay.png"), texture(50))
     write_png(first.with_name("front_overlay.png"), texture(51))
-    note = _line(lines(root), "note: 1 images are called like drawings")
+    note = _line(lines(root), "note: 1 images are named like drawings")
     assert f"{first.stem}_overlay.png" in note and "train/normal_images" in note
 
 

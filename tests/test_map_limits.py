@@ -75,7 +75,7 @@ def test_map_limits_without_normal_images_come_from_images_with_defects(config, 
     maps = held_maps(config, "0")
     assert normal == pytest.approx(np.median(maps), rel=1e-3)
     assert (maps > cut).mean() <= config.threshold.fpr < (maps >= cut).mean() + 0.01
-    assert "no normal image was held out" in capsys.readouterr().out
+    assert "no normal image is out of fold" in capsys.readouterr().out
 
 
 def test_map_limits_read_one_map_at_a_time(config):

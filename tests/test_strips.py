@@ -60,10 +60,10 @@ def test_layout(folder):
     train, test = (sorted(p.name for p in (root / f"{part}_images").iterdir()) for part in ("train", "test"))
     assert (len(train), len(test), len({*train, *test})) == (240, 40, 280)
     assert table_form(root / "train.csv") == "split"
-    assert (read_rle_table(root / "train.csv", strips.CLASSES)["runs"] != "").all()
-    expected = [(name, target) for name in test for target in strips.CLASSES]
+    assert (read_rle_table(root / "train.csv", strips.STRIP_CLASSES)["runs"] != "").all()
+    expected = [(name, target) for name in test for target in strips.STRIP_CLASSES]
     for path in (root / "sample_submission.csv", folder / "key.csv"):
-        table = read_rle_table(path, strips.CLASSES)
+        table = read_rle_table(path, strips.STRIP_CLASSES)
         assert table_form(path) == "joined"
         assert list(zip(table["image_id"], table["target"], strict=True)) == expected
     image = _read(root / "train_images" / train[0])
@@ -72,14 +72,14 @@ def test_layout(folder):
 
 
 def test_shares_of_the_classes_are_the_measured_ones(folder):
-    table = read_rle_table(folder / "data/train.csv", strips.CLASSES)
+    table = read_rle_table(folder / "data/train.csv", strips.STRIP_CLASSES)
     measured = pd.Series({"1": 897, "2": 247, "3": 5150, "4": 801}) / 12_568 * 240
     assert (table["target"].value_counts() - measured).abs().max() < 2.5
     assert abs(table["image_id"].nunique() - 6_666 / 12_568 * 240) < 2.5
     assert (table["image_id"].value_counts() > 1).sum() >= 5
 
 
-@pytest.mark.parametrize("name", strips.CLASSES)
+@pytest.mark.parametrize("name", strips.STRIP_CLASSES)
 def test_a_mask_lies_on_the_defect_that_is_drawn(name):
     """The defect is drawn last, from the same generator: the clean strip of the same key lies below it."""
     for seed in range(12):
@@ -101,7 +101,7 @@ def test_masks_hold_pixels_do_not_meet_and_keep_off_the_black_border(size):
         image, masks = _draw("1234", seed, size)
         black = image < strips.DARKEST
         borders += black.any()
-        assert set(masks) == set(strips.CLASSES)
+        assert set(masks) == set(strips.STRIP_CLASSES)
         assert all(mask.any() for mask in masks.values())
         total = sum(masks.values())
         assert total.max() == 1
@@ -138,7 +138,7 @@ def test_pairs_of_duplicates(folder):
 
 
 def test_the_files_show_what_the_table_marks(folder):
-    table = read_rle_table(folder / "data/train.csv", strips.CLASSES)
+    table = read_rle_table(folder / "data/train.csv", strips.STRIP_CLASSES)
     for row in table[table["target"].isin(["1", "2"])].itertuples():  # these two are always dark
         image = _read(folder / "data/train_images" / row.image_id)[..., 0]
         mask = rle.decode(row.runs, SIZE)
@@ -151,8 +151,8 @@ def test_the_source_generates_once(tmp_path, monkeypatch, capsys):
         make_data_config, name="set", source="strips", root=tmp_path / "strips", image_size=(32, 96)
     )
     with pytest.raises(UserError, match=r"data\.answers"):
-        list_data(data(classes=strips.CLASSES))
-    data = data(classes=strips.CLASSES, answers=tmp_path / "key.csv", strips={**SMALL, "seed": 1})
+        list_data(data(classes=strips.STRIP_CLASSES))
+    data = data(classes=strips.STRIP_CLASSES, answers=tmp_path / "key.csv", strips={**SMALL, "seed": 1})
     first = list_data(data)
     assert "generating the strips" in capsys.readouterr().out
     assert first.images["split"].value_counts().to_dict() == {"train": 6, "test": 3}

@@ -257,7 +257,7 @@ class InferConfig(Section):
 
 
 class ThresholdConfig(Section):
-    """How the decision threshold is found on out-of-fold scores; `fpr` also where there are no defects."""
+    """How the decision threshold is chosen on out-of-fold scores; `fpr` also where there are no defects."""
 
     rule: Literal["macro_f1", "expected_fpr"] = "macro_f1"
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of out-of-fold normal images to reject
@@ -269,7 +269,7 @@ class EnsembleConfig(Section):
 
     method: Literal["auto", "mean", "stack"] = "auto"  # auto: the mean, or what is surely better
     weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
-    compare: bool = True  # first see whether training images can be told from test images
+    compare: bool = True  # first compare training and test images
 
     @field_validator("weights")
     @classmethod

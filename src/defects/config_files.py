@@ -32,7 +32,7 @@ def load_config(
     `path` is an experiment. Its `data` and `model` name files of configs/data and configs/models, or hold the
     settings themselves. `data` and `model` take the place of these names; a `model` given here also replaces
     what the experiment says of training, since a learning rate of another model would be worse than a
-    default. The run is called `<data.name>_<model>`, or as the file, where settings stand in it. Without
+    default. The run is named `<data.name>_<model>`, or as the file, where settings stand in it. Without
     `needs_model` the model may be missing, for stages that use none and should not wait for its libraries.
     Raises UserError for unreadable files, unknown keys (naming the nearest known one) and bad values.
     """

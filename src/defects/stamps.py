@@ -38,7 +38,12 @@ ABOUT_THE_INDEX = {
     "data.inverted_masks",
 }
 # Settings that name files: what counts is what these hold, wherever they lie.
-FILES = ("model.backbone.weights", "model.options.teacher", "model.options.textures", "model.options.penalty")
+FILE_SETTINGS = (
+    "model.backbone.weights",
+    "model.options.teacher",
+    "model.options.textures",
+    "model.options.penalty",
+)
 
 Stamp = dict[str, dict[str, Any]]
 
@@ -53,7 +58,7 @@ def settings_but(section: BaseModel, excluded: set[str], prefix: str = "") -> di
 
 def file_contents(settings: dict[str, Any]) -> dict[str, str | None]:
     """Of the files and folders that these settings name; None where there is none, or none any more."""
-    return {name: content_of(settings[name]) for name in FILES if settings.get(name) is not None}
+    return {name: content_of(settings[name]) for name in FILE_SETTINGS if settings.get(name) is not None}
 
 
 def content_of(path: Path | str) -> str | None:

@@ -36,7 +36,7 @@ RING = 12  # pixels around a defect whose brightness is matched
 GAINS = (0.5, 2.0)
 OUTWARD = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])  # x, y: left, right, top, bottom
 
-VISIBLE = 0.35  # share of the full change from which a pixel belongs to the mask of a drawn defect
+DRAWN_MASK_SHARE = 0.35  # share of the full change from which a pixel belongs to the mask of a drawn defect
 LINES = 0.4  # of all drawn defects
 RADII = (0.02, 0.35)  # of a blot, times the shorter side
 STRETCHED = 0.8  # log of the largest ratio of a blot's width and height
@@ -221,7 +221,7 @@ def draw_defect(image: np.ndarray, random: Generator) -> tuple[np.ndarray, np.nd
     weight = _soften(draw_shape(image.shape[:2], random), random)
     fill = FILLS[random.integers(len(FILLS))](image.astype(np.float32), random)
     mixed = image + weight[..., None] * (fill - image)
-    return np.rint(mixed).clip(0, 255).astype(np.uint8), (weight > VISIBLE).astype(np.uint8)
+    return np.rint(mixed).clip(0, 255).astype(np.uint8), (weight > DRAWN_MASK_SHARE).astype(np.uint8)
 
 
 def _draw_blot(size: tuple[int, int], random: Generator) -> np.ndarray:

@@ -17,7 +17,7 @@ from defects.data.labels import is_marked, read_masks
 from defects.messages import UserError
 from defects.numerics import derive_seed
 
-KEY = 1  # of its random numbers, which are none of the augmentation's
+BLACK_OUT_STREAM = 1  # of its random numbers, which are none of the augmentation's
 RIM = np.ones((3, 3), np.uint8)  # a JPEG decoded at a fraction of its size spreads a defect by a pixel
 
 
@@ -69,7 +69,7 @@ class BlackOut:
         return cv2.dilate(mask.astype(np.uint8), RIM) > 0
 
     def _random(self, epoch: int, row: int) -> np.random.Generator:
-        return np.random.default_rng(derive_seed(self.seed, epoch, row, KEY))
+        return np.random.default_rng(derive_seed(self.seed, epoch, row, BLACK_OUT_STREAM))
 
 
 def covered(image: np.ndarray, cover: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def find_damage(content: bytes, header: Header) -> str:
     """What is wrong within data that decoders take, or "": costs up to as much as decoding does.
 
     For JPEG libjpeg's own warnings, which OpenCV prints without a file name before it fills in grey. Values
-    changed in uncompressed files and in WebP, which has no checksum, cannot be told from others.
+    changed in uncompressed files and in WebP, which has no checksum, cannot be distinguished from others.
     """
     if header.format == "JPEG":
         return _find_jpeg_damage(without_padding(content))

@@ -40,13 +40,13 @@ from defects.data.registration import (
     thumbnail,
 )
 
-SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
+PICTURE_SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
 ZOOMS = [(y, x) for y in (1.0, 1.05, 1.1) for x in (1.0, 1.05, 1.1) if y * x > 1]
 SAME_PICTURE = np.arctanh(0.9995)  # agreement of copies of one picture
 BLOCK = 512  # images compared at once
 TILE = 2**13  # with so many others: 16 MB of scores
 LARGEST_GROUP = 0.25  # of the images; larger ones tell a common design
-MOST_LINKS = 16  # pairs looked at before two groups are joined
+MOST_LINKS = 16  # pairs compared before two groups are joined
 # Of the threshold; agreements unless another unit is stated.
 SAMPLE = 128  # images that are compared
 PARTNERS = 12  # with so many others
@@ -77,7 +77,7 @@ class SiblingSearch:
     threshold: float  # correlation from which on a pair is taken for one object
     chance_level: float  # correlation that different objects of the set hardly exceed
     kind: str  # of the threshold: apart, alike, few
-    compared: pd.DataFrame  # i, j, correlation, flip of the pairs that were looked at
+    compared: pd.DataFrame  # i, j, correlation, flip of the compared pairs
     different: np.ndarray  # correlations of a sample of pairs of different objects
 
 
@@ -104,7 +104,9 @@ def search_siblings(
     details, spectra, usable = _features(thumbnails, settings.min_texture, folder)
     contents = np.array([hashlib.sha256(picture).hexdigest() for picture in thumbnails], dtype=object)
     aspects = np.ones(len(thumbnails)) if aspects is None else aspects
-    comparison = PairComparison(thumbnails, details, usable, aspects, round(settings.max_shift * SIDE))
+    comparison = PairComparison(
+        thumbnails, details, usable, aspects, round(settings.max_shift * PICTURE_SIDE)
+    )
     nearest, codes = _nearest_images(spectra, settings.neighbours + PARTNERS // 2)
     sample = _sample_pairs(nearest, contents[usable], settings.neighbours)
     agreements_of_different = comparison.measure_at_any_angle(sample)
@@ -146,7 +148,7 @@ def _features(
     thumbnails: np.ndarray, min_texture: float, folder: Path | None
 ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Of the K pictures with texture: details [K, S, S], halves of spectra [K, H, F], positions [K]."""
-    side = min(SIDE, thumbnails.shape[1])
+    side = min(PICTURE_SIDE, thumbnails.shape[1])
     # In half precision: this array takes the most memory.
     details = allocate_array((len(thumbnails), side, side), np.float16, folder)
     spectra = allocate_array((len(thumbnails), FREQUENCIES + 1, 2 * FREQUENCIES + 1), np.float32, folder)
@@ -186,7 +188,7 @@ def _nearest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The images most like any flip of the queries in `rows` [B, 1], and codes of the flips: int [B, count].
 
-    Others are looked at TILE by TILE, so that memory does not grow with their number.
+    Others are compared TILE by TILE, so that memory does not grow with their number.
     """
     block = _complete_spectra(queries[rows[:, 0]])
     flipped = torch.stack([flip_pictures(block, code)[:, : FREQUENCIES + 1] for code in SPECTRAL_CODES])
@@ -208,7 +210,7 @@ def _nearest(
 
 
 def _complete_spectra(halves: torch.Tensor) -> torch.Tensor:
-    """[N, H, F] -> [N, F, F]: the other half-plane of a real picture's spectrum is the same, turned."""
+    """[N, H, F] -> [N, F, F]: the other half-plane of a real picture's spectrum is the same, rotated."""
     return torch.cat([halves, halves[:, :FREQUENCIES].flip(1, 2)], 1)
 
 
@@ -399,7 +401,7 @@ def _without_chains(
     """The pairs within groups; groups are joined only where most of their members agree with each other.
 
     To agree is to exceed `least`. The pairs that agree best are joined first; of large groups MOST_LINKS
-    pairs of members are looked at.
+    pairs of members are compared.
     """
     agreements = dict(zip(zip(compared["i"], compared["j"], strict=True), compared["agreement"], strict=True))
     group_of = {image: image for image in np.unique(alike[["i", "j"]])}

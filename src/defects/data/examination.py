@@ -122,7 +122,7 @@ def _examine_masks(root: Path, path: str, mask_path: str, inverted: bool = False
         if picture is not None:
             second = next(name for name in names if name != picture)
             problem = (
-                f"{root / picture} and {root / second} are called like masks of {path}, but the first looks "
+                f"{root / picture} and {root / second} are named like masks of {path}, but the first looks "
                 "like a picture: remove it"
             )
     return ExaminedMasks(tuple(facts), float(np.mean(united)), problem)

@@ -24,7 +24,7 @@ from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, join
 STRICTER = [0.95, 0.98, 0.99, 0.995, 0.999, 1.0]  # correlations tried where groups would be too few for folds
 SEARCH_FILE = "siblings.json"
 EDGES = np.linspace(0, 5, 101)  # of its histograms, in Fisher transforms of correlations
-CLOSEST_APART = 12  # pairs not joined that it lists, to be looked at
+CLOSEST_APART = 12  # pairs not joined that it lists, for a person to check
 ADVICE = "name photographs that belong together in split.group_file or split.group_pattern"
 NOT_THE_FOLDS = ABOUT_THE_INDEX | {"data.image_size"}  # siblings are searched for on thumbnails
 

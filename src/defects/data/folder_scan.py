@@ -258,7 +258,7 @@ def _leads_nowhere(link: Path) -> bool:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself, or to where nothing may be looked at
+    except OSError:  # a link that leads to itself, or to a folder without permission
         return False
 
 

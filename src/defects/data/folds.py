@@ -14,9 +14,9 @@ from defects.files import same_text
 from defects.messages import SHOWN_NAMES, UserError, shorten_names
 
 NORMAL = "the normal images"  # in messages
-TRAINING_ONLY = "train"  # in place of a fold's number: learnt from in every fold, never held out
+TRAINING_ONLY = "train"  # in place of a fold's number: learnt from in every fold, never validated on
 # Degrees counter-clockwise, by symmetries; with `rotations` any angle will do.
-ANGLES = {"dihedral": [0.0, 90.0, 180.0, 270.0], "flips": [0.0, 180.0], "none": [0.0]}
+SYMMETRY_DEGREES = {"dihedral": [0.0, 90.0, 180.0, 270.0], "flips": [0.0, 180.0], "none": [0.0]}
 
 Transform = tuple[float, str]  # degrees counter-clockwise, and the flip ("none" or "horizontal") made before
 
@@ -78,10 +78,10 @@ def _members_of_classes(images: pd.DataFrame, classes: list[str]) -> dict[str, n
 def _find_only_groups(
     groups: np.ndarray, images: pd.DataFrame, classes: list[str], split: SplitConfig
 ) -> tuple[np.ndarray, list[str]]:
-    """bool [N]: images of groups that are the only one of their class, which cannot be held out; and notes.
+    """bool [N]: images of groups that are the only one of their class: never validated on; and notes.
 
     Several pictures that the search for siblings joined into one group do not count: there it is more likely
-    wrong. Without classes normal images are not looked at either.
+    wrong. Without classes normal images are not checked either.
     """
     is_training_only = np.zeros(len(images), dtype=bool)
     is_stated = split.group_file is not None or split.group_pattern is not None
@@ -116,7 +116,7 @@ def _check_counts(
     """UserError when there are fewer groups of a class than folds, naming where the groups come from.
 
     Without classes there may be no defect at all, with them no normal image, or none of a class. Normal
-    images of groups that are never held out do not count.
+    images of groups that are in no validation fold do not count.
     """
     members = _members_of_classes(images, classes)
     counts = {}  # groups of the classes that have too few
@@ -281,7 +281,7 @@ def _count_copies_of_classes(rare: pd.DataFrame, ratio: float) -> np.ndarray:
 def spread_transforms(symmetries: str, copies: int, angle_step: float) -> list[Transform]:
     """`copies` distinct label-preserving transforms, evenly spread; fewer if there are no more.
 
-    A vertical flip is a horizontal one turned by 180 degrees, so only {none, horizontal} x angles are
+    A vertical flip is a horizontal one rotated by 180 degrees, so only {none, horizontal} x angles are
     distinct: 72 at 10 degrees, not 108. Free rotation halves the step until there are enough.
     """
     flips = ["none"] if symmetries == "none" else ["none", "horizontal"]
@@ -290,7 +290,7 @@ def spread_transforms(symmetries: str, copies: int, angle_step: float) -> list[T
             angle_step /= 2
         angles = [number * angle_step for number in range(int(360 // angle_step))]
     else:
-        angles = ANGLES[symmetries]
+        angles = SYMMETRY_DEGREES[symmetries]
     copies = min(copies, len(flips) * len(angles))
     flipped = copies // 2 if len(flips) == 2 else 0
     # The flipped copies take the angles half-way between those of the plain ones.

@@ -64,7 +64,7 @@ class Header:
 
 
 def read_header(content: bytes) -> Header:
-    """Of a file's content. Of a broken header the format at most is told: the decoder will fail on it."""
+    """Of a file's content. Of a broken header the format at most is known: the decoder will fail on it."""
     for start, fault in FOREIGN.items():
         if content.startswith(start):
             return Header(fault=fault)

@@ -284,7 +284,7 @@ def _adapt_to_opencv(content: bytes, header: Header) -> bytes:
 
 def _too_large(path: Path) -> UserError:
     return UserError(
-        f"{path} claims to have more pixels than {PIXEL_LIMIT}={os.environ[PIXEL_LIMIT]}: cut it into tiles"
+        f"{path} claims to have more pixels than {PIXEL_LIMIT}={os.environ[PIXEL_LIMIT]}: split it into tiles"
     )
 
 

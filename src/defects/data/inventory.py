@@ -278,7 +278,7 @@ def _notes(
         drawings = _find_drawings(folder, root)
         if drawings:
             lines.append(
-                f"{len(drawings)} images are called like drawings of others beside them, and are taken as "
+                f"{len(drawings)} images are named like drawings of others beside them, and are taken as "
                 f"images: {shorten_names(drawings)}; if they are drawings, move them out of {folder.setting}"
             )
     return lines

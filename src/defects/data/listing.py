@@ -20,7 +20,7 @@ from defects.files import same_text
 from defects.messages import UNWRITABLE, UserError, shorten_names
 
 Role = Literal["normal", "abnormal", "masks", "test"]
-COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
+LISTING_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class RoleFolder:
 
 @dataclass
 class Listing:
-    """`images`: a row for each image (COLUMNS; paths relative to data.root, label empty where unknown).
+    """`images`: a row for each image (LISTING_COLUMNS; paths below data.root, label empty where unknown).
 
     Where data.classes names classes, also `class_columns`: the run-length mask of each class, "" without
     one; label is then 1 if there is any. `runs` is the same as a long table (read_rle_table), as it stands
@@ -71,7 +71,7 @@ def make_rows(
     kind: str = "",
     prefix: str = "",
 ) -> pd.DataFrame:
-    """Rows (COLUMNS) of images whose id is `prefix` and their path below `base`.
+    """Rows (LISTING_COLUMNS) of images whose id is `prefix` and their path below `base`.
 
     Raises UserError for names that no table can hold.
     """
@@ -84,7 +84,7 @@ def make_rows(
         }
     )
     table = table.assign(split=split, label=label, mask_path="", kind=kind)
-    return table.astype({"label": "Int64"})[COLUMNS]
+    return table.astype({"label": "Int64"})[LISTING_COLUMNS]
 
 
 def below(path: Path, root: Path) -> str:
@@ -152,7 +152,7 @@ def _check_nested(folders: Sequence[RoleFolder]) -> None:
         for inner in outer.nested:
             if inner.role != "masks" and outer.role not in ("normal", "abnormal"):
                 raise UserError(
-                    f"{inner} lies inside {outer}: whether its files count as both cannot be told; name two "
+                    f"{inner} lies inside {outer}: it is unclear whether its files count as both; name two "
                     "folders that lie beside each other"
                 )
 

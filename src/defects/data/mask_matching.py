@@ -53,7 +53,7 @@ class MaskMatches:
 
 @dataclass
 class MasksBeside:
-    """Files of one folder told apart: `images` in their order, masks of some of them, masks of none."""
+    """Files of one folder by kind: `images` in their order, masks of some of them, masks of none."""
 
     images: list[Path]
     masks: dict[Path, list[Path]] = field(default_factory=dict)
@@ -195,7 +195,7 @@ def split_off_masks(files: Sequence[Path], setting: str, are_masks_here: bool = 
     """Tell images and masks apart, by name first, then by the pixels of those files that may be either.
 
     Two pictures may have one stem (a.jpg, a.png) if neither looks like a mask. `setting` names the folder in
-    messages; `are_masks_here`: the user said that masks lie in it. Raises UserError where it cannot be told.
+    messages; `are_masks_here`: the user said that masks lie in it. Raises UserError where this is unclear.
     """
     if not _may_hold_masks(files):
         return MasksBeside(list(files))
@@ -376,7 +376,7 @@ def _has_certain_word(path: Path) -> bool:
 def _cannot_tell(paths: list[Path], reason: str, setting: str) -> UserError:
     names = " and ".join(str(path) for path in paths[:2])
     return UserError(
-        f"{setting}: {names} have one name, and which is an image cannot be told ({reason}): move masks into "
+        f"{setting}: {names} have one name, and which is an image is unclear ({reason}): move masks into "
         "a folder of their own (data.folders.masks of data.source=folders), or rename one of two pictures"
     )
 

@@ -26,13 +26,13 @@ FLIPS = [*MIRRORS, *(f"transposed+{name}" for name in MIRRORS)]
 FINE = 1 / 80
 COARSE = 1 / 24
 RINGS = np.arange(3, 12)  # cycles per side, of the power spectrum that rotations are read from
-ANGLES = 180  # directions of half a turn; the other half of a real picture's spectrum is the same
+DIRECTION_COUNT = 180  # directions of half a turn; the other half of a real picture's spectrum is the same
 PEAKS = 3  # rotations tried
 PEAK_WIDTH = 6  # directions that they lie apart, at least
-STEPS = 15  # of the refinement
-MARGIN = 0.05  # of the side, at each edge: not compared, since filters max_shift beyond the picture there
+REFINEMENT_STEPS = 15  # of the refinement
+MARGIN_SHARE = 0.05  # of the side, at each edge: not compared, since filters reach beyond the picture there
 LEAST_OVERLAP = 0.3  # of the picture; with less in common there is nothing to compare
-PARTS = 4  # the picture is compared as a whole, and in PARTS x PARTS parts
+GRID_CELLS = 4  # the picture is compared as a whole, and in GRID_CELLS x GRID_CELLS parts
 FLAT_ENERGY = 0.005  # mean square of a part's texture that counts as nothing to be seen
 LARGEST_CORRELATION = 0.99999  # so that its Fisher transform is finite
 FREQUENCIES = 11  # cycles per side that count of the power spectrum, in each direction
@@ -159,7 +159,7 @@ def compute_polar_spectrum(picture: np.ndarray, aspect: float) -> np.ndarray:
     """
     middle = len(picture) // 2
     amplitude = np.sqrt(np.abs(np.fft.fftshift(np.fft.fft2(picture)))).astype(np.float32)
-    directions = np.arange(ANGLES) * np.pi / ANGLES
+    directions = np.arange(DIRECTION_COUNT) * np.pi / DIRECTION_COUNT
     columns = middle + RINGS[:, None] * np.cos(directions) * np.sqrt(aspect)
     rows = middle + RINGS[:, None] * np.sin(directions) / np.sqrt(aspect)
     rings = cv2.remap(amplitude, columns.astype(np.float32), rows.astype(np.float32), cv2.INTER_LINEAR)
@@ -169,15 +169,15 @@ def compute_polar_spectrum(picture: np.ndarray, aspect: float) -> np.ndarray:
 
 def find_likely_rotations(still: np.ndarray, moved: np.ndarray) -> list[tuple[bool, float]]:
     """The PEAKS best ones by polar spectra: whether mirrored as well, and degrees between 0 and 180."""
-    straight = np.fft.irfft((still.conj() * moved).sum(axis=0), ANGLES)
-    mirrored = np.fft.irfft((still.conj() * moved.conj()).sum(axis=0), ANGLES)
+    straight = np.fft.irfft((still.conj() * moved).sum(axis=0), DIRECTION_COUNT)
+    mirrored = np.fft.irfft((still.conj() * moved.conj()).sum(axis=0), DIRECTION_COUNT)
     scores = np.stack([straight, mirrored])
     rotations = []
     for _ in range(PEAKS):
         is_mirrored, direction = np.unravel_index(scores.argmax(), scores.shape)
-        degrees = (-direction if is_mirrored else direction) * 180 / ANGLES
+        degrees = (-direction if is_mirrored else direction) * 180 / DIRECTION_COUNT
         rotations.append((bool(is_mirrored), degrees))
-        near = np.arange(direction - PEAK_WIDTH, direction + PEAK_WIDTH + 1) % ANGLES
+        near = np.arange(direction - PEAK_WIDTH, direction + PEAK_WIDTH + 1) % DIRECTION_COUNT
         scores[is_mirrored, near] = -np.inf
     return rotations
 
@@ -222,7 +222,7 @@ def find_start_at_any_angle(
 
 def refine(still: np.ndarray, moved: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The affine map [3, 3] near `start` from places in `still` to places in `moved`, both float32 [S, S]."""
-    steps = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, STEPS, 1e-4)
+    steps = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, REFINEMENT_STEPS, 1e-4)
     begin = start[:2].astype(np.float32)
     try:
         _, refined = cv2.findTransformECC(still, moved, begin, cv2.MOTION_AFFINE, steps, None, 1)
@@ -256,7 +256,7 @@ def measure_agreement(still: np.ndarray, moved: np.ndarray, matrix: np.ndarray) 
     x = still * weight
     y = warped * weight
     layers = cv2.merge([weight, x, y, x * still, y * warped, x * warped])
-    sums = cv2.resize(layers, (PARTS, PARTS), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+    sums = cv2.resize(layers, (GRID_CELLS, GRID_CELLS), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
     of_picture = np.arctanh(_correlation(sums.mean(axis=(1, 2)), 0.0))
     of_parts = np.arctanh(_correlation(sums, FLAT_ENERGY))
     return float(max(of_picture, np.average(of_parts, weights=sums[0])))
@@ -266,7 +266,7 @@ def measure_agreement(still: np.ndarray, moved: np.ndarray, matrix: np.ndarray) 
 def _inner(side: int) -> np.ndarray:
     """float32 [S, S]: 1 inside the margin."""
     inner = np.zeros((side, side), np.float32)
-    margin = round(MARGIN * side)
+    margin = round(MARGIN_SHARE * side)
     inner[margin : side - margin, margin : side - margin] = 1
     return inner
 

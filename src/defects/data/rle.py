@@ -27,7 +27,7 @@ FORM_COLUMNS = {
     "joined": ["ImageId_ClassId", "EncodedPixels"],  # 2019: ids are `0002cc93b.jpg_1`, clean rows empty
     "split": ["ImageId", "EncodedPixels", "ClassId"],  # since then: clean images absent
 }
-COLUMNS = ["image_id", "target", "runs"]
+RLE_COLUMNS = ["image_id", "target", "runs"]
 EVERY_CLASS = "0"  # ClassId of the newer sample submission, which has one row per image
 NO_MASK = {"", "-1", "0", "nan", "none", "null", "na", "n/a", "<na>", "[]"}  # what programs write for none
 NO_CLASS = {"", "-1", "0", "nan", "none", "null", "na", "n/a", "<na>"}
@@ -106,10 +106,10 @@ def table_form(path: Path) -> Form:
 
 
 def read_rle_table(path: Path, classes: list[str]) -> pd.DataFrame:
-    """A sample or a submission. COLUMNS as text in the file's order; index i is row i + 2 of the file.
+    """A sample or a submission. RLE_COLUMNS as text in the file's order; index i is row i + 2 of the file.
 
     A row for every class stands for each row of a sample submission that names none: class 0 and the
-    same placeholder in all rows. The runs themselves are not looked at: `check_runs`. Raises UserError
+    same placeholder in all rows. The runs themselves are not checked: `check_runs`. Raises UserError
     naming the first row with an unknown class, a malformed id, or an image and class that came before.
     """
     raw = _read(path, is_exact=True)
@@ -120,13 +120,13 @@ def read_rle_table(path: Path, classes: list[str]) -> pd.DataFrame:
         _check_repeated(path, table)
         return table
     _check_repeated(path, table)
-    return _for_every_class(table, classes)[COLUMNS].reset_index(drop=True)
+    return _for_every_class(table, classes)[RLE_COLUMNS].reset_index(drop=True)
 
 
 def read_annotations(
     path: Path, classes: list[str], images: Collection[str], unlisted: Literal["error", "drop"] = "error"
 ) -> pd.DataFrame:
-    """Masks that people have marked, of the images with these ids. COLUMNS; index i is row i + 2 of the file.
+    """Masks that people have marked, of images with these ids. RLE_COLUMNS; index i is row i + 2 of the file.
 
     As read_rle_table, but what is meant counts: any of NO_MASK stands for no mask, without a class (NO_CLASS)
     for none of any class; class `1.0` is `1`; ids may lack the suffix (`match_ids`); several rows of one
@@ -146,7 +146,7 @@ def read_annotations(
     if unlisted == "error":
         _check_classes(path, marked, classes, ", or leave its rows out with data.unlisted_classes=drop")
     clean = _for_every_class(table[is_clean], classes)
-    return pd.concat([marked, clean])[COLUMNS].sort_index(kind="stable")
+    return pd.concat([marked, clean])[RLE_COLUMNS].sort_index(kind="stable")
 
 
 def write_rle_table(path: Path, table: pd.DataFrame, form: Form) -> None:
@@ -164,11 +164,11 @@ def all_pairs(table: pd.DataFrame, image_ids: Iterable[str], classes: list[str])
 
     Several rows of one image and class are united.
     """
-    pairs = pd.MultiIndex.from_product([image_ids, classes], names=COLUMNS[:2])
-    if table.duplicated(COLUMNS[:2]).any():
-        runs = table.groupby(COLUMNS[:2])["runs"].agg(_unite)
+    pairs = pd.MultiIndex.from_product([image_ids, classes], names=RLE_COLUMNS[:2])
+    if table.duplicated(RLE_COLUMNS[:2]).any():
+        runs = table.groupby(RLE_COLUMNS[:2])["runs"].agg(_unite)
     else:
-        runs = table.set_index(COLUMNS[:2])["runs"]
+        runs = table.set_index(RLE_COLUMNS[:2])["runs"]
     return runs.reindex(pairs, fill_value="").reset_index()
 
 
@@ -224,7 +224,7 @@ def _find_form(path: Path, raw: pd.DataFrame) -> Form:
 def _to_columns(
     path: Path, raw: pd.DataFrame, classes: list[str], images: Collection[str] = ()
 ) -> pd.DataFrame:
-    """COLUMNS of a table in any form; `images`, if there are any, are those that joined ids may mean."""
+    """RLE_COLUMNS of a table in any form; `images`, if there are any, are those that joined ids may mean."""
     form = _find_form(path, raw)
     runs = raw["EncodedPixels"].str.strip()
     if form == "split":
@@ -241,7 +241,7 @@ def _to_columns(
             meanings = " or ".join(f"image {image}, class {target}" for image, target in readings)
             raise UserError(f"{subject} may mean {meanings}: write image ids with their suffix")
         pairs.append(readings[0])
-    ids = pd.DataFrame(pairs, columns=COLUMNS[:2], index=raw.index, dtype="str")
+    ids = pd.DataFrame(pairs, columns=RLE_COLUMNS[:2], index=raw.index, dtype="str")
     return ids.assign(runs=runs)
 
 
@@ -307,10 +307,10 @@ def _check_classes(path: Path, table: pd.DataFrame, classes: list[str], way_out:
 
 
 def _check_repeated(path: Path, table: pd.DataFrame) -> None:
-    repeated = table.duplicated(COLUMNS[:2])
+    repeated = table.duplicated(RLE_COLUMNS[:2])
     if repeated.any():
         row = repeated.idxmax()
-        image_id, target = table.loc[row, COLUMNS[:2]]
+        image_id, target = table.loc[row, RLE_COLUMNS[:2]]
         raise UserError(
             f"{path}: row {row + 2}: {image_id} with class {target} came before: remove one of the rows"
         )

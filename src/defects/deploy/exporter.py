@@ -42,7 +42,7 @@ from defects.runs import FULL, OOF_MAPS, Run
 from defects.submission.masks import choose_rules
 from defects.training.checkpoint import load_detector
 
-FORMATS = {  # for --formats: the file, and whether it has to score as training did
+EXPORT_FORMATS = {  # for --formats: the file, and whether it has to score as training did
     "torch": ("model.pt", True),
     "onnx": ("model.onnx", True),
     "openvino": ("openvino_fp32.xml", True),
@@ -63,7 +63,7 @@ def export(
     """
     detector = load_detector(run, fold)
     if not formats:
-        formats = [name for name in FORMATS if detector.int8 or name != "openvino_int8"]
+        formats = [name for name in EXPORT_FORMATS if detector.int8 or name != "openvino_int8"]
     graph = Graph(detector, run.config)
     check_copies(graph, run.config, formats)
     folder = run.fold_folder(fold) / "export"
@@ -111,14 +111,14 @@ def _write_export(
     detector = graph.scorer.detector
     training = tables.folds[tables.folds["fold"] != fold]
     _write_models(config, graph, training, formats, folder)
-    names = [file for file, _ in FORMATS.values() if (folder / file).exists()]
+    names = [file for file, _ in EXPORT_FORMATS.values() if (folder / file).exists()]
     _write_meta(run, tables, graph, fold, names, folder)
     rows = checked_rows(tables, fold, images)
     models = {name: load_model(folder / name) for name in names}
     thresholds = read_meta(folder).threshold
     probability = partial(_probability, detector)
     parities = compare_runtimes(_score_as_training(config, graph, rows), models, thresholds, probability)
-    for name, is_exact in FORMATS.values():
+    for name, is_exact in EXPORT_FORMATS.values():
         if is_exact and name in names and not parities[name].passes:
             raise UserError(
                 f"{name} fails the parity gate: scores differ by {parities[name].score_difference:.1e} "
@@ -171,8 +171,8 @@ def _write_models(
         single = config.model_copy(update={"infer": config.infer.model_copy(update={"batch_size": 1})})
         sample = _spread(rows, CALIBRATION_IMAGES)
         write_int8(fp32, folder / "openvino_int8.xml", _image_batches(single, sample), len(sample))
-    for name in FORMATS.keys() - set(formats):  # written on the way only
-        for part in list_parts(FORMATS[name][0]):
+    for name in EXPORT_FORMATS.keys() - set(formats):  # written on the way only
+        for part in list_parts(EXPORT_FORMATS[name][0]):
             (folder / part).unlink(missing_ok=True)
 
 
@@ -305,7 +305,7 @@ def measure_map_limits(
     oof = run.load_oof(tables.folds)
     normal = oof[oof["label"] == 0]
     if normal.empty:
-        print("note: no normal image was held out: the scale of the maps comes from images with defects")
+        print("note: no normal image is out of fold: the scale of the maps comes from images with defects")
     choices = (normal[normal["fold"] == fold], normal, oof[oof["fold"] == fold], oof)
     rows = next(choice for choice in choices if len(choice))
     has_normal = (rows["label"] == 0).all()

@@ -41,7 +41,7 @@ class MapMeta(Section):
 
     size: tuple[Count, Count]  # height, width in cells
     classes: list[str]  # [K]: what is marked in each plane
-    normal: list[float]  # [K]: median over held-out normal images
+    normal: list[float]  # [K]: median over out-of-fold normal images
     threshold: list[float]  # [K]: a cell is marked from it on
     # [K], of a segmenter of classes; None for others and for exports from before rules were kept: cells are
     # marked by `threshold` alone.

@@ -275,7 +275,7 @@ def json_writer(stream: TextIO, _: Meta) -> WritePrediction:
 def path_text(path: PurePath | str) -> str:
     r"""The path as UTF-8 can hold it: a byte of a name that is no UTF-8 becomes `\xNN`.
 
-    In such a path a backslash is doubled, so that the bytes can be told from the text. All other paths stay
+    In such a path a backslash is doubled, so that bytes and text differ. All other paths stay
     as they are.
     """
     text = str(path)

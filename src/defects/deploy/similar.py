@@ -19,7 +19,7 @@ from defects.messages import UserError
 NORMAL_IMAGES = 200  # of an export or a folder
 NORMAL_PIXELS = 160  # longer side of each
 SPECTRUM_PIXELS = 96  # with 64, fine textures are taken for one another
-CONTRAST = 1.5  # median absolute deviations of grey from its median that are told apart
+CONTRAST = 1.5  # median absolute deviations of grey from its median that are distinguished
 
 
 class Normals:

@@ -1,9 +1,10 @@
-"""Adversarial validation: can a classifier tell training images from test images, and by what?
+"""Adversarial validation: can a classifier distinguish training and test images, and by what?
 
 Where it can, out-of-fold scores say little about the test images. All training images are compared with all
-test images. Two things look like a shift and are none. Photographs of one object would be recognised again:
-groups of siblings, also those across the two sides, stay in one part of the cross-validation. And the test
-set may hold another share of defects: `defects_to_explain` is the least share that would do.
+test images. Two things look like a shift and are none. Photographs of one object would be recognised
+again: groups of siblings, also of training and test images together, stay in one part of the
+cross-validation. And the test set may hold another share of defects: `defects_to_explain` is the least share
+that would do.
 """
 
 from functools import partial
@@ -29,7 +30,7 @@ from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, sett
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 
-PARTS = 5  # of the cross-validation
+CV_FOLDS = 5  # of the cross-validation
 REPEATS = 1000  # of the bootstrap
 SEED = 0
 
@@ -38,25 +39,29 @@ NOT_THE_COMPARISON = ABOUT_THE_INDEX | {"data.image_size", "data.symmetries", "d
 
 FILE = "adversarial.json"  # of the data set's folder
 
-DEGREES = {0.8: "clearly", 0.6: "partly", 0.0: "hardly"}  # from which AUROC the two sides are told apart so
+DEGREES = {0.8: "clearly", 0.6: "partly", 0.0: "hardly"}  # from which AUROC they are distinguished so
 
 NEAR_HALF = 0.05  # a feature whose AUROC is this near to 0.5 is neither higher nor lower
-SIDE = 128  # pixels, of the square thumbnails that are measured; a JPEG is decoded at about this size
+MEASURED_SIDE = (
+    128  # pixels, of the square thumbnails that are measured; a JPEG is decoded at about this size
+)
 CELLS = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"]
 BANDS = [2, 4, 8, 16, 32, 64]  # cycles per image: limits of the bands of the power spectrum
-CYCLES = np.hypot(*np.meshgrid(*[np.fft.fftfreq(SIDE, 1 / SIDE)] * 2))  # of each term of a transform
+CYCLES = np.hypot(
+    *np.meshgrid(*[np.fft.fftfreq(MEASURED_SIDE, 1 / MEASURED_SIDE)] * 2)
+)  # of each term of a transform
 BAND_OF = np.digitize(CYCLES, BANDS).ravel()  # 0 and len(BANDS): outside
-WINDOW = np.outer(np.hanning(SIDE), np.hanning(SIDE))
-MOST = 3000  # images of either side that are measured: enough for an AUROC to two decimals
-TINY = 1e-6  # keeps logarithms of flat pictures finite
-ABOUT = ["image_id", "test", "group"]  # columns that are no features
+WINDOW = np.outer(np.hanning(MEASURED_SIDE), np.hanning(MEASURED_SIDE))
+MOST_MEASURED = 3000  # training or test images that are measured: enough for an AUROC to two decimals
+LOG_EPSILON = 1e-6  # keeps logarithms of flat pictures finite
+NO_FEATURES = ["image_id", "test", "group"]  # columns that are no features
 SETTING = ["width", "height", "width to height", "bytes per pixel", "brightness", "red against blue"]
 
 
 def stored_comparison(config: Config) -> dict[str, Any] | None:
-    """What `src/explore.py` found, unless the images, the folds or the settings have changed since."""
-    found = read_json(config.dataset_dir / FILE) or {}
-    return None if differences(found.get("inputs"), inputs(config)) else found
+    """The comparison by `src/explore.py`; None if images, folds or settings have changed since."""
+    comparison = read_json(config.dataset_dir / FILE) or {}
+    return None if differences(comparison.get("inputs"), inputs(config)) else comparison
 
 
 def inputs(config: Config) -> Stamp:
@@ -67,24 +72,25 @@ def inputs(config: Config) -> Stamp:
     return {"settings": settings, "files": {path.name: content_of(path) for path in paths}}
 
 
-def summarise_comparison(found: dict[str, Any]) -> str:
-    """One line about the result of `compare`."""
-    sides = f"{found['train']:,} training against {found['test']:,} test images"
-    if found["auroc"] is None:
-        return f"{sides}: too few, or too few that are no siblings, to tell them apart"
-    low, high = found["interval_90"]
-    return f"{sides}: AUROC {found['auroc']:.3f} (90 % interval {low:.3f} - {high:.3f}), {verdict(found)}"
+def summarise_comparison(comparison: dict[str, Any]) -> str:
+    """One line about the result of `compare_with_test`."""
+    counts = f"{comparison['train']:,} training against {comparison['test']:,} test images"
+    auroc = comparison["auroc"]
+    if auroc is None:
+        return f"{counts}: too few, or too few that are no siblings, to distinguish them"
+    low, high = comparison["interval_90"]
+    return f"{counts}: AUROC {auroc:.3f} (90 % interval {low:.3f} - {high:.3f}), {verdict(comparison)}"
 
 
-def verdict(found: dict[str, Any]) -> str:
-    if found["interval_90"][0] <= 0.5:
-        return "they cannot be told apart"
-    degree = next(word for limit, word in DEGREES.items() if found["auroc"] >= limit)
-    return f"they can {degree} be told apart"
+def verdict(comparison: dict[str, Any]) -> str:
+    if comparison["interval_90"][0] <= 0.5:
+        return "they cannot be distinguished"
+    degree = next(word for limit, word in DEGREES.items() if comparison["auroc"] >= limit)
+    return f"they can {degree} be distinguished"
 
 
 def compare_with_test(table: pd.DataFrame, share: float) -> dict[str, Any]:
-    """Plain values about an `appearance_table`; of too few groups on a side only how many images there are.
+    """Plain values about an `appearance_table`; of too few groups of either only how many images there are.
 
     auroc and interval_90: by all features; auroc_setting: by those that a defect hardly moves.
     defects_to_explain: a test set needs this share of defects, every one of them recognised, before defects
@@ -97,9 +103,11 @@ def compare_with_test(table: pd.DataFrame, share: float) -> dict[str, Any]:
     groups = table.groupby("test")["group"].nunique().reindex([False, True], fill_value=0)
     if groups.min() < FEWEST:
         return comparison | {"features": []}
-    split = StratifiedGroupKFold(PARTS, shuffle=True, random_state=SEED)
+    split = StratifiedGroupKFold(CV_FOLDS, shuffle=True, random_state=SEED)
     parts = list(split.split(table, test, table["group"]))
-    chance, importance = cross_validate(table, [name for name in table.columns if name not in ABOUT], parts)
+    chance, importance = cross_validate(
+        table, [name for name in table.columns if name not in NO_FEATURES], parts
+    )
     setting, _ = cross_validate(table, setting_features(table), parts)
     auroc = float(roc_auc_score(test, chance))
     return comparison | {
@@ -130,16 +138,18 @@ def cross_validate(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Probability [N] that an image is of the test set, and the importance of each column.
 
-    `parts`: positions to fit on, positions held out.
+    `parts`: training positions, validation positions.
     """
-    values, test = table[columns].to_numpy(), table["test"].to_numpy()
-    chance, losses = np.empty(len(table)), []
-    for fitted, held in parts:
+    values = table[columns].to_numpy()
+    test = table["test"].to_numpy()
+    chance = np.empty(len(table))
+    losses = []
+    for fitted, validation in parts:
         model = HistGradientBoostingClassifier(max_leaf_nodes=8, min_samples_leaf=5, random_state=SEED)
         model.fit(values[fitted], test[fitted])
-        chance[held] = model.predict_proba(values[held])[:, 1]
+        chance[validation] = model.predict_proba(values[validation])[:, 1]
         shuffled = permutation_importance(
-            model, values[held], test[held], scoring="roc_auc", n_repeats=1, random_state=SEED
+            model, values[validation], test[validation], scoring="roc_auc", n_repeats=1, random_state=SEED
         )
         losses.append(shuffled.importances_mean)
     return chance, dict(zip(columns, np.mean(losses, axis=0).tolist(), strict=True))
@@ -149,22 +159,25 @@ def bootstrap_auroc(test: np.ndarray, chance: np.ndarray, groups: np.ndarray) ->
     """90 % interval when whole groups of siblings are drawn anew."""
     _, rank = np.unique(chance, return_inverse=True)
     _, group = np.unique(groups, return_inverse=True)
-    rng, count, found = np.random.default_rng(SEED), group.max() + 1, []
+    rng = np.random.default_rng(SEED)
+    count = group.max() + 1
+    drawn = []
     for _ in range(REPEATS):
         times = np.bincount(rng.integers(0, count, count), minlength=count)[group]
-        new, old = (np.bincount(rank, times * side) for side in (test, ~test))
-        found.append(new @ (old.cumsum() - old / 2) / (new.sum() * old.sum()))
-    low, high = np.quantile(found, [0.05, 0.95])
+        new, old = (np.bincount(rank, times * is_in_set) for is_in_set in (test, ~test))
+        drawn.append(new @ (old.cumsum() - old / 2) / (new.sum() * old.sum()))
+    low, high = np.quantile(drawn, [0.05, 0.95])
     return float(low), float(high)
 
 
 def describe(table: pd.DataFrame, name: str, importance: float) -> dict[str, Any]:
-    """How one feature differs between the two sides."""
-    new, old = table.loc[table["test"], name], table.loc[~table["test"], name]
+    """How one feature differs between training and test images."""
+    new = table.loc[table["test"], name]
+    old = table.loc[~table["test"], name]
     auroc = float(roc_auc_score(table["test"], table[name]))
     middle = f"median {new.median():.3g} against {old.median():.3g}"
     if abs(auroc - 0.5) < NEAR_HALF:
-        (a, b), (c, d) = (side.quantile([0.25, 0.75]) for side in (new, old))
+        (a, b), (c, d) = (values.quantile([0.25, 0.75]) for values in (new, old))
         words = f"{name}: neither higher nor lower, middle half {a:.3g} to {b:.3g} against {c:.3g} to {d:.3g}"
     else:
         words = f"{name}: {'higher' if auroc > 0.5 else 'lower'} in the test images, {middle}"
@@ -179,26 +192,30 @@ def describe(table: pd.DataFrame, name: str, importance: float) -> dict[str, Any
 
 
 def appearance_table(config: Config, tables: DataTables) -> pd.DataFrame:
-    """A row for each of at most MOST images of a side: image_id, test, group (of siblings), and features.
+    """A row for each of at most MOST_MEASURED images of a split: image_id, test, group, features.
 
-    Siblings of either side share a group. Every image is read once, at SIDE x SIDE pixels. Features are
+    Siblings share a group. Every image is read once, at MEASURED_SIDE x MEASURED_SIDE pixels. Features are
     floats; `format .png` and the like are 0, 1.
     """
-    images, settings = _sample(tables.images), config.split.duplicates
+    images = _sample(tables.images)
+    settings = config.split.duplicates
     measure = partial(_measure_one, config.data, settings)
     rows = images.to_dict("records")
-    found = thread_map(measure, rows, desc="measuring images", leave=False, disable=None)
-    table = pd.DataFrame([features for features, _ in found])
+    measured = thread_map(measure, rows, desc="measuring images", leave=False, disable=None)
+    table = pd.DataFrame([features for features, _ in measured])
     table = table.join(pd.get_dummies(images["path"].map(_format), dtype=float))
     table.insert(0, "image_id", images["image_id"])
     table.insert(1, "test", images["split"] == "test")
-    table.insert(2, "group", _groups(tables.folds, images, np.stack([t for _, t in found]), settings))
+    thumbnails = np.stack([picture for _, picture in measured])
+    table.insert(2, "group", _groups(tables.folds, images, thumbnails, settings))
     return table
 
 
 def _sample(images: pd.DataFrame) -> pd.DataFrame:
     """The same random images every time."""
-    parts = [rows.sample(min(MOST, len(rows)), random_state=0) for _, rows in images.groupby("split")]
+    parts = [
+        rows.sample(min(MOST_MEASURED, len(rows)), random_state=0) for _, rows in images.groupby("split")
+    ]
     return pd.concat(parts).sort_index().reset_index(drop=True)
 
 
@@ -214,9 +231,9 @@ def _format(path: str) -> str:
 def _groups(
     folds: pd.DataFrame, images: pd.DataFrame, thumbnails: np.ndarray, settings: DuplicateConfig
 ) -> np.ndarray:
-    """Of each image: groups of the folds, joined with siblings found among all images."""
-    known = images["image_id"].map(folds.set_index("image_id")["group"])
-    first = images.index.to_series().groupby(known).transform("first")
+    """Of each image: groups of the folds, joined with siblings among all images."""
+    fold_groups = images["image_id"].map(folds.set_index("image_id")["group"])
+    first = images.index.to_series().groupby(fold_groups).transform("first")
     pairs = pd.DataFrame({"i": first, "j": images.index}).dropna().astype(int)
     if settings.enabled:
         aspects = (images["width"] / images["height"]).to_numpy(dtype=float)
@@ -229,9 +246,10 @@ def _measure_one(
     data: DataConfig, settings: DuplicateConfig, row: dict[str, Any]
 ) -> tuple[dict[str, float], np.ndarray]:
     """Features of a row of images.csv, and its thumbnail for the search for siblings."""
-    width, height = row["width"], row["height"]
+    width = row["width"]
+    height = row["height"]
     path = resolve(data.root) / row["path"]
-    image = read_image(path, (SIDE, SIDE), bits=data.bits)
+    image = read_image(path, (MEASURED_SIDE, MEASURED_SIDE), bits=data.bits)
     of_file = {
         "width": float(width),
         "height": float(height),
@@ -240,14 +258,14 @@ def _measure_one(
     }
     features = of_file | picture_features(image)
     if settings.ignore:
-        scale = SIDE / np.array([height, width, height, width])
+        scale = MEASURED_SIDE / np.array([height, width, height, width])
         top, left, bottom, right = np.rint(settings.ignore * scale).astype(int)
         image[top:bottom, left:right] = 0
     return features, thumbnail(image, settings.thumbnail_size)
 
 
 def picture_features(image: np.ndarray) -> dict[str, float]:
-    """Of RGB uint8 [SIDE, SIDE, 3]; grey levels and colours from 0 to 1."""
+    """Of RGB uint8 [MEASURED_SIDE, MEASURED_SIDE, 3]; grey levels and colours from 0 to 1."""
     colours = image.astype(np.float32) / 255
     grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
     dark, middle, bright = np.quantile(grey, [0.05, 0.5, 0.95])
@@ -282,4 +300,4 @@ def _bands(grey: np.ndarray) -> dict[str, float]:
 
 
 def _log_ratio(above: float, below: float) -> float:
-    return float(np.log10((above + TINY) / (below + TINY)))
+    return float(np.log10((above + LOG_EPSILON) / (below + LOG_EPSILON)))

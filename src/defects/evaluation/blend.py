@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from defects.config import EnsembleConfig, ThresholdConfig
 from defects.evaluation.metrics import bootstrap, macro_f1
-from defects.evaluation.scales import Scale, fit_calibration, fit_ranks
+from defects.evaluation.scales import ScoreScale, fit_calibration, fit_ranks
 from defects.evaluation.thresholds import choose_threshold
 from defects.messages import UserError
 
@@ -38,7 +38,7 @@ class OutOfFoldScores(NamedTuple):
 class Blend(NamedTuple):
     """A scale and a weight for each member."""
 
-    scales: list[Scale]
+    scales: list[ScoreScale]
     weights: np.ndarray
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
@@ -212,6 +212,6 @@ def compare_methods(ensemble: Ensemble, names: list[str]) -> dict[str, dict]:
     return table
 
 
-def _apply_scales(scales: list[Scale], scores: np.ndarray) -> np.ndarray:
+def _apply_scales(scales: list[ScoreScale], scores: np.ndarray) -> np.ndarray:
     """Scores [N, M], each column by the scale of its member."""
     return np.column_stack([scale(column) for scale, column in zip(scales, scores.T, strict=True)])

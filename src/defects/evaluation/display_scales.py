@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 AT_THRESHOLD = 50.0  # defect score
-LIMIT = 40.0  # log-odds: beyond those of any float64 probability below 1
+MAX_LOG_ODDS = 40.0  # log-odds: beyond those of any float64 probability below 1
 SMALLEST_DISTANCE = 1e-8  # of a written probability from 0 and from 1
 AT_THRESHOLD_HEAT = 50.0
 MAX_HEAT = 100.0
@@ -31,10 +31,10 @@ def score_probabilities(probability: np.ndarray | float, threshold: np.ndarray |
 
 
 def compute_log_odds(probability: np.ndarray | float) -> np.ndarray:
-    """Of probabilities from 0 to 1, at most LIMIT from 0."""
+    """Of probabilities from 0 to 1, at most MAX_LOG_ODDS from 0."""
     values = np.asarray(probability, float)
     with np.errstate(divide="ignore"):
-        return (np.log(values) - np.log1p(-values)).clip(-LIMIT, LIMIT)
+        return (np.log(values) - np.log1p(-values)).clip(-MAX_LOG_ODDS, MAX_LOG_ODDS)
 
 
 def format_defect_score(score: float, threshold: float = AT_THRESHOLD) -> str:

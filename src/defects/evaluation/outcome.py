@@ -13,7 +13,7 @@ from defects.evaluation.thresholds import best_threshold
 from defects.files import same_text
 from defects.messages import UserError, shorten_names
 
-COLUMNS = ["image_id", "label", "mask_path"]
+ANSWER_COLUMNS = ["image_id", "label", "mask_path"]
 
 
 def load_answers(config: Config, images: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def load_answers(config: Config, images: pd.DataFrame) -> pd.DataFrame:
         runs = read_annotations(path, config.data.classes, test_ids, config.data.unlisted_classes)
         label = (runs["runs"] != "").groupby(runs["image_id"]).any().astype(int)
         return label.rename("label").reset_index().assign(mask_path="")
-    table = read_user_table(path, ["ImageId", "answer", *COLUMNS])
+    table = read_user_table(path, ["ImageId", "answer", *ANSWER_COLUMNS])
     columns = shorten_names(table.columns)
     table = table.rename(columns={"ImageId": "image_id", "answer": "label"})
     if not {"image_id", "label"} <= set(table.columns):

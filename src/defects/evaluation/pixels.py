@@ -26,9 +26,9 @@ def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, f
     `infer.map_size`, so the figures of defects finer than that are lower than those of whole maps.
 
     AUPRO (Bergmann et al. 2020, "Uninformed Students", section 4): over all thresholds, the share of each
-    defect region that is found, averaged over the regions of all images, against the share of normal pixels
-    predicted defective; its area up to FPR_LIMIT, divided by FPR_LIMIT. Regions are 8-connected. The curve is
-    exact: its last piece ends at the limit by interpolation, where popular code samples some hundred
+    defect region that is detected, averaged over the regions of all images, against the share of normal
+    pixels predicted defective; its area up to FPR_LIMIT, divided by FPR_LIMIT. Regions are 8-connected. The
+    curve is exact: its last piece ends at the limit by interpolation, where popular code samples some hundred
     thresholds or leaves that piece out. Chance is 0.5 for pixel AUROC and 0.15 for AUPRO.
     """
     normal, defect, overlap = np.zeros((3, LEVELS))
@@ -62,7 +62,8 @@ class Maps(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, path: Path):
-        self.path, self.archive = path, {}
+        self.path = path
+        self.archive = {}
         if path.exists():
             try:
                 self.archive = np.load(path)
@@ -148,5 +149,7 @@ def _area(normal: np.ndarray, positive: np.ndarray, limit: float) -> float | Non
         return None
     x, y = (np.append(0, weights[::-1].cumsum() / weights.sum()) for weights in (normal, positive))
     inside = x <= limit
-    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+    y_at_limit = np.interp(limit, x, y)
+    x = np.append(x[inside], limit)
+    y = np.append(y[inside], y_at_limit)
     return float(np.trapezoid(y, x) / limit)

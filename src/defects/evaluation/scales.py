@@ -15,20 +15,20 @@ import pandas as pd
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
+from defects.evaluation.display_scales import MAX_LOG_ODDS
 from defects.messages import UserError
 
-LIMIT = 40.0  # log-odds beyond float64's reach of probabilities near 1
 MIN_SLOPE = 1e-3  # log-odds per standard deviation: a member without information gets next to no influence
 
 CenterSpread = tuple[float, float]
-Scale = Callable[[np.ndarray], np.ndarray]  # [N] -> [N], increasing
+ScoreScale = Callable[[np.ndarray], np.ndarray]  # [N] -> [N], increasing
 
 
 # --- folds of one experiment -------------------------------------------------------------------------------
 
 
 def log_odds(probability: pd.Series) -> pd.Series:
-    return logit(probability.astype(float)).clip(-LIMIT, LIMIT)
+    return logit(probability.astype(float)).clip(-MAX_LOG_ODDS, MAX_LOG_ODDS)
 
 
 def compute_run_scores(oof: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

@@ -218,8 +218,10 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, share: float | None =
     if share is not None:
         defect_weight = share / counts.defects
         normal_weight = (1 - share) / counts.normal
-        fp, tn = normal_weight * fp, normal_weight * tn
-        fn, tp = defect_weight * fn, defect_weight * tp
+        fp = normal_weight * fp
+        tn = normal_weight * tn
+        fn = defect_weight * fn
+        tp = defect_weight * tp
     value = macro_f1_of_counts(tp, fp, fn, tn)
     best = np.lexsort((-counts.gap, -value))[0]
     return float(counts.threshold[best]), float(value[best])

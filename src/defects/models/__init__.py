@@ -47,7 +47,7 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
         "view_sizes": _view_sizes(config),  # that size, and those of its rotations under TTA
         "targets": config.data.targets,  # what scores answer: the classes, and whether there is any defect
         "symmetries": config.data.symmetries,  # rotations and flips that keep a label true
-        "expected_fpr": config.threshold.fpr,  # share of held-out normal images above the calibrated score
+        "expected_fpr": config.threshold.fpr,  # share of unseen normal images above the calibrated score
         "window": config.infer.window,  # height, width in pixels, or None
         "seed": config.train.seed,
     }

@@ -71,7 +71,7 @@ class Detector(nn.Module):
 
     @property
     def labels(self) -> Labels:
-        """What it wants to be told of its training images."""
+        """The labels that its training images come with."""
         return Labels(self.targets, self.uses_masks)
 
     def outside_images(self) -> dict[str, Path]:
@@ -93,7 +93,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def training_samples(self, batch: Batch) -> np.ndarray | None:
-        """What training makes of a batch, to be looked at: uint8 RGB [H, W, 3]; None if it makes nothing."""
+        """What training makes of a batch, as a picture: uint8 RGB [H, W, 3]; None if it makes nothing."""
         return None
 
     def validation(self, batch: Batch) -> Batch:
@@ -165,11 +165,11 @@ class AnomalyDetector(Detector):
 
     def set_scale(self, scores: torch.Tensor) -> None:
         """`cut` and `spread` from the raw scores [N] of held-out normal images."""
-        cut = exact_quantile(scores, 1 - self.expected_fpr)
+        threshold = exact_quantile(scores, 1 - self.expected_fpr)
         median = exact_quantile(scores, 0.5)
-        self.cut.copy_(cut)
+        self.cut.copy_(threshold)
         # Never zero: a handful of hold-out images may all score alike.
-        self.spread.copy_((cut - median).clamp(min=cut.abs() * 1e-3 + 1e-12))
+        self.spread.copy_((threshold - median).clamp(min=threshold.abs() * 1e-3 + 1e-12))
 
     def probability(self, score: torch.Tensor) -> torch.Tensor:
         """0.5 at the threshold, linear near it, logarithmic far away: no two defects saturate at 1."""

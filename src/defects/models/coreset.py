@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-ROWS = 8192  # vectors compared at a time
+BLOCK_VECTORS = 8192  # vectors compared at a time
 CENTRES = 256  # with so many centres
 CANDIDATES = 2048  # vectors among which the next centres are chosen
-STEPS = 64  # centres chosen before their distances are looked at: every look makes a GPU wait
+CENTRES_PER_CHECK = 64  # centres chosen before their distances are checked: every check makes a GPU wait
 
 
 class Coreset(NamedTuple):
@@ -21,11 +21,11 @@ class Coreset(NamedTuple):
 
 
 def greedy_coreset(
-    vectors: torch.Tensor, count: int, known: torch.Tensor | None = None, radius: float = 0.0
+    vectors: torch.Tensor, count: int, centres: torch.Tensor | None = None, radius: float = 0.0
 ) -> Coreset:
     """Choose up to `count` of `vectors` [N, C]: each time the one farthest from all chosen before.
 
-    The first is the vector nearest to the mean; with `known` centres [M, C] the choice goes on from these.
+    The first is the vector nearest to the mean; with `centres` [M, C] the choice goes on from these.
     It ends early when every vector lies within `radius` of a centre, at the latest when all that are left
     are copies of centres, as far as rounding can tell. Of equally far vectors the first is taken.
 
@@ -36,8 +36,8 @@ def greedy_coreset(
     """
     typical = _nearest_to_mean(vectors)
     distances = _Distances(vectors, origin=vectors[typical])
-    chosen = typical.new_empty(0) if known is not None else typical[None]
-    distances.add(vectors[chosen] if known is None else known)
+    chosen = typical.new_empty(0) if centres is not None else typical[None]
+    distances.add(vectors[chosen] if centres is None else centres)
     with tqdm(total=count, desc="coreset", initial=len(chosen), leave=False, disable=None) as bar:
         while True:
             rows, squared, bound = distances.farthest(CANDIDATES)
@@ -64,7 +64,7 @@ class _Distances:
         self.vectors = vectors
         self.origin = origin
         self.centres = vectors[:0]
-        self.norms = torch.cat([(block - origin).square().sum(1) for block in vectors.split(ROWS)])
+        self.norms = torch.cat([(block - origin).square().sum(1) for block in vectors.split(BLOCK_VECTORS)])
         self.slack = 4 * torch.finfo(vectors.dtype).eps * vectors.shape[1] ** 0.5
         self.squared = torch.full_like(self.norms, torch.inf)
         self.nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
@@ -77,7 +77,9 @@ class _Distances:
 
     def _compare(self, centres: torch.Tensor, first: int) -> None:
         norms = centres.square().sum(1)
-        blocks = (part.split(ROWS) for part in (self.vectors, self.norms, self.squared, self.nearest))
+        blocks = (
+            part.split(BLOCK_VECTORS) for part in (self.vectors, self.norms, self.squared, self.nearest)
+        )
         for vectors, own, squared, nearest in zip(*blocks, strict=True):
             distance, index = torch.addmm(norms, vectors - self.origin, centres.T, alpha=-2).min(1)
             distance.add_(own).clamp_(min=0)
@@ -105,8 +107,9 @@ def _greedy(points: torch.Tensor, squared: torch.Tensor, limit: float, count: in
     """Up to `count` indices of the points farthest in turn, as long as they are farther than `limit`."""
     order = []
     while len(order) < count:
-        steps, heights = [], []
-        for _ in range(min(STEPS, count - len(order))):
+        steps = []
+        heights = []
+        for _ in range(min(CENTRES_PER_CHECK, count - len(order))):
             height, index = squared.max(0, keepdim=True)
             steps.append(index)
             heights.append(height)
@@ -132,4 +135,4 @@ def _one_thread() -> Iterator[None]:
 
 def _nearest_to_mean(vectors: torch.Tensor) -> torch.Tensor:
     mean = vectors.mean(0)
-    return torch.cat([(block - mean).square().sum(1) for block in vectors.split(ROWS)]).argmin()
+    return torch.cat([(block - mean).square().sum(1) for block in vectors.split(BLOCK_VECTORS)]).argmin()

@@ -20,7 +20,7 @@ from defects.models.synthetic_anomalies import FolderTextures, TextureSource, dr
 
 ANOMALOUS = 0.5  # share of the normal images that get a synthetic anomaly
 ROTATED = 0.3  # share of the normal images that are rotated by up to 90 degrees, as in the published code
-GAMMA = 2.0  # of the focal loss
+DRAEM_GAMMA = 2.0  # of the focal loss
 UNET_STRIDE_PIXELS = 32  # the sides of what the networks see are multiples of it
 
 
@@ -114,7 +114,7 @@ class Draem(AnomalyDetector):
         logits = logits.float()
         # A pixel compared with itself costs nothing, in the windows of its neighbours neither.
         target = torch.where(samples.restorable, samples.clean, reconstruction.detach())
-        per_image = focal(logits, samples.mask, GAMMA).flatten(1).mean(dim=1)
+        per_image = focal(logits, samples.mask, DRAEM_GAMMA).flatten(1).mean(dim=1)
         losses = {
             "l2": functional.mse_loss(reconstruction, target),
             "ssim": 1 - ssim(reconstruction, target, self.ssim_window).mean(),
@@ -159,21 +159,21 @@ class Draem(AnomalyDetector):
     def synthesise(self, batch: Batch) -> Samples:
         """What a training step sees of a batch; defects are left as they are."""
         device = batch["image"].device
-        made = []
+        examples = []
         for image, label in zip(_pixels(batch["image"]), batch["label"][:, 0].tolist(), strict=True):
             without = np.zeros(image.shape[:2], bool)
-            made.append((image, image, without) if label == 1 else self._add_anomaly(image))
+            examples.append((image, image, without) if label == 1 else self._add_anomaly(image))
         clean, mixed, mask = (
-            torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*made, strict=True)
+            torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*examples, strict=True)
         )
         mask = mask[:, None].float()
         restorable = torch.ones_like(mask, dtype=torch.bool)
         weight = torch.ones(len(mask), device=device)
         if self.uses_masks:
-            known = batch["masked"][:, 0]
+            has_mask = batch["masked"][:, 0]
             mask = torch.maximum(mask, batch["mask"])
-            restorable = (batch["mask"] == 0) & (known.view(-1, 1, 1, 1) > 0)
-            weight = known
+            restorable = (batch["mask"] == 0) & (has_mask.view(-1, 1, 1, 1) > 0)
+            weight = has_mask
         return Samples(as_input(clean), as_input(mixed), mask, restorable, weight)
 
     def _add_anomaly(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -204,8 +204,8 @@ class Reconstructive(nn.Module):
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [nn.MaxPool2d(2), _double_convolution(before, after, after)]
         for before, after in ((8, 4), (4, 2), (2, 1), (1, 1)):
-            before, after = before * width, after * width
-            layers += [_upsample(before, before), _double_convolution(before, before, after)]
+            wide = before * width
+            layers += [_upsample(wide, wide), _double_convolution(wide, wide, after * width)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,9 @@ from defects.models.statistics import ChannelMoments, exact_quantile
 from defects.numerics import load_tensors
 from defects.settings import Section
 
-LOW, HIGH, AT_HIGH = 0.9, 0.995, 0.1  # quantiles of normal maps that become 0 and 0.1 (section 3.4)
+LOW = 0.9  # quantile of normal maps that becomes 0 (section 3.4)
+HIGH = 0.995  # quantile of normal maps that becomes AT_HIGH
+AT_HIGH = 0.1
 PATCH_STRIDE_PIXELS = 4  # between neighbouring descriptions
 PATCH_PIXELS = 33  # a side of the patch that one description sees
 WIDTHS = {"small": (128, 256), "medium": (256, 512)}  # channels of the first and of the deeper layers
@@ -141,7 +143,8 @@ class EfficientAD(AnomalyDetector):
         return combined.amax((2, 3)), over_image(combined, images.shape[2:])
 
     def calibrate(self, batches: Batches) -> None:
-        from_teacher, from_autoencoder = [], []
+        from_teacher = []
+        from_autoencoder = []
         for batch in batches:
             for images in self.split_windows(batch["image"]):
                 differences = self._differences(images)

@@ -62,7 +62,7 @@ def create_backbone(
 def size_arguments(name: str, size: tuple[int, int] | None) -> list[dict]:
     """What to tell timm of the images' size (height, width): to be tried in this order.
 
-    Some networks of one size, such as crossvit, take others if they are told nothing. Raises UserError for a
+    Some networks of one size, such as crossvit, take others by default. Raises UserError for a
     pretrained tag (what follows the dot of a timm name) that the network does not have.
     """
     try:
@@ -105,8 +105,8 @@ def take_images(network: nn.Module, size: tuple[int, int]) -> None:
 
     Also where it would leave out a border: timm drops patches that do not fill the image.
     """
-    whole = getattr(network, "model", network)  # a feature extractor holds its network
-    patch = getattr(getattr(whole, "patch_embed", None), "patch_size", None)
+    model = getattr(network, "model", network)  # a feature extractor holds its network
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if patch is not None and any(side % step for side, step in zip(size, to_2tuple(patch), strict=True)):
         raise ValueError(f"its patches fill multiples of {to_2tuple(patch)[0]} pixels only")
     was_training = network.training
@@ -220,9 +220,9 @@ def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Modu
             content = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each have their own
         raise UserError(f"{where} is no readable checkpoint ({type(error).__name__})") from None
-    wanted = timm.create_model(backbone.name, num_classes=0).state_dict()
-    state = _without_prefix(content, wanted)
-    missing = [name for name in wanted if not _fits(state.get(name), wanted[name], name)]
+    expected = timm.create_model(backbone.name, num_classes=0).state_dict()
+    state = _without_prefix(content, expected)
+    missing = [name for name in expected if not _fits(state.get(name), expected[name], name)]
     # timm loads what fits and leaves the rest random when the number of classes differs.
     if missing:
         raise UserError(f"{where} does not fit {backbone.name}: {len(missing)} tensors, {missing[0]} first")
@@ -241,31 +241,31 @@ def _with_state(backbone: BackboneConfig, state: dict[str, torch.Tensor], argume
     return network
 
 
-def _without_prefix(content: dict, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_prefix(content: dict, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under the names of the bare network.
 
     They may lie one level deeper, and wrappers put `model.`, `backbone.` and the like before all names: where
-    most of the wanted names are is the right place.
+    most of the expected names are is the right place.
     """
-    first = next(iter(wanted))
+    first = next(iter(expected))
     best: dict[str, torch.Tensor] = {}
     for part in [content, *(value for value in content.values() if isinstance(value, dict))]:
         tensors = {str(name): value for name, value in part.items() if isinstance(value, torch.Tensor)}
         for prefix in sorted({name.removesuffix(first) for name in tensors if name.endswith(first)}):
-            matching = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
+            matching = {name: tensors[prefix + name] for name in expected if prefix + name in tensors}
             best = max(best, matching, key=len)
     return best
 
 
-def _fits(tensor: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
-    """Whether a checkpoint's `tensor` (None: it has none) can be loaded in place of `wanted`.
+def _fits(tensor: torch.Tensor | None, expected: torch.Tensor, name: str) -> bool:
+    """Whether a checkpoint's `tensor` (None: it has none) can be loaded in place of `expected`.
 
     Batch normalisation counts its batches in `num_batches_tracked`, which nothing here uses. Embeddings of
     positions depend on the size of images: timm interpolates them.
     """
     if tensor is None:
         return name.endswith("num_batches_tracked")
-    return tensor.shape == wanted.shape or "pos_embed" in name or "relative_position" in name
+    return tensor.shape == expected.shape or "pos_embed" in name or "relative_position" in name
 
 
 class Normalize(nn.Module):
@@ -342,8 +342,8 @@ def _shorten(
     """The network up to the last of `layers`, returning the list of their outputs."""
     unknown = sorted(set(layers) - {name for name, _ in network.named_modules()})
     if unknown:
-        known = ", ".join(name for name, _ in network.named_modules() if 0 <= name.count(".") < 2 and name)
-        raise UserError(f"{backbone.name} has no layer {', '.join(unknown)}: it has {known}")
+        names = [name for name, _ in network.named_modules() if name and name.count(".") < 2]
+        raise UserError(f"{backbone.name} has no layer {', '.join(unknown)}: it has {', '.join(names)}")
     if not hasattr(network, "patch_embed"):
         return Trunk(network, layers)
     # Transformers make tokens; timm's own feature extractor folds them into maps.

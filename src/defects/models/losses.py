@@ -6,7 +6,8 @@ from torchvision.ops import sigmoid_focal_loss
 from defects.messages import UserError
 from defects.models.statistics import average_gaussian, gaussian_kernel
 
-C1, C2 = 0.01**2, 0.03**2  # Wang et al. 2004, K1 and K2, for values from 0 to 1
+C1 = 0.01**2  # Wang et al. 2004, K1, for values from 0 to 1
+C2 = 0.03**2  # and K2
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5) -> torch.Tensor:

@@ -116,8 +116,8 @@ class PatchCore(AnomalyDetector):
         bank = torch.cat([self.memory_bank, pool[new.indices]])
         spacing = None
         if self.density:  # earlier candidates are gone: the bank stands for them
-            known = torch.cat([self.memory_bank, pool])
-            spacing = torch.cat([self.spacing, measure_spacing(pool[new.indices], known)])
+            vectors = torch.cat([self.memory_bank, pool])
+            spacing = torch.cat([self.spacing, measure_spacing(pool[new.indices], vectors)])
         if self.max_bank and len(bank) > self.max_bank:
             thinned = self._choose(bank, self.max_bank)
             bank = bank[thinned.indices]
@@ -214,7 +214,7 @@ class PatchCore(AnomalyDetector):
         return [torch.randperm(self.cells, generator=generator)[:count] for _ in range(images)]
 
     def _allocate(self, count: int) -> torch.Tensor:
-        """Room for `count` patches. UserError if these, and what choosing among them takes, do not fit."""
+        """Memory for `count` patches. UserError if these, and what choosing among them takes, do not fit."""
         width = self.memory_bank.shape[1]
         device = self.memory_bank.device
         projected = self.projection or width
@@ -234,8 +234,8 @@ class PatchCore(AnomalyDetector):
         size = max(1, int(self.ratio * candidates))
         return min(size, self.max_bank or size)
 
-    def _choose(self, vectors: torch.Tensor, count: int, *known) -> Coreset:
-        return greedy_coreset(self._project(vectors), count, *known)
+    def _choose(self, vectors: torch.Tensor, count: int, *earlier) -> Coreset:
+        return greedy_coreset(self._project(vectors), count, *earlier)
 
     def _project(self, vectors: torch.Tensor) -> torch.Tensor:
         """As they are, or randomly projected if that makes them narrower; lengths are kept on average."""

@@ -51,15 +51,15 @@ class Segmenter(Detector):
         self.normalize = Normalize(self.network.encoder.model)
         # A class that the whole batch lacks counts 0 in it: there the cross entropy teaches alone.
         self.dice = DiceLoss("multilabel")
-        whole = {"lovasz": LovaszLoss, "focal": FocalLoss}.get(loss)
-        self.whole = whole and whole("multilabel")  # a loss in place of cross entropy and Dice
+        other_loss = {"lovasz": LovaszLoss, "focal": FocalLoss}.get(loss)
+        self.other_loss = other_loss and other_loss("multilabel")  # a loss in place of cross entropy and Dice
 
     def training_loss(self, batch: Batch) -> Batch:
         logits = self.logits(batch["image"])
-        known = batch["masked"][:, 0] > 0
+        has_mask = batch["masked"][:, 0] > 0
         losses = {"loss": 0 * logits.sum()}  # of all parameters, or distributed training would wait for them
-        if known.any():
-            losses = self._losses(logits[known], batch["mask"][known])
+        if has_mask.any():
+            losses = self._losses(logits[has_mask], batch["mask"][has_mask])
         return losses | {"score": self.score(logits).detach()}
 
     def validation(self, batch: Batch) -> Batch:
@@ -69,11 +69,11 @@ class Segmenter(Detector):
         """
         logits = self.logits(batch["image"])
         score = {"score": self.score(logits)}
-        known = batch["masked"][:, 0] > 0
-        if not known.any():
+        has_mask = batch["masked"][:, 0] > 0
+        if not has_mask.any():
             return score
-        logits = logits[known]
-        truth = batch["mask"][known]
+        logits = logits[has_mask]
+        truth = batch["mask"][has_mask]
         predicted = (logits > 0).float()
         overlap = (predicted * truth).sum((2, 3))
         total = (predicted + truth).sum((2, 3))
@@ -98,8 +98,8 @@ class Segmenter(Detector):
         return torch.cat([scores, scores.amax(1, keepdim=True)], 1) if len(self.targets) > 1 else scores
 
     def _losses(self, logits: torch.Tensor, masks: torch.Tensor) -> Batch:
-        if self.whole is not None:
-            return {"loss": self.whole(logits, masks)}
+        if self.other_loss is not None:
+            return {"loss": self.other_loss(logits, masks)}
         bce = functional.binary_cross_entropy_with_logits(logits, masks)
         dice = self.dice(logits, masks)
         loss = (1 - self.dice_share) * bce + self.dice_share * dice

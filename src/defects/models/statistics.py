@@ -8,7 +8,7 @@ from defects.messages import UserError
 from defects.numerics import as_double, double_device
 from defects.processes import add_up
 
-ROWS = 4096  # vectors converted to float64 at a time
+FLOAT64_VECTORS = 4096  # vectors converted to float64 at a time
 
 
 class StreamingCovariance:
@@ -26,7 +26,7 @@ class StreamingCovariance:
 
     def update(self, vectors: torch.Tensor) -> None:
         """Take in `vectors` [N, C]."""
-        for block in vectors.split(ROWS):
+        for block in vectors.split(FLOAT64_VECTORS):
             block = as_double(block)
             mean = block.mean(0)
             centred = block - mean
@@ -154,7 +154,8 @@ def average_gaussian(maps: torch.Tensor, kernel: torch.Tensor, border: str) -> t
 
     Beyond the border maps are continued as torch's padding mode `border` says.
     """
-    channels, radius = maps.shape[1], len(kernel) // 2
+    channels = maps.shape[1]
+    radius = len(kernel) // 2
     rows = kernel.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
     columns = kernel.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
     maps = functional.pad(maps, (radius, radius, 0, 0), mode=border)

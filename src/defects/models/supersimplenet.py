@@ -19,8 +19,8 @@ from defects.models.features import Features, check_sizes
 from defects.models.statistics import ChannelMoments, GaussianSmoothing, raise_small_deviations
 from defects.models.synthetic_anomalies import perlin_mask
 
-MARGIN = 0.5  # of the truncated L1 loss
-GAMMA = 4.0  # of the focal loss
+TRUNCATION_MARGIN = 0.5  # of the truncated L1 loss
+SIMPLENET_GAMMA = 4.0  # of the focal loss
 ADAPTOR_LR = 0.5  # of the heads' learning rate
 
 
@@ -98,14 +98,14 @@ class SuperSimpleNet(AnomalyDetector):
 
     def training_loss(self, batch: Batch) -> Batch:
         features = self._features(batch["image"])
-        defect, free, known = self._truth(batch, features.shape[2:])
+        defect, free, has_mask = self._truth(batch, features.shape[2:])
         noisy = _twice(free) * self._draw_blotches(2 * len(features), features)
         noise = self._draw_noise(noisy, features)
         adapted = _twice(self.adaptor(features)) + noise
         maps, score = self._heads(adapted, _twice(features) + noise)
         target = torch.maximum(_twice(defect), noisy)
         label = torch.maximum(_twice(batch["label"]), noisy.amax((2, 3)))
-        return _losses(maps, score, target, label, _twice(known))
+        return _losses(maps, score, target, label, _twice(has_mask))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self._features(images)
@@ -154,9 +154,9 @@ class SuperSimpleNet(AnomalyDetector):
             nowhere = images.new_zeros(len(images), 1, *grid)
             everywhere = images.new_ones(len(images), 1, 1, 1)
             return nowhere, everywhere, everywhere
-        known = batch["masked"][..., None, None]
+        has_mask = batch["masked"][..., None, None]
         coverage = functional.interpolate(batch["mask"], size=grid, mode="area")
-        return shrink_masks(coverage), known * (coverage == 0), known
+        return shrink_masks(coverage), has_mask * (coverage == 0), has_mask
 
     def _draw_blotches(self, count: int, like: torch.Tensor) -> torch.Tensor:
         """Where noise goes, [count, 1, h, w]; nowhere in half of them."""
@@ -212,12 +212,14 @@ def _losses(
     maps = maps.float()
     score = score.float()
     cell_weight = cell_weight.expand_as(maps)
-    normal = _weighted_mean(functional.relu(MARGIN + maps), cell_weight * (1 - target))
-    defective = _weighted_mean(functional.relu(MARGIN - maps), cell_weight * target)
+    normal = _weighted_mean(functional.relu(TRUNCATION_MARGIN + maps), cell_weight * (1 - target))
+    defective = _weighted_mean(functional.relu(TRUNCATION_MARGIN - maps), cell_weight * target)
     losses = {
         "map": normal + defective,
-        "focal_map": _weighted_mean(sigmoid_focal_loss(maps, target, alpha=-1, gamma=GAMMA), cell_weight),
-        "focal_score": sigmoid_focal_loss(score, label, alpha=-1, gamma=GAMMA).mean(),
+        "focal_map": _weighted_mean(
+            sigmoid_focal_loss(maps, target, alpha=-1, gamma=SIMPLENET_GAMMA), cell_weight
+        ),
+        "focal_score": sigmoid_focal_loss(score, label, alpha=-1, gamma=SIMPLENET_GAMMA).mean(),
     }
     return {"loss": sum(losses.values())} | losses
 

@@ -34,9 +34,9 @@ def paste_anomaly(image: np.ndarray, source: TextureSource) -> tuple[np.ndarray,
     texture = distort(source(image))
     if (image == image[..., :1]).all():
         texture = np.repeat(texture.mean(axis=2, keepdims=True), 3, axis=2)
-    kept = np.random.uniform(0, MOST_OF_ORIGINAL)
+    opacity = np.random.uniform(0, MOST_OF_ORIGINAL)
     mixed = image.copy()
-    mixed[mask] = np.rint(kept * image[mask] + (1 - kept) * texture[mask])
+    mixed[mask] = np.rint(opacity * image[mask] + (1 - opacity) * texture[mask])
     return mixed, mask
 
 
@@ -163,7 +163,8 @@ def _cells(size: tuple[int, int]) -> np.ndarray:
 
 def _colour(pattern: np.ndarray) -> np.ndarray:
     """[h, w] of any range -> uint8 [h, w, 3] along a ramp of two to four random colours."""
-    low, high = pattern.min(), pattern.max()
+    low = pattern.min()
+    high = pattern.max()
     levels = ((pattern - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     stops = np.random.randint(0, 256, (np.random.randint(2, 5), 3))
     positions = np.linspace(0, 255, len(stops))

@@ -1,4 +1,4 @@
-"""Whether training images can be told from test images: in words, and as a page."""
+"""Whether training images can be distinguished from test images: in words, and as a page."""
 
 from functools import partial
 from pathlib import Path

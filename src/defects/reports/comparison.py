@@ -31,7 +31,7 @@ from defects.reports.run_report import measure_fold
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
 
 ACCURACY = ["auroc", "average_precision", "pixel_auroc", "aupro"]  # of one model
-COSTS = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
+COST_FIGURES = ["fit_seconds", "score_images_per_second", "peak_memory_mb", "model_mb"]
 OUTCOME = ["auroc", "average_precision", "macro_f1", "macro_f1_at_training_share"]  # of all models together
 ALL_FOLDS = "all"  # in place of a fold
 VALUE_COLUMNS = [
@@ -121,7 +121,7 @@ def measure_runs(
 def measure_one(run: Run, tables: DataTables, test: bool) -> Iterator[Value]:
     """All figures of a run: of each fold, and of the folds together."""
     oof = aligned_oof(run, tables)
-    yield from _measure_folds(run, oof, OOF_MAPS, ACCURACY + COSTS)
+    yield from _measure_folds(run, oof, OOF_MAPS, ACCURACY + COST_FIGURES)
     yield from _measure_masks(run, tables.images)
     settings = run.config.threshold
     expected = estimate(oof, settings.rule, settings.fpr)
@@ -220,7 +220,7 @@ def _method_of(config: Config) -> dict:
 
 def write_comparison(values: pd.DataFrame, name: str, folder: Path) -> tuple[list[Path], str]:
     """Write compare.md, .csv, .html and .png of measure_runs's table; their paths and the Markdown."""
-    summary = summarise(values)
+    summary = summarise_figures(values)
     table = build_text_table(summary)
     draw = partial(draw_comparison, values, summary)
     note = "" if "auroc" in summary else NO_AUROC
@@ -240,7 +240,7 @@ def write_comparison(values: pd.DataFrame, name: str, folder: Path) -> tuple[lis
     return list(paths.values()), markdown
 
 
-def summarise(values: pd.DataFrame) -> pd.DataFrame:
+def summarise_figures(values: pd.DataFrame) -> pd.DataFrame:
     """A row for each experiment and category: every metric, and <metric>_spread (None for a single value).
 
     With categories, also the mean of their means, as papers report it, where all of them have the metric.
@@ -281,7 +281,7 @@ def build_text_table(summary: pd.DataFrame) -> pd.DataFrame:
 def _cell(row: pd.Series, name: str, form: str) -> str:
     text = html.format_number(row[name], form)
     spread = row.get(f"{name}_spread")
-    if name in COSTS:
+    if name in COST_FIGURES:
         return text
     if pd.notna(spread):
         return f"{text} ± {spread:{form}}"

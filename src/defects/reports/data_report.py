@@ -1,4 +1,4 @@
-"""One page about a data set, to be looked at before anything is trained on it.
+"""One page about a data set, to be read before anything is trained on it.
 
 Its charts compare what must not differ between the classes, or between training and test: sizes, grey
 levels. Where they do differ, a detector will learn that difference instead of the defects. Below them sample
@@ -48,7 +48,7 @@ KIND_COLOUR = "#f2abaa"
 GROUP_COLOUR = "#72b7b2"
 EXAMPLES_OF_PART = {"train defect": 24, "train normal": 24, "test": 12}  # images of each part on the page
 MEASURED_IMAGES = 650  # of each part, whose pixels are read: below 2,000 in all
-KINDS = 8  # kinds of defect with a bar of their own
+KIND_BARS = 8  # kinds of defect with a bar of their own
 MOST_GROUPS = 40
 JOINED_PAIRS = 16  # at most, of one group
 SEPARATE_PAIRS = 12  # at most, of different groups
@@ -208,9 +208,9 @@ def count_classes(images: pd.DataFrame) -> pd.Series:
     """Images of each part; after the defects, of each kind of defect where kinds are known."""
     parts = images["part"].value_counts(sort=False).rename(index=str)
     kinds = images.loc[(images["part"] == "train defect") & (images["kind"] != ""), "kind"].value_counts()
-    if len(kinds) > KINDS:
-        rare = kinds.iloc[KINDS - 1 :]
-        kinds = pd.concat([kinds.iloc[: KINDS - 1], pd.Series({f"{len(rare)} other kinds": rare.sum()})])
+    if len(kinds) > KIND_BARS:
+        rare = kinds.iloc[KIND_BARS - 1 :]
+        kinds = pd.concat([kinds.iloc[: KIND_BARS - 1], pd.Series({f"{len(rare)} other kinds": rare.sum()})])
     kinds.index = "defect: " + kinds.index.astype(str).map(shorten_name)
     return pd.concat([parts[["train defect"]], kinds, parts[["train normal", "test"]]])
 
@@ -230,7 +230,8 @@ def draw_counts(axes: Axes, counts: pd.Series) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlabel("images")
-    normal, defect = counts["train normal"], counts["train defect"]
+    normal = counts["train normal"]
+    defect = counts["train defect"]
     detail = f"1 defect to {normal / defect:.1f} normal images" if defect else "no defects to learn from"
     add_headline(axes, "Classes", detail)
 
@@ -307,7 +308,8 @@ def draw_grey_levels(axes: Axes, measured: pd.DataFrame, totals: pd.Series, colu
 
 def draw_area(axes: Axes, area: pd.Series) -> None:
     """`area`: marked share of each image with a mask, per cent."""
-    low, high = area.min() / 2, min(100, 2 * area.max())
+    low = area.min() / 2
+    high = min(100, 2 * area.max())
     axes.hist(area, np.geomspace(low, high, 18), color=PART_COLOURS["train defect"])
     _log_scale(axes.xaxis)
     axes.yaxis.get_major_locator().set_params(integer=True)

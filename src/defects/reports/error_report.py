@@ -42,7 +42,7 @@ from defects.reports.run_report import load_aligned_oof
 from defects.runs import OOF_MAPS, Run
 from defects.submission.build import calibrate_blend
 
-BLEND = ""  # in place of an experiment's name: no folder is called that
+BLEND = ""  # in place of an experiment's name: no folder has this name
 SECTION_IMAGES = 12  # of a section, rows of two, three or six cards; errors.csv has all
 MATRIX_INCHES = (2.5, 2.6)
 CLASS_NAMES = ["normal", "defective"]

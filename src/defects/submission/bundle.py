@@ -76,23 +76,23 @@ def pins(kaggle: KaggleConfig) -> list[str]:
     return [f"{name}=={pinned[name]}" for name in sorted(kaggle.wheels)]
 
 
-def download_command(wanted: list[str], folder: Path) -> list[str]:
+def download_command(requirements: list[str], folder: Path) -> list[str]:
     """Arguments for python; no dependencies, since Kaggle's image has them."""
-    return ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *wanted]
+    return ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *requirements]
 
 
-def fetch_wheels(wanted: list[str], folder: Path) -> None:
+def fetch_wheels(requirements: list[str], folder: Path) -> None:
     """Download the pinned wheels that `folder` does not hold."""
-    held = list(folder.glob("*.whl"))
-    missing = [pin for pin in wanted if not any(_is_wheel_of(path, pin) for path in held)]
+    wheel_files = list(folder.glob("*.whl"))
+    missing = [pin for pin in requirements if not any(_is_wheel_of(path, pin) for path in wheel_files)]
     if not missing:
         return
     command = [sys.executable, *download_command(missing, folder)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise UserError(
-            f"the wheels of {', '.join(missing)} cannot be downloaded ({' '.join(said)}): go online, "
+            f"the wheels of {', '.join(missing)} cannot be downloaded ({' '.join(reason)}): go online, "
             "or name a folder that holds them with --wheels"
         )
 
@@ -103,12 +103,12 @@ def _is_wheel_of(path: Path, pin: str) -> bool:
     return path.name.lower().startswith(f"{re.sub('[-.]', '_', name).lower()}-{version}-")
 
 
-def _keep_wheels(wanted: list[str], folder: Path) -> list[str]:
-    """Remove the wheels of other pins or of an earlier --wheels; returns `wanted`."""
+def _keep_wheels(requirements: list[str], folder: Path) -> list[str]:
+    """Remove the wheels of other requirements or of an earlier --wheels; returns `requirements`."""
     for path in folder.glob("*.whl"):
-        if not any(_is_wheel_of(path, pin) for pin in wanted):
+        if not any(_is_wheel_of(path, pin) for pin in requirements):
             path.unlink()
-    return wanted
+    return requirements
 
 
 def _copy_wheels(source: Path, folder: Path) -> list[str]:
@@ -283,6 +283,6 @@ def kernel_metadata(kernel: str, competition: str, bundle: str, gpu: bool) -> di
 
 
 def dataset_metadata(bundle: str) -> dict[str, Any]:
-    """dataset-metadata.json; private unless the client is told otherwise."""
+    """dataset-metadata.json; private by default."""
     title = bundle.partition("/")[2].replace("-", " ")
     return {"id": bundle, "title": title, "licenses": [{"name": "other"}]}

@@ -64,10 +64,10 @@ def run_kaggle(arguments: list[str]) -> str:
         # newline="": the carriage returns of the progress bar end a line, and are kept
         output = "".join(map(_show, TextIOWrapper(client.stdout, "utf-8", errors="replace", newline="")))
     if client.returncode != 0:
-        said = last_line(output)
-        known = TROUBLES + (COMPETITION_TROUBLES if arguments[0] == "competitions" else OWN_TROUBLES)
-        advice = next((advice for pattern, advice in known if re.search(pattern, said)), "{said}")
-        cause = said.rpartition("(Caused by ")[2]  # of a connection error, without the addresses
+        reason = last_line(output)
+        troubles = TROUBLES + (COMPETITION_TROUBLES if arguments[0] == "competitions" else OWN_TROUBLES)
+        advice = next((advice for pattern, advice in troubles if re.search(pattern, reason)), "{said}")
+        cause = reason.rpartition("(Caused by ")[2]  # of a connection error, without the addresses
         raise UserError(f"kaggle {' '.join(arguments[:3])}: {advice.format(said=cause)}")
     return output
 
@@ -79,9 +79,11 @@ def show_command(arguments: list[str]) -> str:
 
 def printed_json(output: str) -> Any:
     """The JSON among what the client printed. Raises UserError if there is none."""
-    found = re.search(r"^[\[{].*[\]}]\s*$", output, re.DOTALL | re.MULTILINE)  # warnings may stand around it
+    content = re.search(
+        r"^[\[{].*[\]}]\s*$", output, re.DOTALL | re.MULTILINE
+    )  # warnings may stand around it
     try:
-        return json.loads(found[0])
+        return json.loads(content[0])
     except (TypeError, ValueError):
         raise UserError(f"the kaggle client printed no JSON; its last line: {last_line(output)}") from None
 
@@ -126,11 +128,11 @@ def _mismatch(folder: Path, expected: dict[str, int]) -> str | None:
     """Which glob does not match as many files as expected, in words."""
     for pattern, count in expected.items():
         try:
-            found = sum(path.is_file() for path in folder.glob(pattern))
+            count_there = sum(path.is_file() for path in folder.glob(pattern))
         except (ValueError, NotImplementedError) as error:  # empty or absolute
             raise UserError(f"data.kaggle.expected: {pattern!r} cannot be used ({error})") from None
-        if found != count:
-            return f"data.kaggle.expected says {count} files for {pattern}, {found} found"
+        if count_there != count:
+            return f"data.kaggle.expected says {count} files for {pattern}, and there are {count_there}"
     return None
 
 
@@ -141,11 +143,11 @@ def _complete(archive: Path) -> bool:
 
 
 def _fetch(competition: str, archive: Path) -> None:
-    said = last_line(run_kaggle(["competitions", "download", competition, "-p", str(archive.parent)]))
+    reason = last_line(run_kaggle(["competitions", "download", competition, "-p", str(archive.parent)]))
     if not _complete(archive):
         raise UserError(
             f"{archive} is not a complete zip although the kaggle client reported no error "
-            f"(its last line: {said}): delete that file and run again"
+            f"(its last line: {reason}): delete that file and run again"
         )
 
 

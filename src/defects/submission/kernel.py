@@ -57,11 +57,12 @@ def push_command(bundle: Bundle) -> list[str]:
 def planned(bundle: Bundle, pins: list[str]) -> list[str]:
     """The commands before the submission, for a dry run."""
     lines = [f"python {shlex.join(download_command(pins, bundle.folder / 'dataset'))}"] if pins else []
-    first, later = show_command(create_command(bundle)), show_command(version_command(bundle))
+    first = show_command(create_command(bundle))
+    later = show_command(version_command(bundle))
     return [*lines, f"{first}   (the first time)", f"{later}   (later)", show_command(push_command(bundle))]
 
 
-def files(bundle: Bundle) -> list[Path]:
+def list_bundle_files(bundle: Bundle) -> list[Path]:
     """What is uploaded and pushed."""
     return sorted(path for name in ("dataset", "kernel") for path in (bundle.folder / name).glob("[!.]*"))
 
@@ -98,7 +99,7 @@ def _upload(bundle: Bundle) -> int:
 
 
 def _version_before(bundle: Bundle) -> int:
-    """0 if there is no such data set yet, which Kaggle words in several ways; `create` tells the rest."""
+    """0 if there is no such data set yet, which Kaggle words in several ways; `create` says more."""
     try:
         return _dataset(bundle)["current_version_number"] or 1
     except UserError:
@@ -114,14 +115,14 @@ def _wait_for_dataset(bundle: Bundle, version: int) -> None:
     """The notebook must not be started with the version before."""
     for look in range(DATASET_POLLS):
         try:
-            found = _dataset(bundle)
+            status = _dataset(bundle)
         except UserError:
             if look >= DATASET_APPEARS:
                 raise
-            found = {"status": "not there yet"}
-        if found["status"] == "ready" and (found["current_version_number"] or 0) >= version:
+            status = {"status": "not there yet"}
+        if status["status"] == "ready" and (status["current_version_number"] or 0) >= version:
             return
-        if found["status"] in ("failed", "deleted"):
+        if status["status"] in ("failed", "deleted"):
             (bundle.folder / "state.json").unlink()  # the next call uploads it again
             raise UserError(f"Kaggle could not process the data set {bundle.dataset}: run again")
         time.sleep(POLL_SECONDS)
@@ -131,16 +132,17 @@ def _wait_for_dataset(bundle: Bundle, version: int) -> None:
 def _push(bundle: Bundle) -> int:
     """Start the notebook; returns the number of its version."""
     output = run_kaggle(push_command(bundle))
-    pushed, invalid = re.search(r"Kernel version (\d+) successfully", output), INVALID_SOURCES.search(output)
+    pushed = re.search(r"Kernel version (\d+) successfully", output)
+    invalid = INVALID_SOURCES.search(output)
     if invalid or not pushed:
-        said = invalid[0] if invalid else last_line(output)
-        raise UserError(f"kaggle kernels push {bundle.kernel}: {said}")
+        reason = invalid[0] if invalid else last_line(output)
+        raise UserError(f"kaggle kernels push {bundle.kernel}: {reason}")
     print(f"pushed {bundle.kernel}, version {pushed[1]}")
     return int(pushed[1])
 
 
 def _wait_for_run(kernel: str) -> None:
-    shown = None
+    last_status = None
     while True:
         time.sleep(POLL_SECONDS)  # before the first look, too: it may still show the version before
         output = run_kaggle(["kernels", "status", kernel])
@@ -149,11 +151,11 @@ def _wait_for_run(kernel: str) -> None:
         if status == "complete":
             return
         if status not in ("queued", "running", "new_script"):
-            said = re.search(r'Failure message: "(.*)"', output)
+            failure = re.search(r'Failure message: "(.*)"', output)
             raise RunFailed(
-                f"the notebook {kernel} ended with status {status}{f' ({said[1]})' if said else ''}: "
+                f"the notebook {kernel} ended with status {status}{f' ({failure[1]})' if failure else ''}: "
                 f"see `kaggle kernels logs {kernel}`, then run again"
             )
-        if status != shown:
+        if status != last_status:
             print(f"{kernel} is {status}")
-        shown = status
+        last_status = status

@@ -22,7 +22,7 @@ from defects.submission.summary import summary_path
 TAG_LENGTH = 12  # hexadecimal digits
 
 CONFIRM_AFTER = (0, 5, 15)  # seconds: the list may be late
-COLUMNS = [
+LEDGER_COLUMNS = [
     "date",  # UTC
     "competition",
     "tag",  # hash of what was sent, also in the description on Kaggle
@@ -39,7 +39,7 @@ COLUMNS = [
     "rule",
     "threshold",
     "ref",  # Kaggle's number
-    "status",  # sending: Kaggle was called, and whether it took the file was not learnt yet
+    "status",  # sending: the request was made, and whether it took the file was not learnt yet
     "public_score",
     "private_score",
 ]
@@ -126,7 +126,7 @@ def file_options(path: Path) -> list[str]:
 
 
 def submit_command(competition: str, options: list[str], tag: str, message: str) -> list[str]:
-    """Arguments for kaggle; the description begins with the tag, by which the submission is found again."""
+    """Arguments for kaggle; the description begins with the tag, which identifies the submission later."""
     return ["competitions", "submit", competition, *options, "-m", f"[{tag}] {message}"]
 
 
@@ -198,7 +198,7 @@ def find_submission(competition: str, tag: str) -> dict | None:
 
 
 def check_allowance(competition: str) -> None:
-    """UserError when no submission is left today; a server that does not tell is no obstacle."""
+    """UserError when no submission is left today; a server that does not answer is no obstacle."""
     try:
         limits = printed_json(run_kaggle(["competitions", "submission-limits", competition, "--json"]))
     except UserError:
@@ -218,7 +218,7 @@ def record(path: Path, row: dict) -> None:
     """Put `row` over the one with its competition and tag, or at the end."""
     table, same = _look_up(path, row)
     earlier = table[same].iloc[0].to_dict() if same.any() else {}
-    merged = pd.DataFrame([earlier | row], columns=COLUMNS)
+    merged = pd.DataFrame([earlier | row], columns=LEDGER_COLUMNS)
     write_csv(path, pd.concat([table[~same], merged], ignore_index=True))
 
 
@@ -230,7 +230,7 @@ def forget(path: Path, row: dict) -> None:
 
 def _look_up(path: Path, row: dict) -> tuple[pd.DataFrame, pd.Series]:
     """The table, and where it has the competition and tag of `row`."""
-    table = pd.DataFrame(columns=COLUMNS)
+    table = pd.DataFrame(columns=LEDGER_COLUMNS)
     try:
         if path.exists():
             table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a tag may look like a number

@@ -14,7 +14,7 @@ RULE_NAMES = ("tuned", "untuned")  # of masks: <name>.tuned.csv and <name>.untun
 
 
 def run_places(runs: list[Run]) -> dict[str, str]:
-    """The folder of each run, by its name, so that the submission's runs are found again."""
+    """The folder of each run, by its name, so that later commands open the same runs."""
     return {run.name: _shown(run.folder) for run in runs}
 
 
@@ -30,13 +30,13 @@ def read_summary(path: Path) -> dict:
 
     Where several files share one, `chosen`, `decision` and `sha256` are those of the file itself.
     """
-    beside = summary_path(path)
-    summary = read_json(beside)
+    json_path = summary_path(path)
+    summary = read_json(json_path)
     if summary is None:
-        raise UserError(f"{beside} does not exist: src/ensemble.py RUN makes a submission of trained runs")
+        raise UserError(f"{json_path} does not exist: src/ensemble.py RUN makes a submission of trained runs")
     if not _is_whole(summary):
-        raise UserError(f"{beside} is not whole, or of an older version: run src/ensemble.py again")
-    if beside != path.with_suffix(".json"):
+        raise UserError(f"{json_path} is not whole, or of an older version: run src/ensemble.py again")
+    if json_path != path.with_suffix(".json"):
         rule = path.stem.rpartition(".")[2]
         summary["chosen"] = rule
         summary["sha256"] = summary.get("files", {}).get(rule)

@@ -35,7 +35,7 @@ from defects.training import checkpoint
 from defects.training.loop import make_accelerator
 from defects.training.tracking import write_metrics
 
-POOLED = 1024  # features per layer, as in PatchCore
+POOLED_FEATURES = 1024  # features per layer, as in PatchCore
 # Settings that the teacher does not depend on; the options are taken with their defaults.
 NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "experiment",
@@ -122,8 +122,8 @@ class PatchFeatures(nn.Module):
         super().__init__()
         kernels = []
         for layer, width in enumerate(widths):
-            together = torch.zeros(9 * width, len(widths), POOLED)
-            together[:, layer] = functional.adaptive_avg_pool1d(torch.eye(9 * width), POOLED)
+            together = torch.zeros(9 * width, len(widths), POOLED_FEATURES)
+            together[:, layer] = functional.adaptive_avg_pool1d(torch.eye(9 * width), POOLED_FEATURES)
             kernel = functional.adaptive_avg_pool1d(together.flatten(1), channels)
             kernels.append(kernel.T.reshape(channels, width, 3, 3))
         self.kernels = nn.ParameterList(kernels).requires_grad_(False)
@@ -301,7 +301,7 @@ class Distillation:
 def _list_sources(config: Config, table: pd.DataFrame, images: Path | None) -> tuple[list[Path], Path]:
     """The images, and where they come from.
 
-    A folder of normal images of the data set itself would tell the teacher which held-out images are
+    A folder of normal images of the data set itself would show the teacher which validation images are
     normal, so the data set's own images come all together, or not at all; test images never.
     """
     root = resolve(config.data.root).resolve()

@@ -146,8 +146,8 @@ class FoldData:
         groups = normal["group"].nunique()
         fraction = config.train.inner_holdout
         problem = (
-            f"{config.model.name} is calibrated on held-out normal images, and train.inner_holdout="
-            f"{fraction:g} keeps none of {len(normal)} (in {groups} group{'s' * (groups != 1)})"
+            f"{config.model.name} is calibrated on an inner hold-out of normal images, and "
+            f"train.inner_holdout={fraction:g} keeps none of {len(normal)} (in {groups} group{'s' * (groups != 1)})"
         )
         if fraction == 0:
             return f"{problem}: set it, such as to 0.1"
@@ -175,7 +175,7 @@ def divide_images(config: Config, fold: str, folds: pd.DataFrame, rows: pd.DataF
     shared = learnt.loc[learnt["group"].isin(unseen_groups) | learnt["group"].isna(), "image_id"].unique()
     if len(shared):
         raise UserError(
-            f"{config.dataset_dir}: the training list of fold {fold} shares a group with held-out images "
+            f"{config.dataset_dir}: the training list of fold {fold} shares a group with validation images "
             f"({len(shared)} images, {shared[0]} first): run src/split.py again"
         )
     return FoldData(training_rows, training_images, inner, validation)
@@ -307,7 +307,7 @@ def make_training_loader(
             f"train.batch_size={size} cannot be shared out evenly: set it to a multiple of the {processes} "
             f"processes, and to no more than the {images} images of the training list"
         )
-    # Detectors that are calibrated may depend on the size of what they see; others are told by their labels.
+    # Detectors that are calibrated may depend on the size of what they see; those that learn from labels do not.
     is_cropped = loader.dataset.shown != (height, width)
     if config.infer.window and detector.needs_holdout and is_cropped:
         raise UserError(

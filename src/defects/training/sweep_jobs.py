@@ -33,7 +33,7 @@ LAUNCHER = re.compile(
     r"|LOCAL_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED"
 )
 LABEL = re.compile(r"[\w.+-]{1,24}")  # values that can stand in a folder's name
-NOT_THE_FOLDS = {"image_size", "answers"}  # settings of data that the folds do not depend on
+FOLD_INDEPENDENT_SETTINGS = {"image_size", "answers"}  # settings of data that the folds do not depend on
 SET_BY_SWEEP = {"train.seed", "experiment", "output"}
 
 
@@ -219,7 +219,7 @@ def _label_value(value: Any) -> str:
 
 
 def _split_settings(config: Config) -> dict[str, Any]:
-    return config.data.model_dump(exclude=NOT_THE_FOLDS) | {"split": config.split.model_dump()}
+    return config.data.model_dump(exclude=FOLD_INDEPENDENT_SETTINGS) | {"split": config.split.model_dump()}
 
 
 def _run(script: str, options: list[str], log: Path) -> Path | None:

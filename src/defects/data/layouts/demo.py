@@ -23,13 +23,13 @@ from defects.data.layouts import defect_normal
 from defects.data.listing import Listing
 from defects.settings import Section
 
-SIDE = 128  # px, side of an image
-WIDE = 192  # px, side of a field before it is rotated and cropped: at least SIDE * sqrt(2)
-LIMIT = 2.6  # deviations; no texture exceeds it, so that no image is ever clipped
+DEMO_SIDE = 128  # px, side of an image
+FIELD_SIDE = 192  # px, side of a field before it is rotated and cropped: DEMO_SIDE * sqrt(2) or more
+MAX_DEVIATIONS = 2.6  # deviations; no texture exceeds it, so that no image is ever clipped
 TEST_DEFECT_SHARE = 0.15
-VISIBLE = 0.35  # share of the full change from which a pixel belongs to the mask
+DEMO_MASK_SHARE = 0.35  # share of the full change from which a pixel belongs to the mask
 
-Field = np.ndarray  # (height, width) float32
+DemoField = np.ndarray  # (height, width) float32
 
 
 class Settings(Section):
@@ -55,46 +55,46 @@ def generate_demo(root: Path, answers: Path, settings: Settings) -> None:
         _write_test(data_folder / "test", settings).to_csv(key_file, index=False)
 
 
-# --- textures: raw (WIDE, WIDE) fields; scale and offset do not matter ---
+# --- textures: raw (FIELD_SIDE, FIELD_SIDE) fields; scale and offset do not matter ---
 
 
 @cache
-def _grid() -> tuple[Field, Field]:
-    """Row and column coordinates in px, each (WIDE, WIDE)."""
-    y, x = np.mgrid[:WIDE, :WIDE].astype(np.float32)
+def _grid() -> tuple[DemoField, DemoField]:
+    """Row and column coordinates in px, each (FIELD_SIDE, FIELD_SIDE)."""
+    y, x = np.mgrid[:FIELD_SIDE, :FIELD_SIDE].astype(np.float32)
     return y, x
 
 
-def _noise(rng: Generator, across: float, down: float | None = None) -> Field:
+def _noise(rng: Generator, across: float, down: float | None = None) -> DemoField:
     """Gaussian noise smoothed by `across` and `down` px (equal by default), unit deviation."""
-    white = rng.standard_normal((WIDE, WIDE), dtype=np.float32)
+    white = rng.standard_normal((FIELD_SIDE, FIELD_SIDE), dtype=np.float32)
     smooth = cv2.GaussianBlur(white, (0, 0), across, sigmaY=down or across)
     return smooth / smooth.std()
 
 
-def _sandblast(rng: Generator) -> Field:
+def _sandblast(rng: Generator) -> DemoField:
     return _noise(rng, 0.9)
 
 
-def _mottle(rng: Generator) -> Field:
+def _mottle(rng: Generator) -> DemoField:
     return _noise(rng, 2.2)
 
 
-def _cast(rng: Generator) -> Field:
+def _cast(rng: Generator) -> DemoField:
     """Noise of several sizes at once, the fine ones strongest."""
     return sum(_noise(rng, size) / size**0.5 for size in (0.8, 1.6, 3.2))
 
 
-def _brushed(rng: Generator) -> Field:
+def _brushed(rng: Generator) -> DemoField:
     return _noise(rng, 9, 0.8)
 
 
-def _grain(rng: Generator) -> Field:
+def _grain(rng: Generator) -> DemoField:
     """Short strokes along one direction, dark ones deeper than bright ones are high."""
     return -np.exp(0.4 * _noise(rng, 3.2, 1))
 
 
-def _weave(rng: Generator) -> Field:
+def _weave(rng: Generator) -> DemoField:
     """Threads that pass over and under each other, about 8 px apart."""
     y, x = _grid()
     pitch = rng.uniform(7.5, 9)
@@ -106,7 +106,7 @@ def _weave(rng: Generator) -> Field:
     return thread + 0.08 * _noise(rng, 1)
 
 
-def _stripes(rng: Generator) -> Field:
+def _stripes(rng: Generator) -> DemoField:
     """Diagonal stripes, slightly wavy."""
     y, x = _grid()
     period = rng.uniform(7, 9)
@@ -115,31 +115,31 @@ def _stripes(rng: Generator) -> Field:
     return np.sin(wave) + 0.3 * _noise(rng, 1)
 
 
-def _rings(rng: Generator) -> Field:
+def _rings(rng: Generator) -> DemoField:
     """Wood: wide arcs around a centre far outside the image."""
     y, x = _grid()
-    radius = np.hypot(y + rng.uniform(60, 120), x - rng.uniform(0, WIDE))
+    radius = np.hypot(y + rng.uniform(60, 120), x - rng.uniform(0, FIELD_SIDE))
     wave = radius * (2 * np.pi / rng.uniform(8, 10)) + 0.8 * _noise(rng, 8)
     return np.sin(wave) + 0.35 * _noise(rng, 0.7, 4)
 
 
-def _cells(rng: Generator) -> Field:
+def _cells(rng: Generator) -> DemoField:
     """Voronoi cells about 9 px wide: dark borders where the two nearest seeds are equally far."""
-    steps = np.arange(-4.5, WIDE + 9, 9)
+    steps = np.arange(-4.5, FIELD_SIDE + 9, 9)
     seeds = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
     seeds = seeds + rng.uniform(-3.5, 3.5, seeds.shape)
     near, _ = cKDTree(seeds).query(np.stack(_grid(), -1).reshape(-1, 2), k=2)
-    gap = (near[:, 1] - near[:, 0]).reshape(WIDE, WIDE)
+    gap = (near[:, 1] - near[:, 0]).reshape(FIELD_SIDE, FIELD_SIDE)
     return np.minimum(gap, 3).astype(np.float32) + 0.3 * _noise(rng, 1)
 
 
-def _peel(rng: Generator) -> Field:
+def _peel(rng: Generator) -> DemoField:
     """Orange peel: bumps of one size, lit from the side."""
     bumps = _noise(rng, 2.2)
     return cv2.Sobel(bumps, cv2.CV_32F, 1, 0) / 4 + 0.15 * _noise(rng, 0.8)
 
 
-TEXTURES: dict[str, Callable[[Generator], Field]] = {
+TEXTURES: dict[str, Callable[[Generator], DemoField]] = {
     "sandblast": _sandblast,
     "mottle": _mottle,
     "cast": _cast,
@@ -153,43 +153,49 @@ TEXTURES: dict[str, Callable[[Generator], Field]] = {
 }
 
 
-def _rotate(field: Field, degrees: float, zoom: float = 1.0) -> Field:
+def _rotate(field: DemoField, degrees: float, zoom: float = 1.0) -> DemoField:
     """The field rotated and enlarged about its centre, same size."""
-    matrix = cv2.getRotationMatrix2D(((WIDE - 1) / 2,) * 2, degrees, zoom)
-    return cv2.warpAffine(field, matrix, (WIDE, WIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    matrix = cv2.getRotationMatrix2D(((FIELD_SIDE - 1) / 2,) * 2, degrees, zoom)
+    return cv2.warpAffine(
+        field,
+        matrix,
+        (FIELD_SIDE, FIELD_SIDE),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
 
 
-def _even(field: Field) -> Field:
-    """Zero mean, unit deviation, no slow variation (a blotch must not be hidden by it), within LIMIT."""
+def _even(field: DemoField) -> DemoField:
+    """Zero mean, unit deviation, no slow variation (it would hide a blotch), within MAX_DEVIATIONS."""
     field = field - cv2.GaussianBlur(field, (0, 0), 8)
     return _limit((field - field.mean()) / field.std())
 
 
-def _limit(field: Field) -> Field:
-    return LIMIT * np.tanh(field / LIMIT)
+def _limit(field: DemoField) -> DemoField:
+    return MAX_DEVIATIONS * np.tanh(field / MAX_DEVIATIONS)
 
 
-def _crop(field: Field) -> Field:
-    """The central (SIDE, SIDE) part."""
-    edge = (WIDE - SIDE) // 2
-    return field[edge : edge + SIDE, edge : edge + SIDE]
+def _crop(field: DemoField) -> DemoField:
+    """The central (DEMO_SIDE, DEMO_SIDE) part."""
+    edge = (FIELD_SIDE - DEMO_SIDE) // 2
+    return field[edge : edge + DEMO_SIDE, edge : edge + DEMO_SIDE]
 
 
-# --- defects: from a (WIDE, WIDE) field, the changed (SIDE, SIDE) field and the share of the change in each
+# --- defects: from a field of FIELD_SIDE pixels to the changed one of DEMO_SIDE and the share of the change
 # --- pixel, 0 to 1 ---
 
 
-def _offsets(rng: Generator, margin: float) -> tuple[Field, Field]:
+def _offsets(rng: Generator, margin: float) -> tuple[DemoField, DemoField]:
     """Rows and columns in px from a random centre at least `margin` px inside, in a random direction."""
-    centre_y, centre_x = rng.uniform(margin, SIDE - margin, 2)
+    centre_y, centre_x = rng.uniform(margin, DEMO_SIDE - margin, 2)
     angle = rng.uniform(0, np.pi)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+    rows, columns = np.mgrid[:DEMO_SIDE, :DEMO_SIDE]
     y = (rows - centre_y).astype(np.float32)
     x = (columns - centre_x).astype(np.float32)
     return y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)
 
 
-def _scratch(rng: Generator, field: Field) -> tuple[Field, Field]:
+def _scratch(rng: Generator, field: DemoField) -> tuple[DemoField, DemoField]:
     """A thin curve 45 to 85 px long, darker or brighter than anything in the texture."""
     y, x = _offsets(rng, 42)
     length = rng.uniform(45, 85)
@@ -200,7 +206,7 @@ def _scratch(rng: Generator, field: Field) -> tuple[Field, Field]:
     return _blend(_crop(field), rng.choice([-1, 1]) * rng.uniform(3.5, 4), weight), weight
 
 
-def _blotch(rng: Generator, field: Field) -> tuple[Field, Field]:
+def _blotch(rng: Generator, field: DemoField) -> tuple[DemoField, DemoField]:
     """A soft stain: the texture goes on below it, darker or brighter."""
     y, x = _offsets(rng, 20)
     size = rng.uniform(6.5, 10, 2)
@@ -208,7 +214,7 @@ def _blotch(rng: Generator, field: Field) -> tuple[Field, Field]:
     return _crop(field) + rng.choice([-1, 1]) * rng.uniform(2.4, 3.0) * weight, weight
 
 
-def _pit(rng: Generator, field: Field) -> tuple[Field, Field]:
+def _pit(rng: Generator, field: DemoField) -> tuple[DemoField, DemoField]:
     """A dent 4.5 to 6.5 px in radius with a rim of the opposite brightness."""
     y, x = _offsets(rng, 14)
     radius = rng.uniform(4.5, 6.5)
@@ -218,7 +224,7 @@ def _pit(rng: Generator, field: Field) -> tuple[Field, Field]:
     return _blend(_crop(field), profile, weight), weight
 
 
-def _altered(rng: Generator, field: Field) -> tuple[Field, Field]:
+def _altered(rng: Generator, field: DemoField) -> tuple[DemoField, DemoField]:
     """Inside an ellipse the texture is coarser, stronger and rotated; its mean brightness stays."""
     y, x = _offsets(rng, 26)
     size = rng.uniform(14, 18, 2)
@@ -232,11 +238,11 @@ def _altered(rng: Generator, field: Field) -> tuple[Field, Field]:
     return _blend(_crop(field), patch, weight), weight
 
 
-def _blend(field: Field, target: Field | float, weight: Field) -> Field:
+def _blend(field: DemoField, target: DemoField | float, weight: DemoField) -> DemoField:
     return field + weight * (target - field)
 
 
-KINDS: dict[str, Callable[[Generator, Field], tuple[Field, Field]]] = {
+DEMO_DEFECTS: dict[str, Callable[[Generator, DemoField], tuple[DemoField, DemoField]]] = {
     "scratch": _scratch,
     "blotch": _blotch,
     "pit": _pit,
@@ -250,7 +256,7 @@ KINDS: dict[str, Callable[[Generator, Field], tuple[Field, Field]]] = {
 def draw_image(
     key: list[int], texture: str, kind: str = "normal", strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image and its mask, both (SIDE, SIDE) uint8, that belong to the random key.
+    """The image and its mask, both (DEMO_SIDE, DEMO_SIDE) uint8, that belong to the random key.
 
     The defect is drawn last, from the same generator: for one key, two kinds differ by the defect alone,
     and two values of `strength`, by which the defect's change is multiplied, by nothing else.
@@ -262,19 +268,24 @@ def draw_image(
     normal = _crop(field)
     if kind == "normal":
         changed = normal
-        weight = np.zeros((SIDE, SIDE))
+        weight = np.zeros((DEMO_SIDE, DEMO_SIDE))
     else:
-        changed, weight = KINDS[kind](rng, field)
+        changed, weight = DEMO_DEFECTS[kind](rng, field)
     changed = (1 - strength) * normal + strength * changed
     image = np.rint(light + contrast * changed).clip(0, 255).astype(np.uint8)
-    return image, np.where(weight > VISIBLE, 255, 0).astype(np.uint8)
+    return image, np.where(weight > DEMO_MASK_SHARE, 255, 0).astype(np.uint8)
 
 
-def _light(rng: Generator) -> Field:
-    """Brightness in grey levels, (SIDE, SIDE): a random mean, a slight slope, and sensor noise."""
-    slope = np.linspace(-1, 1, SIDE)
+def _light(rng: Generator) -> DemoField:
+    """Brightness in grey levels, (DEMO_SIDE, DEMO_SIDE): a random mean, a slight slope, and sensor noise."""
+    slope = np.linspace(-1, 1, DEMO_SIDE)
     down, across = rng.uniform(-6, 6, 2)
-    return rng.uniform(100, 155) + down * slope[:, None] + across * slope + rng.normal(0, 1, (SIDE, SIDE))
+    return (
+        rng.uniform(100, 155)
+        + down * slope[:, None]
+        + across * slope
+        + rng.normal(0, 1, (DEMO_SIDE, DEMO_SIDE))
+    )
 
 
 # --- files ---
@@ -283,7 +294,7 @@ def _light(rng: Generator) -> Field:
 def _plan(count: int, has_defects: bool) -> list[tuple[str, str]]:
     """(texture, kind) of `count` images; 40 successive defects meet every pair once."""
     textures = list(TEXTURES)
-    kinds = list(KINDS)
+    kinds = list(DEMO_DEFECTS)
     pairs = []
     for number in range(count):
         kind = kinds[(number + number // 20) % len(kinds)] if has_defects else "normal"

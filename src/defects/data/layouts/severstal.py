@@ -7,7 +7,7 @@ import pandas as pd
 from defects.config import DataConfig, resolve
 from defects.data.labels import class_columns
 from defects.data.listing import Listing, MaskNotes, RoleFolder, leave_out_masks, make_rows, open_folders
-from defects.data.rle import COLUMNS, all_pairs, read_annotations
+from defects.data.rle import RLE_COLUMNS, all_pairs, read_annotations
 from defects.messages import UserError, shorten_names
 
 
@@ -36,7 +36,7 @@ def list_data(data: DataConfig) -> Listing:
     runs = read_annotations(annotations, data.classes, set(train["image_id"]), data.unlisted_classes)
     _check_images(runs, set(train["image_id"]), annotations)
     train, runs = _without_unlisted(data, train, runs, notes)
-    repeated = int(runs[runs["runs"] != ""].duplicated(COLUMNS[:2]).sum())
+    repeated = int(runs[runs["runs"] != ""].duplicated(RLE_COLUMNS[:2]).sum())
     if repeated:
         notes.append(f"{repeated} rows of {annotations.name} mark more of an image and class, and are united")
     if "test" not in tables:

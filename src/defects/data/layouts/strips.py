@@ -22,10 +22,10 @@ from defects.data import rle
 from defects.data.generated import generate_if_missing, new_data_set
 from defects.data.layouts import severstal
 from defects.data.listing import Listing
-from defects.data.rle import COLUMNS, all_pairs, write_rle_table
+from defects.data.rle import RLE_COLUMNS, all_pairs, write_rle_table
 from defects.settings import Section
 
-CLASSES = ["1", "2", "3", "4"]
+STRIP_CLASSES = ["1", "2", "3", "4"]
 # How often each set of classes occurs among the 12,568 labelled images of the competition.
 LABEL_SETS = {
     "": 5902,
@@ -48,7 +48,7 @@ TWIN_EVERY = 80  # one pair of duplicates for so many images
 QUALITY = 88  # of the JPEG files
 
 Side = Annotated[int, Setting(ge=32)]  # px, of an image
-Field = np.ndarray  # float32 [H, W]
+StripField = np.ndarray  # float32 [H, W]
 Mask = np.ndarray  # uint8 [H, W], 0 or 1
 
 
@@ -81,7 +81,7 @@ def generate_strips(root: Path, answers: Path, settings: Settings) -> None:
         write_rle_table(data_folder / "train.csv", train, "split")
         test_strips = plan_strips(1, test_names, settings.seed)
         test = _write_part(data_folder / "test_images", test_strips, settings.size)
-        answer_key = all_pairs(test, sorted(test_names), CLASSES)
+        answer_key = all_pairs(test, sorted(test_names), STRIP_CLASSES)
         write_rle_table(key_file, answer_key, "joined")
         write_rle_table(data_folder / "sample_submission.csv", answer_key.assign(runs="1 1"), "joined")
 
@@ -114,14 +114,14 @@ class Canvas(NamedTuple):
 # --- steel -----------------------------------------------------------------------------------------------
 
 
-def _noise(rng: Generator, shape: tuple[int, int], down: float, across: float) -> Field:
+def _noise(rng: Generator, shape: tuple[int, int], down: float, across: float) -> StripField:
     """Noise that changes over about `down` and `across` px, unit deviation before it is enlarged."""
     height, width = shape
     coarse = (max(2, round(height / down)), max(2, round(width / across)))
     return cv2.resize(rng.standard_normal(coarse, np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _steel(rng: Generator, shape: tuple[int, int], scale: float) -> Field:
+def _steel(rng: Generator, shape: tuple[int, int], scale: float) -> StripField:
     """Brushed rolled steel: fine grain, brushing along or across the strip, slow changes of brightness."""
     horizontal = rng.random() < 0.7
     streak_sizes = [(1, 24 * scale), (2, 160 * scale), (3 * scale, 900 * scale)]  # px across and along
@@ -151,7 +151,7 @@ def _border(rng: Generator, shape: tuple[int, int], scale: float) -> tuple[np.nd
 # --- defects: the change in grey levels, and the pixels that an annotator would mark ---------------------
 
 
-def _pits(canvas: Canvas) -> tuple[Field, Mask]:
+def _pits(canvas: Canvas) -> tuple[StripField, Mask]:
     """Class 1: many small dark pits with a bright rim, scattered around one place."""
     rng = canvas.rng
     scale = canvas.scale
@@ -169,7 +169,7 @@ def _pits(canvas: Canvas) -> tuple[Field, Mask]:
     return rng.uniform(18, 30) * rim - rng.uniform(55, 85) * pit, _grown(drawn, 2 * scale)
 
 
-def _cracks(canvas: Canvas) -> tuple[Field, Mask]:
+def _cracks(canvas: Canvas) -> tuple[StripField, Mask]:
     """Class 2: one to three thin, dark, nearly vertical strokes."""
     rng = canvas.rng
     scale = canvas.scale
@@ -183,7 +183,7 @@ def _cracks(canvas: Canvas) -> tuple[Field, Mask]:
     return -rng.uniform(40, 70) * _soft(drawn, 0.8 * scale), _grown(drawn, 3 * scale)
 
 
-def _scratches(canvas: Canvas) -> tuple[Field, Mask]:
+def _scratches(canvas: Canvas) -> tuple[StripField, Mask]:
     """Class 3: one to six long streaks in one direction, bright or dark, now and then interrupted."""
     rng = canvas.rng
     scale = canvas.scale
@@ -208,7 +208,7 @@ def _scratches(canvas: Canvas) -> tuple[Field, Mask]:
     return change, _grown(drawn, 3 * scale)
 
 
-def _patches(canvas: Canvas) -> tuple[Field, Mask]:
+def _patches(canvas: Canvas) -> tuple[StripField, Mask]:
     """Class 4: one or two large blotches of scale with ragged edges and a coarse surface of their own."""
     rng = canvas.rng
     shape = canvas.shape
@@ -229,7 +229,7 @@ def _patches(canvas: Canvas) -> tuple[Field, Mask]:
 
 
 # Large ones first: where two meet, the later one lies on top.
-DRAWERS: dict[str, Callable[[Canvas], tuple[Field, Mask]]] = {
+DRAWERS: dict[str, Callable[[Canvas], tuple[StripField, Mask]]] = {
     "4": _patches,
     "3": _scratches,
     "1": _pits,
@@ -242,7 +242,7 @@ def _stroke(drawn: Mask, x: np.ndarray, y: np.ndarray, width: float) -> None:
     cv2.polylines(drawn, [points], False, 1, max(1, round(width)), shift=3)
 
 
-def _soft(drawn: Mask, sigma: float) -> Field:
+def _soft(drawn: Mask, sigma: float) -> StripField:
     return cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), max(sigma, 0.5))
 
 
@@ -340,12 +340,12 @@ def _write(folder: Path, size: tuple[int, int], strip: Strip) -> dict[str, str]:
 
 
 def _write_part(folder: Path, strips: list[Strip], size: tuple[int, int]) -> pd.DataFrame:
-    """Writes the images and returns the long table (COLUMNS) of what is marked in them."""
+    """Writes the images and returns the long table (RLE_COLUMNS) of what is marked in them."""
     folder.mkdir(parents=True)
     runs_of_strips = thread_map(
         partial(_write, folder, size), strips, desc=folder.name, leave=False, disable=None
     )
     rows = []
     for strip, runs in zip(strips, runs_of_strips, strict=True):
-        rows += [(strip.name, name, runs[name]) for name in CLASSES if runs.get(name)]
-    return pd.DataFrame(rows, columns=COLUMNS, dtype="str")
+        rows += [(strip.name, name, runs[name]) for name in STRIP_CLASSES if runs.get(name)]
+    return pd.DataFrame(rows, columns=RLE_COLUMNS, dtype="str")
