@@ -147,7 +147,8 @@ class FoldData:
         fraction = config.train.inner_holdout
         problem = (
             f"{config.model.name} is calibrated on an inner hold-out of normal images, and "
-            f"train.inner_holdout={fraction:g} keeps none of {len(normal)} (in {groups} group{'s' * (groups != 1)})"
+            f"train.inner_holdout={fraction:g} keeps none of {len(normal)} "
+            f"(in {groups} group{'s' * (groups != 1)})"
         )
         if fraction == 0:
             return f"{problem}: set it, such as to 0.1"
@@ -307,7 +308,7 @@ def make_training_loader(
             f"train.batch_size={size} cannot be shared out evenly: set it to a multiple of the {processes} "
             f"processes, and to no more than the {images} images of the training list"
         )
-    # Detectors that are calibrated may depend on the size of what they see; those that learn from labels do not.
+    # Calibrated detectors may depend on the size of what they see; those that learn from labels do not.
     is_cropped = loader.dataset.shown != (height, width)
     if config.infer.window and detector.needs_holdout and is_cropped:
         raise UserError(
