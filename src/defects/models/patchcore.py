@@ -265,7 +265,7 @@ def measure_spacing(bank: torch.Tensor, candidates: torch.Tensor) -> torch.Tenso
     parts = []
     for vectors in (bank - origin).split(PATCHES_AT_ONCE):
         nearest = vectors.new_empty(len(vectors), 0)
-        for block in candidates.split(CANDIDATES):
+        for block in candidates.split(DENSITY_CANDIDATES):
             distances = torch.cdist(vectors, block - origin)
             nearest = torch.cat([nearest, distances], 1)
             nearest = nearest.topk(min(count, nearest.shape[1]), largest=False).values
