@@ -97,8 +97,8 @@ def _find_only_groups(
     notes = []
     for name, names in list(names_of_images.items())[:SHOWN_NAMES]:
         notes.append(
-            f"note: {name} lie in 1 group ({names}): it is learnt from in every fold and never held\n"
-            "      out, so no out-of-fold figure tells how such images are judged"
+            f"note: {name} lie in 1 group ({names}): it is learnt from in every fold and never\n"
+            "      validated on, so no out-of-fold figure covers such images"
         )
     more_classes = list(names_of_images)[SHOWN_NAMES:]
     if more_classes:

@@ -21,7 +21,7 @@ from defects.models.synthetic_anomalies import FolderTextures, TextureSource, dr
 ANOMALOUS = 0.5  # share of the normal images that get a synthetic anomaly
 ROTATED = 0.3  # share of the normal images that are rotated by up to 90 degrees, as in the published code
 DRAEM_GAMMA = 2.0  # of the focal loss
-UNET_STRIDE_PIXELS = 32  # the sides of what the networks see are multiples of it
+UNET_STRIDE_PIXELS = 32  # height and width of what the networks see are multiples of it
 
 
 def _check_odd(value: int) -> int:
@@ -195,7 +195,7 @@ class Draem(AnomalyDetector):
 
 
 class Reconstructive(nn.Module):
-    """Images -> images [B, 3, H, W] through a sixteenth of the size, without skips; sides multiples of 16."""
+    """Images -> images [B, 3, H, W] through a sixteenth of the size, without skips; H, W multiples of 16."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -215,7 +215,7 @@ class Reconstructive(nn.Module):
 class Discriminative(nn.Module):
     """U-Net with skips: reconstruction and image [B, 6, H, W] -> logits of normal and anomalous [B, 2, H, W].
 
-    Sides are multiples of 32.
+    H and W are multiples of 32.
     """
 
     def __init__(self, width: int):

@@ -116,7 +116,7 @@ def take_images(network: nn.Module, size: tuple[int, int]) -> None:
 
 
 def check_sizes(network: nn.Module, name: str, sizes: list[tuple[int, int]]) -> None:
-    """UserError unless the network, called `name`, takes images of all `sizes` (height, width).
+    """UserError unless the network `name` takes images of all `sizes` (height, width).
 
     The first is that of images as they are, the others are those of their rotations.
     """
@@ -189,11 +189,11 @@ def read_package(path: Path, name: str, package: str) -> dict[str, torch.Tensor]
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and zip each have their own
         raise UserError(f"{damaged} ({type(error).__name__})") from None
-    wanted = _without_counters(timm.create_model(name).state_dict())
+    expected = _without_counters(timm.create_model(name).state_dict())
     tensors = list(_without_counters(content).values())
-    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in wanted.values()]:
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in expected.values()]:
         raise UserError(damaged)
-    return dict(zip(wanted, tensors, strict=True))
+    return dict(zip(expected, tensors, strict=True))
 
 
 def _without_counters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -203,11 +203,11 @@ def _without_counters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def _is_cached(name: str) -> bool:
     """Whether the hub's weights of a network were downloaded before."""
-    known = timm.get_pretrained_cfg(name)
-    if known is None or not known.hf_hub_id:
+    source = timm.get_pretrained_cfg(name)
+    if source is None or not source.hf_hub_id:
         return False
     files = ("model.safetensors", "pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(known.hf_hub_id, file), str) for file in files)
+    return any(isinstance(try_to_load_from_cache(source.hf_hub_id, file), str) for file in files)
 
 
 def _from_file(backbone: BackboneConfig, path: Path, arguments: dict) -> nn.Module:

@@ -19,7 +19,7 @@ from defects.processes import add_up
 
 CELL_PIXELS = 4  # of the image per pixel of the map
 PATCHES_AT_ONCE = 512  # patches of the bank that are compared at a time
-CANDIDATES = 8192  # with so many candidates
+DENSITY_CANDIDATES = 8192  # with so many candidates
 SPACING_NEIGHBOURS = 9  # of which a bank patch's spacing is the mean distance
 
 

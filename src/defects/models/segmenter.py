@@ -13,7 +13,7 @@ from defects.messages import UserError
 from defects.models.base import Batch, Detector, pad_to_multiple
 from defects.models.features import REFUSALS, Normalize, create_backbone, in_one_line, size_arguments
 
-DECODER_STRIDE_PIXELS = 32  # sides that five halvings leave whole are multiples of it
+DECODER_STRIDE_PIXELS = 32  # heights and widths that can be halved five times are multiples of it
 # DPT stands on plain transformers alone, by another kind of encoder.
 DECODERS = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name != "dpt"]
 
