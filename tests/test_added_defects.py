@@ -78,7 +78,9 @@ def normal_items(epochs=6):
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 47), (100, 80)])
 @pytest.mark.parametrize("symmetries", ["rotations", "none"])
-def test_a_pasted_defect_is_in_its_mask_and_nothing_changes_beyond_its_rim(build, symmetries, size):
+def test_added_defects_a_pasted_defect_is_in_its_mask_and_nothing_changes_beyond_its_rim(
+    build, symmetries, size
+):
     plain, dataset = build(0, size=size), build(0.5, symmetries, size)
     rim = np.ones((2 * FEATHER + 1, 2 * FEATHER + 1), np.uint8)
     found = 0
@@ -96,7 +98,7 @@ def test_a_pasted_defect_is_in_its_mask_and_nothing_changes_beyond_its_rim(build
     assert found > 5
 
 
-def test_labels_and_masks_are_those_of_the_pasted_class(build):
+def test_added_defects_labels_and_masks_are_those_of_the_pasted_class(build):
     dataset, seen = build(), set()
     for item in normal_items():
         pasted = dataset.painters[0](*item, texture(0, SIDE)[..., None].repeat(3, axis=2))
@@ -112,7 +114,7 @@ def test_labels_and_masks_are_those_of_the_pasted_class(build):
     assert {tuple(binary[item]["label"].tolist()) for item in normal_items(2)} == {(0,), (1,)}
 
 
-def test_only_normal_images_change(build, table):
+def test_added_defects_only_normal_images_change(build, table):
     plain, dataset = build(0), build()
     others = [row for row in range(len(table)) if row not in NORMAL]
     assert all(same(plain[epoch, row], dataset[epoch, row]) for epoch in range(3) for row in others)
@@ -121,13 +123,13 @@ def test_only_normal_images_change(build, table):
 
 
 @pytest.mark.parametrize("probability", [0.15, 0.5])
-def test_a_normal_image_gets_a_defect_as_often_as_told(build, probability):
+def test_added_defects_a_normal_image_gets_a_defect_as_often_as_told(build, probability):
     dataset, image = build(probability), np.full((SIDE, SIDE, 3), 128, np.uint8)
     pasted = [dataset.painters[0](*item, image) is not None for item in normal_items(40)]
     assert np.mean(pasted) == pytest.approx(probability, abs=0.06)
 
 
-def test_an_item_depends_on_seed_epoch_and_row_alone(build):
+def test_added_defects_an_item_depends_on_seed_epoch_and_row_alone(build):
     one, again, other = build(0.3), build(0.3), build(0.3, seed=1)
     items = normal_items(3)
     batch = again.__getitems__(items[::-1])[::-1]
@@ -154,7 +156,7 @@ def placed(piece, symmetries, count=200):
 
 @pytest.mark.parametrize("symmetries", SYMMETRIES)
 @pytest.mark.parametrize("piece", [boxed(slice(9, 14), slice(20, 40)), boxed(slice(5, 39), slice(3, 58))])
-def test_pieces_stay_whole_and_turn_as_the_symmetries_allow(symmetries, piece):
+def test_added_defects_pieces_stay_whole_and_turn_as_the_symmetries_allow(symmetries, piece):
     last, turns, scales, places = np.array(piece.shape[::-1]) - 1, set(), [], set()
     for scale, turn, low, high in placed(piece, symmetries):
         assert (low >= -1e-3).all() and (high <= last + 1e-3).all()
@@ -183,7 +185,7 @@ def test_pieces_stay_whole_and_turn_as_the_symmetries_allow(symmetries, piece):
         (boxed(slice(30, 40), slice(0, 9)), 2),
     ],
 )
-def test_what_lies_at_a_border_stays_at_one(piece, borders, symmetries):
+def test_added_defects_what_lies_at_a_border_stays_at_one(piece, borders, symmetries):
     last = np.array(piece.shape[::-1]) - 1
     for _, turn, low, high in placed(piece, symmetries, 60):
         assert (low < 1).sum() + (high > last - 1).sum() >= borders
@@ -193,12 +195,12 @@ def test_what_lies_at_a_border_stays_at_one(piece, borders, symmetries):
 
 
 @pytest.mark.parametrize("symmetries", SYMMETRIES)
-def test_what_reaches_from_border_to_border_still_does(symmetries):
+def test_added_defects_what_reaches_from_border_to_border_still_does(symmetries):
     for scale, _, low, high in placed(boxed(slice(8, 15), slice(0, 60)), symmetries, 40):
         assert scale == pytest.approx(1) and np.allclose([low[0], high[0]], [0, 59])
 
 
-def test_a_piece_is_one_of_several_defects(table, tmp_path):
+def test_added_defects_a_piece_is_one_of_several_defects(table, tmp_path):
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[4:8, 4:8], mask[40:60, 40:60] = 1, 1
     rows = table.assign(defect_1=np.where(table["defect_1"] != "", encode(mask), ""), defect_2="")
@@ -216,7 +218,7 @@ def test_a_piece_is_one_of_several_defects(table, tmp_path):
 @pytest.mark.parametrize(
     ("surface", "around", "inside", "expected"), [(200, 100, 50, 100), (60, 120, 200, 100)]
 )
-def test_a_patch_gets_the_lighting_of_its_place(surface, around, inside, expected):
+def test_added_defects_a_patch_gets_the_lighting_of_its_place(surface, around, inside, expected):
     image, patch = (np.full((40, 40, 3), value, np.uint8) for value in (surface, around))
     mask = np.zeros((40, 40), bool)
     mask[15:25, 10:20] = True
@@ -225,7 +227,7 @@ def test_a_patch_gets_the_lighting_of_its_place(surface, around, inside, expecte
     assert (mixed[mask] == expected).all() and (mixed[~mask] == surface).all()
 
 
-def test_a_rim_fades_and_a_whole_image_is_taken_as_it_is():
+def test_added_defects_a_rim_fades_and_a_whole_image_is_taken_as_it_is():
     image = np.full((30, 30, 3), 100, np.uint8)
     patch, mask = image.copy(), np.zeros((30, 30), bool)
     patch[14:16, 10:20], mask[15, 15] = 160, True
@@ -235,13 +237,13 @@ def test_a_rim_fades_and_a_whole_image_is_taken_as_it_is():
         assert (blend_patch(image, whole, np.ones((30, 30), bool)) == whole).all()
 
 
-def test_without_marked_defects_it_is_refused(table, tmp_path):
+def test_added_defects_without_marked_defects_it_is_refused(table, tmp_path):
     rows = table[table["kind"] != "marked"]
     with pytest.raises(UserError, match="train.paste=0.5 .*have no marked defect: set it to 0"):
         Paste(rows, tmp_path, (32, 32), 0.5, "none", CLASSES, 0)
 
 
-def test_training_without_masks_goes_on_without_pasting(make_dataset, config_file, run_script):
+def test_added_defects_training_without_masks_goes_on_without_pasting(make_dataset, config_file, run_script):
     """One configuration serves data with and without masks."""
     root = make_dataset(tests=0)
     shutil.rmtree(root / "train" / "defect_masks")
@@ -254,7 +256,7 @@ def test_training_without_masks_goes_on_without_pasting(make_dataset, config_fil
 # --- the defect/normal layout, with mask files ------------------------------------------------------------
 
 
-def test_nothing_is_taken_from_images_that_are_not_learnt_from(make_dataset, make_config):
+def test_added_defects_nothing_is_taken_from_images_that_are_not_learnt_from(make_dataset, make_config):
     """They may be gone from the disk."""
     root = make_dataset()
     config = make_config(root, "train.paste=0.5", "split.balance.ratio=0.1")
@@ -272,7 +274,7 @@ def test_nothing_is_taken_from_images_that_are_not_learnt_from(make_dataset, mak
     assert np.mean(labels) > rows["label"].mean() + 0.2
 
 
-def test_worker_processes_change_nothing(make_dataset, make_config):
+def test_added_defects_worker_processes_change_nothing(make_dataset, make_config):
     root, batches = make_dataset(), []
     for workers in (0, 2):
         settings = ["train.paste=0.3", "train.black_out=0.3"]
@@ -282,7 +284,9 @@ def test_worker_processes_change_nothing(make_dataset, make_config):
         assert same(one, other)
 
 
-def test_it_is_a_setting_of_training(make_dataset, config_file, run_script, fails_with_one_line):
+def test_added_defects_it_is_a_setting_of_training(
+    make_dataset, config_file, run_script, fails_with_one_line
+):
     root = make_dataset()
     path = config_file(root, train={"epochs": 1, "paste": 0.3})
     outcome = run_script("train.py", "--config", path)
@@ -304,7 +308,7 @@ def image(seed=0, height=SIDE, width=SIDE):
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), height=st.integers(16, 90), width=st.integers(16, 90))
-def test_a_drawn_defect_is_seen_where_its_mask_is(seed, height, width):
+def test_added_defects_a_drawn_defect_is_seen_where_its_mask_is(seed, height, width):
     before = image(1, height, width)
     after, mask = draw_defect(before, np.random.default_rng(seed))
     assert (
@@ -317,7 +321,7 @@ def test_a_drawn_defect_is_seen_where_its_mask_is(seed, height, width):
     assert change[mask > 0].mean() > 4 * change[mask == 0].mean()
 
 
-def test_drawn_defects_are_of_many_sizes_darker_and_brighter():
+def test_added_defects_drawn_defects_are_of_many_sizes_darker_and_brighter():
     found = [draw_defect(image(2, 128, 128), np.random.default_rng(seed)) for seed in range(200)]
     areas = np.array([mask.mean() for _, mask in found])
     assert np.quantile(areas, 0.05) < 0.005 and np.quantile(areas, 0.95) > 0.1
@@ -325,7 +329,7 @@ def test_drawn_defects_are_of_many_sizes_darker_and_brighter():
     assert 0.3 < np.mean(np.array(shift) > 0) < 0.7
 
 
-def test_only_normal_images_get_a_drawn_defect_and_as_often_as_set():
+def test_added_defects_only_normal_images_get_a_drawn_defect_and_as_often_as_set():
     rows = pd.DataFrame({"label": [0, 1] * 50})
     paint = Synthetic(rows, 0.3, seed=0)
     made = {row: [paint(epoch, row, image()) for epoch in range(10)] for row in range(100)}
@@ -335,27 +339,29 @@ def test_only_normal_images_get_a_drawn_defect_and_as_often_as_set():
     assert all(each.label.tolist() == [1] and each.mask.shape == (SIDE, SIDE, 1) for each in found if each)
 
 
-def test_the_same_seed_epoch_and_row_draw_the_same():
+def test_added_defects_the_same_seed_epoch_and_row_draw_the_same():
     rows = pd.DataFrame({"label": [0, 1]})
     first, again, other = (Synthetic(rows, 1.0, seed)(3, 0, image()) for seed in (5, 5, 6))
     assert np.array_equal(first.image, again.image) and not np.array_equal(first.image, other.image)
     assert not np.array_equal(first.image, Synthetic(rows, 1.0, 5)(4, 0, image()).image)
 
 
-def test_the_training_loader_draws_defects_and_labels_them(make_dataset, make_config):
+def test_added_defects_the_training_loader_draws_defects_and_labels_them(make_dataset, make_config):
     config = make_config(make_dataset(), "train.synthetic=1.0")
     batches = list(training_loader(config, ensure_tables(config).folds, Labels(masks=True)))
     labels, masks = (torch.cat([batch[name] for batch in batches]) for name in ("label", "mask"))
     assert labels.min() == 1 and masks.flatten(1).amax(1).min() == 1  # normal images all got a defect
 
 
-def test_classes_refuse_drawn_defects(make_dataset, config_file, fails_with_one_line):
+def test_added_defects_classes_refuse_drawn_defects(make_dataset, config_file, fails_with_one_line):
     path = config_file(make_dataset(), train={"synthetic": 0.5})
     message = fails_with_one_line("train.py", "--config", path, "--set", "data.classes=[a, b]")
     assert "train.synthetic" in message and "data.classes" in message
 
 
-def test_a_detector_of_normal_images_refuses_drawn_defects(make_dataset, config_file, fails_with_one_line):
+def test_added_defects_a_detector_of_normal_images_refuses_drawn_defects(
+    make_dataset, config_file, fails_with_one_line
+):
     path = config_file(make_dataset(), train={"synthetic": 0.5})
     message = fails_with_one_line(
         "train.py", "--config", path, "--model", "convae_reduced", "--set", "train.synthetic=0.5"

@@ -46,7 +46,7 @@ def textures(first, count, brighter=0):
     return [np.clip(texture(first + k).astype(int) + brighter, 0, 255).astype(np.uint8) for k in range(count)]
 
 
-def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_script, tmp_path):
+def test_adversarial_brighter_test_images_are_told_and_brightness_is_named(compared, run_script, tmp_path):
     path = compared(textures(0, 40), textures(500, 40, brighter=40))
     outcome = run_script("explore.py", "--config", path)
     assert outcome.code == 0, outcome.stderr
@@ -64,7 +64,7 @@ def test_brighter_test_images_are_told_and_brightness_is_named(compared, run_scr
     assert "http:" not in html
 
 
-def test_a_comparison_without_its_page_does_not_count(compared, run_script, monkeypatch):
+def test_adversarial_a_comparison_without_its_page_does_not_count(compared, run_script, monkeypatch):
     path = compared(textures(0, 40), textures(500, 40))
     with monkeypatch.context() as patch:
         patch.setattr("defects.reports.html.build_page", raising(KeyboardInterrupt()))
@@ -81,7 +81,7 @@ def compare_sides(config):
     )
 
 
-def test_images_from_one_source_cannot_be_told_apart(compared):
+def test_adversarial_images_from_one_source_cannot_be_told_apart(compared):
     config = load_config(compared(textures(0, 120), textures(500, 120)))
     found = compare_sides(config)
     low, high = found["interval_90"]
@@ -92,7 +92,7 @@ def test_images_from_one_source_cannot_be_told_apart(compared):
     )
 
 
-def test_other_files_are_told_by_their_format_and_size(compared):
+def test_adversarial_other_files_are_told_by_their_format_and_size(compared):
     larger = [texture(500 + k, 40) for k in range(30)]
     path = compared(textures(0, 30), larger)
     for file in (load_config(path).data.root / "test").iterdir():
@@ -106,7 +106,7 @@ def test_other_files_are_told_by_their_format_and_size(compared):
     assert compare_with_test(table, 0)["auroc_setting"] > 0.98
 
 
-def test_siblings_of_both_sides_share_a_group(compared):
+def test_adversarial_siblings_of_both_sides_share_a_group(compared):
     train, test = textures(0, 8), textures(500, 8)
     config = load_config(compared(train, [train[3], cv_flip(test[1]), *test[1:]], siblings=True))
     groups = appearance_table(config, ensure_tables(config)).set_index("image_id")["group"]
@@ -119,7 +119,7 @@ def cv_flip(image):
     return np.ascontiguousarray(image[:, ::-1])
 
 
-def test_photographs_of_a_few_objects_are_no_shift():
+def test_adversarial_photographs_of_a_few_objects_are_no_shift():
     """Values are those of the object: without groups each would be recognised again."""
     rng = np.random.default_rng(0)
     objects = rng.normal(size=(60, 12))
@@ -130,7 +130,7 @@ def test_photographs_of_a_few_objects_are_no_shift():
     assert compare_with_test(table.assign(group=np.arange(600)), 0)["auroc"] > 0.95
 
 
-def test_too_few_images_are_not_compared(make_dataset, make_config):
+def test_adversarial_too_few_images_are_not_compared(make_dataset, make_config):
     config = make_config(make_dataset())
     page = config.dataset_dir / "adversarial.html"
     page.parent.mkdir(parents=True)
@@ -140,7 +140,7 @@ def test_too_few_images_are_not_compared(make_dataset, make_config):
     assert json.loads(path.read_text(encoding="utf-8"))["auroc"] is None and not page.exists()
 
 
-def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config):
+def test_adversarial_a_comparison_is_kept_until_the_images_change(make_dataset, make_config):
     config = make_config(make_dataset())
     assert stored_comparison(config) is None
     write_adversarial(config, ensure_tables(config))
@@ -152,14 +152,14 @@ def test_a_comparison_is_kept_until_the_images_change(make_dataset, make_config)
     assert stored_comparison(config) is None
 
 
-def test_without_test_images_it_says_so(make_dataset, make_config):
+def test_adversarial_without_test_images_it_says_so(make_dataset, make_config):
     config = make_config(make_dataset(tests=0), "data.sample_submission=null")
     lines, paths = write_adversarial(config, ensure_tables(config))
     assert "there are no test images" in lines[0] and not paths
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05])
-def test_defects_alone_reach_the_auroc_they_are_said_to(share):
+def test_adversarial_defects_alone_reach_the_auroc_they_are_said_to(share):
     """A test set with the share that is named, every defect recognised, has just that AUROC."""
     wanted = defects_to_explain(0.8, share)
     train, test = np.zeros(100_000), np.zeros(100_000)
@@ -169,7 +169,7 @@ def test_defects_alone_reach_the_auroc_they_are_said_to(share):
     assert defects_to_explain(0.5, share) == 0 and defects_to_explain(1.0, share) == 1
 
 
-def test_interval_is_that_of_the_auroc_and_wider_for_few_groups():
+def test_adversarial_interval_is_that_of_the_auroc_and_wider_for_few_groups():
     rng = np.random.default_rng(0)
     test = np.arange(400) % 2 == 1
     chance = np.round(rng.normal(size=400) + test, 1)  # with ties
@@ -181,7 +181,7 @@ def test_interval_is_that_of_the_auroc_and_wider_for_few_groups():
     assert few[0] != alone[0]
 
 
-def test_features_are_those_of_the_picture():
+def test_adversarial_features_are_those_of_the_picture():
     flat = np.full((MEASURED_SIDE, MEASURED_SIDE, 3), 51, np.uint8)
     lit = flat.copy()
     lit[:, MEASURED_SIDE // 2 :] = 102
@@ -201,7 +201,7 @@ def test_features_are_those_of_the_picture():
     assert max(bands, key=bands.get) == "structure of 8 to 16 cycles"
 
 
-def test_one_of_two_equal_features_is_named_even_if_the_other_does_the_work():
+def test_adversarial_one_of_two_equal_features_is_named_even_if_the_other_does_the_work():
     def feature(name, importance, auroc):
         return {"name": name, "importance": importance, "auroc": auroc}
 

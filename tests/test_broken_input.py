@@ -114,7 +114,7 @@ def broken(draw, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_any_content_is_taken_or_refused_by_name(name, tmp_path):
+def test_broken_input_any_content_is_taken_or_refused_by_name(name, tmp_path):
     content, parse = PARSERS[name]
     path = tmp_path / name
 
@@ -140,7 +140,7 @@ def test_any_content_is_taken_or_refused_by_name(name, tmp_path):
     ],
     ids=["empty number", "deep", "within itself", "code"],
 )
-def test_yaml_that_python_stumbles_over(tmp_path, fails_with_one_line, text):
+def test_broken_input_yaml_that_python_stumbles_over(tmp_path, fails_with_one_line, text):
     path, marker = tmp_path / "x.yaml", tmp_path / "marker"
     path.write_text(text.replace("MARKER", str(marker)), encoding="utf-8")
     assert "x.yaml is not valid YAML" in fails_with_one_line("prepare.py", "--config", path)
@@ -150,14 +150,14 @@ def test_yaml_that_python_stumbles_over(tmp_path, fails_with_one_line, text):
 @pytest.mark.parametrize(
     "text", ["train: {epochs: %s}" % (5000 * "9"), "model: {options: {a: %s}}" % (5000 * "9")]
 )
-def test_a_number_of_thousands_of_digits(tmp_path, fails_with_one_line, text):
+def test_broken_input_a_number_of_thousands_of_digits(tmp_path, fails_with_one_line, text):
     path = tmp_path / "x.yaml"
     path.write_text(text, encoding="utf-8")
     assert "4300 digits" in fails_with_one_line("prepare.py", "--config", path)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a device of Unix")
-def test_a_config_without_end(fails_with_one_line):
+def test_broken_input_a_config_without_end(fails_with_one_line):
     assert "/dev/zero is no plain file" in fails_with_one_line("prepare.py", "--config", "/dev/zero")
 
 
@@ -173,7 +173,7 @@ class Payload:
 
 @pytest.mark.parametrize("modern", [True, False], ids=["archive", "pickle"])
 @pytest.mark.parametrize("place", ["best.pt", "last.pt", "weights.pt"])
-def test_a_checkpoint_with_code_in_it_runs_none(
+def test_broken_input_a_checkpoint_with_code_in_it_runs_none(
     make_dataset, config_file, fails_with_one_line, tmp_path, place, modern
 ):
     config, marker = config_file(make_dataset()), tmp_path / "marker"
@@ -197,21 +197,21 @@ def test_a_checkpoint_with_code_in_it_runs_none(
         ("images.csv", "label,width\n0.5,3\n", "a label is neither 0 nor 1"),
     ],
 )
-def test_numbers_that_are_none(tmp_path, name, text, problem):
+def test_broken_input_numbers_that_are_none(tmp_path, name, text, problem):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=problem):
         read_csv(tmp_path / name, ["label"], "src/prepare.py")
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", "null"])
-def test_json_that_is_deep_or_no_object(tmp_path, content):
+def test_broken_input_json_that_is_deep_or_no_object(tmp_path, content):
     (tmp_path / "x.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"x\.json"):
         read_json(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("change", ["a row twice", "a row less", "another image"])
-def test_folds_that_are_not_those_of_the_images(make_dataset, config_file, run_script, change):
+def test_broken_input_folds_that_are_not_those_of_the_images(make_dataset, config_file, run_script, change):
     config = config_file(make_dataset())
     assert run_script("split.py", "--config", config).code == 0
     path = config.parent / "output" / "tiny_data" / "folds.csv"
@@ -222,7 +222,7 @@ def test_folds_that_are_not_those_of_the_images(make_dataset, config_file, run_s
     assert outcome.code == 2 and "folds.csv does not list every training image once" in outcome.stderr
 
 
-def test_out_of_fold_rows_that_come_twice(make_dataset, config_file, run_script):
+def test_broken_input_out_of_fold_rows_that_come_twice(make_dataset, config_file, run_script):
     config = config_file(make_dataset())
     assert run_script("train.py", "--config", config).code == 0
     path = config.parent / "output" / "tiny" / "fold0" / "oof.csv"
@@ -242,12 +242,12 @@ def test_out_of_fold_rows_that_come_twice(make_dataset, config_file, run_script)
     ],
     ids=["none", "no table", "a part", "another shape"],
 )
-def test_a_checkpoint_without_the_weights(content):
+def test_broken_input_a_checkpoint_without_the_weights(content):
     with pytest.raises(UserError, match=r"best\.pt does not hold this detector's weights"):
         checkpoint.fill(torch.nn.Linear(2, 2), Path("best.pt"), content)
 
 
-def test_test_scores_of_a_fold_that_does_not_exist(make_dataset, config_file, run_script):
+def test_broken_input_test_scores_of_a_fold_that_does_not_exist(make_dataset, config_file, run_script):
     config = config_file(make_dataset())
     assert run_script("train.py", "--config", config).code == 0
     assert run_script("infer.py", run_at(config)).code == 0
@@ -281,7 +281,7 @@ def as_numbers_of_another_shape(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [as_objects, as_text_member, as_broken_header, as_numbers_of_another_shape])
-def test_maps_that_are_none(tmp_path, write):
+def test_broken_input_maps_that_are_none(tmp_path, write):
     write(tmp_path / "oof_maps.npz")
     maps = Maps(tmp_path / "oof_maps.npz")
     for look in (lambda: maps.segment, lambda: maps["a.png"]):
@@ -289,7 +289,7 @@ def test_maps_that_are_none(tmp_path, write):
             look()
 
 
-def test_a_single_array_is_no_archive_of_maps(tmp_path):
+def test_broken_input_a_single_array_is_no_archive_of_maps(tmp_path):
     with (tmp_path / "oof_maps.npz").open("wb") as stream:
         np.save(stream, np.ones(3))
     with pytest.raises(UserError, match="no archive of maps"):
@@ -303,7 +303,7 @@ def claiming(height: int, width: int) -> bytes:
     return content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:]
 
 
-def test_an_image_that_claims_gigabytes_is_refused_before_they_are_taken(tmp_path):
+def test_broken_input_an_image_that_claims_gigabytes_is_refused_before_they_are_taken(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(claiming(30_000, 30_000))  # within OpenCV's own limit
     code = f"from pathlib import Path; from defects.data.images import *; read_image(Path({str(path)!r}))"
@@ -314,7 +314,7 @@ def test_an_image_that_claims_gigabytes_is_refused_before_they_are_taken(tmp_pat
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
-def test_a_jpeg_that_claims_more_than_any_decoder_takes(tmp_path, read):
+def test_broken_input_a_jpeg_that_claims_more_than_any_decoder_takes(tmp_path, read):
     content, path = bytearray(picture(".jpg")), tmp_path / "bomb.jpg"
     start = content.index(b"\xff\xc0\0")
     content[start + 5 : start + 9] = 2 * (65_500).to_bytes(2)  # the most that libjpeg allows
@@ -323,7 +323,7 @@ def test_a_jpeg_that_claims_more_than_any_decoder_takes(tmp_path, read):
         read(path)
 
 
-def test_a_png_with_a_flipped_bit_is_told_in_one_line(tmp_path, capfd):
+def test_broken_input_a_png_with_a_flipped_bit_is_told_in_one_line(tmp_path, capfd):
     content, path = bytearray(picture(".png")), tmp_path / "x.png"
     content[len(content) // 2] ^= 4
     path.write_bytes(content)

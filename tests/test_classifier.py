@@ -45,7 +45,7 @@ def batch(known=(1, 1, 1, 1, 1), classes=1):
     return {"image": images, "mask": masks, "masked": known, "label": label}
 
 
-def test_off_it_neither_sees_masks_nor_makes_maps(build):
+def test_classifier_off_it_neither_sees_masks_nor_makes_maps(build):
     detector = build()
     learnt = {name: values for name, values in batch().items() if not name.startswith("mask")}
     assert not detector.uses_masks and not detector.labels.masks and detector(learnt["image"])[1] is None
@@ -57,7 +57,7 @@ def test_off_it_neither_sees_masks_nor_makes_maps(build):
 
 
 @pytest.mark.parametrize(("backbone", "classes"), [("test_efficientnet", 1), ("test_convnext", 2)])
-def test_it_learns_where_the_defects_are(build, backbone, classes):
+def test_classifier_it_learns_where_the_defects_are(build, backbone, classes):
     detector = build(["1", "2"][: classes if classes > 1 else 0], backbone, map_loss=1.0, drop_rate=0).train()
     learnt, losses = batch(classes=classes), []
     optimizer = torch.optim.Adam(detector.parameters(), 0.003)
@@ -75,14 +75,14 @@ def test_it_learns_where_the_defects_are(build, backbone, classes):
     assert maps.min() >= 0 and maps[4].max() < 0.5 < maps[:4, 0].amax((1, 2)).min() <= 1
 
 
-def test_the_weight_is_that_of_the_map_in_the_loss(build):
+def test_classifier_the_weight_is_that_of_the_map_in_the_loss(build):
     none, half = (build(map_loss=weight, drop_rate=0).eval() for weight in (1e-9, 0.5))
     one, other = none.training_loss(batch()), half.training_loss(batch())
     assert other["loss"].item() == pytest.approx(one["loss"].item() + 0.5 * other["map"].item())
     assert half.validation(batch()).keys() == {"loss", "map", "score"}
 
 
-def test_images_without_known_mask_teach_nothing_of_the_map(build):
+def test_classifier_images_without_known_mask_teach_nothing_of_the_map(build):
     detector = build(map_loss=1.0).eval()
     unknown, learnt = detector.training_loss(batch(known=(0,) * 5)), batch(known=(1, 0, 1, 1, 1))
     wrong = learnt | {"mask": learnt["mask"].clone()}
@@ -93,7 +93,7 @@ def test_images_without_known_mask_teach_nothing_of_the_map(build):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97)])
-def test_a_defect_of_one_pixel_weighs_as_much_as_all_that_is_normal(size):
+def test_classifier_a_defect_of_one_pixel_weighs_as_much_as_all_that_is_normal(size):
     maps, masks = torch.zeros(3, 1, 4, 4, requires_grad=True), torch.zeros(3, 1, *size)
     masks[0, 0, 20, 40] = 1
     balanced_map_loss(maps, masks, torch.ones(3, 1)).backward()
@@ -110,12 +110,12 @@ def test_a_defect_of_one_pixel_weighs_as_much_as_all_that_is_normal(size):
         ("test_efficientnet", -1, "map_loss.*greater than or equal to 0"),
     ],
 )
-def test_what_cannot_be_built_is_told_in_one_line(build, backbone, weight, message):
+def test_classifier_what_cannot_be_built_is_told_in_one_line(build, backbone, weight, message):
     with pytest.raises(UserError, match=message):
         build((), backbone, map_loss=weight)
 
 
-def test_only_probabilities_of_pixels_become_masks(tmp_path):
+def test_classifier_only_probabilities_of_pixels_become_masks(tmp_path):
     for name, maps in {"segmenter": [np.uint8], "classifier": [np.float16], "nothing": []}.items():
         with array_archive(tmp_path / f"{name}.npz") as add:
             for kind in maps:
@@ -123,7 +123,7 @@ def test_only_probabilities_of_pixels_become_masks(tmp_path):
         assert Maps(tmp_path / f"{name}.npz").segment == (name == "segmenter")
 
 
-def test_from_training_to_the_report(make_dataset, config_file, run_script):
+def test_classifier_from_training_to_the_report(make_dataset, config_file, run_script):
     root = make_dataset(size=SIDE)
     model = {"backbone": {"name": "test_efficientnet", "weights": "none"}, "options": {"map_loss": 1.0}}
     sections = {"model": model, "train": {"epochs": 2, "paste": 0.2}, "data": {"image_size": [SIDE, SIDE]}}

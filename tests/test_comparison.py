@@ -33,7 +33,7 @@ def compare(run_script, config, *arguments):
     return pd.read_csv(config.dataset_dir / "compare.csv", index_col="experiment"), outcome.stdout
 
 
-def test_table_holds_means_and_spreads_over_folds(config, run_script):
+def test_comparison_table_holds_means_and_spreads_over_folds(config, run_script):
     first = write_runs(of(config, "first"))
     write_runs(of(config, "second", epochs=7), folds="0", maps=False, seed=1)
     table, printed = compare(run_script, config, "second", "first")
@@ -56,7 +56,7 @@ def test_table_holds_means_and_spreads_over_folds(config, run_script):
     assert np.ptp(read_image(config.dataset_dir / "compare.png")) > 200
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_script):
+def test_comparison_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_script):
     tables = [write_runs(of(config, "run")), write_runs(of(config, "run_seed1", seed=1), seed=1)]
     tables.append(write_runs(of(config, "run_workers", seed=2, workers=1), seed=3))  # changes no result
     write_runs(of(config, "slower", lr=1e-4), seed=2)
@@ -70,7 +70,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_experiment(config, run_scr
     assert table.loc["run", "macro_f1_spread"] > 0 and np.isnan(table.loc["slower", "macro_f1_spread"])
 
 
-def test_runs_of_versions_with_settings_that_are_gone_are_compared(config, run_script):
+def test_comparison_runs_of_versions_with_settings_that_are_gone_are_compared(config, run_script):
     write_runs(config)
     before, _ = compare(run_script, config)
     paths = list(config.output.glob("*/fold*/config.yaml"))
@@ -80,7 +80,7 @@ def test_runs_of_versions_with_settings_that_are_gone_are_compared(config, run_s
     assert paths and before.equals(after)
 
 
-def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, run_script):
+def test_comparison_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, run_script):
     write_runs(config)
     before = (config.dataset_dir / "folds.csv").read_bytes()
     split = config.split.model_copy(update={"seed": 1})
@@ -92,7 +92,7 @@ def test_folds_cut_with_another_seed_are_compared_and_left_as_they_are(config, r
     assert (config.dataset_dir / "folds.csv").read_bytes() == recut
 
 
-def test_reduced_and_published_settings_are_named(config, run_script):
+def test_comparison_reduced_and_published_settings_are_named(config, run_script):
     path = config.output.parent / "tiny.yaml"
     for name in ("convae", "convae_reduced", "efficientad_m", "patchcore", "segmenter", "segmenter_reduced"):
         loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], model=name)
@@ -122,7 +122,7 @@ def write_category(root, seed):
         write_png(root / "ground_truth" / "scratch" / f"{number}_mask.png", mask)
 
 
-def test_categories_have_rows_of_their_own_and_a_mean(tmp_path, config_file, run_script):
+def test_comparison_categories_have_rows_of_their_own_and_a_mean(tmp_path, config_file, run_script):
     for seed, name in enumerate(["bottle", "cable"]):
         write_category(tmp_path / "mvtec" / name, 100 * seed)
     mvtec = {"name": "mvtec", "source": "mvtec", "sample_submission": None, "use_test_as": "train"}
@@ -140,7 +140,7 @@ def test_categories_have_rows_of_their_own_and_a_mean(tmp_path, config_file, run
     assert one.code == 0 and "| tiny | cable |" in one.stdout and "mean" not in one.stdout
 
 
-def test_a_mean_needs_every_category():
+def test_comparison_a_mean_needs_every_category():
     rows = [("a", "x", "auroc", 0.5), ("a", "y", "auroc", 0.7), ("a", "x", "aupro", 0.4)]
     values = pd.DataFrame(rows, columns=["experiment", "category", "metric", "value"])
     about = {"detector": "d", "setting": "own", "device": "", "source": "a", "fold": "0"}
@@ -150,7 +150,7 @@ def test_a_mean_needs_every_category():
     assert build_markdown_table(table).splitlines()[-1] == "| a | mean | d | own | 1 | 0.600 | – |"
 
 
-def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, tmp_path):
+def test_comparison_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, tmp_path):
     key = tmp_path / "key.csv"
     path = config_file(make_dataset(tests=9), data={"answers": str(key)})
     assert run_script("train.py", "--config", path, "--fold", "all").code == 0
@@ -172,7 +172,7 @@ def test_the_key_is_read_with_test_alone(make_dataset, config_file, run_script, 
 
 
 @pytest.mark.parametrize("prior", ["train", "estimated"])
-def test_macro_f1_of_the_test_images_is_that_of_the_submission(
+def test_comparison_macro_f1_of_the_test_images_is_that_of_the_submission(
     make_dataset, make_config, run_script, tmp_path, prior
 ):
     key = tmp_path / "key.csv"
@@ -192,7 +192,7 @@ def test_macro_f1_of_the_test_images_is_that_of_the_submission(
     assert table.loc["tiny", "test_macro_f1"] == pytest.approx(macro_f1(np.array(labels), answers.to_numpy()))
 
 
-def test_bad_input_ends_in_one_line(config, fails_with_one_line):
+def test_comparison_bad_input_ends_in_one_line(config, fails_with_one_line):
     assert "no data set yet" in fails_with_one_line("compare.py", "--output", config.output)
     write_runs(config)
     asked = ["compare.py", "--output", config.output]

@@ -57,7 +57,7 @@ def train(detector: ConvAE, images: torch.Tensor, steps: int) -> list[float]:
     return losses
 
 
-def test_published_layers():
+def test_convae_published_layers():
     config = load_config(ROOT / "configs" / "demo.yaml", [], model="convae")
     detector = build_detector(config)
     convolutions = [layer for layer in detector.modules() if isinstance(layer, nn.Conv2d)]
@@ -67,7 +67,7 @@ def test_published_layers():
 
 
 @pytest.mark.parametrize("error", ["l2", "ssim"])
-def test_loss_is_the_named_error_of_what_is_restored(make_convae, error):
+def test_convae_loss_is_the_named_error_of_what_is_restored(make_convae, error):
     detector, images = make_convae(f"model.options.error={error}"), pictures(2)
     with torch.no_grad():
         restored = detector.restore(images)
@@ -79,7 +79,7 @@ def test_loss_is_the_named_error_of_what_is_restored(make_convae, error):
 
 @pytest.mark.parametrize("error", ["l2", "ssim"])
 @pytest.mark.parametrize("size", [(48, 48), (30, 75), (53, 41)])
-def test_a_stain_raises_the_score_and_lights_up_where_it_is(make_convae, size, error):
+def test_convae_a_stain_raises_the_score_and_lights_up_where_it_is(make_convae, size, error):
     detector, normal = make_convae(f"model.options.error={error}", size=size), pictures(4, size)
     losses = train(detector, normal, 50)
     assert losses[-1] < 0.3 * losses[0]
@@ -96,21 +96,21 @@ def test_a_stain_raises_the_score_and_lights_up_where_it_is(make_convae, size, e
 
 
 @pytest.mark.parametrize("size", [(40, 48), (41, 47), (33, 39)])
-def test_what_is_filled_up_is_cropped_where_it_was_added(make_convae, size):
+def test_convae_what_is_filled_up_is_cropped_where_it_was_added(make_convae, size):
     detector, images = make_convae(size=size), torch.rand(1, 3, *size)
     detector.encoder, detector.decoder = nn.Identity(), nn.Identity()
     assert torch.equal(detector.restore(images), images)
 
 
 @pytest.mark.parametrize("size", [(256, 1600), (5, 7)])
-def test_strips_and_tiny_images_keep_their_size(make_convae, size):
+def test_convae_strips_and_tiny_images_keep_their_size(make_convae, size):
     with torch.no_grad():
         score, maps = make_convae("model.options.ssim_window=5", size=size)(torch.rand(1, 3, *size))
     assert maps.shape == (1, 1, *size)
     assert score.shape == (1, 1)
 
 
-def test_saved_and_loaded_it_scores_the_same(make_convae, tmp_path):
+def test_convae_saved_and_loaded_it_scores_the_same(make_convae, tmp_path):
     detector, images = make_convae("model.options.error=ssim"), pictures(6)
     train(detector, images, 3)
     with torch.no_grad():
@@ -126,6 +126,6 @@ def test_saved_and_loaded_it_scores_the_same(make_convae, tmp_path):
     assert torch.equal(other.probability(score), detector.probability(score))
 
 
-def test_a_window_larger_than_the_images_is_refused_at_once(make_convae):
+def test_convae_a_window_larger_than_the_images_is_refused_at_once(make_convae):
     with pytest.raises(UserError, match="window of 11 pixels .* does not fit images of 8 x 40"):
         make_convae("model.options.error=ssim", size=(8, 40))

@@ -48,14 +48,14 @@ def several_passes(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", VECTORS)
-def test_picks_are_those_of_plain_greedy(kind, dtype, several_passes):
+def test_coreset_picks_are_those_of_plain_greedy(kind, dtype, several_passes):
     for seed in range(3):
         vectors = torch.tensor(VECTORS[kind](np.random.default_rng(seed)), dtype=dtype)
         found = greedy_coreset(vectors, 160)
         assert found.indices.tolist() == by_definition(vectors.numpy(), 160)
 
 
-def test_going_on_from_known_centres_is_one_long_choice(several_passes):
+def test_coreset_going_on_from_known_centres_is_one_long_choice(several_passes):
     vectors = torch.tensor(heavy_tailed(np.random.default_rng(0), 600))
     whole = greedy_coreset(vectors, 90)
     first = greedy_coreset(vectors, 40).indices
@@ -64,7 +64,7 @@ def test_going_on_from_known_centres_is_one_long_choice(several_passes):
     assert rest.radius == pytest.approx(whole.radius)
 
 
-def test_it_ends_when_all_are_near_enough(several_passes):
+def test_coreset_it_ends_when_all_are_near_enough(several_passes):
     vectors = torch.tensor(heavy_tailed(np.random.default_rng(0), 600))
     found = greedy_coreset(vectors, 600, radius=3.0)
     one_less = greedy_coreset(vectors, len(found.indices) - 1)
@@ -77,7 +77,7 @@ numbers = st.floats(-100, 100, width=16)
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=numbers), st.data())
-def test_radius_is_that_of_the_centres_and_these_are_farther_apart(vectors, data):
+def test_coreset_radius_is_that_of_the_centres_and_these_are_farther_apart(vectors, data):
     count = data.draw(st.integers(1, len(vectors)))
     found = greedy_coreset(torch.from_numpy(vectors), count)
     centres = vectors[found.indices.numpy()]
@@ -91,7 +91,7 @@ def test_radius_is_that_of_the_centres_and_these_are_farther_apart(vectors, data
 
 
 @pytest.mark.parametrize("giants", [0, 3])
-def test_few_passes_over_all_vectors(giants, monkeypatch):
+def test_coreset_few_passes_over_all_vectors(giants, monkeypatch):
     rng = np.random.default_rng(0)
     vectors = np.vstack([heavy_tailed(rng, 20_000), rng.normal(size=(giants, 24)) * 1e3])
     passes, add = [], coreset._Distances.add

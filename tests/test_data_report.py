@@ -37,7 +37,9 @@ def _headings(html: str) -> list[str]:
     return [unescape(text) for text in re.findall("<h3[^>]*>([^<]*)</h3>", html)]
 
 
-def test_script_writes_the_pages_and_the_earlier_stages(make_dataset, config_file, run_script, tmp_path):
+def test_data_report_script_writes_the_pages_and_the_earlier_stages(
+    make_dataset, config_file, run_script, tmp_path
+):
     outcome = run_script("explore.py", "--config", config_file(make_dataset()))
     assert outcome.code == 0, outcome.stderr
     for name in ("images.csv", "folds.csv", "explore.html", "adversarial.json"):
@@ -49,7 +51,7 @@ def test_script_writes_the_pages_and_the_earlier_stages(make_dataset, config_fil
     assert "<h2>How alike photographs are</h2>" in html
 
 
-def test_charts_and_samples_show_the_counts_of_the_data(make_dataset, make_config):
+def test_data_report_charts_and_samples_show_the_counts_of_the_data(make_dataset, make_config):
     config = make_config(make_dataset())
     folds = ensure_tables(config).folds
     images = ensure_images(config)
@@ -71,7 +73,7 @@ def test_charts_and_samples_show_the_counts_of_the_data(make_dataset, make_confi
     ]
 
 
-def test_grey_levels_and_area_are_those_of_the_pixels(make_dataset, make_config):
+def test_data_report_grey_levels_and_area_are_those_of_the_pixels(make_dataset, make_config):
     config = make_config(make_dataset(defects=2, normals=2, tests=1))
     images = ensure_images(config)
     measured = data_report.measure_images(config.data, images.assign(part=data_report.name_parts(images)))
@@ -82,7 +84,7 @@ def test_grey_levels_and_area_are_those_of_the_pixels(make_dataset, make_config)
     np.testing.assert_array_equal(measured["area"], [6.25, 6.25, np.nan, np.nan, np.nan])
 
 
-def test_outline_runs_around_the_defect_without_covering_it(tmp_path):
+def test_data_report_outline_runs_around_the_defect_without_covering_it(tmp_path):
     image, mask = np.full((440, 220), 100, np.uint8), np.zeros((440, 220), np.uint8)
     mask[100:300, 100:104] = 255
     write_png(tmp_path / "image.png", image)
@@ -95,7 +97,7 @@ def test_outline_runs_around_the_defect_without_covering_it(tmp_path):
     assert yellow == pytest.approx((46, 46, 10, 108), abs=3)
 
 
-def test_report_without_defects_masks_and_groups(make_dataset, config_file):
+def test_data_report_report_without_defects_masks_and_groups(make_dataset, config_file):
     root = make_dataset(defects=0, normals=10, tests=1)
     folders = {"normal": "train/normal_images"}
     html = _draw(load_config(config_file(root, data={"source": "folders", "folders": folders})))
@@ -105,7 +107,7 @@ def test_report_without_defects_masks_and_groups(make_dataset, config_file):
     assert "Defective area" not in html
 
 
-def test_report_of_very_different_sizes_strange_names_and_no_masks(config_file, tmp_path):
+def test_data_report_report_of_very_different_sizes_strange_names_and_no_masks(config_file, tmp_path):
     root = tmp_path / "mixed"
     for i, shape in enumerate([(2, 300), (300, 2), (8, 8), (600, 500), (64, 64), (65, 64)]):
         noise = np.random.default_rng(i).integers(0, 255, shape, dtype=np.uint8)
@@ -128,7 +130,7 @@ def _groups(tmp_path, labels, groups):
     return [block for block in blocks if isinstance(block, Cards)]
 
 
-def test_groups_of_both_classes_come_first_and_are_marked(tmp_path):
+def test_data_report_groups_of_both_classes_come_first_and_are_marked(tmp_path):
     mixed, same = _groups(tmp_path, [0, 0, 0, 0, 1, 1], [7, 7, 7, 3, 3, 5])
     assert (mixed.title, mixed.is_alert) == ("Groups that hold both classes (1 of 1)", True)
     assert [picture.caption for picture in mixed.cards[0].pictures] == ["3.png: normal", "4.png: defect"]
@@ -136,13 +138,13 @@ def test_groups_of_both_classes_come_first_and_are_marked(tmp_path):
     assert [len(card.pictures) for card in same.cards] == [3]
 
 
-def test_groups_shown_are_the_largest_and_a_sample_of_the_others():
+def test_data_report_groups_shown_are_the_largest_and_a_sample_of_the_others():
     assert data_report.choose_groups(pd.Index(range(10)), 4) == [0, 1, 2, 9]
     assert data_report.choose_groups(pd.Index(range(3)), 40) == [0, 1, 2]
     assert data_report.choose_groups(pd.Index([]), 40) == []
 
 
-def test_siblings_show_joined_pairs_and_the_threshold(make_dataset, make_config):
+def test_data_report_siblings_show_joined_pairs_and_the_threshold(make_dataset, make_config):
     root = make_dataset(defects=4, normals=30, size=96)
     folder = root / "train" / "normal_images"
     write_png(folder / "mirrored.png", np.uint8(texture(1003, 96)[:, ::-1] * 0.8))
@@ -160,7 +162,7 @@ def test_siblings_show_joined_pairs_and_the_threshold(make_dataset, make_config)
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.95
 
 
-def test_siblings_are_absent_without_a_search(make_dataset, make_config):
+def test_data_report_siblings_are_absent_without_a_search(make_dataset, make_config):
     config = make_config(make_dataset(), "split.duplicates.enabled=false")
     assert data_report.draw_siblings(config, ensure_tables(config).folds) == []
 
@@ -171,7 +173,7 @@ def _decode(picture) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
-def test_side_by_side_says_how_many_are_left_out(tmp_path):
+def test_data_report_side_by_side_says_how_many_are_left_out(tmp_path):
     write_png(tmp_path / "a.png", texture(0))
     card = draw_side_by_side(data_in(tmp_path), 20 * [{"path": "a.png"}], 20 * ["0.91"], "pair")
     assert len(card.pictures) == MOST_COMPARED
@@ -179,7 +181,7 @@ def test_side_by_side_says_how_many_are_left_out(tmp_path):
     assert card.facts[0].text == "and 8 more"
 
 
-def test_equal_sizes_show_the_rare_class_on_top():
+def test_data_report_equal_sizes_show_the_rare_class_on_top():
     axes = Figure().subplots()
     images = _images(label=[1] + 9 * [0])
     data_report.draw_sizes(axes, images)
@@ -192,13 +194,13 @@ def test_equal_sizes_show_the_rare_class_on_top():
     )
 
 
-def test_sizes_far_apart_get_a_logarithmic_axis():
+def test_data_report_sizes_far_apart_get_a_logarithmic_axis():
     axes = Figure().subplots()
     data_report.draw_sizes(axes, _images(width=[32, 64, 4000], height=[100, 120, 140]))
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
 
 
-def test_kinds_are_counted_and_the_many_rare_ones_summed():
+def test_data_report_kinds_are_counted_and_the_many_rare_ones_summed():
     kinds = [f"kind {k:02}" for k in range(12) for _ in range(12 - k)]
     counts = data_report.count_classes(_images(label=1, kind=kinds))
     assert counts["train defect"] == 78
@@ -208,13 +210,13 @@ def test_kinds_are_counted_and_the_many_rare_ones_summed():
     assert len(counts) == 3 + data_report.KIND_BARS
 
 
-def test_count_group_sizes():
+def test_data_report_count_group_sizes():
     groups = [0] + [1] * 2 + [2] * 2 + [3] * 7 + [4] * 30
     sizes = data_report.count_group_sizes(pd.DataFrame({"group": groups}))
     assert sizes[sizes > 0].to_dict() == {"1": 1, "2": 2, "6–10": 1, "> 20": 1}
 
 
-def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
+def test_data_report_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
     table = pd.DataFrame({"texture": np.arange(600) % 10})
     rows = data_report.pick_spread(table, 16)
     assert rows.index.is_unique and rows.index.is_monotonic_increasing
@@ -222,6 +224,6 @@ def test_samples_are_distinct_and_do_not_follow_a_period_of_the_data():
     assert data_report.pick_spread(table, 1000).index.equals(table.index)
 
 
-def test_long_names_of_kinds_lose_their_middle():
+def test_data_report_long_names_of_kinds_lose_their_middle():
     assert shorten_name("a_rather_long_name_of_a_kind_0042") == "a_rather_lo…_a_kind_0042"
     assert shorten_name("bent") == "bent"

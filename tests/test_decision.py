@@ -47,7 +47,7 @@ def decisions_on(rng, rule, test_share, images=600, defects=40, tests=600):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("test_share", [0.2, 0.5])
-def test_expected_score_at_the_estimated_share_is_near_the_score_obtained(rule, test_share):
+def test_decision_expected_score_at_the_estimated_share_is_near_the_score_obtained(rule, test_share):
     gaps = []
     training_gaps = []
     is_inside = []
@@ -66,7 +66,7 @@ def test_expected_score_at_the_estimated_share_is_near_the_score_obtained(rule, 
         assert abs(np.mean(training_gaps)) > 0.04
 
 
-def test_without_a_shift_both_decisions_expect_the_same():
+def test_decision_without_a_shift_both_decisions_expect_the_same():
     decisions, obtained = decisions_on(np.random.default_rng(1), "macro_f1", 40 / 600)
     assert decisions["estimated"].share == pytest.approx(40 / 600, abs=0.02)
     expected = decisions["train"].expected_score
@@ -74,7 +74,7 @@ def test_without_a_shift_both_decisions_expect_the_same():
     assert obtained["train"] == pytest.approx(expected, abs=0.1)
 
 
-def test_only_the_macro_f1_rule_takes_another_threshold_for_another_share():
+def test_decision_only_the_macro_f1_rule_takes_another_threshold_for_another_share():
     for rule in RULES:
         decisions, _ = decisions_on(np.random.default_rng(0), rule, 0.5)
         is_moved = decisions["estimated"].threshold < decisions["train"].threshold
@@ -82,7 +82,7 @@ def test_only_the_macro_f1_rule_takes_another_threshold_for_another_share():
         assert decisions["estimated"].rule == rule
 
 
-def test_fewer_test_images_make_the_interval_wider():
+def test_decision_fewer_test_images_make_the_interval_wider():
     widths = []
     for tests in (60, 600, 6000):
         decisions, _ = decisions_on(np.random.default_rng(0), "macro_f1", 0.1, tests=tests)
@@ -103,7 +103,7 @@ def test_decision_describes_its_rule_in_words(rule, text):
     assert text in decide(labels, scores, None, np.arange(40), scores, settings).text().split(", ")
 
 
-def test_unknown_parts_are_left_out_of_the_text():
+def test_decision_unknown_parts_are_left_out_of_the_text():
     values = dict.fromkeys(["threshold", "score_threshold", "predicted_defective", "fpr", "expected_score"])
     decision = Decision("Dice", "tuned", prior="train", share=0.25, interval_90=None, **values)
     assert decision.text() == "expected Dice unknown, training share of defects 25.0%, tuned mask rules"
@@ -138,7 +138,7 @@ def blended(make_dataset, config_file, run_script):
         ("estimated", "macro_f1", "{one: 3, other: 1}"),
     ],
 )
-def test_printout_json_ledger_and_message_agree(blended, prior, rule, weights):
+def test_decision_printout_json_ledger_and_message_agree(blended, prior, rule, weights):
     experiments = ["tiny"] if weights == "null" else ["one", "other"]
     settings = [f"threshold.prior={prior}", f"threshold.rule={rule}", f"ensemble.weights={weights}"]
     printed, summary, submission = blended(experiments, *settings)
@@ -152,7 +152,7 @@ def test_printout_json_ledger_and_message_agree(blended, prior, rule, weights):
     assert (row["interval_low"], row["interval_high"]) == decision.interval_90
 
 
-def test_older_ledger_keeps_its_rows_and_columns(tmp_path):
+def test_decision_older_ledger_keeps_its_rows_and_columns(tmp_path):
     path = tmp_path / "ledger.csv"
     path.write_text("competition,tag,nested_macro_f1,status\nsteel,abc,0.75,complete\n")
     row = dict.fromkeys(LEDGER_COLUMNS) | {"competition": "steel", "tag": "def", "expected_score": 0.5}

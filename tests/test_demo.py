@@ -43,7 +43,7 @@ def _macro_f1(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.mean(per_class, axis=0)
 
 
-def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
+def test_demo_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         settings = SMALL.model_copy(update={"seed": seed})
         demo.generate_demo(tmp_path / name / "data", tmp_path / name / "key.csv", settings)
@@ -53,7 +53,7 @@ def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     assert not {a[name] for name in a if name.endswith(".png")} & {c[name] for name in c}
 
 
-def test_layout_and_counts(full):
+def test_demo_layout_and_counts(full):
     names = {Path(name) for name in _contents(full / "data")}
     expected = {Path(f"train/normal_images/normal_{i:04d}.png") for i in range(600)}
     expected |= {
@@ -64,7 +64,7 @@ def test_layout_and_counts(full):
     assert {p.name for p in full.iterdir()} == {"data", "key.csv"}
 
 
-def test_images_are_grey_and_never_clipped(full):
+def test_demo_images_are_grey_and_never_clipped(full):
     for part in ("train/normal_images", "train/defect_images", "test/images"):
         images = _read(full / "data" / part)
         assert images.shape[1:] == (128, 128)
@@ -73,12 +73,12 @@ def test_images_are_grey_and_never_clipped(full):
         assert images.max() < 255
 
 
-def test_all_images_differ(full):
+def test_demo_all_images_differ(full):
     images = [data for name, data in _contents(full / "data").items() if "images" in name]
     assert len(set(images)) == len(images)
 
 
-def test_masks_are_binary_and_small(full):
+def test_demo_masks_are_binary_and_small(full):
     masks = _read(full / "data/train/defect_masks")
     assert masks.shape[1:] == (128, 128)
     assert set(np.unique(masks)) == {0, 255}
@@ -89,7 +89,7 @@ def test_masks_are_binary_and_small(full):
 
 @pytest.mark.parametrize("texture", demo.TEXTURES)
 @pytest.mark.parametrize("kind", demo.DEMO_DEFECTS)
-def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
+def test_demo_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
     plain, nothing = demo.draw_image([5, 0], texture)
     image, mask = demo.draw_image([5, 0], texture, kind)
     change = np.abs(image.astype(int) - plain)
@@ -100,7 +100,7 @@ def test_a_defect_changes_its_mask_and_nothing_far_from_it(texture, kind):
 
 
 @pytest.mark.parametrize("kind", list(demo.DEMO_DEFECTS))
-def test_strength_multiplies_the_change_alone(kind):
+def test_demo_strength_multiplies_the_change_alone(kind):
     normal, weak, full = (
         demo.draw_image([7], "cast", *last)[0].astype(int) for last in ((), (kind, 0.5), (kind,))
     )
@@ -108,7 +108,7 @@ def test_strength_multiplies_the_change_alone(kind):
     assert np.abs(full - normal).max() > 20
 
 
-def test_every_part_holds_all_textures_and_kinds_about_equally():
+def test_demo_every_part_holds_all_textures_and_kinds_about_equally():
     for count in (30, 60):
         textures, kinds = zip(*demo._plan(count, has_defects=True), strict=True)
         assert set(np.unique(textures, return_counts=True)[1]) == {count // 10}
@@ -119,7 +119,7 @@ def test_every_part_holds_all_textures_and_kinds_about_equally():
     assert len(demo.TEXTURES) == 10
 
 
-def test_sample_and_hidden_key_agree(full):
+def test_demo_sample_and_hidden_key_agree(full):
     sample = pd.read_csv(full / "data/test/sample_submission.csv")
     key = pd.read_csv(full / "key.csv")
     names = sorted(p.name for p in (full / "data/test/images").iterdir())
@@ -134,7 +134,7 @@ def test_sample_and_hidden_key_agree(full):
 
 
 @pytest.mark.parametrize("statistic", [np.mean, np.std])
-def test_global_statistics_do_not_tell(full, statistic):
+def test_demo_global_statistics_do_not_tell(full, statistic):
     normal, defect = (_read(full / "data/train" / f"{name}_images") for name in ("normal", "defect"))
     train = statistic(np.concatenate([normal, defect]), axis=(1, 2))
     label = np.arange(len(train)) >= len(normal)

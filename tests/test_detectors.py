@@ -119,7 +119,7 @@ def scores(detector, images):
         return detector(stacked)
 
 
-def test_files_of_a_run(trained):
+def test_detector_files_of_a_run(trained):
     _, folder = trained
     costs = json.loads((folder / "costs.json").read_text())
     assert min(costs[name] for name in ("fit_seconds", "score_images_per_second", "peak_memory_mb")) > 0
@@ -130,7 +130,7 @@ def test_files_of_a_run(trained):
     assert all(max(maps[name].shape) <= 64 and np.isfinite(maps[name]).all() for name in maps.files)
 
 
-def test_exported_it_scores_as_in_training(trained):
+def test_detector_exported_it_scores_as_in_training(trained):
     config, folder = trained
     if config.experiment == "textures_supersimplenet_supervised_reduced":
         pytest.skip("its graph is that of the unsupervised one")
@@ -144,7 +144,7 @@ def test_exported_it_scores_as_in_training(trained):
     np.testing.assert_allclose(scores, oof["score"], rtol=1e-4, atol=1e-4 * oof["score"].std())
 
 
-def test_untrained_it_is_scored_too(trained):
+def test_detector_untrained_it_is_scored_too(trained):
     """As a comparison: preparation and calibration, no epochs."""
     config, _ = trained
     train = config.train.model_copy(update={"epochs": 0, "steps": None})
@@ -155,7 +155,7 @@ def test_untrained_it_is_scored_too(trained):
     assert scored[0].equals(scored[1]) != learns
 
 
-def test_averages_over_turned_images_need_a_calibration_of_their_own(trained):
+def test_detector_averages_over_turned_images_need_a_calibration_of_their_own(trained):
     config, _ = trained
     infer = config.infer.model_copy(update={"tta": True})
     changes = {"infer": infer, "experiment": f"{config.experiment}_turned"}
@@ -164,14 +164,14 @@ def test_averages_over_turned_images_need_a_calibration_of_their_own(trained):
         train_fold(changed, "0", ensure_tables(changed).folds)
 
 
-def test_made_up_training_samples_can_be_looked_at(trained):
+def test_detector_made_up_training_samples_can_be_looked_at(trained):
     config, folder = trained
     assert (folder / "samples.png").exists() == (config.model.name == "draem")
     if config.model.name == "draem":
         assert read_image(folder / "samples.png").shape == (4 * SIZE, 3 * SIZE, 3)
 
 
-def test_loaded_from_its_file_it_scores_the_same(trained, detector):
+def test_detector_loaded_from_its_file_it_scores_the_same(trained, detector):
     config, folder = trained
     oof = pd.read_csv(folder / "oof.csv").set_index("image_id")
     held = ensure_tables(config).folds.query("fold == '0'")
@@ -181,7 +181,7 @@ def test_loaded_from_its_file_it_scores_the_same(trained, detector):
     assert again.tolist() == oof.loc[held["image_id"], "score"].tolist()
 
 
-def test_built_for_a_checkpoint_it_needs_no_other_file(trained):
+def test_detector_built_for_a_checkpoint_it_needs_no_other_file(trained):
     config, folder = trained
     (folder.parents[2] / "teacher.pt").rename(folder.parents[2] / "gone.pt") if "teacher" in str(
         config.model.options
@@ -201,7 +201,7 @@ def painted(image, seed):
     return cv2.circle(canvas, start, 7, grey, -1)
 
 
-def test_paint_on_normal_images_raises_the_score(detector):
+def test_detector_paint_on_normal_images_raises_the_score(detector):
     normal = [plain(2000 + i) for i in range(12)]
     clean = scores(detector, normal)[0]
     dirty = scores(detector, [painted(image, i) for i, image in enumerate(normal)])[0]
@@ -210,13 +210,13 @@ def test_paint_on_normal_images_raises_the_score(detector):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
-def test_the_map_covers_the_image(detector, shape):
+def test_detector_the_map_covers_the_image(detector, shape):
     score, maps = scores(detector, [plain(9, *shape)])
     assert score.shape == (1, 1) and maps.shape[:2] == (1, 1)
     assert maps.shape[2] / maps.shape[3] == pytest.approx(shape[0] / shape[1], rel=0.1)
 
 
-def test_a_score_does_not_depend_on_the_other_images(detector):
+def test_detector_a_score_does_not_depend_on_the_other_images(detector):
     images = [plain(i) for i in range(3)]
     together = scores(detector, images)[0]
     alone = torch.cat([scores(detector, [image])[0] for image in images])

@@ -65,7 +65,7 @@ def train(detector: DFR, images: torch.Tensor, steps: int) -> None:
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_latent_width_is_found_on_all_images(make_dfr, standardize):
+def test_dfr_latent_width_is_found_on_all_images(make_dfr, standardize):
     detector, images = make_dfr(f"model.options.standardize={standardize}"), pictures(10)
     with torch.no_grad():
         whole = detector._common_grid(images).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
@@ -78,7 +78,7 @@ def test_latent_width_is_found_on_all_images(make_dfr, standardize):
     assert widths == [(272 + 2 * expected) // 2, 2 * expected, expected]
 
 
-def test_pooling_follows_the_published_one_where_they_can_agree(make_dfr):
+def test_dfr_pooling_follows_the_published_one_where_they_can_agree(make_dfr):
     detector = make_dfr(size=(64, 64))
     with torch.no_grad():
         fine, _, coarse = detector.features(pictures(2, (64, 64)))
@@ -88,7 +88,7 @@ def test_pooling_follows_the_published_one_where_they_can_agree(make_dfr):
     torch.testing.assert_close(pooled[:, :32], functional.avg_pool2d(fine, 2, 2))
 
 
-def test_saved_and_loaded_it_scores_the_same(make_dfr, tmp_path):
+def test_dfr_saved_and_loaded_it_scores_the_same(make_dfr, tmp_path):
     detector = make_dfr("model.options.standardize=true")
     train(detector, pictures(8), 3)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_saved_and_loaded_it_scores_the_same(make_dfr, tmp_path):
 
 
 @pytest.mark.parametrize(("cut", "fpr"), [("image", 0.25), ("pixel", 0.01)])
-def test_cuts_leave_exactly_the_expected_rate_of_normals_above(make_dfr, cut, fpr):
+def test_dfr_cuts_leave_exactly_the_expected_rate_of_normals_above(make_dfr, cut, fpr):
     detector = make_dfr(f"model.options.cut={cut}", f"threshold.fpr={fpr}")
     train(detector, pictures(4), 2)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_cuts_leave_exactly_the_expected_rate_of_normals_above(make_dfr, cut, fp
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_stain_lights_up_where_it_is(make_dfr, size):
+def test_dfr_a_stain_lights_up_where_it_is(make_dfr, size):
     detector, normal = make_dfr(size=size), pictures(4, size)
     train(detector, normal, 15)
     for place in ((0.15, 0.2), (0.8, 0.25), (0.5, 0.85), (0.85, 0.9)):
@@ -133,6 +133,6 @@ def test_a_stain_lights_up_where_it_is(make_dfr, size):
         assert score > before
 
 
-def test_an_unknown_layer_is_named(make_dfr):
+def test_dfr_an_unknown_layer_is_named(make_dfr):
     with pytest.raises(UserError, match="test_resnet has no layer layer9: it has .*layer3"):
         make_dfr("model.options.layers=[layer9]")

@@ -45,20 +45,20 @@ def defect_batch(mask, known, count=2):
     }
 
 
-def test_published_widths_make_the_published_number_of_weights():
+def test_draem_published_widths_make_the_published_number_of_weights():
     with torch.device("meta"):
         networks = Reconstructive(128), Discriminative(64)
     assert sum(p.numel() for net in networks for p in net.parameters()) == pytest.approx(97.4e6, rel=1e-3)
 
 
-def test_weights_start_as_published():
+def test_draem_weights_start_as_published():
     for module in make(width_reconstructive=16, width_discriminative=16).modules():
         if isinstance(module, torch.nn.Conv2d):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (45, 70), (20, 200), (256, 33)])
-def test_any_size_is_scored_and_mapped(size):
+def test_draem_any_size_is_scored_and_mapped(size):
     detector = make(size).eval()
     with torch.no_grad():
         score, maps = detector(pictures(2, size))
@@ -69,13 +69,13 @@ def test_any_size_is_scored_and_mapped(size):
     assert all(value.isfinite() for value in losses.values())
 
 
-def test_losses_are_named_and_add_up():
+def test_draem_losses_are_named_and_add_up():
     losses = make().training_loss(normal_batch(4))
     assert set(losses) == {"l2", "ssim", "focal", "loss"}
     assert losses["loss"].item() == pytest.approx(sum(losses[n].item() for n in ("l2", "ssim", "focal")))
 
 
-def test_half_of_the_samples_stay_clean():
+def test_draem_half_of_the_samples_stay_clean():
     np.random.seed(0)
     samples = make((32, 32)).synthesise(normal_batch(200, (32, 32)))
     anomalous = samples.mask.amax(dim=(1, 2, 3))
@@ -86,7 +86,7 @@ def test_half_of_the_samples_stay_clean():
     assert changed[samples.mask == 1].float().mean() > 0.9
 
 
-def test_a_seed_gives_the_same_samples_again():
+def test_draem_a_seed_gives_the_same_samples_again():
     detector, made = make(), []
     for seed in (1, 1, 2):
         np.random.seed(seed)
@@ -104,7 +104,7 @@ def test_a_seed_gives_the_same_samples_again():
         ("none", (32, 32), {0}),
     ],
 )
-def test_normal_images_are_turned_as_the_symmetries_allow(monkeypatch, symmetries, size, turns):
+def test_draem_normal_images_are_turned_as_the_symmetries_allow(monkeypatch, symmetries, size, turns):
     monkeypatch.setattr(draem, "ROTATED", 1.0)
     batch = normal_batch(8, size)
     clean = make(size, {"symmetries": symmetries}).synthesise(batch).clean
@@ -115,7 +115,7 @@ def test_normal_images_are_turned_as_the_symmetries_allow(monkeypatch, symmetrie
     assert seen == turns
 
 
-def test_three_in_ten_are_turned_by_any_angle_where_rotations_are_allowed():
+def test_draem_three_in_ten_are_turned_by_any_angle_where_rotations_are_allowed():
     np.random.seed(0)
     batch = normal_batch(100, (32, 32))
     clean = make((32, 32)).synthesise(batch).clean
@@ -134,7 +134,7 @@ def textures(tmp_path):
 
 
 @pytest.mark.parametrize(("folder", "channels"), [(".", {0, 1}), ("green", {1})])
-def test_textures_come_from_the_folder(textures, folder, channels):
+def test_draem_textures_come_from_the_folder(textures, folder, channels):
     detector = make(textures=str(textures / folder))
     drawn = [detector.texture_source(np.zeros((20, 30, 3), np.uint8)) for _ in range(20)]
     assert drawn[0].shape == (20, 30, 3)
@@ -151,7 +151,7 @@ def test_textures_come_from_the_folder(textures, folder, channels):
         ({"width_reconstructive": 0}, "width_reconstructive"),
     ],
 )
-def test_wrong_options_end_in_one_line(textures, options, message):
+def test_draem_wrong_options_end_in_one_line(textures, options, message):
     (textures.parent / "empty").mkdir()
     if "textures" in options:
         options["textures"] = str(textures.parent / options["textures"])
@@ -160,24 +160,24 @@ def test_wrong_options_end_in_one_line(textures, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_outside_textures_are_refused_where_the_rules_forbid_them(textures):
+def test_draem_outside_textures_are_refused_where_the_rules_forbid_them(textures):
     rules = {"root": str(textures.parent / "data"), "external_data": False}
     with pytest.raises(UserError, match="external_data"):
         make(data=rules, textures=str(textures)).prepare([])
 
 
-def test_a_trained_detector_scores_without_its_textures():
+def test_draem_a_trained_detector_scores_without_its_textures():
     make(textures="gone").eval()(pictures(1))
 
 
-def test_score_is_the_logit_of_the_largest_mean_over_21_pixels():
+def test_draem_score_is_the_logit_of_the_largest_mean_over_21_pixels():
     logits = torch.randn(3, 2, 50, 70)
     pooled = functional.avg_pool2d(logits.softmax(1)[:, 1:], 21, stride=1, padding=10)
     expected = pooled.amax(dim=(2, 3)).logit()
     assert torch.allclose(make().score(logits), expected, atol=1e-5)
 
 
-def test_score_never_ties_where_probabilities_round_to_one():
+def test_draem_score_never_ties_where_probabilities_round_to_one():
     """An anomaly that covers all the window, ever more certain."""
     certainty = torch.arange(-60, 60, 0.5)
     logits = torch.zeros(len(certainty), 2, 40, 40)
@@ -186,7 +186,7 @@ def test_score_never_ties_where_probabilities_round_to_one():
     assert (detector.score(logits).flatten().diff() > 0).all()
 
 
-def test_the_training_samples_shows_image_mask_and_anomaly():
+def test_draem_the_training_samples_shows_image_mask_and_anomaly():
     grid = make((32, 48), samples=3).training_samples(normal_batch(5, (32, 48)))
     assert grid.shape == (3 * 32, 3 * 48, 3)
     assert grid.dtype == np.uint8
@@ -257,7 +257,7 @@ def trained():
 @pytest.mark.parametrize(
     ("size", "corner"), [((64, 64), (8, 40)), ((96, 64), (70, 10)), ((45, 150), (20, 120))]
 )
-def test_a_stain_lights_up_where_it_is(trained, size, corner):
+def test_draem_a_stain_lights_up_where_it_is(trained, size, corner):
     clean = pictures(1, size)
     stained = clean.clone()
     y, x = corner
@@ -270,7 +270,7 @@ def test_a_stain_lights_up_where_it_is(trained, size, corner):
     assert x - 1 <= column <= x + 14
 
 
-def test_saved_and_loaded_it_scores_the_same(trained, tmp_path):
+def test_draem_saved_and_loaded_it_scores_the_same(trained, tmp_path):
     torch.save(trained.state_dict(), tmp_path / "best.pt")
     other = make(score_window=7, **WIDER).eval()
     other.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True))

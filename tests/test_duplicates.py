@@ -63,12 +63,12 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("change", CHANGED)
-def test_finds_a_changed_photograph_and_nothing_else(change):
+def test_siblings_finds_a_changed_photograph_and_nothing_else(change):
     assert found([FIRST, *OTHERS, CHANGED[change]]) == [(0, 21)]
 
 
 @pytest.mark.parametrize("flip", FLIPS)
-def test_finds_flips_and_quarter_turns_and_names_them(flip):
+def test_siblings_finds_flips_and_quarter_turns_and_names_them(flip):
     turned = photo(scene(0), dx=6, dy=-5, gain=0.6)
     mirror = flip.removeprefix("transposed+")
     turned = turned[::-1] if mirror in ("vertical", "both") else turned
@@ -79,18 +79,18 @@ def test_finds_flips_and_quarter_turns_and_names_them(flip):
     assert CONFIG.min_correlation <= pairs["correlation"][0] <= 1
 
 
-def test_same_spectrum_with_other_phases_is_no_match():
+def test_siblings_same_spectrum_with_other_phases_is_no_match():
     assert found([photo(scene(seed), gain=0.8) for seed in range(40)]) == []
 
 
-def test_shared_black_area_is_no_match():
+def test_siblings_shared_black_area_is_no_match():
     strips = [photo(scene(seed)) for seed in range(20)]
     for strip in strips:
         strip[:, 100:] = 0
     assert found([*strips, jpeg(strips[3], 50)]) == [(3, 20)]
 
 
-def test_flat_images_match_only_as_identical_files_and_never_when_one_coloured():
+def test_siblings_flat_images_match_only_as_identical_files_and_never_when_one_coloured():
     black, grey = np.zeros_like(FIRST), np.full_like(FIRST, 128)
     scratch = grey.copy()
     scratch[50, 50:60] = 255
@@ -101,14 +101,14 @@ def test_flat_images_match_only_as_identical_files_and_never_when_one_coloured()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_images(count):
+def test_siblings_few_images(count):
     stack = np.stack([thumbnail(FIRST, 64)] * 2)[:count]
     pairs = search_siblings(stack, CONFIG).pairs
     assert list(pairs.columns) == ["i", "j", "correlation", "flip"]
     assert len(pairs) == (count == 2)
 
 
-def test_more_copies_than_neighbours_form_one_group():
+def test_siblings_more_copies_than_neighbours_form_one_group():
     config = DuplicateConfig(neighbours=4)
     copies = [photo(scene(0), gain=0.4 + 0.08 * k) for k in range(6)]
     groups = group_ids(6 + len(OTHERS), siblings([*copies, *OTHERS], config))
@@ -160,19 +160,19 @@ def test_siblings_of_parts_of_one_design_are_paired_and_other_parts_are_not(is_r
     assert found([*images, *changed]) == [(k, 30 + k) for k in range(5)]
 
 
-def test_few_parts_of_one_design_are_not_paired_but_copies_are():
+def test_siblings_few_parts_of_one_design_are_not_paired_but_copies_are():
     images, _ = parts(7, is_rotated=False)
     darker = (images[2] * 0.8).astype(np.uint8)
     assert found([*images, darker]) == [(2, 7)]
 
 
-def test_a_few_parts_among_textures_are_not_paired():
+def test_siblings_a_few_parts_among_textures_are_not_paired():
     images, _ = parts(10, is_rotated=False)
     textures = [thumbnail(photo(scene(seed)), PART_SIDE) for seed in range(100, 130)]
     assert found([*textures, *images, textures[4][:, ::-1]]) == [(4, 40)]
 
 
-def test_chain_of_halves_does_not_join_its_ends():
+def test_siblings_chain_of_halves_does_not_join_its_ends():
     """Neighbours in the chain have one half in common, its ends nothing."""
     left_halves, right_halves = [0, 2, 2, 4], [1, 1, 3, 3]
     halves = [thumbnail(photo(scene(seed)), 128)[:, :64] for seed in range(5)]
@@ -185,7 +185,7 @@ def test_chain_of_halves_does_not_join_its_ends():
     assert np.bincount(groups[:4]).max() <= 2
 
 
-def test_search_tells_what_different_objects_have_in_common():
+def test_siblings_search_tells_what_different_objects_have_in_common():
     images, changed = parts(30, is_rotated=False)
     search = search_siblings(np.stack([thumbnail(image, 128) for image in [*images, *changed]]), CONFIG)
     assert search.kind == "alike"
@@ -210,19 +210,19 @@ def correlations_of_pool(order: tuple[int, ...]) -> dict[frozenset[int], float]:
 
 @settings(max_examples=3, deadline=None)
 @given(st.permutations(range(len(POOL))))
-def test_order_of_images_does_not_matter(order):
+def test_siblings_order_of_images_does_not_matter(order):
     expected = correlations_of_pool(tuple(range(len(POOL))))
     got = correlations_of_pool(tuple(order))
     assert got.keys() == expected.keys()
     assert all(abs(got[pair] - expected[pair]) < 1e-3 for pair in got)
 
 
-def test_repeats_exactly():
+def test_siblings_repeats_exactly():
     images = [*CHANGED.values(), *OTHERS]
     pd.testing.assert_frame_equal(siblings(images), siblings(images))
 
 
-def test_group_ids_are_transitive_and_numbered_by_first_occurrence():
+def test_siblings_group_ids_are_transitive_and_numbered_by_first_occurrence():
     pairs = pd.DataFrame({"i": [1, 3, 0], "j": [3, 5, 4]})
     assert group_ids(7, pairs).tolist() == [0, 1, 2, 1, 0, 1, 3]
     assert group_ids(3, pairs.iloc[:0]).tolist() == [0, 1, 2]

@@ -55,7 +55,7 @@ def detector():
 
 @pytest.mark.parametrize("size", ["small", "medium"])
 @pytest.mark.parametrize(("pixels", "plain", "padded"), [(256, 56, 64), (128, 24, 32), (33, 1, 9)])
-def test_grids_are_the_published_ones(size, pixels, plain, padded):
+def test_efficientad_grids_are_the_published_ones(size, pixels, plain, padded):
     image = torch.rand(1, 3, pixels, pixels + 8)
     for padding, grid in ((False, plain), (True, padded)):
         network = PatchDescription(size, 1 / 64, 5, padding)
@@ -63,14 +63,14 @@ def test_grids_are_the_published_ones(size, pixels, plain, padded):
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
-def test_published_widths(size):
+def test_efficientad_published_widths(size):
     counts = {"small": 2_700_000, "medium": 8_000_000}
     made = sum(weights.numel() for weights in PatchDescription(size, 1.0, 384).parameters())
     assert made == pytest.approx(counts[size], rel=0.05)
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
-def test_an_output_sees_its_33_pixels_and_padding_moves_none(size):
+def test_efficientad_an_output_sees_its_33_pixels_and_padding_moves_none(size):
     torch.manual_seed(0)  # of some networks so narrow all units are dead at the start
     network, padded = (PatchDescription(size, 1 / 16, 4, padding) for padding in (False, True))
     padded.load_state_dict(network.state_dict())
@@ -84,7 +84,7 @@ def test_an_output_sees_its_33_pixels_and_padding_moves_none(size):
 
 @pytest.mark.parametrize("quantile", [0.999, 0.9, 0.5, 0.0])
 @pytest.mark.parametrize("grid", [(3, 7, 9), (1, 11, 91), (1, 1, 1)])
-def test_hard_features_are_those_above_the_quantile_of_each_image(quantile, grid):
+def test_efficientad_hard_features_are_those_above_the_quantile_of_each_image(quantile, grid):
     target, student = torch.randn(2, *grid), torch.randn(2, *grid)
     expected = []
     for squares in ((target - student) ** 2).flatten(1).double().numpy():
@@ -93,19 +93,19 @@ def test_hard_features_are_those_above_the_quantile_of_each_image(quantile, grid
     assert hard_mean(target, student, quantile).item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_more_values_than_torch_quantile_takes():
+def test_efficientad_more_values_than_torch_quantile_takes():
     values = torch.zeros(1, 1, 4096, 4097)
     values[..., 0] = 1.0
     assert hard_mean(values, torch.zeros_like(values), 0.9999).item() == 1.0
 
 
-def test_teacher_is_normalised_over_the_training_images(detector):
+def test_efficientad_teacher_is_normalised_over_the_training_images(detector):
     described = torch.cat([detector._teach(batch["image"]) for batch in Given(pictures(8), 3)])
     assert torch.allclose(described.mean((0, 2, 3)), torch.zeros(6), atol=1e-4)
     assert torch.allclose(described.std((0, 2, 3)), torch.ones(6), atol=1e-3)
 
 
-def test_normal_quantiles_land_at_0_and_a_tenth(detector):
+def test_efficientad_normal_quantiles_land_at_0_and_a_tenth(detector):
     held = pictures(12)[8:]
     with torch.no_grad():
         detector.calibrate(Given(held))
@@ -133,7 +133,7 @@ def change(size, y, x):
 
 @pytest.mark.parametrize("size", [(128, 128), (160, 100), (104, 333), (131, 150)])
 @pytest.mark.parametrize("spot", [(0.4, 0.5), (0.6, 0.4), (0.5, 0.65)])
-def test_a_defect_lights_up_where_it_is(size, spot):
+def test_efficientad_a_defect_lights_up_where_it_is(size, spot):
     y, x = (int(share * side) for share, side in zip(spot, size, strict=True))
     changed = change(size, y, x)
     assert changed.shape == tuple(side // 4 for side in size)
@@ -145,14 +145,14 @@ def test_a_defect_lights_up_where_it_is(size, spot):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 150)])
-def test_a_defect_in_a_corner_lights_up_there(size):
+def test_efficientad_a_defect_in_a_corner_lights_up_there(size):
     changed = change(size, size[0] - 3, 3)
     y, x = divmod(int(changed.argmax()), changed.shape[1])
     assert y > 0.6 * changed.shape[0] and x < 0.4 * changed.shape[1]
     assert changed[-1, 0] > 0
 
 
-def test_autoencoder_has_the_published_sizes_and_takes_any_other():
+def test_efficientad_autoencoder_has_the_published_sizes_and_takes_any_other():
     seen = []
     network = Autoencoder((256, 256), channels=5, width=0.125, latent=7)
     network.encoder.register_forward_hook(lambda *call: seen.append(call[2].shape[2:]))
@@ -163,7 +163,7 @@ def test_autoencoder_has_the_published_sizes_and_takes_any_other():
 
 
 @pytest.mark.parametrize("size", [(33, 33), (47, 64), (64, 400), (300, 290)])
-def test_any_size_and_its_turned_image_are_scored(size):
+def test_efficientad_any_size_and_its_turned_image_are_scored(size):
     detector = build_detector(make(size), pretrained=False).eval()
     with torch.no_grad():
         for shape in (size, size[::-1]):
@@ -172,7 +172,7 @@ def test_any_size_and_its_turned_image_are_scored(size):
             assert score.isfinite().all() and maps.isfinite().all()
 
 
-def test_training_moves_student_and_autoencoder_but_not_the_teacher(detector):
+def test_efficientad_training_moves_student_and_autoencoder_but_not_the_teacher(detector):
     detector.train()
     optimizer = torch.optim.Adam(detector.parameter_groups(0.0), lr=3e-3)
     before = {name: value.clone() for name, value in detector.state_dict().items()}
@@ -192,7 +192,7 @@ def test_training_moves_student_and_autoencoder_but_not_the_teacher(detector):
     assert moved == {"student", "autoencoder"}
 
 
-def test_penalty_images_add_to_the_students_loss(tmp_path, detector):
+def test_efficientad_penalty_images_add_to_the_students_loss(tmp_path, detector):
     for i in range(3):
         write_png(tmp_path / f"{i}.png", cv2.applyColorMap(texture(i, 40), cv2.COLORMAP_JET))
     config = make(penalty=tmp_path, penalty_gray=0.0)
@@ -209,7 +209,7 @@ def test_penalty_images_add_to_the_students_loss(tmp_path, detector):
     assert terms[1] - terms[0] == pytest.approx(extra, rel=1e-3)
 
 
-def test_other_images_are_enlarged_cropped_and_sometimes_grey(tmp_path):
+def test_efficientad_other_images_are_enlarged_cropped_and_sometimes_grey(tmp_path):
     image = np.zeros((30, 60, 3), np.uint8)
     image[8:23, 15:45] = (255, 0, 0)  # its middle half
     write_png(tmp_path / "image.png", image)
@@ -222,7 +222,7 @@ def test_other_images_are_enlarged_cropped_and_sometimes_grey(tmp_path):
     assert (red[~gray] == 1).all()
 
 
-def test_jitter_changes_one_thing_of_each_image_by_a_fifth_at_most():
+def test_efficientad_jitter_changes_one_thing_of_each_image_by_a_fifth_at_most():
     torch.manual_seed(0)
     flat = torch.tensor([0.6, 0.3, 0.3])[:, None, None].expand(300, 3, 4, 4)
     ratio = jitter(flat)[:, :, 0, 0] / flat[:, :, 0, 0]
@@ -232,7 +232,7 @@ def test_jitter_changes_one_thing_of_each_image_by_a_fifth_at_most():
     assert ratio[bright].min() < 0.85 and ratio[bright].max() > 1.15
 
 
-def test_loaded_without_the_teachers_file_it_scores_the_same(tmp_path):
+def test_efficientad_loaded_without_the_teachers_file_it_scores_the_same(tmp_path):
     path = tmp_path / "teacher.pt"
     network = teacher_file(path)
     config = make(teacher=path)
@@ -269,7 +269,7 @@ def test_loaded_without_the_teachers_file_it_scores_the_same(tmp_path):
         ({"penality": "images"}, ["did you mean penalty?"]),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(tmp_path, changes, parts):
+def test_efficientad_what_cannot_work_is_said_in_one_line(tmp_path, changes, parts):
     (tmp_path / "broken.pt").write_bytes(b"PK nothing")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
     teacher_file(tmp_path / "other.pt", channels=7)
@@ -280,7 +280,7 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, changes, parts):
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
 
 
-def test_training_needs_a_teacher_and_a_penalty_folder_with_images(tmp_path):
+def test_efficientad_training_needs_a_teacher_and_a_penalty_folder_with_images(tmp_path):
     detector = build_detector(make())
     with pytest.raises(UserError, match="model.options.teacher names no file"):
         detector.prepare(Given(pictures(2)))

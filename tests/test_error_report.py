@@ -66,7 +66,7 @@ def errors(run_script, config, *arguments):
     return (folder / "errors.html").read_text(encoding="utf-8"), pd.read_csv(folder / "errors.csv")
 
 
-def test_mistakes_disagreements_and_doubtful_labels_are_listed(config):
+def test_error_report_mistakes_disagreements_and_doubtful_labels_are_listed(config):
     write_members(config, normal_5=4.0, defect_3=-4.0, normal_7=[5.0, -3.0, -3.0], defect_9=[1.0, -2.0, -2.0])
     tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     assert stems(tables.list_mistakes(0))[0] == "normal_5"
@@ -75,7 +75,7 @@ def test_mistakes_disagreements_and_doubtful_labels_are_listed(config):
     assert sorted(stems(tables.list_doubtful_labels())) == ["defect_3", "normal_5"]
 
 
-def test_script_writes_one_page_and_a_table_of_all_images(config, run_script):
+def test_error_report_script_writes_one_page_and_a_table_of_all_images(config, run_script):
     write_members(config, normal_5=4.0, normal_7=[5.0, -3.0, -3.0])
     html, table = errors(run_script, config, *NAMES)
     sources = re.findall('src="([^"]*)"', html)
@@ -92,7 +92,7 @@ def test_script_writes_one_page_and_a_table_of_all_images(config, run_script):
     assert all(f"probability_{name}" in table for name in NAMES)
 
 
-def test_runs_of_a_submission_are_found_by_it(config, run_script):
+def test_error_report_runs_of_a_submission_are_found_by_it(config, run_script):
     write_members(config)
     submission = config.submissions / "sample_submission.csv"
     places = {name: str(config.output_dir / name) for name in ("other", "third")}
@@ -103,7 +103,7 @@ def test_runs_of_a_submission_are_found_by_it(config, run_script):
     assert "tiny: 56" in html and "needs two runs" in html and "blend</th>" not in html
 
 
-def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
+def test_error_report_blend_is_that_of_the_submission(config, monkeypatch, run_script):
     write_members(config, normal_5=4.0, defect_3=-4.0)
     folds = [{"image_id": f"images/test_{i}.png", "fold": fold} for i in range(6) for fold in "01"]
     scored = pd.DataFrame(folds).assign(target="defect", score=0.1, probability=np.linspace(0.1, 0.9, 12))
@@ -120,7 +120,7 @@ def test_blend_is_that_of_the_submission(config, monkeypatch, run_script):
     assert f"{expected['nested_macro_f1']:.3f}" in html
 
 
-def test_a_card_has_the_image_and_every_member(config):
+def test_error_report_a_card_has_the_image_and_every_member(config):
     write_members(config, normal_5=[4.0, 4.0, -4.0])
     tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     row = tables.images.loc[tables.list_mistakes(0)].reset_index().to_dict("records")[0]
@@ -136,7 +136,7 @@ def test_a_card_has_the_image_and_every_member(config):
     assert facts == {f"{texts['blend']}, fold {row['fold']}": True, texts["third"]: False}
 
 
-def test_defect_scores_of_members_agree_with_their_decisions(config):
+def test_error_report_defect_scores_of_members_agree_with_their_decisions(config):
     write_members(config, normal_5=4.0, defect_3=-4.0)
     tables = load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config))
     for member in (tables.blend, *tables.members):
@@ -144,7 +144,7 @@ def test_defect_scores_of_members_agree_with_their_decisions(config):
         assert 0 < member.defect_scores.min() < AT_THRESHOLD < member.defect_scores.max() < 100
 
 
-def test_without_defects_the_page_says_what_is_missing(make_dataset, make_config):
+def test_error_report_without_defects_the_page_says_what_is_missing(make_dataset, make_config):
     config = make_config(make_dataset(defects=1), *NORMAL_ONLY, "data.sample_submission=null")
     write_members(config, normal_5=[4.0, 4.0, -2.5])
     html = build_error_report(config, load_ensemble_tables(runs_of(config, *NAMES), ensure_tables(config)))
@@ -153,13 +153,13 @@ def test_without_defects_the_page_says_what_is_missing(make_dataset, make_config
     assert len(re.findall(r"<h3>\d+ of \d+ images</h3>", html)) == 2  # false alarms, disagreement
 
 
-def test_a_single_fold_is_said_to_be_optimistic(config):
+def test_error_report_a_single_fold_is_said_to_be_optimistic(config):
     write_runs(config, folds="0")
     html = build_error_report(config, load_ensemble_tables(runs_of(config, "tiny"), ensure_tables(config)))
     assert "which is optimistic" in html
 
 
-def test_thresholds_of_the_other_folds_decide():
+def test_error_report_thresholds_of_the_other_folds_decide():
     images = pd.DataFrame({"label": [0, 0, 1, 1] * 2, "fold": list("00001111")})
     scores = pd.DataFrame({"a": [0.0, 1, 2, 3, 10, 11, 12, 13]})
     margins = measure_margins(images, scores, "macro_f1", 0.05)["a"]
@@ -167,7 +167,7 @@ def test_thresholds_of_the_other_folds_decide():
     assert margins.tolist() == [-11.5, -10.5, -9.5, -8.5, 8.5, 9.5, 10.5, 11.5]
 
 
-def test_kinds_come_from_the_listing_or_from_the_classes():
+def test_error_report_kinds_come_from_the_listing_or_from_the_classes():
     images = pd.DataFrame({"label": [1, 1, 1, 0], "kind": ["dent", "dent", "hole", "good"]})
     called = pd.DataFrame({"a": [True, False, False, True], "b": [True, True, True, False]})
     found = count_detected_by_kind(images, called)
@@ -184,7 +184,7 @@ def test_kinds_come_from_the_listing_or_from_the_classes():
     assert count_detected_by_kind(images.assign(kind=""), called).empty
 
 
-def test_a_label_is_suspected_only_where_all_members_are_sure():
+def test_error_report_a_label_is_suspected_only_where_all_members_are_sure():
     rng = np.random.default_rng(0)
     labels = (np.arange(200) % 4 == 0).astype(int)
     scores = 4.0 * labels[:, None] - 2 + rng.normal(size=(200, 2))
@@ -194,13 +194,13 @@ def test_a_label_is_suspected_only_where_all_members_are_sure():
     assert not find_doubtful_labels(np.zeros(200), scores).any()
 
 
-def test_disagreement_is_about_decisions_and_not_about_scales():
+def test_error_report_disagreement_is_about_decisions_and_not_about_scales():
     scores = pd.DataFrame({"a": [0.0, 3.0, 2.0], "b": [-3.0, -3.0, 1.0]}, index=list("xyz"))
     called = pd.DataFrame({"a": [True, True, True], "b": [True, False, False]}, index=list("xyz"))
     assert measure_disagreement(scores, called).index.tolist() == ["y", "z"]
 
 
-def test_bad_input_ends_in_one_line(config, fails_with_one_line):
+def test_error_report_bad_input_ends_in_one_line(config, fails_with_one_line):
     asked = ["errors.py", "--output", config.output]
     assert "run src/train.py first" in fails_with_one_line(*asked, "tiny")
     write_members(config, ["tiny", "other"])

@@ -81,7 +81,7 @@ def oof(run):
     return table, {name: run[0].parent / name for name in table.index}
 
 
-def test_what_is_written(run):
+def test_export_what_is_written(run):
     meta, table = read_meta(run[1]), pd.read_csv(run[1] / "parity.csv", index_col="file")
     assert set(table.index) == {"training", *MODEL_FILES}
     assert set(meta.files) == {path.name for path in run[1].iterdir()} - {
@@ -97,7 +97,7 @@ def test_what_is_written(run):
 
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_files_get_the_scores_of_training(run, name, batch_size):
+def test_export_files_get_the_scores_of_training(run, name, batch_size):
     table, paths = oof(run)
     found = list(predict(load_model(run[1] / name), list(paths.values()), batch_size))
     assert [each.path for each in found] == list(paths.values())
@@ -151,7 +151,7 @@ def test_export_of_the_torch_file_needs_no_copies(run, own, monkeypatch, run_scr
         ("dihedral", (32, 16), 4 * (3 * 3) + 4 * (2 * 5)),
     ],
 )
-def test_scorer_counts_its_passes(symmetries, window, copies):
+def test_export_scorer_counts_its_passes(symmetries, window, copies):
     scorer = Scorer(torch.nn.Identity(), InferConfig(window=window), symmetries)
     assert scorer.count_passes((64, 40)) == copies
 
@@ -173,7 +173,7 @@ def test_what_is_not_trained_is_not_exported(run, arguments, message, fails_with
     assert message in fails_with_one_line("export.py", run_at(run[0]), *arguments)
 
 
-def test_models_released_in_any_order_leave_signals_alone(run):
+def test_export_models_released_in_any_order_leave_signals_alone(run):
     """Every openvino.Core keeps a stack for signals; on that of a released one the next would crash."""
     program = """
 import signal, sys
@@ -190,7 +190,7 @@ signal.raise_signal(signal.SIGINT)
     assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
 
 
-def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
+def test_export_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
     monkeypatch.setattr(exporter, "write_onnx", lambda _, __, path: shutil.copy(run[1] / "model.onnx", path))
     monkeypatch.setattr(openvino, "save_model", raising(RuntimeError("basic_ios::clear")))
     message = fails_with_one_line("export.py", run_at(run[0]), "--formats", "openvino", "--images", "4")
@@ -198,7 +198,7 @@ def test_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):
     assert not run[1].with_name(".export.part").exists()
 
 
-def test_the_runtimes_send_no_usage_figures(run, tmp_path):
+def test_export_the_runtimes_send_no_usage_figures(run, tmp_path):
     """They would keep an id of the machine and what is to be sent in the home folder."""
     homes = dict.fromkeys(("HOME", "USERPROFILE", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(tmp_path))
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
@@ -210,12 +210,12 @@ def test_the_runtimes_send_no_usage_figures(run, tmp_path):
     assert import_module("openvino.tools.ovc.telemetry_utils").tm.__name__.endswith("stub")
 
 
-def test_no_file_tells_where_on_this_machine_it_was_made(run):
+def test_export_no_file_tells_where_on_this_machine_it_was_made(run):
     for path in run[1].iterdir():
         assert str(ROOT).encode() not in path.read_bytes(), path.name
 
 
-def test_predict_imports_documented_packages_only(run):
+def test_export_predict_imports_documented_packages_only(run):
     """A line PC has nothing else; tests/line_pc.py tries it in an environment of its own."""
     image = run[0].parent / "normal" / "normal_0.png"
     runtimes = {"onnxruntime", "openvino"}
@@ -283,7 +283,7 @@ class Hostile:
         return open, (str(self.marker), "w")
 
 
-def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
+def test_export_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
     marker = tmp_path / "marker"
     with zipfile.ZipFile(own / "model.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"config": Hostile(marker)}))
@@ -299,19 +299,19 @@ def test_a_hostile_model_runs_no_code(own, tmp_path, fails_with_one_line):
 @pytest.mark.parametrize(
     ("cut", "moved"), [(0.0, -1.0), (1.0, 0.5), (0.7, 0.5), (np.nextafter(1, 2), 2.0), (3.5, 4.0)]
 )
-def test_a_threshold_lies_move_between_scores(cut, moved):
+def test_export_a_threshold_lies_move_between_scores(cut, moved):
     """On a score, rounding in another runtime would decide: the labels of an export differed by one."""
     scores = np.array([3.0, 0.0, 1.0])
     assert move_between_scores(cut, scores) == pytest.approx(moved)
     assert ((scores >= move_between_scores(cut, scores)) == (scores >= cut)).all()
 
 
-def test_portable_files_hold_no_paths_of_the_machine(run):
+def test_export_portable_files_hold_no_paths_of_the_machine(run):
     content = torch.load(run[1] / "model.pt", weights_only=True)
     assert str(run[0].parent) not in json.dumps(content["config"])
 
 
-def test_frames_of_12_bits_have_the_scores_of_8_bits(run, tmp_path):
+def test_export_frames_of_12_bits_have_the_scores_of_8_bits(run, tmp_path):
     """The exported model holds data.bits; one of before there was a choice does not."""
     _, folder = run
     model = load_model(folder)

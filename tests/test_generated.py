@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("module", "name", "calls"), [(cv2, "imencode", 3), (shutil, "move", 0)])
-def test_an_interrupted_generation_leaves_nothing_behind(
+def test_generate_an_interrupted_generation_leaves_nothing_behind(
     tmp_path, monkeypatch, generate, module, name, calls
 ):
     function = getattr(module, name)
@@ -50,7 +50,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
-def test_existing_data_is_refused_and_stays_untouched(tmp_path, generate):
+def test_generate_existing_data_is_refused_and_stays_untouched(tmp_path, generate):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
@@ -59,13 +59,13 @@ def test_existing_data_is_refused_and_stays_untouched(tmp_path, generate):
 
 
 @pytest.mark.parametrize("key", ["data/key.csv", "data/test/key.csv"])
-def test_a_key_inside_the_data_is_refused(tmp_path, generate, key):
+def test_generate_a_key_inside_the_data_is_refused(tmp_path, generate, key):
     with pytest.raises(UserError, match="outside"):
         generate(key)
     assert not list(tmp_path.iterdir())
 
 
-def test_remains_of_a_killed_generation_are_removed_after_a_day(tmp_path, generate):
+def test_generate_remains_of_a_killed_generation_are_removed_after_a_day(tmp_path, generate):
     old = tmp_path / ".0123.part"
     recent = tmp_path / ".4567.part"
     for part in (old, recent):

@@ -24,7 +24,7 @@ def root(make_dataset) -> Path:
 # --- what is written -------------------------------------------------------------------------------------
 
 
-def test_images_csv(root, config_file, run_script, output):
+def test_prepare_images_csv(root, config_file, run_script, output):
     code, stdout, stderr = run_script("prepare.py", "--config", config_file(root))
     assert (code, stderr) == (0, "")
     assert str(output / "images.csv") in stdout
@@ -47,7 +47,7 @@ def test_images_csv(root, config_file, run_script, output):
     ]
 
 
-def test_counts_are_printed_per_split_and_class(root, config_file, run_script):
+def test_prepare_counts_are_printed_per_split_and_class(root, config_file, run_script):
     lines = run_script("prepare.py", "--config", config_file(root)).stdout.splitlines()
     assert [line.split() for line in lines[1:4]] == [
         ["test", "unlabelled", "3"],
@@ -56,7 +56,7 @@ def test_counts_are_printed_per_split_and_class(root, config_file, run_script):
     ]
 
 
-def test_sizes_are_those_of_the_turned_image(root, make_config):
+def test_prepare_sizes_are_those_of_the_turned_image(root, make_config):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.fromarray(np.tile(texture(77), (1, 2))).save(root / "train/normal_images/tall.jpg", exif=exif)
@@ -64,7 +64,7 @@ def test_sizes_are_those_of_the_turned_image(root, make_config):
     assert images.loc["normal_images/tall.jpg", ["width", "height"]].tolist() == [32, 64]
 
 
-def test_the_same_command_writes_the_same_bytes(root, make_config, output):
+def test_prepare_the_same_command_writes_the_same_bytes(root, make_config, output):
     contents = []
     for _ in range(2):
         prepare(make_config(root))
@@ -80,7 +80,7 @@ def _mvtec(root: Path) -> dict:
     return {"source": "mvtec", "sample_submission": None}
 
 
-def test_mvtec_answers_go_to_their_own_file(tmp_path, config_file, run_script, output):
+def test_prepare_mvtec_answers_go_to_their_own_file(tmp_path, config_file, run_script, output):
     path = config_file(tmp_path / "mvtec", data=_mvtec(tmp_path / "mvtec"))
     assert run_script("prepare.py", "--config", path).code == 0
     answers = pd.read_csv(output / "answers.csv", keep_default_na=False)
@@ -94,7 +94,7 @@ def test_mvtec_answers_go_to_their_own_file(tmp_path, config_file, run_script, o
     assert (test[["label", "mask_path", "kind"]] == "").all(axis=None)
 
 
-def test_mvtec_as_training_data_has_no_answers(tmp_path, config_file, run_script, output):
+def test_prepare_mvtec_as_training_data_has_no_answers(tmp_path, config_file, run_script, output):
     changes = _mvtec(tmp_path / "mvtec") | {"use_test_as": "train"}
     assert run_script("prepare.py", "--config", config_file(tmp_path / "mvtec", data=changes)).code == 0
     assert not (output / "answers.csv").exists()
@@ -157,7 +157,7 @@ NAMES = [
 ]
 
 
-def test_spaces_and_letters_of_all_kinds_simply_work(root, config_file, run_script, make_config):
+def test_prepare_spaces_and_letters_of_all_kinds_simply_work(root, config_file, run_script, make_config):
     write_test_images(root, NAMES)
     rows = ['"' + name.replace('"', '""') + '"' for name in NAMES]
     write_sample(root, rows)
@@ -173,14 +173,14 @@ def test_spaces_and_letters_of_all_kinds_simply_work(root, config_file, run_scri
 
 
 @pytest.mark.parametrize(("disk", "sample"), [("u\u0308 1.png", "ü 1.png"), ("ü 1.png", "u\u0308 1.png")])
-def test_the_two_spellings_of_accented_names_are_one(root, make_config, disk, sample):
+def test_prepare_the_two_spellings_of_accented_names_are_one(root, make_config, disk, sample):
     write_test_images(root, [disk])
     write_sample(root, [sample])
     images = prepare(make_config(root)).set_index("image_id")
     assert images.loc["ü 1.png", "path"] == f"test/images/{disk}"  # the file is opened as it is called
 
 
-def test_ids_that_look_like_numbers_stay_text(make_dataset, make_config):
+def test_prepare_ids_that_look_like_numbers_stay_text(make_dataset, make_config):
     root = make_dataset(defects=2, normals=2, tests=1)
     (root / "train/normal_images/normal_0.png").rename(root / "train/normal_images/1e5.png")
     config = make_config(root)
@@ -188,7 +188,7 @@ def test_ids_that_look_like_numbers_stay_text(make_dataset, make_config):
     assert "normal_images/1e5.png" in ensure_images(config)["image_id"].tolist()
 
 
-def test_a_sample_saved_by_a_spreadsheet(root, make_config):
+def test_prepare_a_sample_saved_by_a_spreadsheet(root, make_config):
     """Byte order mark, Windows line ends."""
     text = "ImageId,answer\r\ntest_2.png,0\r\ntest_0.png,0\r\ntest_1.png,0\r\n"
     (root / "test/sample_submission.csv").write_text(text, encoding="utf-8-sig", newline="")

@@ -52,7 +52,7 @@ def test_an_inventory_is_printed_and_kept(root, lines, output):
     assert kept["pixels"]["kinds"] == {"8 bits grey": 13}
 
 
-def test_what_is_not_taken_is_counted(root, lines):
+def test_inventory_what_is_not_taken_is_counted(root, lines):
     folder = root / "train/normal_images"
     for name in ("a.heic", "b.HEIC", "c.json", ".DS_Store", "Thumbs.db", "__MACOSX/._1.png"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def test_inventory_names_the_null_setting_of_an_unused_folder(root, lines):
     assert "masks (data.folders.masks set to null), more" in unused
 
 
-def test_folders_behind_links_are_told(root, lines, tmp_path):
+def test_inventory_folders_behind_links_are_told(root, lines, tmp_path):
     for i in range(3):
         write_png(tmp_path / f"disk/{i}.png", texture(70 + i))
     (root / "train/normal_images/more").symlink_to(tmp_path / "disk")
@@ -95,7 +95,7 @@ def test_folders_behind_links_are_told(root, lines, tmp_path):
     assert "train normal            9" in printed
 
 
-def test_sizes_and_pixels_are_told(root, lines):
+def test_inventory_sizes_and_pixels_are_told(root, lines):
     write_png(root / "train/normal_images/wide.png", np.tile(texture(5), (1, 2)))
     write_png(root / "train/normal_images/colour.png", np.dstack([texture(i) for i in range(3)]))
     printed = lines(root)
@@ -108,7 +108,7 @@ def test_sizes_and_pixels_are_told(root, lines):
 @pytest.mark.parametrize(
     ("largest", "told"), [(1023, "data.bits=10"), (3000, "data.bits=12"), (20_000, None)]
 )
-def test_deep_images_that_use_few_bits_are_noted(root, lines, largest, told):
+def test_inventory_deep_images_that_use_few_bits_are_noted(root, lines, largest, told):
     for path in (root / "train/normal_images").iterdir():
         image = texture(1).astype(np.uint16)
         image[0, 0] = largest
@@ -118,20 +118,20 @@ def test_deep_images_that_use_few_bits_are_noted(root, lines, largest, told):
     assert told is None or told in notes[0]
 
 
-def test_images_that_look_like_masks_are_noted(root, lines):
+def test_inventory_images_that_look_like_masks_are_noted(root, lines):
     write_png(root / "train/normal_images/label.png", defective(0)[1])
     note = _line(lines(root), "note: 1 images have few grey levels")
     assert "train/normal_images/label.png" in note
 
 
-def test_a_data_set_of_images_with_few_levels_is_not_noted(root, lines):
+def test_inventory_a_data_set_of_images_with_few_levels_is_not_noted(root, lines):
     for path in [*root.glob("train/*_images/*.png"), *root.glob("test/images/*.png")]:
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         write_png(path, np.where(image > 128, 255, 0).astype(np.uint8))
     assert not [line for line in lines(root) if "few grey levels" in line]
 
 
-def test_drawings_among_the_images_are_noted(root, lines):
+def test_inventory_drawings_among_the_images_are_noted(root, lines):
     first = sorted((root / "train/normal_images").iterdir())[0]
     write_png(first.with_name(f"{first.stem}_overlay.png"), texture(50))
     write_png(first.with_name("front_overlay.png"), texture(51))
@@ -139,7 +139,7 @@ def test_drawings_among_the_images_are_noted(root, lines):
     assert f"{first.stem}_overlay.png" in note and "train/normal_images" in note
 
 
-def test_the_share_that_masks_mark(root, lines):
+def test_inventory_the_share_that_masks_mark(root, lines):
     write_png(root / "train/defect_masks/defect_2.png", np.full((32, 32), 255, np.uint8))
     printed = lines(root)
     assert _line(printed, "masks").startswith("masks       4 of 4 defects have one")
@@ -148,14 +148,14 @@ def test_the_share_that_masks_mark(root, lines):
     )
 
 
-def test_masks_that_are_dropped_are_told(root, lines):
+def test_inventory_masks_that_are_dropped_are_told(root, lines):
     write_png(root / "train/defect_masks/defect_2.png", np.zeros((32, 32), np.uint8))
     printed = lines(root, bad_masks="drop")
     assert _line(printed, "masks").startswith("masks       3 of 4")
     assert _line(printed, "note: 1 masks are left out").endswith("train/defect_images/defect_2.png")
 
 
-def test_run_length_masks_and_classes_are_told(tmp_path, lines):
+def test_inventory_run_length_masks_and_classes_are_told(tmp_path, lines):
     for i in range(3):
         write_png(tmp_path / f"train_images/{i}.png", texture(i))
     (tmp_path / "train.csv").write_text(
@@ -167,14 +167,14 @@ def test_run_length_masks_and_classes_are_told(tmp_path, lines):
     assert _line(printed, "classes").endswith("a 2, b 1 images")
 
 
-def test_another_command_prints_it_once(root, make_config, capsys):
+def test_inventory_another_command_prints_it_once(root, make_config, capsys):
     ensure_images(make_config(root))
     assert "inventory of" in capsys.readouterr().out
     ensure_images(make_config(root))
     assert capsys.readouterr().out == ""
 
 
-def test_overlapping_folders_are_told(root, lines):
+def test_inventory_overlapping_folders_are_told(root, lines):
     shutil.move(root / "train/defect_masks", root / "train/defect_images/masks")
     folders = {"normal": "train/normal_images", "abnormal": "train/defect_images"}
     folders["masks"] = "train/defect_images/masks"
@@ -200,7 +200,7 @@ def halves(root) -> np.ndarray:
     return mask > 0
 
 
-def test_several_masks_are_united(root, halves, lines, output, config_file):
+def test_inventory_several_masks_are_united(root, halves, lines, output, config_file):
     printed = lines(root)
     assert (
         "note: 1 images have several masks each, which are united: train/defect_images/defect_0.png"
@@ -212,7 +212,9 @@ def test_several_masks_are_united(root, halves, lines, output, config_file):
     assert np.array_equal(read_masks(row, root, [])[..., 0] > 0, halves)
 
 
-def test_a_picture_among_the_masks_of_an_image_is_refused(root, halves, config_file, fails_with_one_line):
+def test_inventory_a_picture_among_the_masks_of_an_image_is_refused(
+    root, halves, config_file, fails_with_one_line
+):
     write_png(root / "train/defect_masks/defect_0_mask.png", texture(0))
     message = fails_with_one_line("prepare.py", "--config", config_file(root))
     assert f"{root / 'train/defect_masks/defect_0.png'}" in message
@@ -220,18 +222,18 @@ def test_a_picture_among_the_masks_of_an_image_is_refused(root, halves, config_f
     assert "looks like a picture" in message
 
 
-def test_masks_of_several_sizes_are_refused(root, halves, config_file, fails_with_one_line):
+def test_inventory_masks_of_several_sizes_are_refused(root, halves, config_file, fails_with_one_line):
     write_png(root / "train/defect_masks/defect_0_mask.png", np.eye(16, dtype=np.uint8))
     assert "differ in size" in fails_with_one_line("prepare.py", "--config", config_file(root))
 
 
-def test_the_order_of_masks_does_not_matter(root, halves):
+def test_inventory_the_order_of_masks_does_not_matter(root, halves):
     names = ["train/defect_masks/defect_0.png", "train/defect_masks/defect_0_mask.png"]
     for order in (names, names[::-1]):
         assert np.array_equal(read_mask_files(join_masks(order), root), halves)
 
 
-def test_inverted_masks_are_read_the_other_way_round(root, halves, lines, config_file):
+def test_inventory_inverted_masks_are_read_the_other_way_round(root, halves, lines, config_file):
     for path in (root / "train/defect_masks").iterdir():
         mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
         write_png(path, 255 - mask)
@@ -246,11 +248,11 @@ def test_inverted_masks_are_read_the_other_way_round(root, halves, lines, config
 
 @pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("paths", [[], ["a.png"], ["a.png", "b/c d.png"]])
-def test_joined_masks_come_apart(paths, inverted):
+def test_inventory_joined_masks_come_apart(paths, inverted):
     assert split_masks(join_masks(paths, inverted)) == (paths, inverted and paths != [])
 
 
-def test_a_mask_of_a_normal_image_must_be_empty(
+def test_inventory_a_mask_of_a_normal_image_must_be_empty(
     tmp_path, config_file, fails_with_one_line, run_script, output
 ):
     for i in range(4):
@@ -270,7 +272,7 @@ def test_a_mask_of_a_normal_image_must_be_empty(
     assert "data.contradictions=report" in message
 
 
-def test_masks_of_an_answer_key_are_examined(tmp_path, config_file, fails_with_one_line):
+def test_inventory_masks_of_an_answer_key_are_examined(tmp_path, config_file, fails_with_one_line):
     for i, name in enumerate(("train/good/0.png", "test/good/0.png", "test/cut/0.png")):
         write_png(tmp_path / name, texture(i))
     write_png(tmp_path / "ground_truth/cut/0_mask.png", np.zeros((32, 32), np.uint8))
@@ -285,11 +287,11 @@ def test_masks_of_an_answer_key_are_examined(tmp_path, config_file, fails_with_o
 @pytest.mark.parametrize(
     ("names", "text"), [([], ""), (["a"], "a"), ("abc", "a, b, c"), ("abcd", "a, b, c and 1 more")]
 )
-def test_shorten_names(names, text):
+def test_inventory_shorten_names(names, text):
     assert shorten_names(names) == text
 
 
-def test_two_files_of_one_id_are_both_named(root, config_file, fails_with_one_line):
+def test_inventory_two_files_of_one_id_are_both_named(root, config_file, fails_with_one_line):
     for name in ("u\u0308.png", "ü.png"):
         write_png(root / "train/normal_images" / name, texture(len(name)))
     if len(list((root / "train/normal_images").glob("*.png"))) < 8:
@@ -299,7 +301,7 @@ def test_two_files_of_one_id_are_both_named(root, config_file, fails_with_one_li
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_names_of_other_code_pages_are_counted_and_told(root, lines):
+def test_inventory_names_of_other_code_pages_are_counted_and_told(root, lines):
     for name in ("정상.heic", "정상.메모"):
         (root / "train/normal_images" / os.fsdecode(name.encode("cp949"))).touch()
     (root / "train" / os.fsdecode("불량".encode("cp949"))).mkdir()
@@ -309,7 +311,7 @@ def test_names_of_other_code_pages_are_counted_and_told(root, lines):
     assert "train/\\udcba" in _line(printed, "not used")
 
 
-def test_output_among_the_images_is_refused(root, config_file, fails_with_one_line, tmp_path):
+def test_inventory_output_among_the_images_is_refused(root, config_file, fails_with_one_line, tmp_path):
     data = {"source": "folders", "sample_submission": None, "folders": {"normal": str(tmp_path)}}
     message = fails_with_one_line("prepare.py", "--config", config_file(root, data=data))
     assert f"output={tmp_path / 'output'} lies inside data.folders.normal" in message

@@ -1,13 +1,8 @@
-"""Each layout of a data set on disk: what is listed, under which ids, and what is refused."""
+"""Layouts: which images, labels and masks each lists."""
 
-import os
 import re
-import shutil
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import defective, make_data_config, texture, write_png
 
@@ -74,10 +69,7 @@ def folders(tmp_path) -> Path:
     return root
 
 
-# --- defect/normal ---------------------------------------------------------------------------------------
-
-
-def test_defect_normal(make_dataset):
+def test_layout_defect_normal(make_dataset):
     listing = list_data(_data(make_dataset(defects=2, normals=1, tests=1), "defect_normal"))
     assert listing.answers is None
     assert _rows(listing, "image_id", "path", "split", "label", "mask_path") == [
@@ -95,7 +87,7 @@ def test_defect_normal(make_dataset):
     ]
 
 
-def test_defect_normal_without_masks_and_test_images(make_dataset):
+def test_layout_defect_normal_without_masks_and_test_images(make_dataset):
     root = make_dataset(defects=2, normals=3, tests=0)
     (root / "train/defect_masks").rename(root / "unused")
     listing = list_data(_data(root, "defect_normal"))
@@ -106,7 +98,7 @@ def test_defect_normal_without_masks_and_test_images(make_dataset):
 @pytest.mark.parametrize(
     "folder", ["train/defect_images", "train/normal_images", "train/defect_masks", "test/images"]
 )
-def test_defect_normal_names_an_empty_folder(make_dataset, folder):
+def test_layout_defect_normal_names_an_empty_folder(make_dataset, folder):
     root = make_dataset(defects=2, normals=2, tests=1)
     for path in (root / folder).iterdir():
         path.unlink()
@@ -114,7 +106,7 @@ def test_defect_normal_names_an_empty_folder(make_dataset, folder):
 
 
 @pytest.mark.parametrize("folder", ["train/defect_images", "train/normal_images"])
-def test_defect_normal_names_a_missing_folder(make_dataset, folder):
+def test_layout_defect_normal_names_a_missing_folder(make_dataset, folder):
     root = make_dataset(defects=2, normals=2, tests=1)
     (root / folder).rename(root / "elsewhere")
     message = _error(_data(root, "defect_normal"))
@@ -122,7 +114,7 @@ def test_defect_normal_names_a_missing_folder(make_dataset, folder):
     assert "data.root" in message
 
 
-def test_masks_may_have_another_suffix_and_another_spelling(make_dataset):
+def test_layout_masks_may_have_another_suffix_and_another_spelling(make_dataset):
     root = make_dataset(defects=1, normals=1, tests=0)
     (root / "train/defect_images/defect_0.png").rename(root / "train/defect_images/Stu\u0308ck 1.png")
     (root / "train/defect_masks/defect_0.png").rename(root / "train/defect_masks/Stück 1.bmp")
@@ -132,7 +124,7 @@ def test_masks_may_have_another_suffix_and_another_spelling(make_dataset):
     assert (root / listing.images["path"].iloc[1]).exists()
 
 
-def test_every_image_without_a_mask_is_named_or_kept_without(make_dataset):
+def test_layout_every_image_without_a_mask_is_named_or_kept_without(make_dataset):
     root = make_dataset(defects=4, normals=1, tests=0)
     for i in (1, 3):
         (root / f"train/defect_masks/defect_{i}.png").unlink()
@@ -144,8 +136,6 @@ def test_every_image_without_a_mask_is_named_or_kept_without(make_dataset):
     assert (dropped["mask_path"] != "").tolist() == [False, True, False, True, False]
 
 
-# --- MVTec AD --------------------------------------------------------------------------------------------
-
 MVTEC_TEST = [
     ("test/broken_large/000.png", 1, "broken_large", "ground_truth/broken_large/000_mask.png"),
     ("test/broken_large/001.png", 1, "broken_large", "ground_truth/broken_large/001_mask.png"),
@@ -154,7 +144,7 @@ MVTEC_TEST = [
 ]
 
 
-def test_mvtec_keeps_the_labels_of_its_test_images_apart(mvtec):
+def test_layout_mvtec_keeps_the_labels_of_its_test_images_apart(mvtec):
     listing = list_data(_data(mvtec, "mvtec"))
     test = listing.images[listing.images["split"] == "test"]
     assert sorted(test["image_id"]) == [row[0] for row in MVTEC_TEST]
@@ -167,7 +157,7 @@ def test_mvtec_keeps_the_labels_of_its_test_images_apart(mvtec):
     assert train["label"].tolist() == [0, 0]
 
 
-def test_mvtec_test_images_may_join_the_training_side(mvtec):
+def test_layout_mvtec_test_images_may_join_the_training_side(mvtec):
     listing = list_data(_data(mvtec, "mvtec", use_test_as="train"))
     assert listing.answers is None
     assert set(listing.images["split"]) == {"train"}
@@ -175,7 +165,7 @@ def test_mvtec_test_images_may_join_the_training_side(mvtec):
 
 
 @pytest.mark.parametrize("name", ["ok", "OK", "Good", "normal"])
-def test_mvtec_with_another_name_for_good(mvtec, name):
+def test_layout_mvtec_with_another_name_for_good(mvtec, name):
     for split in ("train", "test"):
         (mvtec / split / "good").rename(mvtec / split / name)
     listing = list_data(_data(mvtec, "mvtec"))
@@ -185,31 +175,31 @@ def test_mvtec_with_another_name_for_good(mvtec, name):
     assert (listing.images["split"] == "train").sum() == 2
 
 
-def test_mvtec_with_two_folders_of_normal_training_images_is_refused(mvtec):
+def test_layout_mvtec_with_two_folders_of_normal_training_images_is_refused(mvtec):
     _pictures(mvtec, "train/OK/000.png")
     message = _error(_data(mvtec, "mvtec"))
     assert "train/OK" in message and "train/good" in message
 
 
-def test_mvtec_masks_of_a_kind_whose_letters_differ_in_case(mvtec):
+def test_layout_mvtec_masks_of_a_kind_whose_letters_differ_in_case(mvtec):
     (mvtec / "ground_truth/contamination").rename(mvtec / "ground_truth/Contamination")
     masks = list_data(_data(mvtec, "mvtec")).answers.set_index("image_id")["mask_path"]
     assert masks["test/contamination/000.png"] == "ground_truth/Contamination/000_mask.png"
 
 
-def test_mvtec_without_masks(mvtec):
+def test_layout_mvtec_without_masks(mvtec):
     (mvtec / "ground_truth").rename(mvtec / "elsewhere")
     listing = list_data(_data(mvtec, "mvtec"))
     assert (listing.answers["mask_path"] == "").all()
 
 
-def test_mvtec_ignores_files_and_hidden_folders_among_the_kinds(mvtec):
+def test_layout_mvtec_ignores_files_and_hidden_folders_among_the_kinds(mvtec):
     (mvtec / "test" / "readme.txt").touch()
     (mvtec / "test" / ".ipynb_checkpoints").mkdir()
     assert len(list_data(_data(mvtec, "mvtec")).answers) == 4
 
 
-def test_mvtec_names_what_is_missing(mvtec):
+def test_layout_mvtec_names_what_is_missing(mvtec):
     (mvtec / "ground_truth/broken_large/001_mask.png").unlink()
     assert "test/broken_large/001.png" in _error(_data(mvtec, "mvtec"))
     (mvtec / "test").rename(mvtec / "elsewhere")
@@ -217,8 +207,6 @@ def test_mvtec_names_what_is_missing(mvtec):
     (mvtec / "train").rename(mvtec / "elsewhere2")
     assert str(mvtec / "train" / "good") in _error(_data(mvtec, "mvtec"))
 
-
-# --- folders ---------------------------------------------------------------------------------------------
 
 NORMAL = [("normal/1.png", "train", 0, ""), ("normal/line 2/1.png", "train", 0, "")]
 
@@ -240,13 +228,13 @@ def _abnormal(first: str, second: str) -> list[tuple]:
     ],
     ids=["normal only", "abnormal", "masks", "test"],
 )
-def test_folders(folders, names, expected):
+def test_layout_folders(folders, names, expected):
     listing = list_data(_data(folders, "folders", folders={"normal": "normal", **names}))
     assert listing.answers is None
     assert _rows(listing, "image_id", "split", "label", "mask_path") == sorted(expected, key=str)
 
 
-def test_folders_outside_the_root(folders, tmp_path):
+def test_layout_folders_outside_the_root(folders, tmp_path):
     _pictures(tmp_path / "elsewhere" / "good", "1.png")
     for name in ("../elsewhere/good", str(tmp_path / "elsewhere" / "good")):
         listing = list_data(_data(folders, "folders", folders={"normal": name, "abnormal": "bad"}))
@@ -255,15 +243,12 @@ def test_folders_outside_the_root(folders, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["normal", "abnormal", "masks", "test"])
-def test_folders_that_do_not_exist_are_named(folders, key):
+def test_layout_folders_that_do_not_exist_are_named(folders, key):
     names = {"normal": "normal", "abnormal": "bad", "masks": "masks", "test": "new"} | {key: "nowhere"}
     assert str(folders / "nowhere") in _error(_data(folders, "folders", folders=names))
 
 
-# --- demo ------------------------------------------------------------------------------------------------
-
-
-def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
+def test_layout_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     counts = {"normal": 3, "defect": 2, "test": 4}
     data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts)
     first = list_data(data)
@@ -274,21 +259,18 @@ def test_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     assert list_data(data).images.equals(first.images)
 
 
-def test_a_demo_that_was_generated_with_other_settings_is_refused(tmp_path):
+def test_layout_a_demo_that_was_generated_with_other_settings_is_refused(tmp_path):
     counts = {"normal": 3, "defect": 2, "test": 4}
     list_data(_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts))
     data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts | {"seed": 1})
     assert "generated otherwise (data.demo.seed=0 then, 1 now)" in _error(data)
 
 
-def test_demo_needs_a_place_for_its_answers(tmp_path):
+def test_layout_demo_needs_a_place_for_its_answers(tmp_path):
     assert "data.answers" in _error(_data(tmp_path / "demo", "demo"))
 
 
-# --- a new one -------------------------------------------------------------------------------------------
-
-
-def test_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeypatch):
+def test_layout_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeypatch):
     page = (ROOT / "docs/developing.md").read_text(encoding="utf-8").partition("## A new layout")[2]
     module, settings = re.findall(r"^```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:2]
     (tmp_path / "parts.py").write_text(module)
@@ -304,262 +286,3 @@ def test_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeypatch):
     ]
     with pytest.raises(UserError, match="did you mean data.parts.prefix"):
         load_config(None, ["data.parts.prefixes=x"], str(tmp_path / "valves.yaml"), needs_model=False)
-
-
-# --- names -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_names_that_are_no_utf8_are_refused_in_readable_letters(tmp_path):
-    _pictures(tmp_path, "normal/1.png")
-    for name in (b"Pr\xfcfung.png", b"line\rend.png"):
-        renamed = (tmp_path / "normal/1.png").rename(tmp_path / "normal" / os.fsdecode(name))
-        message = _error(_data(tmp_path, "folders"))
-        assert message.isprintable()
-        assert "rename these files" in message
-        renamed.rename(tmp_path / "normal/1.png")
-
-
-def test_a_listing_is_the_same_in_every_order_of_the_disk(make_dataset, monkeypatch):
-    data = _data(make_dataset(defects=3, normals=5, tests=2), "defect_normal")
-    expected = list_data(data).images
-    listed = os.scandir
-
-    @contextmanager
-    def shuffled(path: Path):
-        with listed(path) as entries:
-            entries = list(entries)
-        yield [entries[i] for i in np.random.default_rng(0).permutation(len(entries))]
-
-    monkeypatch.setattr(os, "scandir", shuffled)
-    assert list_data(data).images.equals(expected)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_many_unreadable_names_are_shortened(tmp_path):
-    for i in range(9):
-        _pictures(tmp_path, f"normal/{i}.png")
-        (tmp_path / f"normal/{i}.png").rename(tmp_path / "normal" / os.fsdecode(b"\xb0%d.png" % i))
-    assert "and 6 more: rename these files" in _error(_data(tmp_path, "folders"))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="not allowed there")
-def test_odd_letters_in_names_are_kept(tmp_path):
-    names = ['normal/a,"b";c|d.png', "normal/'x' #1 %.png", "normal/ .png"]
-    _pictures(tmp_path, *names)
-    assert set(list_data(_data(tmp_path, "folders")).images["image_id"]) == set(names)
-
-
-# --- ids -------------------------------------------------------------------------------------------------
-
-
-def _ids(root: Path, **folders: str) -> list[str]:
-    return sorted(list_data(_data(root, "folders", folders=folders)).images["image_id"])
-
-
-def test_two_folders_of_one_name_have_different_ids(tmp_path):
-    _pictures(tmp_path, "OK/images/1.png", "NG/images/1.png", "new/images/1.png")
-    found = _ids(tmp_path, normal="OK/images", abnormal="NG/images", test="./new/../new/images/")
-    assert found == ["NG/images/1.png", "OK/images/1.png", "new/images/1.png"]
-
-
-def test_the_root_itself_may_be_a_folder(tmp_path):
-    _pictures(tmp_path, "1.png", "bad/1.png")
-    assert _ids(tmp_path, normal=".", abnormal="bad") == ["1.png", "bad/1.png"]
-
-
-def test_folders_outside_the_root_are_told_apart(tmp_path):
-    _pictures(tmp_path, "in/images/1.png", "a/images/1.png", "b/images/1.png")
-    found = _ids(tmp_path / "in", normal="images", abnormal="../a/images", test=str(tmp_path / "b/images"))
-    assert found == ["a/images/1.png", "b/images/1.png", "images/1.png"]
-
-
-# --- folders that overlap --------------------------------------------------------------------------------
-
-
-def _listed(root: Path, source: str = "folders", **more) -> dict[str, tuple]:
-    """split, label and masks by path."""
-    images = list_data(_data(root, source, **more)).images
-    assert images["path"].is_unique
-    return {row.path: (row.split, row.label, row.mask_path) for row in images.itertuples()}
-
-
-def test_masks_inside_the_folder_of_the_abnormal_images(tmp_path):
-    _pictures(tmp_path, "good/1.png", "bad/a.png", "bad/b.png")
-    _masks(tmp_path, "bad/masks/a_mask.png", "bad/masks/b.png")
-    for masks in ("bad/masks", "./bad/../bad/masks", str(tmp_path / "bad" / "masks")):
-        folders = {"normal": "good", "abnormal": "bad", "masks": masks}
-        found = _listed(tmp_path, folders=folders)
-        assert set(found) == {"good/1.png", "bad/a.png", "bad/b.png"}
-        assert found["bad/a.png"][2].endswith("bad/masks/a_mask.png")
-
-
-def test_test_images_inside_the_folder_of_the_normal_ones(tmp_path):
-    _pictures(tmp_path, "good/1.png", "good/sub/2.png", "good/test/3.png")
-    found = _listed(tmp_path, folders={"normal": "good", "test": "good/test"})
-    assert {path: split for path, (split, _, _) in found.items()} == {
-        "good/1.png": "train",
-        "good/sub/2.png": "train",
-        "good/test/3.png": "test",
-    }
-
-
-def test_a_link_into_another_folder_is_no_second_place(tmp_path):
-    _pictures(tmp_path, "good/1.png", "new/2.png", "bad/3.png")
-    (tmp_path / "good/later").symlink_to(tmp_path / "new")
-    found = _listed(tmp_path, folders={"normal": "good", "abnormal": "bad", "test": "new"})
-    assert set(found) == {"good/1.png", "new/2.png", "bad/3.png"}
-
-
-@pytest.mark.parametrize(
-    ("folders", "settings"),
-    [
-        ({"normal": "good", "test": "good"}, ["data.folders.normal", "data.folders.test"]),
-        ({"normal": "good", "test": "linked"}, ["data.folders.normal", "data.folders.test"]),
-        ({"normal": "good", "abnormal": "x/../good"}, ["data.folders.normal", "data.folders.abnormal"]),
-        (
-            {"normal": "good", "abnormal": "bad", "masks": "good"},
-            ["data.folders.normal", "data.folders.masks"],
-        ),
-        ({"normal": "all/good", "test": "all"}, ["data.folders.normal", "data.folders.test"]),
-        ({"normal": "good", "test": "pool"}, ["data.folders.normal", "data.folders.test"]),
-    ],
-    ids=[
-        "same",
-        "same by a link",
-        "same by another spelling",
-        "masks",
-        "inside the test folder",
-        "linked part",
-    ],
-)
-def test_what_may_be_meant_for_both_is_refused(tmp_path, folders, settings):
-    _pictures(
-        tmp_path, "good/1.png", "good/part/4.png", "bad/2.png", "all/good/3.png", "all/5.png", "pool/6.png"
-    )
-    (tmp_path / "x").mkdir()
-    (tmp_path / "linked").symlink_to(tmp_path / "good")
-    (tmp_path / "pool/part").symlink_to(tmp_path / "good/part")
-    message = _error(_data(tmp_path, "folders", folders=folders))
-    assert all(setting in message for setting in settings)
-    assert str(tmp_path) in message
-
-
-def test_links_between_the_folders_of_a_fixed_layout_are_refused(make_dataset, mvtec):
-    root = make_dataset(defects=2, normals=2, tests=1)
-    (root / "train/normal_images/more").symlink_to(root / "train/defect_images")
-    assert set(list_data(_data(root, "defect_normal")).images["path"].str.count("defect_")) == {0, 2}
-    (root / "train/normal_images/more").unlink()
-    shutil.rmtree(root / "test/images")
-    (root / "test/images").symlink_to(root / "train/normal_images")
-    assert "test/images" in _error(_data(root, "defect_normal"))
-    shutil.rmtree(mvtec / "test/good")
-    (mvtec / "test/good").symlink_to(mvtec / "train/good")
-    assert "test/good" in _error(_data(mvtec, "mvtec"))
-
-
-# --- masks among images, several masks, masks of others ----------------------------------------------------
-
-
-def test_a_mask_beside_its_image(tmp_path):
-    _pictures(tmp_path, "good/1.png", "bad/a.png", "bad/b.png")
-    _masks(tmp_path, "bad/a.bmp", "bad/b_mask.png")
-    for masks in (None, "bad"):
-        folders = {"normal": "good", "abnormal": "bad", "masks": masks}
-        found = _listed(tmp_path, folders=folders)
-        assert set(found) == {"good/1.png", "bad/a.png", "bad/b.png"}
-        assert found["bad/b.png"] == ("train", 1, "bad/b_mask.png")
-
-
-@pytest.mark.parametrize("source", ["defect_normal", "mvtec"])
-def test_masks_beside_images_in_every_layout(make_dataset, mvtec, source):
-    root = mvtec if source == "mvtec" else make_dataset(defects=2, normals=2, tests=2)
-    shutil.rmtree(root / ("ground_truth" if source == "mvtec" else "train/defect_masks"))
-    data = _data(root, source, use_test_as="train")
-    images = list_data(data).images
-    for path, label in zip(images["path"], images["label"].fillna(0), strict=True):
-        mask = defective(1)[1] if label else np.zeros((32, 32), np.uint8)
-        write_png((root / path).with_name(f"{(root / path).stem}_mask.png"), mask)
-    listed = list_data(data).images
-    assert listed["path"].tolist() == images["path"].tolist()
-    assert (listed.loc[listed["label"] == 1, "mask_path"] != "").all()
-
-
-def test_two_pictures_of_one_stem_are_both_taken(tmp_path):
-    _pictures(tmp_path, "normal/1.png", "normal/1.bmp")
-    assert len(_listed(tmp_path)) == 2
-
-
-def test_several_masks_of_one_image_are_listed_together(mvtec):
-    for name in ("000/000.png", "000/001.png"):
-        _masks(mvtec / "ground_truth/contamination", name)
-    (mvtec / "ground_truth/contamination/000_mask.png").unlink()
-    found = _listed(mvtec, "mvtec", use_test_as="train")
-    assert found["test/contamination/000.png"][2] == (
-        "ground_truth/contamination/000/000.png|ground_truth/contamination/000/001.png"
-    )
-
-
-def test_masks_of_other_images_are_counted(make_dataset):
-    root = make_dataset(defects=2, normals=1, tests=0)
-    for i in range(5, 10):
-        _masks(root, f"train/defect_masks/defect_{i}.png")
-    notes = list_data(_data(root, "defect_normal")).notes
-    assert notes == [
-        "5 masks belong to no image: train/defect_masks/defect_5.png, train/defect_masks/defect_6.png, "
-        "train/defect_masks/defect_7.png and 2 more"
-    ]
-
-
-@pytest.mark.parametrize("source", ["defect_normal", "folders"])
-def test_a_folder_of_masks_may_hold_those_of_normal_images(make_dataset, source):
-    root = make_dataset(defects=1, normals=1, tests=0)
-    _masks(root, "train/defect_masks/normal_0.png", "train/defect_masks/other.png")
-    folders = {
-        "normal": "train/normal_images",
-        "abnormal": "train/defect_images",
-        "masks": "train/defect_masks",
-    }
-    listing = list_data(_data(root, source, folders=folders))
-    assert sorted(listing.images["mask_path"]) == [
-        "train/defect_masks/defect_0.png",
-        "train/defect_masks/normal_0.png",
-    ]
-    assert listing.notes == ["1 masks belong to no image: train/defect_masks/other.png"]
-
-
-def test_masks_without_abnormal_images_are_noted(folders):
-    listing = list_data(_data(folders, "folders", folders={"normal": "normal", "masks": "masks"}))
-    assert listing.notes == ["data.folders.masks is not used, since data.folders.abnormal names no images"]
-
-
-def test_a_mask_that_fits_two_images_is_refused(tmp_path):
-    _pictures(tmp_path, "normal/1.png", "bad/a.png", "bad/a.bmp")
-    _masks(tmp_path, "masks/a.png")
-    folders = {"normal": "normal", "abnormal": "bad", "masks": "masks"}
-    message = _error(_data(tmp_path, "folders", folders=folders))
-    assert "masks/a.png may be the mask of" in message
-    assert str(tmp_path / "bad/a.bmp") in message
-
-
-def test_masks_with_other_names_show_how_they_are_called(tmp_path):
-    _pictures(tmp_path, "normal/1.png", "bad/a.png")
-    _masks(tmp_path, "masks/defect-of-a.png")
-    folders = {"normal": "normal", "abnormal": "bad", "masks": "masks"}
-    assert "masks that fit no image: defect-of-a.png" in _error(_data(tmp_path, "folders", folders=folders))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="not allowed there")
-def test_a_mask_whose_name_holds_the_separator_is_refused(tmp_path):
-    _pictures(tmp_path, "normal/1.png", "bad/a|b.png")
-    _masks(tmp_path, "masks/a|b.png")
-    folders = {"normal": "normal", "abnormal": "bad", "masks": "masks"}
-    assert "rename it" in _error(_data(tmp_path, "folders", folders=folders))
-
-
-def test_mvtec_skips_junk_among_its_kinds_and_masks(mvtec):
-    for name in ("test/__MACOSX/._000.png", "test/@eaDir/000.png", "ground_truth/contamination/@eaDir/x.png"):
-        _pictures(mvtec, name)
-    listing = list_data(_data(mvtec, "mvtec"))
-    assert len(listing.answers) == 4
-    assert not listing.notes

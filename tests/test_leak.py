@@ -30,14 +30,14 @@ def test_copies_leak_where_they_are_split_at_random_and_nowhere_else(study, make
         assert shared["random"] and not shared["group"]
 
 
-def test_black_corners_are_black(study):
+def test_leak_black_corners_are_black(study):
     image = np.repeat(texture(0)[..., None], 3, axis=2)
     assert np.array_equal(study["rotate_black"](image, 0.0), image)
     turned = study["rotate_black"](image, 30.0)
     assert turned.shape == image.shape and (turned[0, 0] == 0).all() and turned[16, 16].all()
 
 
-def test_cells_are_written_once_and_told_in_a_table(make_dataset, config_file, run_script, tmp_path):
+def test_leak_cells_are_written_once_and_told_in_a_table(make_dataset, config_file, run_script, tmp_path):
     key = tmp_path / "key.csv"
     key.write_text("ImageId,answer\n" + "".join(f"test_{row}.png,{int(row % 3 == 0)}\n" for row in range(6)))
     path = config_file(make_dataset(normals=60), data={"answers": str(key)})
@@ -58,6 +58,6 @@ def test_cells_are_written_once_and_told_in_a_table(make_dataset, config_file, r
     ]
 
 
-def test_without_answers_it_says_so(make_dataset, config_file, fails_with_one_line):
+def test_leak_without_answers_it_says_so(make_dataset, config_file, fails_with_one_line):
     command = ["../benchmarks/leak.py", "--config", config_file(make_dataset())]
     assert "name the answer key" in fails_with_one_line(*command)

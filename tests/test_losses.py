@@ -29,13 +29,13 @@ def noisy_pair(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("size", "window", "sigma"), [((40, 23), 11, 1.5), ((17, 64), 7, 1.0)])
-def test_ssim_is_what_its_definition_says(size, window, sigma):
+def test_losses_ssim_is_what_its_definition_says(size, window, sigma):
     a, b = noisy_pair((2, 3, *size))
     expected = by_definition(a.double().numpy(), b.double().numpy(), window, sigma)
     np.testing.assert_allclose(ssim(a, b, window, sigma), expected, atol=2e-5)
 
 
-def test_ssim_of_an_interior_pixel_summed_by_hand():
+def test_losses_ssim_of_an_interior_pixel_summed_by_hand():
     a, b = (image[0, 0].double().numpy() for image in noisy_pair((1, 1, 11, 11)))
     bell = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     weight = np.outer(bell, bell) / bell.sum() ** 2
@@ -48,14 +48,14 @@ def test_ssim_of_an_interior_pixel_summed_by_hand():
     assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
-def test_identical_images_are_fully_similar():
+def test_losses_identical_images_are_fully_similar():
     a, _ = noisy_pair((2, 3, 16, 20))
     flat = torch.full((1, 3, 16, 16), 0.3)
     assert ssim(a, a).min() > 1 - 1e-4
     assert ssim(flat, flat).min() > 1 - 1e-4
 
 
-def test_ssim_keeps_its_precision_under_autocast():
+def test_losses_ssim_keeps_its_precision_under_autocast():
     a, b = noisy_pair((1, 3, 32, 32))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = ssim(a, b)
@@ -63,14 +63,14 @@ def test_ssim_keeps_its_precision_under_autocast():
 
 
 @pytest.mark.parametrize(("window", "message"), [(11, "does not fit images of 8 x 30"), (6, "make it odd")])
-def test_unsuitable_window(window, message):
+def test_losses_unsuitable_window(window, message):
     image = torch.zeros(1, 1, 8, 30)
     with pytest.raises(UserError, match=message):
         ssim(image, image, window)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0, 4.0])
-def test_focal_is_what_draem_publishes(gamma):
+def test_losses_focal_is_what_draem_publishes(gamma):
     logits = torch.randn(2, 2, 5, 7, generator=torch.Generator().manual_seed(0))
     target = (torch.arange(70).view(2, 1, 5, 7) % 3 == 0).float()
     normal, defective = logits.double().softmax(1).split(1, 1)
@@ -79,7 +79,7 @@ def test_focal_is_what_draem_publishes(gamma):
     torch.testing.assert_close(focal(logits, target, gamma).double(), expected, atol=2e-5, rtol=2e-3)
 
 
-def test_focal_teaches_where_it_is_confidently_wrong():
+def test_losses_focal_teaches_where_it_is_confidently_wrong():
     logits = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).requires_grad_()
     loss = focal(logits, torch.ones(1, 1, 1, 1))
     loss.sum().backward()

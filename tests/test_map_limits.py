@@ -44,7 +44,7 @@ def held_maps(config, fold, label=None):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.95, 1.0])
-def test_cell_counts_give_exact_quantiles(share):
+def test_map_limits_cell_counts_give_exact_quantiles(share):
     rng = np.random.default_rng(0)
     planes = rng.normal(size=(5, 7, 9)).astype(np.float16)
     counts = CellCounts()

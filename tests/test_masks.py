@@ -45,7 +45,7 @@ def candidate(number, probabilities, truth, label=0.9, target="1", folds=2):
 
 
 @pytest.mark.parametrize("size", [(40, 60), (44, 66), (8, 12), (4, 6), (43, 67)])
-def test_a_mask_has_the_size_of_the_image(size):
+def test_masks_a_mask_has_the_size_of_the_image(size):
     """The map's lower left quarter is marked, whatever the resolution of map and image."""
     probabilities = blank((8, 12))
     probabilities[4:, :6] = 0.9
@@ -60,14 +60,14 @@ def test_a_mask_has_the_size_of_the_image(size):
     )
 
 
-def test_the_default_rule_is_that_of_somebody_who_tunes_nothing():
+def test_masks_the_default_rule_is_that_of_somebody_who_tunes_nothing():
     assert Rule() == (0.5, 0.5, 0, 0) and (Rule().pixel, Rule().component) in CHOICES
     probabilities = np.array([[0.0, 0.49, 0.5], [0.51, 0.0, 1.0]], np.float32)
     assert make_mask(probabilities, 0.5, (2, 3), Rule()).tolist() == [[0, 0, 1], [1, 0, 1]]
     assert not make_mask(probabilities, 0.49, (2, 3), Rule()).any()
 
 
-def test_each_threshold_of_a_rule_reaches_its_own_value():
+def test_masks_each_threshold_of_a_rule_reaches_its_own_value():
     probabilities = 0.6 * box(0, 0, 4, 5) + 0.6 * box(20, 20, 1, 3)
     kept = make_mask(probabilities, 0.7, SIZE, Rule(0.7, 0.59, 3 / 2000, 23 / 2000))
     assert kept.sum() == 23
@@ -77,7 +77,7 @@ def test_each_threshold_of_a_rule_reaches_its_own_value():
     assert not make_mask(probabilities, 1, SIZE, Rule(area=24 / 2000)).any()
 
 
-def test_small_parts_are_removed_and_corners_connect():
+def test_masks_small_parts_are_removed_and_corners_connect():
     mask = np.array([[1, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]], bool)
     assert np.array_equal(remove_small(mask, 0), mask)
     assert remove_small(mask, 2).astype(int).tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]
@@ -88,7 +88,7 @@ def test_small_parts_are_removed_and_corners_connect():
 
 
 @given(arrays.arrays(np.float16, (9, 11), elements=SHARES), arrays.arrays(bool, (18, 20)))
-def test_every_outcome_is_that_of_the_mask_which_the_rule_makes(probabilities, truth):
+def test_masks_every_outcome_is_that_of_the_mask_which_the_rule_makes(probabilities, truth):
     outcomes = measure_candidates([candidate(0, probabilities, truth)])
     assert list(zip(outcomes["pixel"], outcomes["component"], strict=True)) == CHOICES
     for row in outcomes.itertuples():
@@ -98,7 +98,7 @@ def test_every_outcome_is_that_of_the_mask_which_the_rule_makes(probabilities, t
         assert row.empty == pair_dice(np.zeros_like(truth), truth)
 
 
-def test_a_pair_with_nothing_to_mark_costs_next_to_nothing():
+def test_masks_a_pair_with_nothing_to_mark_costs_next_to_nothing():
     """12,568 images of 4 classes have to be measured, and most pairs are empty."""
     size, quiet = (256, 1600), np.full((41, 256), 0.2, np.float16)
     pairs = [Candidate(f"{i}", "1", "0", 0.1, quiet, np.zeros(size, bool)) for i in range(500)]
@@ -112,7 +112,7 @@ def test_a_pair_with_nothing_to_mark_costs_next_to_nothing():
 
 
 @given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=12), SHARES)
-def test_the_fit_acceptance_threshold_is_as_good_as_any(rows, default):
+def test_masks_the_fit_acceptance_threshold_is_as_good_as_any(rows, default):
     values, reached, below = np.array(rows).T
 
     def total(cut):
@@ -124,7 +124,7 @@ def test_the_fit_acceptance_threshold_is_as_good_as_any(rows, default):
     assert (cut == default) == (total(default) == pytest.approx(best))  # moved for a gain alone
 
 
-def test_a_cut_lies_in_the_middle_between_two_values():
+def test_masks_a_cut_lies_in_the_middle_between_two_values():
     values = np.array([0.2, 0.4, 0.8])
     assert fit_acceptance_threshold(values, np.array([0, 0, 1]), np.ones(3)) == pytest.approx(0.6)
     assert fit_acceptance_threshold(values, np.zeros(3), np.ones(3)) > 0.8
@@ -156,7 +156,7 @@ def planted(kind):
         ("area", 45 / 2000, 120 / 2000),
     ],
 )
-def test_planted_thresholds_are_found(kind, low, high):
+def test_masks_planted_thresholds_are_found(kind, low, high):
     outcomes = measure_candidates(planted(kind))
     rule = fit_rules(outcomes)["1"]
     assert low <= getattr(rule, kind) <= high
@@ -168,13 +168,13 @@ def test_planted_thresholds_are_found(kind, low, high):
     assert tuned == 1 > plain + 0.05
 
 
-def test_a_class_that_no_image_has_keeps_the_plain_rule():
+def test_masks_a_class_that_no_image_has_keeps_the_plain_rule():
     """Fitted to what is empty alone, it would never mark anything."""
     empty = [each._replace(truth=np.zeros_like(each.truth)) for each in planted("pixel")]
     assert fit_rules(measure_candidates(empty))["1"] == Rule()
 
 
-def test_each_class_has_a_rule_of_its_own():
+def test_masks_each_class_has_a_rule_of_its_own():
     kinds = {"2": "pixel", "4": "component"}
     both = [each._replace(target=name) for name, kind in kinds.items() for each in planted(kind)]
     rules = fit_rules(measure_candidates(both))
@@ -196,7 +196,7 @@ def test_outcomes_under_a_rule_are_those_of_its_masks():
     assert apply_rule(outcomes, rules["label"]).index.tolist() == [each.image_id for each in pairs[:3]]
 
 
-def test_no_fold_has_a_say_in_its_own_rule():
+def test_masks_no_fold_has_a_say_in_its_own_rule():
     """The pairs of fold 0 left as they are score the same, whatever the others of fold 0 become."""
     outcomes = measure_candidates(planted("label"))
     held = outcomes["fold"] == "0"
@@ -210,7 +210,7 @@ def test_no_fold_has_a_say_in_its_own_rule():
     assert not before[other].equals(after[other])  # they are fitted on fold 0
 
 
-def test_nested_rules_are_fitted_on_the_other_folds():
+def test_masks_nested_rules_are_fitted_on_the_other_folds():
     outcomes = measure_candidates(planted("area"))
     parts = [
         dice_under(outcomes[outcomes["fold"] == held], fit_rules(outcomes[outcomes["fold"] == other]))

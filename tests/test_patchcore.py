@@ -57,7 +57,7 @@ def scores(detector: PatchCore, images: Images) -> torch.Tensor:
         return torch.cat([detector(batch["image"])[0][:, 0] for batch in images])
 
 
-def test_scores_are_those_of_the_paper():
+def test_patchcore_scores_are_those_of_the_paper():
     """Equations 6 and 7, written out for one image after the other."""
     detector = prepared(Images(range(8)), neighbours=5)
     new, bank = Images(range(50, 54)), detector.memory_bank.double()
@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_a_share_of_the_patches_makes_the_score(share):
+def test_patchcore_a_share_of_the_patches_makes_the_score(share):
     detector = prepared(Images(range(8)), neighbours=0, top_share=share)
     new = Images(range(50, 54))
     patches = detector.patches(new.pixels).flatten(1, 2)
@@ -82,7 +82,7 @@ def test_a_share_of_the_patches_makes_the_score(share):
     assert torch.allclose(scores(detector, new), distances[:, :count].mean(1), rtol=1e-4)
 
 
-def test_whitened_patches_are_uncorrelated():
+def test_patchcore_whitened_patches_are_uncorrelated():
     images = Images(range(8))
     detector = prepared(images, whiten=1e-6)
     patches = detector.patches(images.pixels).flatten(0, 2).double()
@@ -94,7 +94,7 @@ def test_whitened_patches_are_uncorrelated():
     assert patches.mean(0).abs().max() < 1e-2
 
 
-def test_shrinkage_of_one_scales_all_channels_alike():
+def test_patchcore_shrinkage_of_one_scales_all_channels_alike():
     images = Images(range(8))
     patches = prepared(images, whiten=1.0).patches(images.pixels).flatten(0, 2).double()
     plain = prepared(images).patches(images.pixels).flatten(0, 2).double()
@@ -103,13 +103,13 @@ def test_shrinkage_of_one_scales_all_channels_alike():
 
 
 @pytest.mark.parametrize("images", [Images([0]), Images([0, 1])], ids=["one image", "fewer than dimensions"])
-def test_whitening_takes_fewer_patches_than_dimensions(images):
+def test_patchcore_whitening_takes_fewer_patches_than_dimensions(images):
     """A covariance of low rank: shrinkage alone makes it invertible."""
     detector = prepared(images, whiten=0.1, density=0.5, neighbours=0)
     assert torch.isfinite(scores(detector, Images(range(50, 54)))).all()
 
 
-def test_whitening_refuses_patches_that_are_all_equal(monkeypatch):
+def test_patchcore_whitening_refuses_patches_that_are_all_equal(monkeypatch):
     detector = patchcore(whiten=0.1)
     monkeypatch.setattr(detector.features, "patches", lambda images: torch.ones(len(images), 240, 8, 8))
     with pytest.raises(UserError, match="normal patches have the same features") as caught:
@@ -118,7 +118,7 @@ def test_whitening_refuses_patches_that_are_all_equal(monkeypatch):
 
 
 @pytest.mark.parametrize("whiten", [None, 0.1])
-def test_density_takes_the_spacing_off_before_the_smallest_is_chosen(whiten):
+def test_patchcore_density_takes_the_spacing_off_before_the_smallest_is_chosen(whiten):
     """Distance less half of the bank patch's mean distance to its nine nearest other candidates."""
     images, new = Images(range(8)), Images(range(50, 54))
     detector = prepared(images, neighbours=0, density=0.5, top_share=0.1, whiten=whiten)
@@ -131,7 +131,7 @@ def test_density_takes_the_spacing_off_before_the_smallest_is_chosen(whiten):
     assert torch.allclose(scores(detector, new).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_density_of_a_bank_that_grows_stays_in_order():
+def test_patchcore_density_of_a_bank_that_grows_stays_in_order():
     options = {"neighbours": 0, "density": 0.5, "ratio": 0.1}
     detector = prepared(Images(range(8)), max_bank=60, **options)
     spacing = detector.spacing.clone()
@@ -144,7 +144,7 @@ def test_density_of_a_bank_that_grows_stays_in_order():
     assert (grown.spacing > 0).all()
 
 
-def test_patches_are_means_of_neighbours_on_the_finest_grid():
+def test_patchcore_patches_are_means_of_neighbours_on_the_finest_grid():
     detector = patchcore((64, 96), layers=["layer2", "layer3"])
     fine, coarse = detector.features(Images([0], (64, 96)).pixels)
     found = detector.patches(Images([0], (64, 96)).pixels)[0].numpy()
@@ -160,7 +160,7 @@ def test_patches_are_means_of_neighbours_on_the_finest_grid():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 160), (128, 96), (70, 100)])
-def test_a_defect_lights_up_where_it_is(size):
+def test_patchcore_a_defect_lights_up_where_it_is(size):
     detector = prepared(Images(range(8), size))
     height, width = size
     for y, x in ((0.25, 0.25), (0.75, 0.25), (0.5, 0.75)):
@@ -181,7 +181,7 @@ def test_a_defect_lights_up_where_it_is(size):
         assert abs(place[0] - y) * height <= 10 and abs(place[1] - x) * width <= 10
 
 
-def test_smoothing_is_in_pixels_of_the_image():
+def test_patchcore_smoothing_is_in_pixels_of_the_image():
     """A Gaussian's variance adds to that of the interpolated patch, whatever the size of the map."""
     spread = {}
     for sigma in (4.0, 12.0):
@@ -196,7 +196,7 @@ def test_smoothing_is_in_pixels_of_the_image():
 
 
 @pytest.mark.parametrize("options", [{}, {"whiten": 0.1, "density": 0.5, "neighbours": 0}])
-def test_a_saved_detector_scores_the_same(options):
+def test_patchcore_a_saved_detector_scores_the_same(options):
     detector, new = prepared(Images(range(8)), **options), Images(range(50, 54))
     again = patchcore(**options)
     again.load_state_dict(detector.state_dict())
@@ -220,7 +220,7 @@ def test_a_saved_detector_scores_the_same(options):
         ({"ratio": 0.1, "projection": 16}, 51),
     ],
 )
-def test_the_bank_has_the_size_asked_for(options, patches):
+def test_patchcore_the_bank_has_the_size_asked_for(options, patches):
     images = Images(range(8))
     detector = prepared(images, **options)
     assert detector.memory_bank.shape == (patches, 240)
@@ -229,7 +229,7 @@ def test_the_bank_has_the_size_asked_for(options, patches):
     assert torch.isfinite(scores(detector, images)).all()
 
 
-def test_every_patch_lies_within_the_radius():
+def test_patchcore_every_patch_lies_within_the_radius():
     images = Images(range(8))
     detector = prepared(images, projection=None)
     pool = detector.patches(images.pixels).flatten(0, 2)
@@ -242,7 +242,7 @@ def brighter(image):
 
 
 @pytest.mark.parametrize("projection", [None, 16])
-def test_new_normal_images_enter_the_bank(projection):
+def test_patchcore_new_normal_images_enter_the_bank(projection):
     detector = prepared(Images(range(8)), projection=projection)
     before, bank = detector.radius.clone(), detector.memory_bank.clone()
     unseen, known = Images(range(70, 78), change=brighter), Images(range(50, 58))
@@ -257,7 +257,7 @@ def test_new_normal_images_enter_the_bank(projection):
     assert detector.update(Images(range(20, 28), change=brighter)) == 0
 
 
-def test_an_updated_bank_stays_within_its_cap():
+def test_patchcore_an_updated_bank_stays_within_its_cap():
     detector = prepared(Images(range(8)), ratio=0.1, max_bank=60)
     before = detector.radius.clone()
     detector.update(Images(range(20, 28), change=brighter))
@@ -266,7 +266,7 @@ def test_an_updated_bank_stays_within_its_cap():
     assert detector.update(Images(range(20, 28), change=brighter)) < 60
 
 
-def test_more_than_fits_into_memory_is_refused(monkeypatch):
+def test_patchcore_more_than_fits_into_memory_is_refused(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**5))
     with pytest.raises(UserError, match="patchcore needs .* lower model.options.max_patches=250000") as error:
         prepared(Images(range(8)))
@@ -284,13 +284,13 @@ def test_more_than_fits_into_memory_is_refused(monkeypatch):
         ({"neighbors": 9}, "unknown key neighbors, did you mean neighbours?"),
     ],
 )
-def test_options_that_make_no_sense(options, message):
+def test_patchcore_options_that_make_no_sense(options, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         patchcore(**options)
 
 
 @pytest.mark.parametrize("options", [{}, {"whiten": 0.1, "density": 0.5, "neighbours": 0}])
-def test_the_graph_can_be_exported(options):
+def test_patchcore_the_graph_can_be_exported(options):
     detector, new = prepared(Images(range(8)), **options), Images(range(50, 52)).pixels.contiguous()
     exported = torch.export.export(detector, (new,)).module()
     for found, expected in zip(exported(new), detector(new), strict=True):
@@ -312,7 +312,7 @@ def trained(make_dataset, config_file, run_script):
     return path
 
 
-def test_a_trained_run_takes_in_a_folder(trained, run_script, tmp_path):
+def test_patchcore_a_trained_run_takes_in_a_folder(trained, run_script, tmp_path):
     config = load_config(trained)
     before, old = pd.read_csv(config.experiment_dir / "fold0/oof.csv"), load_checkpoint(Run(config), "0")
     for seed in range(5):
@@ -328,7 +328,7 @@ def test_a_trained_run_takes_in_a_folder(trained, run_script, tmp_path):
     assert new["detector"]["cut"] <= old["detector"]["cut"] * (1 + 1e-5)
 
 
-def test_what_cannot_be_added_is_said_in_one_line(trained, fails_with_one_line, tmp_path):
+def test_patchcore_what_cannot_be_added_is_said_in_one_line(trained, fails_with_one_line, tmp_path):
     (tmp_path / "empty").mkdir()
     best = load_config(trained).experiment_dir / "fold0/best.pt"
     before = best.read_bytes()
@@ -344,7 +344,7 @@ def test_what_cannot_be_added_is_said_in_one_line(trained, fails_with_one_line, 
     assert best.read_bytes() == before
 
 
-def test_only_a_memory_bank_can_be_added_to(
+def test_patchcore_only_a_memory_bank_can_be_added_to(
     make_dataset, config_file, run_script, fails_with_one_line, tmp_path
 ):
     path = config_file(make_dataset(tests=0), data={"sample_submission": None})

@@ -20,7 +20,7 @@ def metrics(scores, mask):
     return found["pixel_auroc"], found["aupro"]
 
 
-def test_two_regions_of_different_sizes_count_alike():
+def test_pixels_two_regions_of_different_sizes_count_alike():
     # A region of one pixel, found at 1; one of four, half of it found at 0.9 and the rest at 0.5. Of ten
     # normal pixels one has 0.8. The curve: (0, 1/2), (0, 3/4), (0.1, 3/4), (0.1, 1), (1, 1).
     scores = [[1, 0, 0.9, 0.9, 0.5], [0, 0.8, 0, 0, 0.5], [0, 0, 0, 0, 0]]
@@ -30,12 +30,12 @@ def test_two_regions_of_different_sizes_count_alike():
     assert auroc == pytest.approx((3 * 10 + 2 * 9) / (5 * 10))
 
 
-def test_the_curve_is_cut_at_the_limit_by_interpolation():
+def test_pixels_the_curve_is_cut_at_the_limit_by_interpolation():
     # One region found at once, the other with all normal pixels: a line from (0, 1/2) to (1, 1), 0.65 at 0.3.
     assert metrics([[1, 0, 0, 0]], [[1, 0, 1, 0]])[1] == pytest.approx((0.5 + 0.65) / 2)
 
 
-def test_diagonal_neighbours_are_one_region():
+def test_pixels_diagonal_neighbours_are_one_region():
     # Half of the diagonal pair and all of the single pixel: 3/4; the rest comes with the normal pixels.
     scores, mask = np.zeros((4, 4)), np.zeros((4, 4))
     mask[0, 0] = mask[1, 1] = mask[3, 3] = 1
@@ -43,7 +43,7 @@ def test_diagonal_neighbours_are_one_region():
     assert metrics(scores, mask)[1] == pytest.approx((0.75 + 0.825) / 2)
 
 
-def test_perfect_constant_and_random_maps():
+def test_pixels_perfect_constant_and_random_maps():
     rng = np.random.default_rng(0)
     mask = np.zeros((200, 200))
     mask[20:60, 30:90] = mask[150:153, 150:153] = 1
@@ -62,7 +62,7 @@ def images(draw):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(images(), min_size=1, max_size=3))
-def test_both_agree_with_going_through_the_thresholds_one_by_one(pairs):
+def test_pixels_both_agree_with_going_through_the_thresholds_one_by_one(pairs):
     scores = np.concatenate([scores.ravel() for scores, _ in pairs]).astype(float)
     truth = np.concatenate([mask.ravel() for _, mask in pairs])
     found = pixel_metrics(pairs)
@@ -91,7 +91,7 @@ def brute_force(pairs, normal):
 
 @pytest.mark.parametrize("size", [(60, 60), (90, 222), (222, 90), (900, 40)])
 @pytest.mark.parametrize("grid", [(16, 16), (64, 26), (7, 64)])
-def test_a_map_lights_up_at_the_place_of_the_defect(size, grid):
+def test_pixels_a_map_lights_up_at_the_place_of_the_defect(size, grid):
     mask = np.zeros(size, bool)
     top, left = int(0.6 * size[0]), int(0.1 * size[1])
     mask[top : top + size[0] // 4, left : left + size[1] // 4] = True
@@ -104,7 +104,7 @@ def test_a_map_lights_up_at_the_place_of_the_defect(size, grid):
     assert pixel_metrics([(hot[:, ::-1], mask)])["pixel_auroc"] < 0.9
 
 
-def test_only_images_with_a_map_and_a_known_mask_count(tmp_path):
+def test_pixels_only_images_with_a_map_and_a_known_mask_count(tmp_path):
     write_png(tmp_path / "mask.png", np.eye(8, dtype=np.uint8) * 255)
     rows = pd.DataFrame(
         {
@@ -120,7 +120,7 @@ def test_only_images_with_a_map_and_a_known_mask_count(tmp_path):
     assert [mask.sum() for _, mask in pairs] == [8, 0] and pairs[1][1].shape == (8, 12)
 
 
-def test_maps_are_read_from_their_archive_and_broken_ones_named(tmp_path):
+def test_pixels_maps_are_read_from_their_archive_and_broken_ones_named(tmp_path):
     path = tmp_path / "oof_maps.npz"
     assert len(Maps(path)) == 0
     with array_archive(path) as add:

@@ -76,7 +76,7 @@ def pictures(detail: str) -> list[str]:
     return re.findall(r'<img alt="([^"]*)"', detail)
 
 
-def test_the_worst_image_comes_first_and_is_shown(make_actions, drop):
+def test_page_the_worst_image_comes_first_and_is_shown(make_actions, drop):
     page = score(make_actions(), *(drop / f"{name}.png" for name in ("normal", "doubtful", "clear")))
     assert verdicts(page.listing) == [
         ("clear.png", "DEFECT"),
@@ -93,7 +93,7 @@ def test_the_worst_image_comes_first_and_is_shown(make_actions, drop):
     assert page.problems == ""
 
 
-def test_broken_files_are_named_and_the_rest_goes_on(make_actions, drop):
+def test_page_broken_files_are_named_and_the_rest_goes_on(make_actions, drop):
     (drop / "broken.png").write_bytes(b"\x89PNG")
     (drop / "notes.txt").write_text("no image")
     page = score(make_actions(), *(drop / name for name in ("broken.png", "normal.png", "notes.txt")))
@@ -104,14 +104,14 @@ def test_broken_files_are_named_and_the_rest_goes_on(make_actions, drop):
     ]
 
 
-def test_nothing_is_left_of_the_last_drop_when_none_can_be_read(make_actions, drop):
+def test_page_nothing_is_left_of_the_last_drop_when_none_can_be_read(make_actions, drop):
     (drop / "broken.png").write_bytes(b"")
     page = score(make_actions(), drop / "broken.png")
     assert (page.results, page.listing, page.detail, page.similar) == ([], "", EMPTY, "")
     assert "broken.png" in page.problems
 
 
-def test_a_file_dropped_twice_counts_once(make_actions, drop):
+def test_page_a_file_dropped_twice_counts_once(make_actions, drop):
     page = score(make_actions(), *2 * [drop / "clear.png"])
     assert verdicts(page.listing) == [("clear.png", "DEFECT")]
 
@@ -123,13 +123,13 @@ def test_more_than_the_page_is_made_for_is_said(make_actions, drop):
     assert "3 more images left out: src/predict.py scores folders" in page.problems
 
 
-def test_names_of_files_are_text(make_actions, drop):
+def test_page_names_of_files_are_text(make_actions, drop):
     page = score(make_actions(), write_png(drop / "a&lt;b.png", texture(0)))
     assert "a&amp;lt;b.png" in page.listing
     assert "a&amp;lt;b.png" in page.detail
 
 
-def test_another_threshold_relabels_without_the_model(make_actions, drop):
+def test_page_another_threshold_relabels_without_the_model(make_actions, drop):
     actions = make_actions()
     page = score(actions, drop / "clear.png", drop / "doubtful.png")
     actions.model = raising(AssertionError("the model runs again"))
@@ -145,7 +145,7 @@ def test_another_threshold_relabels_without_the_model(make_actions, drop):
     assert actions.relabel([], 0, 90) == ("", EMPTY)
 
 
-def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_actions, drop):
+def test_page_a_slider_that_was_not_moved_is_the_models_own_threshold(make_actions, drop):
     actions = make_actions()
     probability = score(actions, drop / "doubtful.png").results[0].prediction.probability["defect"]
     for threshold, verdict in ((probability, "DEFECT"), (np.nextafter(probability, 1), "normal")):
@@ -154,7 +154,7 @@ def test_a_slider_that_was_not_moved_is_the_models_own_threshold(make_actions, d
         assert verdicts(page.listing) == [("doubtful.png", verdict)]
 
 
-def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_actions, drop):
+def test_page_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_actions, drop):
     actions = make_actions()
     actions.meta.threshold["defect"] = 1 - 1e-4
     slider = actions.build_sliders()[0]
@@ -168,7 +168,7 @@ def test_slider_of_a_model_whose_probabilities_crowd_at_1_has_room(make_actions,
     ]  # fmt: skip
 
 
-def test_another_image_can_be_chosen(make_actions, drop):
+def test_page_another_image_can_be_chosen(make_actions, drop):
     actions = make_actions()
     page = score(actions, drop / "clear.png", drop / "normal.png")
     chosen, listing, detail, similar = actions.choose(page.results, SimpleNamespace(place=1), 50)
@@ -181,7 +181,7 @@ def test_another_image_can_be_chosen(make_actions, drop):
     assert len(re.findall("<figcaption>", similar)) == 5
 
 
-def test_classes_have_a_probability_and_a_threshold_each(make_actions, drop):
+def test_page_classes_have_a_probability_and_a_threshold_each(make_actions, drop):
     actions = make_actions("pit", "scratch", "defect")
     with gr.Blocks():
         assert [slider.label for slider in actions.build_sliders()] == [
@@ -198,18 +198,18 @@ def test_classes_have_a_probability_and_a_threshold_each(make_actions, drop):
     assert verdicts(actions.relabel(page.results, 0, 100, 100, 50)[0]) == [("clear.png", "DEFECT")]
 
 
-def test_a_model_without_maps_shows_no_heat_map(make_actions, drop):
+def test_page_a_model_without_maps_shows_no_heat_map(make_actions, drop):
     page = score(make_actions(maps=False), drop / "clear.png")
     assert pictures(page.detail) == ["Image"]
     assert verdicts(page.listing) == [("clear.png", "DEFECT")]
 
 
-def test_without_normal_images_their_part_is_left_out(make_actions, drop):
+def test_page_without_normal_images_their_part_is_left_out(make_actions, drop):
     actions = PageActions(make_actions().model, None)
     assert score(actions, drop / "clear.png").similar == ""
 
 
-def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_actions, drop):
+def test_page_a_small_image_is_enlarged_before_it_is_drawn_on(make_actions, drop):
     actions = make_actions()
     one = score(actions, drop / "clear.png").results[0]
     assert decode_picture(one.picture).shape == (SIZE, SIZE, 3)
@@ -220,20 +220,20 @@ def test_a_small_image_is_enlarged_before_it_is_drawn_on(make_actions, drop):
     assert (picture[160:320, 160] - [0, 255, 255] < 60).all() and picture[100, 100, 0] > 60
 
 
-def test_a_large_image_is_kept_small(make_actions, drop):
+def test_page_a_large_image_is_kept_small(make_actions, drop):
     page = score(make_actions(), write_png(drop / "large.png", np.zeros((1000, 3000), np.uint8)))
     assert decode_picture(page.results[0].picture).shape == (400, 1200, 3)
     assert decode_picture(page.results[0].icon).shape[1] == 112
 
 
-def test_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):
+def test_page_bad_input_ends_in_one_line(fails_with_one_line, tmp_path):
     assert "which src/export.py writes" in fails_with_one_line("page.py", tmp_path / "missing")
     export = write_export(tmp_path / "export")
     message = fails_with_one_line("page.py", export, "--normals", tmp_path / "none")
     assert message.endswith("none is not a folder: name one of normal images")
 
 
-def test_a_port_in_use_is_named(make_actions, monkeypatch):
+def test_page_a_port_in_use_is_named(make_actions, monkeypatch):
     monkeypatch.setattr("os.environ", os.environ.copy())
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
@@ -256,7 +256,7 @@ def serving(export: Path, uploads: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is on the path")
-def test_in_a_browser(drop, tmp_path):
+def test_page_in_a_browser(drop, tmp_path):
     from playwright.sync_api import expect, sync_playwright
 
     (drop / "broken.png").write_bytes(b"\x89PNG")

@@ -11,7 +11,7 @@ from defects.data.registration import FLIPS
 
 
 @pytest.mark.parametrize("side", [32, 33])
-def test_correlation_at_near_shifts_is_that_of_the_whole_transform(side):
+def test_registration_correlation_at_near_shifts_is_that_of_the_whole_transform(side):
     spectrum = torch.fft.rfft2(torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)))
     whole = torch.fft.irfft2(spectrum, s=(side, side))
     shifts = torch.arange(-4, 6)
@@ -20,7 +20,7 @@ def test_correlation_at_near_shifts_is_that_of_the_whole_transform(side):
 
 
 @pytest.mark.parametrize("name", FLIPS)
-def test_flips_of_images_pictures_and_matrices_agree(name):
+def test_registration_flips_of_images_pictures_and_matrices_agree(name):
     picture = texture(0, 40).astype(np.float32)
     code = FLIPS.index(name)
     flipped = registration.flip_image(picture, name)
@@ -31,7 +31,7 @@ def test_flips_of_images_pictures_and_matrices_agree(name):
     np.testing.assert_allclose(flipped, by_matrix, atol=1e-3)
 
 
-def test_refinement_follows_a_small_turn_and_a_crop():
+def test_registration_refinement_follows_a_small_turn_and_a_crop():
     picture = cv2.resize(texture(0, 64), (128, 128), interpolation=cv2.INTER_CUBIC)
     matrix = cv2.getRotationMatrix2D((64, 64), 1.5, 1.05)
     moved = cv2.warpAffine(picture, matrix, (128, 128), borderMode=cv2.BORDER_REFLECT)
@@ -42,7 +42,7 @@ def test_refinement_follows_a_small_turn_and_a_crop():
     assert after > before + 0.5
 
 
-def test_any_angle_is_recovered_from_the_spectra():
+def test_registration_any_angle_is_recovered_from_the_spectra():
     rng = np.random.default_rng(0)
     scene = cv2.GaussianBlur(rng.standard_normal((181, 181)).astype(np.float32), (0, 0), 2)
     matrix = cv2.getRotationMatrix2D((90, 90), 37, 1)

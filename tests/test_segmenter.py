@@ -66,7 +66,7 @@ def steps(detector, learnt, count, lr=0.01):
     "decoder", ["unet", "unetplusplus", "manet", "linknet", "fpn", "deeplabv3plus", "upernet", "segformer"]
 )
 @pytest.mark.parametrize("encoder", ["test_efficientnet", "test_convnext"])
-def test_every_decoder_maps_whole_images_of_odd_size(build, decoder, encoder):
+def test_segmenter_every_decoder_maps_whole_images_of_odd_size(build, decoder, encoder):
     size, backbone = (65, 97), f"model.backbone.name={encoder}"
     detector = build(size, ["1", "2"], backbone, decoder=decoder).eval()
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def test_every_decoder_maps_whole_images_of_odd_size(build, decoder, encoder):
 
 
 @pytest.mark.parametrize(("classes", "targets"), [([], 1), (["1"], 2), (["1", "2", "3", "4"], 5)])
-def test_a_score_for_every_target_and_a_map_for_every_class(build, classes, targets):
+def test_segmenter_a_score_for_every_target_and_a_map_for_every_class(build, classes, targets):
     detector = build(classes=classes).eval()
     score, maps = detector(torch.rand(3, 3, 32, 64))
     assert score.shape == (3, targets) == (3, len(detector.targets)) and detector.targets[-1] == "defect"
@@ -85,7 +85,7 @@ def test_a_score_for_every_target_and_a_map_for_every_class(build, classes, targ
         assert torch.equal(score[:, -1], score[:, :-1].amax(1))
 
 
-def test_the_score_is_the_mean_logit_of_the_surest_pixels(build):
+def test_segmenter_the_score_is_the_mean_logit_of_the_surest_pixels(build):
     detector = build(top_share=0.25)
     logits = torch.arange(8.0).view(1, 1, 2, 4)
     assert detector.score(logits).tolist() == [[6.5]]
@@ -99,7 +99,7 @@ class Brightness(torch.nn.Module):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (65, 40)])
-def test_the_map_lies_on_the_image(build, size):
+def test_segmenter_the_map_lies_on_the_image(build, size):
     detector = build(size)
     detector.network = Brightness()
     images = torch.zeros(1, 3, *size)
@@ -112,7 +112,7 @@ def test_the_map_lies_on_the_image(build, size):
 
 @pytest.mark.parametrize("loss", ["bce_dice", "lovasz", "focal"])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_each_loss_learns_where_the_defect_is(build, loss, classes):
+def test_segmenter_each_loss_learns_where_the_defect_is(build, loss, classes):
     names = [str(number) for number in range(classes)] if classes > 1 else []
     detector, learnt = build(classes=names, loss=loss).train(), batch(classes=classes)
     losses = steps(detector, learnt, 30)
@@ -123,7 +123,7 @@ def test_each_loss_learns_where_the_defect_is(build, loss, classes):
     assert inside > maps[0, 0].mean() + 0.2 and inside > maps[1].mean() + 0.2
 
 
-def test_images_without_known_mask_teach_nothing(build):
+def test_segmenter_images_without_known_mask_teach_nothing(build):
     detector = build().train()
     unknown = detector.training_loss(batch(known=(0, 0)))
     unknown["loss"].backward()
@@ -134,7 +134,7 @@ def test_images_without_known_mask_teach_nothing(build):
     assert detector.training_loss(both)["loss"] == detector.training_loss(wrong)["loss"] > 0
 
 
-def test_validation_looks_at_known_masks_only(build):
+def test_segmenter_validation_looks_at_known_masks_only(build):
     detector = build().eval()
     mixed, wrong = batch(known=(1, 0)), batch(known=(1, 0))
     wrong["mask"][1] = 1
@@ -147,7 +147,7 @@ def test_validation_looks_at_known_masks_only(build):
 @pytest.mark.parametrize(
     ("share", "dice"), [((0, 0), 0.0), ((0, 1), 0.5), ((1, 1), 1.0)], ids=["none", "one", "both"]
 )
-def test_validation_dice_counts_empty_pairs(build, share, dice, monkeypatch):
+def test_segmenter_validation_dice_counts_empty_pairs(build, share, dice, monkeypatch):
     """The first image is marked, the second is not; `share`: whether each is answered rightly."""
     detector, learnt = build().eval(), batch()
     right = 20 * learnt["mask"] - 10
@@ -158,7 +158,7 @@ def test_validation_dice_counts_empty_pairs(build, share, dice, monkeypatch):
 
 @pytest.mark.parametrize("encoder", ["test_efficientnet", "test_convnext"])
 @pytest.mark.parametrize("decoder", ["unet", "deeplabv3plus"])
-def test_the_weights_file_is_in_the_encoder(build, tmp_path, encoder, decoder):
+def test_segmenter_the_weights_file_is_in_the_encoder(build, tmp_path, encoder, decoder):
     torch.manual_seed(5)
     source = timm.create_model(encoder, num_classes=0)
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
@@ -174,7 +174,7 @@ def test_the_weights_file_is_in_the_encoder(build, tmp_path, encoder, decoder):
     assert len(pairs) >= 2 and all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
 
 
-def test_a_saved_state_scores_the_same(build, tmp_path):
+def test_segmenter_a_saved_state_scores_the_same(build, tmp_path):
     detector = build(classes=["1", "2"]).train()
     steps(detector, batch(classes=2), 2)
     torch.save(detector.state_dict(), tmp_path / "state.pt")
@@ -200,7 +200,7 @@ def test_a_saved_state_scores_the_same(build, tmp_path):
         (["model.backbone=null"], {}, "model.backbone is missing"),
     ],
 )
-def test_what_cannot_be_built_is_told_in_one_line(build, overrides, options, message):
+def test_segmenter_what_cannot_be_built_is_told_in_one_line(build, overrides, options, message):
     with pytest.raises(UserError, match=message):
         build((32, 32), (), *overrides, **options)
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_built_is_told_in_one_line(build, overrides, options, mes
 
 
 @pytest.mark.parametrize("symmetries", ["rotations", "flips"])
-def test_masks_turn_with_the_images(make_dataset, make_config, symmetries):
+def test_segmenter_masks_turn_with_the_images(make_dataset, make_config, symmetries):
     """The squares are the only white pixels, whatever the planned rotation."""
     settings = (f"data.symmetries={symmetries}", "split.balance.ratio=2")  # several copies of each defect
     config = configured(make_config, make_dataset(), (32, 32), (), *settings)
@@ -224,7 +224,9 @@ def test_masks_turn_with_the_images(make_dataset, make_config, symmetries):
         assert torch.equal(found["mask"].amax((1, 2, 3)), found["label"][:, 0])
 
 
-def test_mask_files_train_it_and_the_image_score_is_that_of_the_masks(make_dataset, config_file, run_script):
+def test_segmenter_mask_files_train_it_and_the_image_score_is_that_of_the_masks(
+    make_dataset, config_file, run_script
+):
     sections = {"model": {"name": "segmenter", "backbone": {"name": "test_efficientnet", "weights": "none"}}}
     path = config_file(make_dataset(), **sections, train={"epochs": 8, "lr": 0.01}, infer={"tta": False})
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["report.py"]):

@@ -72,7 +72,7 @@ def refused(fails_with_one_line, configured, output) -> Callable[..., str]:
 # --- what is written -------------------------------------------------------------------------------------
 
 
-def test_images_csv(root, prepared):
+def test_severstal_images_csv(root, prepared):
     images = prepared(root)
     assert images.columns.tolist() == [*IMAGE_COLUMNS[1:], *COLUMNS]
     assert images.index.tolist() == ["0.png", "1.png", "2.png", "3.png", *TEST]
@@ -83,14 +83,14 @@ def test_images_csv(root, prepared):
     assert (images["mask_path"] == "").all()
 
 
-def test_runs_come_back_as_the_mask_they_were(root, prepared):
+def test_severstal_runs_come_back_as_the_mask_they_were(root, prepared):
     mask = texture(50) > 140
     (root / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n0.png,4,{rle.encode(mask)}\n")
     images = prepared(root)
     assert np.array_equal(rle.decode(images.loc["0.png", "defect_4"], (32, 32)), mask)
 
 
-def test_both_forms_of_train_csv_say_the_same(root, prepared):
+def test_severstal_both_forms_of_train_csv_say_the_same(root, prepared):
     new = prepared(root)
     table = pd.read_csv(root / "train.csv", dtype=str).set_index(["ImageId", "ClassId"])["EncodedPixels"]
     rows = [f"{i}.png_{target},{table.get((f'{i}.png', target), '')}" for i in range(4) for target in CLASSES]
@@ -98,7 +98,9 @@ def test_both_forms_of_train_csv_say_the_same(root, prepared):
     assert prepared(root).equals(new)
 
 
-def test_load_images_keeps_the_columns_and_prepares_again_for_other_classes(root, make_config, capsys):
+def test_severstal_load_images_keeps_the_columns_and_prepares_again_for_other_classes(
+    root, make_config, capsys
+):
     options = ["data.source=severstal", "data.sample_submission=sample.csv"]
     (root / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n1.png,1,1 5\n")
     images = ensure_images(make_config(root, *options, "data.classes=[1,2,3,4]"))
@@ -110,13 +112,13 @@ def test_load_images_keeps_the_columns_and_prepares_again_for_other_classes(root
     assert "defect_4" not in images
 
 
-def test_a_class_that_never_occurs_is_a_note(root, configured, run_script):
+def test_severstal_a_class_that_never_occurs_is_a_note(root, configured, run_script):
     done = run_script("prepare.py", "--config", configured(root))
     assert done.code == 0
     assert "note: no training image has a defect of class 4" in done.stdout
 
 
-def test_without_test_images(root, prepared):
+def test_severstal_without_test_images(root, prepared):
     for path in (root / "test_images").iterdir():
         path.unlink()
     (root / "test_images").rmdir()
@@ -124,7 +126,7 @@ def test_without_test_images(root, prepared):
     assert prepared(root).index.tolist() == [f"{i}.png" for i in range(4)]
 
 
-def test_a_name_that_train_and_test_share(root, prepared):
+def test_severstal_a_name_that_train_and_test_share(root, prepared):
     """Test images keep their names, which the submission needs; sizes tell the two apart."""
     write_png(root / "test_images" / "1.png", texture(70, 16))
     (root / "train.csv").write_text(TRAIN.replace("1.png,3,1 5", "1.png,3,1020 5"))
@@ -134,7 +136,7 @@ def test_a_name_that_train_and_test_share(root, prepared):
 
 
 @pytest.mark.parametrize("form", ["joined", "split"])
-def test_sample_ids_are_the_images_of_the_sample_in_its_order(root, make_config, form):
+def test_severstal_sample_ids_are_the_images_of_the_sample_in_its_order(root, make_config, form):
     if form == "split":
         (root / "sample.csv").write_text("ImageId,EncodedPixels,ClassId\n9.png,1 4,0\n8.png,1 4,0\n")
     options = ["data.source=severstal", "data.sample_submission=sample.csv", "data.classes=[1,2,3,4]"]
@@ -143,7 +145,7 @@ def test_sample_ids_are_the_images_of_the_sample_in_its_order(root, make_config,
     assert ids.tolist() == ids.index.tolist() == (TEST if form == "joined" else TEST[::-1])
 
 
-def test_several_rows_of_one_image_and_class_are_united(root, configured, run_script, output):
+def test_severstal_several_rows_of_one_image_and_class_are_united(root, configured, run_script, output):
     (root / "train.csv").write_text(f"{TRAIN}1.png,3,4 9\n1.png,3,100 1\n")
     done = run_script("prepare.py", "--config", configured(root))
     assert done.code == 0
@@ -152,7 +154,7 @@ def test_several_rows_of_one_image_and_class_are_united(root, configured, run_sc
     assert images.loc["1.png", "defect_3"] == "1 12 100 1"
 
 
-def test_a_table_as_spreadsheets_save_it(root, prepared):
+def test_severstal_a_table_as_spreadsheets_save_it(root, prepared):
     expected = prepared(root)
     text = "ClassId;ImageId;EncodedPixels;\n3.0;1;1 5;\n1.0;1;9 2 20 3;\n2.0;3;1024 1;\n-1;2;;\n;0;nan;\n"
     (root / "train.csv").write_text(text, encoding="utf-16")
@@ -162,7 +164,7 @@ def test_a_table_as_spreadsheets_save_it(root, prepared):
 NAMED = ["pitted_surface", "rolled-in scale", "3_yueyawan", "개재물"]
 
 
-def test_classes_with_blanks_underscores_and_other_letters(root, prepared, make_config):
+def test_severstal_classes_with_blanks_underscores_and_other_letters(root, prepared, make_config):
     text = (
         TRAIN.replace(",3,", f",{NAMED[2]},").replace(",1,", f",{NAMED[0]},").replace(",2,", f",{NAMED[1]},")
     )
@@ -173,7 +175,7 @@ def test_classes_with_blanks_underscores_and_other_letters(root, prepared, make_
     assert images.loc["3.png", "defect_rolled-in scale"] == "1024 1"
 
 
-def test_classes_that_are_not_listed_can_be_left_out(root, configured, run_script, refused, output):
+def test_severstal_classes_that_are_not_listed_can_be_left_out(root, configured, run_script, refused, output):
     """Images with such defects alone are no normal ones, so they go too."""
     (root / "train.csv").write_text(TRAIN + "2.png,rust,1 1\n3.png,rust,5 5\n")
     message = refused(root)
@@ -186,13 +188,13 @@ def test_classes_that_are_not_listed_can_be_left_out(root, configured, run_scrip
     assert images.loc["3.png", COLUMNS].tolist() == ["", "1024 1", "", ""]
 
 
-def test_masks_among_the_images_are_no_images(root, prepared):
+def test_severstal_masks_among_the_images_are_no_images(root, prepared):
     write_png(root / "train_images" / "1_mask.png", defective(1)[1])
     assert prepared(root).index.tolist() == ["0.png", "1.png", "2.png", "3.png", *TEST]
 
 
 @pytest.mark.parametrize("form", ["joined", "split"])
-def test_sample_ids_may_lack_the_suffix(root, make_config, form):
+def test_severstal_sample_ids_may_lack_the_suffix(root, make_config, form):
     rows = [f"{name[0]}_{target}" for name in TEST for target in CLASSES]
     text = _sample(rows) if form == "joined" else "ImageId,EncodedPixels,ClassId\n8,1 4,0\n9,1 4,0\n"
     (root / "sample.csv").write_text(text)
@@ -225,18 +227,18 @@ def test_sample_ids_may_lack_the_suffix(root, make_config, form):
         ("8.png,2,7 2", "train.csv: row 5: 8.png is not in train_images: add it"),
     ],
 )
-def test_rows_of_train_csv(root, refused, row, expected):
+def test_severstal_rows_of_train_csv(root, refused, row, expected):
     (root / "train.csv").write_text(f"{TRAIN}{row}\n")
     assert expected in refused(root)
 
 
-def test_an_image_of_another_size_than_its_runs(root, refused):
+def test_severstal_an_image_of_another_size_than_its_runs(root, refused):
     write_png(root / "train_images" / "3.png", texture(3, 16))
     message = refused(root)
     assert "row 4 (3.png, class 2): a run ends past the last of 256 pixels (16x16)" in message
 
 
-def test_all_bad_rows_are_counted(root, refused):
+def test_severstal_all_bad_rows_are_counted(root, refused):
     (root / "train.csv").write_text(TRAIN + "0.png,1,1 1 1 1\n0.png,2,5\n2.png,1,9999 1\n")
     assert "row 5 (0.png, class 1): runs are not sorted (and 2 more such rows)" in refused(root)
 
@@ -255,14 +257,14 @@ def test_all_bad_rows_are_counted(root, refused):
         (TEST, "row 2: the id '8.png' is not of the kind"),
     ],
 )
-def test_samples_that_do_not_fit(root, refused, rows, expected):
+def test_severstal_samples_that_do_not_fit(root, refused, rows, expected):
     (root / "sample.csv").write_text(_sample(rows))
     message = refused(root)
     assert expected in message
     assert "sample.csv" in message
 
 
-def test_files_that_are_missing(root, refused):
+def test_severstal_files_that_are_missing(root, refused):
     (root / "sample.csv").rename(root / "elsewhere.csv")
     assert "sample.csv does not exist" in refused(root)
     (root / "train.csv").rename(root / "elsewhere.csv")
@@ -282,5 +284,5 @@ def test_files_that_are_missing(root, refused):
         ({"source": "folders", "folders": {"normal": "train_images"}}, "leave data.classes empty"),
     ],
 )
-def test_classes_that_do_not_fit(root, refused, changes, expected):
+def test_severstal_classes_that_do_not_fit(root, refused, changes, expected):
     assert expected in refused(root, **changes)

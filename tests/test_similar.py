@@ -52,25 +52,25 @@ def images() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("change", CHANGED)
-def test_the_planted_image_comes_first(images, change):
+def test_similar_the_planted_image_comes_first(images, change):
     query = colour(np.ascontiguousarray(CHANGED[change]))
     assert Normals(images).find_most_similar(query, 3)[0] == "planted"
 
 
-def test_the_order_of_the_normal_images_does_not_matter(images):
+def test_similar_the_order_of_the_normal_images_does_not_matter(images):
     forward, backward = Normals(images), Normals(dict(reversed(images.items())))
     for seed in range(1, 6):
         query = colour(field(seed)[:100])
         assert forward.find_most_similar(query, 5) == backward.find_most_similar(query, 5)
 
 
-def test_all_are_given_where_there_are_few():
+def test_similar_all_are_given_where_there_are_few():
     few = {"a": colour(texture(1)), "b": colour(texture(2)), "black": np.zeros((32, 32, 3), np.uint8)}
     assert Normals(few).find_most_similar(few["b"], 5) == ["b", *sorted({"a", "black"})]
     assert len(Normals(few).find_most_similar(few["black"], 5)) == 3
 
 
-def test_small_images_are_kept_as_they_are_and_large_ones_in_proportion():
+def test_similar_small_images_are_kept_as_they_are_and_large_ones_in_proportion():
     assert shrink(np.zeros((100, 50, 3), np.uint8)).shape == (100, 50, 3)
     assert shrink(np.zeros((4 * NORMAL_PIXELS, 2 * NORMAL_PIXELS, 3), np.uint8)).shape == (
         NORMAL_PIXELS,
@@ -80,13 +80,13 @@ def test_small_images_are_kept_as_they_are_and_large_ones_in_proportion():
     assert shrink(np.zeros((1000, 1, 3), np.uint8)).shape == (NORMAL_PIXELS, 1, 3)
 
 
-def test_positions_are_spread_over_all():
+def test_similar_positions_are_spread_over_all():
     assert spread_positions(5, 10) == [0, 1, 2, 3, 4]
     assert spread_positions(101, 3) == [0, 50, 100]
     assert spread_positions(0, 3) == []
 
 
-def test_the_exports_own_images(tmp_path):
+def test_similar_the_exports_own_images(tmp_path):
     assert load_normals(tmp_path) is None
     with array_archive(tmp_path / "normals.npz") as add:
         add("line_1/a.png", colour(texture(1)))
@@ -94,7 +94,7 @@ def test_the_exports_own_images(tmp_path):
     assert load_normals(tmp_path).find_most_similar(colour(texture(2)), 1) == ["line_2/a.png"]
 
 
-def test_images_of_a_folder_replace_them(tmp_path):
+def test_similar_images_of_a_folder_replace_them(tmp_path):
     for place in range(NORMAL_IMAGES + 50):
         write_png(tmp_path / "deep" / f"{place:03d}.png", texture(place, 16))
     found = load_normals(tmp_path / "no export", tmp_path)
@@ -103,7 +103,7 @@ def test_images_of_a_folder_replace_them(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + 18 * b"\0", None])
-def test_a_damaged_archive_is_named(tmp_path, content):
+def test_similar_a_damaged_archive_is_named(tmp_path, content):
     path = tmp_path / "normals.npz"
     if content is None:
         with array_archive(path) as add:
@@ -114,7 +114,7 @@ def test_a_damaged_archive_is_named(tmp_path, content):
         load_normals(tmp_path)
 
 
-def test_a_folder_has_to_hold_images(tmp_path):
+def test_similar_a_folder_has_to_hold_images(tmp_path):
     with pytest.raises(UserError, match="--normals .* is not a folder"):
         load_normals(tmp_path, tmp_path / "missing")
     with pytest.raises(UserError, match="holds no images"):

@@ -162,12 +162,12 @@ def another_value(value: Any, annotation: Any, folder: Path) -> Any:
     return {str: "other", int: 3 if value != 3 else 4, float: 0.123}[kind]
 
 
-def test_every_setting_is_in_the_table():
+def test_stamps_every_setting_is_in_the_table():
     assert sorted(setting_types(Config)) == sorted(STALE)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_settings_make_stale_what_the_table_says(config, tmp_path):
+def test_stamps_settings_make_stale_what_the_table_says(config, tmp_path):
     before = stamps(config)
     types = setting_types(Config)
     for name, outputs in STALE.items():
@@ -186,7 +186,7 @@ def with_data(config: Config, **settings: Any) -> Config:
 
 
 @pytest.mark.parametrize("layout", [name for name in layout_names() if find_layout_settings(name)])
-def test_settings_of_a_layout_make_the_index_stale_and_nothing_else(config, tmp_path, layout):
+def test_stamps_settings_of_a_layout_make_the_index_stale_and_nothing_else(config, tmp_path, layout):
     config = with_data(config, source=layout)
     before = stamps(config)
     for name, annotation in setting_types(find_layout_settings(layout)).items():
@@ -197,7 +197,7 @@ def test_settings_of_a_layout_make_the_index_stale_and_nothing_else(config, tmp_
         assert stale == {"index"}, name
 
 
-def test_settings_of_an_unused_layout_make_nothing_stale(config):
+def test_stamps_settings_of_an_unused_layout_make_nothing_stale(config):
     before = stamps(config)
     assert stamps(with_data(config, folders={"normal": "other"}, strips={"images": 5})) == before
     before["index"]["settings"] |= {
@@ -207,14 +207,14 @@ def test_settings_of_an_unused_layout_make_nothing_stale(config):
     assert differences(before["index"], index._stamp(config.data)) == []
 
 
-def test_how_often_is_validated_counts_where_it_chooses_the_epoch(config):
+def test_stamps_how_often_is_validated_counts_where_it_chooses_the_epoch(config):
     chosen = changed(config, "train", config.train.model_copy(update={"select": "inner"}))
     other = changed(chosen, "train.validate_every", 3)
     found = differences(stamps(chosen)["run"], stamps(other)["run"])
     assert found == ["train.validate_every=1 then, 3 now"]
 
 
-def test_a_difference_names_the_setting_and_both_values():
+def test_stamps_a_difference_names_the_setting_and_both_values():
     then = {
         "settings": {"infer.map_size": 64, "train.lr": 0.1, "train.ema": None},
         "files": {"folds.csv": "a"},
@@ -230,12 +230,12 @@ def test_a_difference_names_the_setting_and_both_values():
     assert differences(then, now, but=["folds.csv", "infer.map_size", "train.ema"]) == []
 
 
-def test_a_setting_that_did_not_exist_had_the_effect_of_its_default():
+def test_stamps_a_setting_that_did_not_exist_had_the_effect_of_its_default():
     now = {"settings": {"infer.map_size": 64, "train.lr": 1e-3, "model.options.new": 1}, "files": {}}
     assert differences({"settings": {}, "files": {}}, now) == ["model.options.new=(not set) then, 1 now"]
 
 
-def test_a_setting_that_was_removed_may_have_had_no_effect():
+def test_stamps_a_setting_that_was_removed_may_have_had_no_effect():
     now = {"settings": {}, "files": {}}
     assert differences({"settings": {"data.fit": "squash", "train.pseudo": None}, "files": {}}, now) == []
     found = differences({"settings": {"data.fit": "letterbox"}, "files": {}}, now)
@@ -243,13 +243,13 @@ def test_a_setting_that_was_removed_may_have_had_no_effect():
 
 
 @pytest.mark.parametrize("then", [None, {}, {"train": {"lr": 1}}, {"settings": 1, "files": {}}, "text"])
-def test_what_an_earlier_version_wrote_is_stale(then):
+def test_stamps_what_an_earlier_version_wrote_is_stale(then):
     assert differences(then, {"settings": {}, "files": {}}) == [
         "it was written by an earlier version of this program"
     ]
 
 
-def test_of_a_file_that_a_setting_names_the_content_counts(tmp_path):
+def test_stamps_of_a_file_that_a_setting_names_the_content_counts(tmp_path):
     def stamp(path, content):
         return {"settings": {"model.backbone.weights": path}, "files": {"model.backbone.weights": content}}
 
@@ -261,12 +261,12 @@ def test_of_a_file_that_a_setting_names_the_content_counts(tmp_path):
     ]
 
 
-def test_a_model_that_is_gone_differs(tmp_path):
+def test_stamps_a_model_that_is_gone_differs(tmp_path):
     then, now = ({"settings": {}, "files": {"best.pt": content}} for content in ("1", None))
     assert differences(then, now) == ["best.pt has changed"]
 
 
-def test_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):
+def test_stamps_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):
     assert content_of(tmp_path / "none") is None
     (tmp_path / "a").write_text("1")
     before = content_of(tmp_path)
@@ -275,7 +275,7 @@ def test_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):
     assert content_of(tmp_path) != before
 
 
-def test_excluded_are_a_name_and_what_is_below_it(config):
+def test_stamps_excluded_are_a_name_and_what_is_below_it(config):
     found = settings_but(config, {"data", "train.lr"})
     assert "train.epochs" in found and "train.lr" not in found and "data.name" not in found
     assert "data.bits" in settings_but(config.data, {"data.name"}, "data.")

@@ -39,7 +39,7 @@ def _draw(classes: str, seed: int, size: tuple[int, int] = SIZE):
     return strips.draw_strip(strips.Strip("x.jpg", (seed,), classes), size)
 
 
-def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
+def test_strips_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         settings = strips.Settings(seed=seed, **SMALL)
         strips.generate_strips(tmp_path / name / "data", tmp_path / name / "key.csv", settings)
@@ -48,7 +48,7 @@ def test_same_seed_same_bytes_and_other_seed_other_images(tmp_path):
     assert not {a[name] for name in a if name.endswith(".jpg")} & set(c.values())
 
 
-def test_layout(folder):
+def test_strips_layout(folder):
     root = folder / "data"
     assert {p.name for p in folder.iterdir()} == {"data", "key.csv"}
     assert {p.name for p in root.iterdir()} == {
@@ -71,7 +71,7 @@ def test_layout(folder):
     assert (np.ptp(image, axis=2) == 0).all()
 
 
-def test_shares_of_the_classes_are_the_measured_ones(folder):
+def test_strips_shares_of_the_classes_are_the_measured_ones(folder):
     table = read_rle_table(folder / "data/train.csv", strips.STRIP_CLASSES)
     measured = pd.Series({"1": 897, "2": 247, "3": 5150, "4": 801}) / 12_568 * 240
     assert (table["target"].value_counts() - measured).abs().max() < 2.5
@@ -80,7 +80,7 @@ def test_shares_of_the_classes_are_the_measured_ones(folder):
 
 
 @pytest.mark.parametrize("name", strips.STRIP_CLASSES)
-def test_a_mask_lies_on_the_defect_that_is_drawn(name):
+def test_strips_a_mask_lies_on_the_defect_that_is_drawn(name):
     """The defect is drawn last, from the same generator: the clean strip of the same key lies below it."""
     for seed in range(12):
         plain, nothing = _draw("", seed)
@@ -95,7 +95,7 @@ def test_a_mask_lies_on_the_defect_that_is_drawn(name):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 300), (256, 1600)])
-def test_masks_hold_pixels_do_not_meet_and_keep_off_the_black_border(size):
+def test_strips_masks_hold_pixels_do_not_meet_and_keep_off_the_black_border(size):
     borders = 0
     for seed in range(30 if size[0] < 256 else 10):
         image, masks = _draw("1234", seed, size)
@@ -109,7 +109,7 @@ def test_masks_hold_pixels_do_not_meet_and_keep_off_the_black_border(size):
     assert borders > 0
 
 
-def test_a_black_border_is_one_end_of_every_row():
+def test_strips_a_black_border_is_one_end_of_every_row():
     share = []
     for seed in range(60):
         black = _draw("", seed)[0] < strips.DARKEST
@@ -120,7 +120,7 @@ def test_a_black_border_is_one_end_of_every_row():
     assert max(share) < 0.65
 
 
-def test_pairs_of_duplicates(folder):
+def test_strips_pairs_of_duplicates(folder):
     """Byte for byte; under another time stamp; under another time stamp and with the defects overlooked."""
     root, pairs = folder / "data/train_images", {}
     plan = strips.plan_strips(0, sorted(p.name for p in root.iterdir()), 0)
@@ -137,7 +137,7 @@ def test_pairs_of_duplicates(folder):
         assert bool(others) == marked
 
 
-def test_the_files_show_what_the_table_marks(folder):
+def test_strips_the_files_show_what_the_table_marks(folder):
     table = read_rle_table(folder / "data/train.csv", strips.STRIP_CLASSES)
     for row in table[table["target"].isin(["1", "2"])].itertuples():  # these two are always dark
         image = _read(folder / "data/train_images" / row.image_id)[..., 0]
@@ -146,7 +146,7 @@ def test_the_files_show_what_the_table_marks(folder):
         assert image[mask > 0].mean() < image[around > 0].mean() - 3
 
 
-def test_the_source_generates_once(tmp_path, monkeypatch, capsys):
+def test_strips_the_source_generates_once(tmp_path, monkeypatch, capsys):
     data = partial(
         make_data_config, name="set", source="strips", root=tmp_path / "strips", image_size=(32, 96)
     )

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import copy_runs, options_for, run_at, run_once, runs_at, submitted_at
-from test_code_competition import run_cells
+from test_kernel import run_cells
 
 from defects.config_files import load_config
 from defects.data import rle
@@ -93,7 +93,7 @@ def submission(path, suffix=".csv"):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tuned.csv", ".untuned.csv"])
-def test_the_submission_has_the_rows_of_the_sample_and_decodes(trained, suffix):
+def test_strips_the_submission_has_the_rows_of_the_sample_and_decodes(trained, suffix):
     sample = read_rle_table(trained.parent / "data" / "sample_submission.csv", CLASSES)
     table = read_rle_table(submission(trained, suffix), CLASSES)
     assert table[["image_id", "target"]].equals(sample[["image_id", "target"]])
@@ -101,7 +101,7 @@ def test_the_submission_has_the_rows_of_the_sample_and_decodes(trained, suffix):
         assert rle.encode(rle.decode(runs, SIZE)) == runs
 
 
-def test_the_estimate_says_what_was_tuned(trained):
+def test_strips_the_estimate_says_what_was_tuned(trained):
     summary = json.loads(submission(trained, ".json").read_text())
     estimate = summary["estimate"]
     assert list(estimate) == ["untuned", "tuned_nested", "tuned_optimistic"]
@@ -127,7 +127,7 @@ def write_maps(path, images):
             add(row["image_id"], np.moveaxis(255 * resize(masks, (SIZE[0] // 2, SIZE[1] // 2)), 2, 0))
 
 
-def test_maps_that_show_the_masks_become_these_masks(own, run_script):
+def test_strips_maps_that_show_the_masks_become_these_masks(own, run_script):
     """The whole way from maps to runs and back, out of fold and on the test images."""
     images = ensure_images(load_config(own))
     key = all_pairs(read_rle_table(own.parent / "key.csv", CLASSES), images["image_id"], CLASSES)
@@ -153,14 +153,14 @@ def test_maps_that_show_the_masks_become_these_masks(own, run_script):
     assert len(hidden) == 2 and all(float(line[4]) > 0.8 and float(line[3]) > 0.9 for line in hidden)
 
 
-def test_labels_are_a_column_for_each_target(trained):
+def test_strips_labels_are_a_column_for_each_target(trained):
     oof = pd.read_csv(trained.parent / "output" / "seer" / "fold0" / "oof.csv", dtype={"target": str})
     assert list(oof["target"].head(5)) == [*CLASSES, "defect"]
     wide = oof.pivot(index="image_id", columns="target", values="label")
     assert (wide[CLASSES].max(axis=1) == wide["defect"]).all() and wide.sum().min() > 0
 
 
-def test_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
+def test_strips_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
     outcome = run_script("evaluate.py", *submitted_at(trained))
     assert outcome.code == 0, outcome.stderr
     for name in ("tuned", "untuned"):
@@ -174,7 +174,7 @@ def test_evaluation_reads_both_files(trained, run_script, fails_with_one_line):
     nothing.write_text(before)
 
 
-def test_folds_are_shown_by_class(trained, run_script):
+def test_strips_folds_are_shown_by_class(trained, run_script):
     printed = run_script("split.py", "--config", trained).stdout
     head, *folds = printed.splitlines()
     assert head.split()[:7] == ["held-out", "class", "1", "class", "2", "class", "3"]
@@ -183,7 +183,7 @@ def test_folds_are_shown_by_class(trained, run_script):
     assert held.sum(axis=0).tolist() == [4, 4, 12, 6, 16]
 
 
-def test_reports_and_comparison(trained, run_script):
+def test_strips_reports_and_comparison(trained, run_script):
     runs = runs_at(trained, "marker", "seer")
     for command in (["report.py", *runs], ["compare.py", *runs, "--test"]):
         outcome = run_script(*command)
@@ -206,7 +206,7 @@ def test_an_unsupervised_detector_learns_from_the_clean_strips(trained, run_scri
     assert refused.code == 2 and "bank tells no classes apart" in refused.stderr
 
 
-def test_members_without_maps_alone_are_refused(trained, fails_with_one_line):
+def test_strips_members_without_maps_alone_are_refused(trained, fails_with_one_line):
     message = fails_with_one_line("ensemble.py", *runs_at(trained, "seer"))
     assert "seer: no maps to make masks of; name a segmenter's run too" in message
 
@@ -224,7 +224,7 @@ def rules_of_all_kinds(path):
     }
 
 
-def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch):
+def test_strips_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch):
     run, options = own.parent / "output" / "marker", ("--formats", "torch", "--images", "4")
     (run / "fold1" / "best.pt").unlink()
     assert run_script("infer.py", run_at(own)).code == 0
@@ -253,7 +253,7 @@ def test_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch)
 # --- sending -----------------------------------------------------------------------------------------------
 
 
-def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
+def test_strips_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
     sample = own.parent / "data" / "sample_submission.csv"
     names = read_rle_table(sample, CLASSES)["image_id"].unique()
     rows = [f"{name},1 {SIZE[0] * SIZE[1]},0\n" for name in names]
@@ -271,7 +271,7 @@ def test_the_form_of_a_sample_that_leaves_the_classes_open(own, run_script):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tuned.csv", ".untuned.csv"])
-def test_masks_are_sent_once_and_noted_with_their_expected_dice(
+def test_strips_masks_are_sent_once_and_noted_with_their_expected_dice(
     own, kaggle_server, run_script, monkeypatch, suffix
 ):
     monkeypatch.setattr(send, "CONFIRM_AFTER", (0,))
@@ -291,7 +291,7 @@ def test_masks_are_sent_once_and_noted_with_their_expected_dice(
     assert kaggle_server.submissions[0]["description"] == description
 
 
-def test_decision_about_masks_is_that_of_the_estimate(own, run_script):
+def test_strips_decision_about_masks_is_that_of_the_estimate(own, run_script):
     outcome = run_script("ensemble.py", *runs_at(own, "marker", "seer"))
     summary = json.loads(submission(own, ".json").read_text())
     assert f"submitted                 {Decision.from_json(summary['decision']).text()}" in outcome.stdout
@@ -303,7 +303,9 @@ def test_decision_about_masks_is_that_of_the_estimate(own, run_script):
         assert 0 <= low < decision["expected_score"] < high <= 1
 
 
-def test_masks_by_other_rules_than_the_json_knows_are_not_sent(own, kaggle_server, fails_with_one_line):
+def test_strips_masks_by_other_rules_than_the_json_knows_are_not_sent(
+    own, kaggle_server, fails_with_one_line
+):
     file, options = submission(own, ".untuned.csv"), ("--set", "data.kaggle.competition=steel")
     file.write_text(re.sub(r"_4,.*", "_4,1 77", file.read_text(), count=1))
     message = fails_with_one_line("submit.py", *submitted_at(own), "--submission", file, *options)
@@ -329,7 +331,9 @@ def swapped(text):
         (lambda text: text.replace("_4,", "_4,1 1 ", 1), "does not belong to sample_submission.csv"),
     ],
 )
-def test_masks_that_would_be_rejected_are_not_sent(own, kaggle_server, fails_with_one_line, change, message):
+def test_strips_masks_that_would_be_rejected_are_not_sent(
+    own, kaggle_server, fails_with_one_line, change, message
+):
     submission(own).write_text(change(submission(own).read_text()))
     options = ("--set", "data.kaggle.competition=steel")
     assert message in fails_with_one_line("submit.py", *submitted_at(own), *options)

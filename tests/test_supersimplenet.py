@@ -72,7 +72,7 @@ def noise_of(detector, batch, monkeypatch):
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 160)])
 @pytest.mark.parametrize("layers", [None, ["layer3", "layer2"], ["layer1"]])
-def test_scores_and_whole_maps_for_every_size(build, size, layers):
+def test_supersimplenet_scores_and_whole_maps_for_every_size(build, size, layers):
     detector = build(size, layers=layers)
     losses = detector.training_loss(normal_batch(2, size))
     score, maps = detector.eval()(torch.rand(3, 3, *size))
@@ -82,7 +82,7 @@ def test_scores_and_whole_maps_for_every_size(build, size, layers):
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-def test_losses_are_named_and_add_up(build, supervised):
+def test_supersimplenet_losses_are_named_and_add_up(build, supervised):
     batch = mixed_batch(["normal", "masked", "weak", "normal"])
     losses = build(supervised=supervised).training_loss(batch)
     assert set(losses) == {"loss", "map", "focal_map", "focal_score"}
@@ -92,7 +92,7 @@ def test_losses_are_named_and_add_up(build, supervised):
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-def test_the_score_teaches_the_map_only_where_it_may(build, supervised):
+def test_supersimplenet_the_score_teaches_the_map_only_where_it_may(build, supervised):
     detector = build(supervised=supervised)
     losses = detector.training_loss(mixed_batch(["normal", "masked", "normal", "masked"]))
     losses["focal_score"].backward()
@@ -102,7 +102,7 @@ def test_the_score_teaches_the_map_only_where_it_may(build, supervised):
     assert all(parameter.grad is None for parameter in detector.features.parameters())
 
 
-def test_noise_stays_off_defects_and_off_images_without_mask(build, monkeypatch):
+def test_supersimplenet_noise_stays_off_defects_and_off_images_without_mask(build, monkeypatch):
     detector = build(supervised=True, perlin_threshold=-0.9)  # blotches nearly everywhere
     noise = noise_of(detector, mixed_batch(["normal", "masked", "weak"] * 4), monkeypatch)
     noisy = noise.abs().sum(1) > 0
@@ -114,7 +114,7 @@ def test_noise_stays_off_defects_and_off_images_without_mask(build, monkeypatch)
     assert not weak.any()
 
 
-def test_half_of_the_images_stay_clean_and_noise_has_its_deviation(build, monkeypatch):
+def test_supersimplenet_half_of_the_images_stay_clean_and_noise_has_its_deviation(build, monkeypatch):
     detector = build(perlin_threshold=-0.9, noise_std=0.3)
     noise = noise_of(detector, normal_batch(100), monkeypatch)
     noisy = noise.abs().sum(1) > 0
@@ -123,7 +123,7 @@ def test_half_of_the_images_stay_clean_and_noise_has_its_deviation(build, monkey
     assert noise.permute(0, 2, 3, 1)[noisy].std().item() == pytest.approx(0.3, rel=0.05)
 
 
-def test_weak_defects_teach_the_score_and_not_the_map(build):
+def test_supersimplenet_weak_defects_teach_the_score_and_not_the_map(build):
     """Without any mask the map's losses see normal images alone, however many weak defects there are."""
     detector = build(supervised=True, perlin_threshold=0.99)  # no noise
     batch = mixed_batch(["normal", "normal", "weak", "weak"])
@@ -138,7 +138,7 @@ def test_weak_defects_teach_the_score_and_not_the_map(build):
 
 
 @pytest.mark.parametrize("pixels", [1, 2, 5, 16])
-def test_small_defects_survive_shrinking(pixels):
+def test_supersimplenet_small_defects_survive_shrinking(pixels):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 23 : 23 + pixels, 30 : 30 + pixels] = 1
     coverage = functional.interpolate(mask, size=(16, 16), mode="area")
@@ -148,7 +148,7 @@ def test_small_defects_survive_shrinking(pixels):
     assert coverage.argmax() in kept.flatten().nonzero()
 
 
-def test_wide_defects_are_cut_at_half_a_cell():
+def test_supersimplenet_wide_defects_are_cut_at_half_a_cell():
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 8:39, 16:41] = 1  # the last row of cells is covered to 3/4, the last column to 1/4
     kept = shrink_masks(functional.interpolate(mask, size=(16, 16), mode="area"))
@@ -157,7 +157,7 @@ def test_wide_defects_are_cut_at_half_a_cell():
     assert kept[0, 0].equal(expected)
 
 
-def test_standardized_channels_have_mean_0_and_deviation_1(build):
+def test_supersimplenet_standardized_channels_have_mean_0_and_deviation_1(build):
     images = 0.2 + 0.1 * torch.rand(10, 3, 32, 32)
     batches = Listed([{"image": images[:7]}, {"image": images[7:]}], 10)
     detector, raw = build(standardize=True), build()
@@ -171,7 +171,7 @@ def test_standardized_channels_have_mean_0_and_deviation_1(build):
     assert not torch.allclose(before.mean((0, 2, 3)), features.mean((0, 2, 3)), atol=1e-2)
 
 
-def test_a_silent_channel_does_not_explode(build):
+def test_supersimplenet_a_silent_channel_does_not_explode(build):
     detector = build(standardize=True)
     detector.prepare(Listed([{"image": torch.full((2, 3, 32, 32), 0.5)}], 2))
     score, maps = detector.eval()(torch.rand(2, 3, 32, 32))
@@ -179,7 +179,7 @@ def test_a_silent_channel_does_not_explode(build):
     assert maps.isfinite().all()
 
 
-def test_the_adaptor_learns_half_as_fast_and_the_backbone_not_at_all(build):
+def test_supersimplenet_the_adaptor_learns_half_as_fast_and_the_backbone_not_at_all(build):
     detector = build()
     heads, adaptor = detector.parameter_groups(0.1)
     assert (heads.get("lr_scale", 1), adaptor["lr_scale"]) == (1, 0.5)
@@ -189,7 +189,7 @@ def test_the_adaptor_learns_half_as_fast_and_the_backbone_not_at_all(build):
     assert {id(each) for each in detector.adaptor.parameters()} == {id(each) for each in adaptor["params"]}
 
 
-def test_calibration_belongs_to_the_unsupervised_mode(build):
+def test_supersimplenet_calibration_belongs_to_the_unsupervised_mode(build):
     unsupervised, supervised = build().eval(), build(supervised=True).eval()
     assert (unsupervised.learns_from, unsupervised.uses_masks, unsupervised.needs_holdout) == (
         "normal",
@@ -217,7 +217,7 @@ def squares(images, size, side, generator):
 
 
 @pytest.mark.parametrize("size", [(48, 48), (33, 90)])
-def test_the_map_points_at_squares_it_has_not_seen(build, size):
+def test_supersimplenet_the_map_points_at_squares_it_has_not_seen(build, size):
     options = {"standardize": True, "noise_std": 0.5, "perlin_threshold": 0.9, "layers": ["layer1", "layer2"]}
     detector = build(size, supervised=True, **options)
     generator = torch.Generator().manual_seed(3)
@@ -237,7 +237,7 @@ def test_the_map_points_at_squares_it_has_not_seen(build, size):
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-def test_a_saved_detector_scores_alike(build, supervised, tmp_path):
+def test_supersimplenet_a_saved_detector_scores_alike(build, supervised, tmp_path):
     detector = build(supervised=supervised, standardize=True)
     images = torch.rand(4, 3, 32, 32)
     detector.prepare(Listed([{"image": images}], 4))
@@ -254,6 +254,6 @@ def test_a_saved_detector_scores_alike(build, supervised, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"noise_std": 0}, {"hiden": 3}, {"perlin_threshold": 1.5}])
-def test_wrong_options_are_refused(build, options):
+def test_supersimplenet_wrong_options_are_refused(build, options):
     with pytest.raises(UserError, match="model.options"):
         build(**options)

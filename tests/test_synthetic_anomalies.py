@@ -8,7 +8,7 @@ from defects.models import synthetic_anomalies
 from defects.models.synthetic_anomalies import distort, draw_texture, paste_anomaly, perlin_mask, perlin_noise
 
 
-def test_the_image_keeps_at_most_four_fifths_inside_the_mask(monkeypatch):
+def test_anomaly_the_image_keeps_at_most_four_fifths_inside_the_mask(monkeypatch):
     monkeypatch.setattr(synthetic_anomalies, "distort", lambda pixels: pixels)
     np.random.seed(0)
     black, shares = np.zeros((64, 64, 3), np.uint8), []
@@ -30,7 +30,7 @@ def test_a_grey_image_gets_a_grey_anomaly(grey):
     assert (spread.max() == 0) == grey
 
 
-def test_drawn_textures_differ_and_keep_the_size():
+def test_anomaly_drawn_textures_differ_and_keep_the_size():
     np.random.seed(0)
     image = np.random.randint(0, 256, (40, 72, 3), dtype=np.uint8)
     drawn = np.stack([draw_texture(image) for _ in range(40)])
@@ -40,7 +40,7 @@ def test_drawn_textures_differ_and_keep_the_size():
     assert len({each.tobytes() for each in drawn}) == 40
 
 
-def test_every_operation_keeps_shape_and_type():
+def test_anomaly_every_operation_keeps_shape_and_type():
     np.random.seed(0)
     image = np.random.randint(0, 256, (40, 72, 3), dtype=np.uint8)
     made = [distort(image) for _ in range(40)]
@@ -60,7 +60,7 @@ def by_definition(gradients: np.ndarray, y: float, x: float) -> float:
 
 
 @pytest.mark.parametrize(("size", "scales"), [((64, 64), (4, 4)), ((30, 47), (3, 8)), ((5, 90), (1, 7))])
-def test_noise_is_what_the_definition_says(size, scales):
+def test_anomaly_noise_is_what_the_definition_says(size, scales):
     np.random.seed(3)
     noise = perlin_noise(size, scales)
     np.random.seed(3)
@@ -72,13 +72,13 @@ def test_noise_is_what_the_definition_says(size, scales):
         assert noise[i, j] == pytest.approx(expected, abs=1e-5)
 
 
-def test_noise_vanishes_at_lattice_points_only():
+def test_anomaly_noise_vanishes_at_lattice_points_only():
     noise = perlin_noise((96, 64), (8, 4))
     assert np.abs(noise[::12, ::16]).max() < 1e-6
     assert np.abs(noise[6::12, 8::16]).max() > 0.1
 
 
-def test_noise_spans_its_range():
+def test_anomaly_noise_spans_its_range():
     np.random.seed(0)
     noise = np.stack([perlin_noise((128, 128), (16, 16)) for _ in range(8)])
     assert 0.7 < noise.max() <= 1
@@ -86,7 +86,7 @@ def test_noise_spans_its_range():
     assert abs(noise.mean()) < 0.05
 
 
-def test_a_turned_lattice_turns_the_noise():
+def test_anomaly_a_turned_lattice_turns_the_noise():
     """A quarter turn about the centre of a square moves the lattice points on the border to the other one."""
     noise = perlin_noise((65, 65), (65 / 16, 65 / 16), angle=90)
     assert np.abs(noise[::16, ::16]).max() < 1e-4
@@ -95,13 +95,13 @@ def test_a_turned_lattice_turns_the_noise():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 250), (17, 3), (1, 1)])
-def test_mask_has_the_size_asked_for(size):
+def test_anomaly_mask_has_the_size_asked_for(size):
     mask = perlin_mask(size)
     assert mask.shape == size
     assert mask.dtype == bool
 
 
-def test_masks_cover_a_small_part_and_may_be_empty():
+def test_anomaly_masks_cover_a_small_part_and_may_be_empty():
     np.random.seed(0)
     shares = np.array([perlin_mask((64, 64)).mean() for _ in range(200)])
     assert 0.02 < shares.mean() < 0.10
@@ -109,7 +109,7 @@ def test_masks_cover_a_small_part_and_may_be_empty():
     assert 0 < (shares == 0).mean() < 0.2
 
 
-def test_a_lower_threshold_covers_more():
+def test_anomaly_a_lower_threshold_covers_more():
     shares = []
     for threshold in (0.6, 0.2):
         np.random.seed(0)
@@ -117,7 +117,7 @@ def test_a_lower_threshold_covers_more():
     assert shares[0] < shares[1] / 2
 
 
-def test_masks_reach_the_corners_whatever_the_turn():
+def test_anomaly_masks_reach_the_corners_whatever_the_turn():
     np.random.seed(0)
     corners = [perlin_mask((32, 32), threshold=0.0, rotate=90)[0, 0] for _ in range(200)]
     assert 0.3 < np.mean(corners) < 0.7

@@ -20,13 +20,13 @@ def picture(height=40, width=40):
 
 @pytest.mark.parametrize("size", [(40, 40), (30, 60)])
 @pytest.mark.parametrize("angle", [0, 10, 45, 90, 180, 333])
-def test_rotation_keeps_the_frame_and_brings_in_no_black(angle, size):
+def test_transforms_rotation_keeps_the_frame_and_brings_in_no_black(angle, size):
     turned = rotate_flip(picture(*size), angle, "horizontal")
     assert turned.shape == (*size, 3)
     assert turned.min() >= 55  # reflected, so nothing darker than the picture itself
 
 
-def test_rotation_is_counter_clockwise_about_the_centre():
+def test_transforms_rotation_is_counter_clockwise_about_the_centre():
     image = np.zeros((41, 41, 3), np.uint8)
     image[20, 30] = 255  # to the right of the centre
     for angle, place in ((90, (10, 20)), (180, (20, 10)), (45, (13, 27))):
@@ -34,21 +34,21 @@ def test_rotation_is_counter_clockwise_about_the_centre():
         assert abs(row - place[0]) <= 1 and abs(column - place[1]) <= 1
 
 
-def test_quarter_turns_lose_nothing():
+def test_transforms_quarter_turns_lose_nothing():
     image = picture()
     assert (rotate_flip(rotate_flip(image, 90, "none"), 270, "none") == image).all()
     assert (rotate_flip(image, 180, "horizontal") == image[::-1]).all()
 
 
 @pytest.mark.parametrize("symmetries", list(DIHEDRAL))
-def test_tta_members_are_distinct_and_hold_the_identity(symmetries):
+def test_transforms_tta_members_are_distinct_and_hold_the_identity(symmetries):
     images = torch.rand(2, 3, 8, 8)
     seen = [turn(images, *member) for member in DIHEDRAL[symmetries]]
     assert any(torch.equal(one, images) for one in seen)
     assert len({one.numpy().tobytes() for one in seen}) == len(seen)
 
 
-def test_augmentation_depends_on_seed_epoch_and_row_alone():
+def test_transforms_augmentation_depends_on_seed_epoch_and_row_alone():
     first, second = build_augmentation(STEPS), build_augmentation(STEPS)
     expected = augment(first, 0, 3, 7, image=picture())["image"]
     augment(second, 0, 3, 6, image=picture())  # another worker, with another history
@@ -57,7 +57,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone():
     assert all((other != expected).any() for other in others)
 
 
-def test_no_augmentation_is_no_pipeline():
+def test_transforms_no_augmentation_is_no_pipeline():
     assert build_augmentation([]) is None
 
 
@@ -70,12 +70,12 @@ def test_no_augmentation_is_no_pipeline():
         ({"name": "GaussNoise", "p": 7}, "(?s)GaussNoise: .*p"),
     ],
 )
-def test_mistyped_augmentations_are_named(step, message):
+def test_transforms_mistyped_augmentations_are_named(step, message):
     with pytest.raises(UserError, match=message):
         build_augmentation([step])
 
 
-def test_opencv_and_torch_turn_the_same_way():
+def test_transforms_opencv_and_torch_turn_the_same_way():
     image = picture()
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     turned = turn(tensor, 1, True)[0].permute(1, 2, 0).numpy()

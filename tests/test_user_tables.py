@@ -40,27 +40,27 @@ def _read(path: Path, content: str | bytes, **options) -> list[tuple]:
         "image_id,group,remark\na.png,1,x\nb c.png,2,\n",
     ],
 )
-def test_all_ways_to_save_a_table(tmp_path, content):
+def test_user_tables_all_ways_to_save_a_table(tmp_path, content):
     assert _read(tmp_path / "t.csv", content) == [("a.png", "1"), ("b c.png", "2")]
 
 
-def test_values_stay_text(tmp_path):
+def test_user_tables_values_stay_text(tmp_path):
     content = 'image_id,group\n007.png,NA\n1e5,"a,""b"""\n,01\n'
     assert _read(tmp_path / "t.csv", content) == [("007.png", "NA"), ("1e5", 'a,"b"'), ("", "01")]
 
 
-def test_korean_code_page(tmp_path):
+def test_user_tables_korean_code_page(tmp_path):
     content = "image_id,group\n불량_01.png,라인1\n".encode("cp949")
     assert _read(tmp_path / "t.csv", content) == [("불량_01.png", "라인1")]
 
 
-def test_rows_are_numbered_as_a_spreadsheet_does(tmp_path):
+def test_user_tables_rows_are_numbered_as_a_spreadsheet_does(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("image_id,group\na,1\n\nb,2\n")
     assert (read_user_table(path, COLUMNS).index + 2).tolist() == [2, 4]
 
 
-def test_a_field_of_many_characters(tmp_path):
+def test_user_tables_a_field_of_many_characters(tmp_path):
     runs = "1 2 " * 100_000
     assert _read(tmp_path / "t.csv", f"image_id,group\na.png,{runs}\n") == [("a.png", runs.strip())]
 
@@ -76,7 +76,7 @@ def test_a_field_of_many_characters(tmp_path):
         (b"image_id,ImageId,group\na,b,1\n", "several columns image_id"),
     ],
 )
-def test_tables_that_cannot_be_read(tmp_path, content, expected):
+def test_user_tables_tables_that_cannot_be_read(tmp_path, content, expected):
     with pytest.raises(UserError) as caught:
         _read(tmp_path / "t.csv", content)
     assert str(caught.value).startswith(str(tmp_path / "t.csv"))
@@ -84,7 +84,7 @@ def test_tables_that_cannot_be_read(tmp_path, content, expected):
 
 
 @pytest.mark.parametrize("content", [PLAIN.replace(",", ";"), PLAIN.upper(), "image_id,group,\na,1,\n"])
-def test_files_for_others_are_taken_to_the_letter(tmp_path, content):
+def test_user_tables_files_for_others_are_taken_to_the_letter(tmp_path, content):
     path = tmp_path / "t.csv"
     path.write_text(content)
     assert list(read_user_table(path, COLUMNS, is_exact=True).columns) != COLUMNS
@@ -109,17 +109,17 @@ def test_files_for_others_are_taken_to_the_letter(tmp_path, content):
         ("v1.2", "v1.2.png"),
     ],
 )
-def test_ids_mean_images(listed, image):
+def test_user_tables_ids_mean_images(listed, image):
     assert match_ids([listed], ["a/1.png", "b/2.png", "v1.2.png", "c/3.png", "d/3.png"], "t.csv") == {
         listed: image
     }
 
 
-def test_an_image_listed_by_its_own_id_is_meant_by_no_other():
+def test_user_tables_an_image_listed_by_its_own_id_is_meant_by_no_other():
     assert match_ids(["a.png", "a.jpg", "a"], ["a.png"], "t.csv") == {"a.png": "a.png"}
 
 
-def test_ids_of_no_image_are_left_out():
+def test_user_tables_ids_of_no_image_are_left_out():
     assert match_ids(["z", "a.png"], ["a.png", "b.png"], "t.csv") == {"a.png": "a.png"}
 
 
@@ -127,14 +127,14 @@ def test_ids_of_no_image_are_left_out():
     ("listed", "known"),
     [(["3"], ["c/3.png", "d/3.png"]), (["a", "a.bmp"], ["a.png"]), (["a"], ["a.png", "a.jpg"])],
 )
-def test_ids_that_are_not_clear_are_refused_naming_both(listed, known):
+def test_user_tables_ids_that_are_not_clear_are_refused_naming_both(listed, known):
     with pytest.raises(UserError) as caught:
         match_ids(listed, known, "t.csv")
     assert all(name in str(caught.value) for name in listed + known)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files")
-def test_a_pipe_is_not_read(tmp_path):
+def test_user_tables_a_pipe_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(UserError, match="no plain file"):
         read_user_table(tmp_path / "t.csv", COLUMNS)

@@ -37,14 +37,14 @@ def pack_12_bits(values):
 
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
-def test_read_image_makes_the_white_level_and_more_255(tmp_path, bits):
+def test_images_read_image_makes_the_white_level_and_more_255(tmp_path, bits):
     path = tmp_path / "x.png"
     path.write_bytes(encoded(DEEP, "PNG"))
     expected = np.minimum(DEEP / (2**bits - 1), 1) * 255
     assert np.abs(read_image(path, bits=bits) - three(expected)).max() <= 0.51
 
 
-def test_read_image_of_12_bits_keeps_grey_levels(tmp_path):
+def test_images_read_image_of_12_bits_keeps_grey_levels(tmp_path):
     ramp = np.tile(np.arange(0, 4096, 16, dtype=np.uint16), (8, 1))
     (tmp_path / "x.png").write_bytes(encoded(ramp, "PNG"))
     assert len(np.unique(read_image(tmp_path / "x.png"))) < 20
@@ -69,7 +69,7 @@ FILES = {  # name -> (content of more than 8 bits, its values from 0 to 1)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_read_image_without_bits_takes_white_from_the_header(tmp_path, name):
+def test_images_read_image_without_bits_takes_white_from_the_header(tmp_path, name):
     content, values = FILES[name]
     (tmp_path / name).write_bytes(content)
     image = read_image(tmp_path / name)
@@ -78,19 +78,19 @@ def test_read_image_without_bits_takes_white_from_the_header(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["twelve.tif", "twelve.pgm"])
-def test_read_image_of_a_file_that_tells_its_depth(tmp_path, name):
+def test_images_read_image_of_a_file_that_tells_its_depth(tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name][0])
     np.testing.assert_array_equal(read_image(tmp_path / name), read_image(tmp_path / name, bits=12))
 
 
 @pytest.mark.parametrize("white", [1, 15, 100, 254, 255])
-def test_read_image_of_a_pgm_with_a_small_maximum(tmp_path, white):
+def test_images_read_image_of_a_pgm_with_a_small_maximum(tmp_path, white):
     values = (GREY.astype(int) % (white + 1)).astype(np.uint8)
     (tmp_path / "x.pgm").write_bytes(pnm(5, values, white))
     assert np.abs(read_image(tmp_path / "x.pgm", bits=12) - three(values / white * 255)).max() <= 0.51
 
 
-def test_read_image_of_8_bits_ignores_bits(tmp_path):
+def test_images_read_image_of_8_bits_ignores_bits(tmp_path):
     (tmp_path / "x.png").write_bytes(encoded(GREY, "PNG"))
     np.testing.assert_array_equal(read_image(tmp_path / "x.png", bits=12), three(GREY))
 
@@ -111,21 +111,21 @@ def facts_of_16_bits(*largest):
         ([4095], 12, None),
     ],
 )
-def test_notes_on_depth_of_unused_bits(largest, bits, proposed_bits):
+def test_images_notes_on_depth_of_unused_bits(largest, bits, proposed_bits):
     notes = notes_on_depth(facts_of_16_bits(*largest) | {"8.png": ImageFacts(4, 4, 8, "grey", 255)}, bits)
     assert [f"set data.bits={proposed_bits}" in note for note in notes] == ([True] if proposed_bits else [])
 
 
-def test_notes_on_depth_none_for_8_bits():
+def test_images_notes_on_depth_none_for_8_bits():
     assert notes_on_depth({"8.png": ImageFacts(4, 4, 8, "grey", 90)}, None) == []
 
 
-def test_notes_on_depth_of_values_above_the_white_level():
+def test_images_notes_on_depth_of_values_above_the_white_level():
     (note,) = notes_on_depth(facts_of_16_bits(900, 4000), 10)
     assert "data.bits=10" in note and "4,000" in note and "1.png" in note
 
 
-def test_notes_on_depth_of_nearly_black_images():
+def test_images_notes_on_depth_of_nearly_black_images():
     (note,) = notes_on_depth(facts_of_16_bits(60000, 4000, 65535), None)
     assert "1 of 3" in note and "1.png" in note
 
@@ -145,7 +145,7 @@ def deep_data(tmp_path, make_config):
 
 
 @pytest.mark.parametrize("reader", ["loader", "tile", "appearance", "frame", "normals"])
-def test_bits_are_used_by_every_reader(deep_data, tmp_path, reader):
+def test_images_bits_are_used_by_every_reader(deep_data, tmp_path, reader):
     root, configured = deep_data
     bright = []
     for bits in (None, 12):
@@ -185,7 +185,7 @@ def meta(bits):
     )
 
 
-def test_bits_are_the_same_in_prediction_and_training(deep_data):
+def test_images_bits_are_the_same_in_prediction_and_training(deep_data):
     root, configured = deep_data
     config = configured(12)
     rows = ensure_images(config)
@@ -193,7 +193,7 @@ def test_bits_are_the_same_in_prediction_and_training(deep_data):
     np.testing.assert_array_equal(read_frame(root / rows["path"][0], meta(12)).image, trained_on[0])
 
 
-def test_bits_make_tables_and_checkpoints_stale(deep_data, capsys):
+def test_images_bits_make_tables_and_checkpoints_stale(deep_data, capsys):
     _, configured = deep_data
     before = configured(None)
     ensure_tables(before)
@@ -209,12 +209,12 @@ def test_bits_make_tables_and_checkpoints_stale(deep_data, capsys):
 
 
 @pytest.mark.parametrize("bits", [8, 17, "twelve"])
-def test_bits_that_are_impossible_are_refused(tmp_path, config_file, bits):
+def test_images_bits_that_are_impossible_are_refused(tmp_path, config_file, bits):
     with pytest.raises(UserError, match=r"data\.bits"):
         load_config(config_file(tmp_path, data={"bits": bits}))
 
 
-def test_examine_image_tells_the_largest_stored_value(tmp_path):
+def test_images_examine_image_tells_the_largest_stored_value(tmp_path):
     (tmp_path / "x.png").write_bytes(PACKED)
     facts = examine_image(tmp_path / "x.png")
     assert (facts.bits, facts.largest) == (16, TWELVE.max())

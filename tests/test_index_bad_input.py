@@ -45,24 +45,24 @@ def refused(fails_with_one_line, config_file, output) -> Callable[..., str]:
 @pytest.mark.parametrize(
     "folder", ["train/defect_images", "train/normal_images", "train/defect_masks", "test/images"]
 )
-def test_an_empty_folder(root, refused, folder):
+def test_prepare_an_empty_folder(root, refused, folder):
     for path in (root / folder).iterdir():
         path.unlink()
     assert str(root / folder) in refused(root)
 
 
 @pytest.mark.parametrize("folder", ["", "train", "train/defect_images", "train/normal_images"])
-def test_a_missing_folder(root, refused, folder):
+def test_prepare_a_missing_folder(root, refused, folder):
     (root / folder).rename(root.parent / "elsewhere")
     assert str(root / folder) in refused(root)
 
 
-def test_a_file_where_the_folder_should_be(root, refused, tmp_path):
+def test_prepare_a_file_where_the_folder_should_be(root, refused, tmp_path):
     (tmp_path / "data.zip").touch()
     assert "data.zip" in refused(tmp_path / "data.zip")
 
 
-def test_a_folder_without_images(root, refused):
+def test_prepare_a_folder_without_images(root, refused):
     for path in (root / "train/normal_images").iterdir():
         path.rename(path.with_suffix(".heic"))
     assert "normal_images holds no images" in refused(root)
@@ -71,7 +71,7 @@ def test_a_folder_without_images(root, refused):
 # --- broken files ----------------------------------------------------------------------------------------
 
 
-def test_all_broken_files_are_named(root, refused, output):
+def test_prepare_all_broken_files_are_named(root, refused, output):
     """Three in the one line, all of them in a file."""
     whole = (root / "train/normal_images/normal_0.png").read_bytes()
     broken = {
@@ -92,7 +92,7 @@ def test_all_broken_files_are_named(root, refused, output):
     assert "normal_2.png" not in listed
 
 
-def test_decoders_do_not_talk_between_the_lines(root, config_file):
+def test_prepare_decoders_do_not_talk_between_the_lines(root, config_file):
     """In its own process: libpng and libjpeg write to stderr past sys.stderr."""
     for name, cut in (("normal_0", -30), ("normal_1", -13), ("normal_2", -2)):
         path = root / "train/normal_images" / f"{name}.png"
@@ -108,7 +108,7 @@ def test_decoders_do_not_talk_between_the_lines(root, config_file):
     assert done.stderr.count("\n") == 1
 
 
-def test_what_systems_leave_behind_is_ignored(root, config_file, run_script, output):
+def test_prepare_what_systems_leave_behind_is_ignored(root, config_file, run_script, output):
     for name in (
         "train/normal_images/._normal_0.jpg",
         "test/images/.DS_Store",
@@ -144,7 +144,7 @@ BAD_MASKS = {
 
 
 @pytest.mark.parametrize("kind", BAD_MASKS)
-def test_a_bad_mask_is_refused(root, refused, kind):
+def test_prepare_a_bad_mask_is_refused(root, refused, kind):
     spoil, texts = BAD_MASKS[kind]
     spoil(root / "train/defect_masks/defect_1.png")
     message = refused(root)
@@ -153,7 +153,7 @@ def test_a_bad_mask_is_refused(root, refused, kind):
 
 
 @pytest.mark.parametrize("kind", BAD_MASKS)
-def test_a_bad_mask_is_dropped_on_request(root, make_config, kind):
+def test_prepare_a_bad_mask_is_dropped_on_request(root, make_config, kind):
     BAD_MASKS[kind][0](root / "train/defect_masks/defect_1.png")
     images = prepare(make_config(root, "data.bad_masks=drop"))
     masks = images[images["label"] == 1].set_index("image_id")["mask_path"]
@@ -161,7 +161,7 @@ def test_a_bad_mask_is_dropped_on_request(root, make_config, kind):
     assert (masks.drop("defect_images/defect_1.png") != "").all()
 
 
-def test_all_bad_masks_are_named(root, refused):
+def test_prepare_all_bad_masks_are_named(root, refused):
     _empty_mask(root / "train/defect_masks/defect_0.png")
     _shrink_mask(root / "train/defect_masks/defect_3.png")
     message = refused(root)
@@ -180,14 +180,14 @@ def contradicting(root) -> Path:
     return root
 
 
-def test_the_same_picture_in_both_classes_is_refused(contradicting, refused):
+def test_prepare_the_same_picture_in_both_classes_is_refused(contradicting, refused):
     message = refused(contradicting)
     for name in ("defect_images/defect_0.png", "normal_images/copy_0.png", "defect_images/defect_1.png"):
         assert name in message
     assert "data.contradictions=report" in message
 
 
-def test_the_same_picture_in_both_classes_is_reported(contradicting, config_file, run_script, output):
+def test_prepare_the_same_picture_in_both_classes_is_reported(contradicting, config_file, run_script, output):
     path = config_file(contradicting, data={"contradictions": "report"})
     code, stdout, _ = run_script("prepare.py", "--config", path)
     assert code == 0
@@ -196,7 +196,7 @@ def test_the_same_picture_in_both_classes_is_reported(contradicting, config_file
     assert len(pd.read_csv(output / "images.csv")) == 15
 
 
-def test_copies_within_a_class_or_in_the_test_folder_are_no_contradiction(root, make_config):
+def test_prepare_copies_within_a_class_or_in_the_test_folder_are_no_contradiction(root, make_config):
     copied = (root / "train/defect_images/defect_0.png").read_bytes()
     (root / "test/images/test_0.png").write_bytes(copied)
     normal = (root / "train/normal_images/normal_0.png").read_bytes()
@@ -207,24 +207,24 @@ def test_copies_within_a_class_or_in_the_test_folder_are_no_contradiction(root, 
 # --- the sample submission -------------------------------------------------------------------------------
 
 
-def test_a_sample_that_lists_an_image_not_on_disk(root, refused):
+def test_prepare_a_sample_that_lists_an_image_not_on_disk(root, refused):
     write_sample(root, ["test_0.png", "test_1.png", "test_2.png", "test_7.png", "test_8.png"])
     message = refused(root)
     assert "2 test images are not on disk: test_7.png, test_8.png" in message
     assert "sample_submission.csv" in message
 
 
-def test_a_sample_that_lacks_an_image_on_disk(root, refused):
+def test_prepare_a_sample_that_lacks_an_image_on_disk(root, refused):
     write_sample(root, ["test_1.png"])
     assert "2 test images are not listed in it: test_0.png, test_2.png" in refused(root)
 
 
-def test_duplicate_ids_in_the_sample(root, refused):
+def test_prepare_duplicate_ids_in_the_sample(root, refused):
     write_sample(root, ["test_0.png", "test_1.png", "test_2.png", "test_1.png", "test_1.png"])
     assert "lists some ids twice: test_1.png;" in refused(root)
 
 
-def test_one_name_in_two_spellings_is_a_duplicate(root, refused):
+def test_prepare_one_name_in_two_spellings_is_a_duplicate(root, refused):
     write_test_images(root, ["ü.png"])
     write_sample(root, ["ü.png", "u\u0308.png"])
     assert "twice" in refused(root)
@@ -239,7 +239,7 @@ def test_one_name_in_two_spellings_is_a_duplicate(root, refused):
         "answer,ImageId\n0,a\n",
     ],
 )
-def test_a_sample_with_other_columns(root, refused, text):
+def test_prepare_a_sample_with_other_columns(root, refused, text):
     (root / "test/sample_submission.csv").write_text(text)
     message = refused(root)
     assert "expected ImageId, answer" in message
@@ -247,19 +247,19 @@ def test_a_sample_with_other_columns(root, refused, text):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\xff\xfe", b'ImageId,answer\n"test_0.png,0\n'])
-def test_a_garbled_sample(root, refused, content):
+def test_prepare_a_garbled_sample(root, refused, content):
     (root / "test/sample_submission.csv").write_bytes(content)
     assert "sample_submission.csv" in refused(root)
 
 
-def test_a_missing_sample(root, refused):
+def test_prepare_a_missing_sample(root, refused):
     (root / "test/sample_submission.csv").unlink()
     message = refused(root)
     assert "sample_submission.csv does not exist" in message
     assert "data.sample_submission" in message
 
 
-def test_two_files_that_differ_in_spelling_only(root, refused):
+def test_prepare_two_files_that_differ_in_spelling_only(root, refused):
     for name in ("u\u0308.png", "ü.png"):
         write_png(root / "train/normal_images" / name, texture(len(name)))
     if len(list((root / "train/normal_images").glob("*.png"))) < 8:
@@ -282,7 +282,7 @@ WRITE_ERRORS = {
 
 
 @pytest.mark.parametrize("kind", WRITE_ERRORS)
-def test_output_that_cannot_be_written(root, refused, monkeypatch, kind):
+def test_prepare_output_that_cannot_be_written(root, refused, monkeypatch, kind):
     method, number = WRITE_ERRORS[kind]
     monkeypatch.setattr(Path, method, raising(OSError(number, os.strerror(number))))
     message = refused(root)
@@ -290,14 +290,16 @@ def test_output_that_cannot_be_written(root, refused, monkeypatch, kind):
     assert "--set output=" in message
 
 
-def test_an_output_folder_that_cannot_be_made(root, config_file, fails_with_one_line, monkeypatch, tmp_path):
+def test_prepare_an_output_folder_that_cannot_be_made(
+    root, config_file, fails_with_one_line, monkeypatch, tmp_path
+):
     error = OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "output"))
     monkeypatch.setattr(Path, "mkdir", raising(error))
     path = config_file(root)
     assert str(tmp_path / "output") in fails_with_one_line("prepare.py", "--config", path)
 
 
-def test_a_file_where_the_output_folder_should_be(root, config_file, fails_with_one_line, tmp_path):
+def test_prepare_a_file_where_the_output_folder_should_be(root, config_file, fails_with_one_line, tmp_path):
     (tmp_path / "output").touch()
     assert "output" in fails_with_one_line("prepare.py", "--config", config_file(root))
 
@@ -313,15 +315,15 @@ def test_a_file_where_the_output_folder_should_be(root, config_file, fails_with_
         ("data.root", "--set data.root: write section.key=value"),
     ],
 )
-def test_mistyped_settings(root, refused, override, text):
+def test_prepare_mistyped_settings(root, refused, override, text):
     assert text in refused(root, override)
 
 
-def test_a_config_that_does_not_exist(fails_with_one_line, tmp_path):
+def test_prepare_a_config_that_does_not_exist(fails_with_one_line, tmp_path):
     assert "demo.yaml" in fails_with_one_line("prepare.py", "--config", tmp_path / "nothing.yaml")
 
 
-def test_download_without_a_competition(root, config_file, fails_with_one_line):
+def test_prepare_download_without_a_competition(root, config_file, fails_with_one_line):
     assert "data.kaggle.competition" in fails_with_one_line(
         "prepare.py", "--config", config_file(root), "--download"
     )

@@ -1,4 +1,4 @@
-"""The answer key of the test images, as people save it."""
+"""The answer key of the test images as people save it, and the result against it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import texture, write_png
 
-from defects.evaluation.outcome import load_answers
+from defects.evaluation.outcome import load_answers, outcome
 from defects.messages import UserError
 from defects.stages import ensure_images
 
@@ -36,7 +36,7 @@ def answers(make_dataset, make_config, tmp_path) -> Callable[[str], list[tuple]]
         "image_id,label\ntest_2.png,1\ntest_1.png,0\ntest_0.png,1\ntest_0.png,1\n",
     ],
 )
-def test_answers_in_all_spellings(answers, text):
+def test_outcome_answers_in_all_spellings(answers, text):
     assert answers(text) == EXPECTED
 
 
@@ -49,7 +49,7 @@ def test_answers_in_all_spellings(answers, text):
         ("name,answer\ntest_0.png,1\n", "has the columns name, answer"),
     ],
 )
-def test_answers_that_say_nothing(answers, text, expected):
+def test_outcome_answers_that_say_nothing(answers, text, expected):
     with pytest.raises(UserError) as caught:
         answers(text)
     assert expected in str(caught.value)
@@ -63,10 +63,15 @@ def _severstal(root: Path) -> list[str]:
     return ["data.source=severstal", "data.classes=[1,2]", "data.sample_submission=null"]
 
 
-def test_a_key_of_masks_tells_whether_there_is_any(tmp_path, make_config):
+def test_outcome_a_key_of_masks_tells_whether_there_is_any(tmp_path, make_config):
     options = _severstal(tmp_path / "in")
     (tmp_path / "key.csv").write_text("ImageId,ClassId,EncodedPixels\nt0,1.0,3 4\nt0,1,9 1\nt1,-1,\n")
     config = make_config(tmp_path / "in", f"data.answers={tmp_path / 'key.csv'}", *options)
     table = load_answers(config, ensure_images(config))
     assert isinstance(table, pd.DataFrame)
     assert dict(zip(table["image_id"], table["label"], strict=True)) == {"t0.png": 1, "t1.png": 0}
+
+
+def test_outcome_an_outcome_without_training_defects_has_no_macro_f1_at_their_share():
+    table = pd.DataFrame({"label": [0, 1], "answer": [0, 1], "score": [0.1, 0.9]})
+    assert outcome(table, 0.0)["macro_f1_at_training_share"] is None

@@ -59,7 +59,7 @@ def ledger(config):
     return pd.read_csv(path).to_dict("records") if path.exists() else []
 
 
-def test_sent_once_confirmed_and_noted_with_its_expected_score(server, make_ready, run_script):
+def test_submit_sent_once_confirmed_and_noted_with_its_expected_score(server, make_ready, run_script):
     config = make_ready(kaggle=STEEL)
     outcome = run_script("submit.py", *submitted_at(config))
     assert outcome.code == 0, outcome.stderr
@@ -85,7 +85,7 @@ def test_sent_once_confirmed_and_noted_with_its_expected_score(server, make_read
     assert (row["status"], row["public_score"]) == ("complete", 0.91)
 
 
-def test_every_refusal_is_one_line_and_the_file_goes_out_once(
+def test_submit_every_refusal_is_one_line_and_the_file_goes_out_once(
     server, make_ready, fails_with_one_line, run_script, monkeypatch
 ):
     """A user who repeats the command: each call fails for another reason, the last one works."""
@@ -124,7 +124,9 @@ def test_every_refusal_is_one_line_and_the_file_goes_out_once(
 
 
 @pytest.mark.parametrize("stays_gone", [False, True])
-def test_a_lost_reply_does_not_submit_twice(server, make_ready, run_script, fails_with_one_line, stays_gone):
+def test_submit_a_lost_reply_does_not_submit_twice(
+    server, make_ready, run_script, fails_with_one_line, stays_gone
+):
     config = make_ready(kaggle=STEEL)
     server.hangs_up, server.stays_gone = "CreateSubmission", stays_gone
     if stays_gone:
@@ -150,13 +152,13 @@ ORDERED = "".join(f"test_{i}.png,0\n" for i in range(6))
         (ORDERED.replace("test_3.png,0", "test_3.png,"), "1 answers are not 0 or 1, that of test_3.png"),
     ],
 )
-def test_what_would_be_rejected_is_not_sent(server, make_ready, fails_with_one_line, rows, message):
+def test_submit_what_would_be_rejected_is_not_sent(server, make_ready, fails_with_one_line, rows, message):
     config = make_ready(rows, kaggle=STEEL)
     assert message in fails_with_one_line("submit.py", *submitted_at(config))
     assert not server.requests
 
 
-def test_scores_of_another_file_are_not_noted_for_this_one(server, make_ready, fails_with_one_line):
+def test_submit_scores_of_another_file_are_not_noted_for_this_one(server, make_ready, fails_with_one_line):
     config = make_ready(kaggle=STEEL)
     (config.parent / "submissions" / "sample_submission.csv").write_text("ImageId,answer\n" + ORDERED)
     message = fails_with_one_line("submit.py", *submitted_at(config))
@@ -164,7 +166,7 @@ def test_scores_of_another_file_are_not_noted_for_this_one(server, make_ready, f
     assert not server.requests
 
 
-def test_dry_run_prints_the_command_and_sends_nothing(server, make_ready, run_script):
+def test_submit_dry_run_prints_the_command_and_sends_nothing(server, make_ready, run_script):
     config = make_ready(kaggle=STEEL)
     outcome = run_script("submit.py", *submitted_at(config), "--dry-run", "--message", "second try")
     assert outcome.code == 0, outcome.stderr
@@ -174,7 +176,7 @@ def test_dry_run_prints_the_command_and_sends_nothing(server, make_ready, run_sc
     assert not server.requests and not ledger(config)
 
 
-def test_other_sites_are_for_uploads_by_hand(make_ready, run_script):
+def test_submit_other_sites_are_for_uploads_by_hand(make_ready, run_script):
     outcome = run_script("submit.py", *submitted_at(make_ready()))
     assert outcome.code == 0
     assert outcome.stdout.splitlines()[-1].startswith("tiny_data is not on Kaggle (no data.kaggle): upload ")

@@ -1,4 +1,4 @@
-"""Crops: labels that follow what is left in them, runs that learn from crops and are scored in windows."""
+"""Data sets: crops with their labels, training lists of detectors of normal images."""
 
 import numpy as np
 import pandas as pd
@@ -6,16 +6,28 @@ import pytest
 import torch
 from conftest import run_at, texture, write_png
 
+from defects.config import ROOT
+from defects.config_files import known_config_files, load_config
 from defects.data import rle
 from defects.data.black_out import BlackOut
-from defects.data.datasets import ImageDataset, training_loader
+from defects.data.datasets import ImageDataset, plain_loader, training_loader
+from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
 from defects.messages import UserError
+from defects.models import build_detector
+from defects.models.convae import ConvAE
 from defects.stages import ensure_tables
+from defects.training.fold import divide_images, train_fold
 
 RANDOM = {"name": "RandomCrop", "height": 24, "width": 32}
+
+
 DEFECT = {"name": "CropNonEmptyMaskIfExists", "height": 24, "width": 32}
+
+
 CLASSES = Labels(("1", "2", "defect"))
+
+
 EPOCHS = 20
 
 
@@ -51,7 +63,7 @@ def samples(dataset, epochs=EPOCHS):
 @pytest.mark.parametrize(
     "labels", [CLASSES, Labels(), Labels(CLASSES.targets, masks=True), Labels(masks=True)]
 )
-def test_labels_are_those_of_the_defects_in_the_crop(table, tmp_path, steps, labels):
+def test_crops_labels_are_those_of_the_defects_in_the_crop(table, tmp_path, steps, labels):
     found = samples(ImageDataset(table, tmp_path, (64, 96), steps, 0, labels))
     for sample in found:
         assert sample["image"].shape == (24, 32, 3) and ("mask" in sample) == labels.masks
@@ -70,7 +82,7 @@ def test_labels_are_those_of_the_defects_in_the_crop(table, tmp_path, steps, lab
     assert held[:3, :, -1].bool().all() == (steps == [DEFECT])
 
 
-def test_the_share_of_crops_with_a_defect_can_be_chosen(table, tmp_path):
+def test_crops_the_share_of_crops_with_a_defect_can_be_chosen(table, tmp_path):
     shares = {}
     for share in (0.0, 0.5, 1.0):
         dataset = ImageDataset(table, tmp_path, (64, 128), [one_of(share)], 0, CLASSES)
@@ -80,7 +92,7 @@ def test_the_share_of_crops_with_a_defect_can_be_chosen(table, tmp_path):
     assert shares[0.5] == pytest.approx((shares[0.0] + 1) / 2, abs=0.1)
 
 
-def test_a_crop_depends_on_seed_epoch_and_row_alone(table, tmp_path):
+def test_crops_a_crop_depends_on_seed_epoch_and_row_alone(table, tmp_path):
     one, again, other = (
         samples(ImageDataset(table, tmp_path, (64, 128), [one_of(0.5)], seed, CLASSES), 3)
         for seed in (0, 0, 1)
@@ -92,7 +104,7 @@ def test_a_crop_depends_on_seed_epoch_and_row_alone(table, tmp_path):
     assert all(same[0]) and not any(same[1])
 
 
-def test_black_out_hides_from_crops_too(table, tmp_path):
+def test_crops_black_out_hides_from_crops_too(table, tmp_path):
     black_out = BlackOut(table, tmp_path, (64, 128), 0.5, 0)
     found = samples(ImageDataset(table, tmp_path, (64, 128), [DEFECT], 0, CLASSES, black_out))
     labels = [sample["label"][-1].item() for sample in found]
@@ -118,13 +130,13 @@ def test_crops_that_do_not_fit(table, tmp_path, steps, message):
 
 
 @pytest.mark.parametrize("steps", [[RANDOM | {"p": 0.5}], [one_of(0.5) | {"p": 0.5}]])
-def test_images_of_several_sizes_make_no_batch(table, tmp_path, steps):
+def test_crops_images_of_several_sizes_make_no_batch(table, tmp_path, steps):
     dataset = ImageDataset(table, tmp_path, (64, 128), steps, 0, CLASSES)
     with pytest.raises(UserError, match="images of several sizes: set p: 1.0"):
         samples(dataset)
 
 
-def test_a_defect_without_mask_cannot_be_cropped(table, tmp_path):
+def test_crops_a_defect_without_mask_cannot_be_cropped(table, tmp_path):
     unknown = table.assign(defect_1="", defect_2="")
     with pytest.raises(UserError, match=r"no mask says whether a crop of 0\.png .*\(3 such images\)"):
         ImageDataset(unknown, tmp_path, (64, 128), [RANDOM], 0)
@@ -133,7 +145,7 @@ def test_a_defect_without_mask_cannot_be_cropped(table, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["classifier", "segmenter"])
-def test_a_run_on_crops_is_scored_in_windows(
+def test_crops_a_run_on_crops_is_scored_in_windows(
     make_dataset, config_file, run_script, fails_with_one_line, name
 ):
     root = make_dataset(defects=6, normals=12, tests=3, size=64)
@@ -153,8 +165,115 @@ def test_a_run_on_crops_is_scored_in_windows(
         assert outcome.code == 0, outcome.stderr
 
 
-def test_the_training_loader_crops(make_dataset, make_config):
+def test_crops_the_training_loader_crops(make_dataset, make_config):
     root = make_dataset(defects=6, normals=12, tests=3)
     config = make_config(root, "augment=[{name: RandomCrop, height: 8, width: 8}]", "train.batch_size=64")
     labels = [batch["label"] for batch in training_loader(config, ensure_tables(config).folds)]
     assert 0 < torch.cat(labels).mean() < 6 / 18
+
+
+CONVAE = ["model.backbone=null", "model.options={width: 4, error: l2, smoothing: 1.0}"]
+
+
+RESNET = ["model.backbone={name: test_resnet, weights: none}"]
+
+
+ONE_CLASS = {
+    "convae": CONVAE,
+    "dfr": [*RESNET, "model.options={layers: [layer1, layer2]}"],
+    "draem": ["model.backbone=null", "model.options={width_reconstructive: 4, width_discriminative: 4}"],
+    "efficientad": [*RESNET, "model.options={width: 0.25, channels: 16}"],
+    "patchcore": RESNET,
+    "supersimplenet": [*RESNET, "model.options={hidden: 8, class_channels: 4}"],
+}
+
+
+BOTH_CLASSES = {
+    "classifier": RESNET,
+    "draem": [*ONE_CLASS["draem"], "model.options.real_defects=true"],
+    "supersimplenet": [*RESNET, "model.options={hidden: 8, supervised: true}"],
+}
+
+
+@pytest.fixture
+def configured(make_dataset, make_config):
+    """configured(name, options, *overrides) -> config of a detector on 6 defects and 24 normal images."""
+
+    def make(name, options, *overrides):
+        root = make_dataset(defects=6, normals=24, tests=0, size=40)
+        data = ["data.sample_submission=null", "data.image_size=[40, 40]", "data.symmetries=dihedral"]
+        holdout = ["infer.tta=false", "train.inner_holdout=0.3"]
+        return make_config(root, *data, *holdout, f"model.name={name}", *options, *overrides)
+
+    return make
+
+
+def sides_of(config):
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    return sides.suited_to(build_detector(config, pretrained=False), config)
+
+
+def images_of(loader):
+    """The images of a loader's batches as bytes, sorted."""
+    return sorted(image.numpy().tobytes() for batch in loader for image in batch["image"])
+
+
+def upright_images(config, label=0):
+    """Training images of fold 0, outside the inner hold-out, as scoring reads them: bytes, sorted."""
+    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    unseen = [*sides.inner["image_id"], *sides.validation["image_id"]]
+    table = ensure_tables(config).folds
+    rows = table[(table["label"] == label) & ~table["image_id"].isin(unseen)]
+    return images_of(plain_loader(config, rows))
+
+
+@pytest.mark.parametrize("name", sorted(ONE_CLASS))
+def test_upright_detector_of_normal_images_is_given_each_once_and_upright(configured, name):
+    config = configured(name, ONE_CLASS[name], "train.batch_size=1")
+    sides = sides_of(config)
+    assert images_of(training_loader(config, sides.training_rows)) == upright_images(config)
+
+
+@pytest.mark.parametrize("name", sorted(BOTH_CLASSES))
+def test_upright_detector_of_both_classes_is_given_the_training_list(configured, name):
+    config = configured(name, BOTH_CLASSES[name], "train.batch_size=1")
+    sides = sides_of(config)
+    normal = sides.training_rows[sides.training_rows["label"] == 0]
+    defect = sides.training_rows[sides.training_rows["label"] == 1]
+    assert len(images_of(training_loader(config, normal))) == len(upright_images(config))
+    assert images_of(training_loader(config, normal)) != upright_images(config)
+    assert len(defect) > len(upright_images(config, label=1))
+
+
+@pytest.mark.parametrize("method", ["oversample", "none"])
+def test_upright_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured, method):
+    balance = [f"split.balance.method={method}", "split.balance.ratio=1.0"]
+    config = configured("convae", CONVAE, "train.batch_size=1", *balance)
+    loader = training_loader(config, sides_of(config).training_rows)
+    assert images_of(loader) == upright_images(config)
+
+
+@pytest.mark.parametrize("name", known_config_files("models"))
+def test_upright_shipped_settings_do_not_turn_what_one_class_is_learnt_from(name):
+    config = load_config(ROOT / "configs" / "demo.yaml", [], model=name)
+    is_supervised = config.model.options.get("supervised", False)
+    if config.model.name in ONE_CLASS and not is_supervised:
+        assert config.augment == []
+
+
+def test_upright_training_run_sees_upright_images_only(configured, monkeypatch):
+    config = configured("convae", CONVAE, "train.batch_size=2", "train.epochs=2")
+    seen = []
+
+    def recording_loss(detector, batch):
+        seen.extend(np.rint(image * 255).astype(np.uint8).tobytes() for image in batch["image"].numpy())
+        return training_loss(detector, batch)
+
+    training_loss = ConvAE.training_loss
+    monkeypatch.setattr(ConvAE, "training_loss", recording_loss)
+    train_fold(config, "0", ensure_tables(config).folds)
+    expected = set()
+    for image in upright_images(config):
+        pixels = np.frombuffer(image, np.uint8).reshape(40, 40, 3)
+        expected.add(pixels.transpose(2, 0, 1).tobytes())
+    assert set(seen) == expected

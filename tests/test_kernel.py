@@ -111,7 +111,7 @@ def run_cells(config, kaggle, replace_last=None):
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=site)
 
 
-def test_the_notebook_writes_a_valid_submission_without_network(trained, kaggle, run_script):
+def test_kernel_the_notebook_writes_a_valid_submission_without_network(trained, kaggle, run_script):
     """A blend, on other test images than those at home, as when Kaggle runs it on the hidden ones."""
     other = ["--config", trained, "--set", "experiment=other"]
     for command in (
@@ -135,7 +135,7 @@ def test_the_notebook_writes_a_valid_submission_without_network(trained, kaggle,
     assert "splitting first" not in done.stdout  # the folds came along
 
 
-def test_what_stands_for_kaggle_has_no_network(trained, kaggle):
+def test_kernel_what_stands_for_kaggle_has_no_network(trained, kaggle):
     place = kaggle("steel", "steel-defects-bundle")
     connect = "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')"
     done = run_cells(
@@ -145,7 +145,7 @@ def test_what_stands_for_kaggle_has_no_network(trained, kaggle):
 
 
 @pytest.mark.parametrize("folder", ["project", "project/project"])
-def test_an_archive_that_kaggle_unpacked_itself_is_found(trained, kaggle, folder):
+def test_kernel_an_archive_that_kaggle_unpacked_itself_is_found(trained, kaggle, folder):
     place = kaggle("steel", "steel-defects-bundle")
     bundle = place / "input" / "steel-defects-bundle"
     with zipfile.ZipFile(bundle / "project.zip") as archive:
@@ -163,14 +163,14 @@ def test_an_archive_that_kaggle_unpacked_itself_is_found(trained, kaggle, folder
         (lambda bundle: bundle.rename(bundle.parent / "other"), "is not attached to this notebook"),
     ],
 )
-def test_a_wrong_bundle_stops_the_notebook(trained, kaggle, change, message):
+def test_kernel_a_wrong_bundle_stops_the_notebook(trained, kaggle, change, message):
     place = kaggle("steel", "steel-defects-bundle")
     change(place / "input" / "steel-defects-bundle")
     done = run_cells(trained, place)
     assert done.returncode != 0 and f"steel-defects-bundle {message}" in done.stderr
 
 
-def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, run_script):
+def test_kernel_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, run_script):
     run_script("submit.py", *submitted_at(trained), "--dry-run", "--wheels", wheels)
     outcome = run_script("submit.py", *submitted_at(trained), "--dry-run")  # the wheel does not stay behind
     assert outcome.code == 0, outcome.stderr
@@ -197,7 +197,7 @@ def test_dry_run_names_every_command_and_file(trained, wheels, kaggle_server, ru
     assert not any(name.endswith(("last.pt", ".pyc", "images.csv")) for name in names)
 
 
-def test_a_model_trained_since_is_not_sent(trained, fails_with_one_line, run_script):
+def test_kernel_a_model_trained_since_is_not_sent(trained, fails_with_one_line, run_script):
     assert run_script("ensemble.py", run_at(trained)).code == 0
     oof = trained.parent / "output" / "tiny" / "fold0" / "oof.csv"
     oof.write_text(oof.read_text().replace("0.", "0.0", 1))
@@ -205,7 +205,7 @@ def test_a_model_trained_since_is_not_sent(trained, fails_with_one_line, run_scr
     assert f"{oof} changed since the submission was made" in message
 
 
-def test_from_upload_to_submission_through_every_failure(
+def test_kernel_from_upload_to_submission_through_every_failure(
     trained, wheels, kaggle_server, fails_with_one_line, run_script, monkeypatch
 ):
     """A user who repeats the command: each call gets one step further, one submission comes of it."""
@@ -256,7 +256,7 @@ def test_from_upload_to_submission_through_every_failure(
     assert server.submissions[0]["description"].startswith(f"[{row['tag']}] tiny: expected macro-F1 ")
 
 
-def test_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp_path):
+def test_kernel_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp_path):
     write_png(tmp_path / "data" / "test" / "images" / "test_6.png", texture(77))
     write_sample(tmp_path / "data", [f"test_{i}.png" for i in range(7)])
     (tmp_path / "output" / "tiny_data" / "images.csv").unlink()
@@ -266,7 +266,7 @@ def test_other_test_images_leave_folds_and_models_valid(trained, run_script, tmp
     assert "splitting first" not in outcome.stdout
 
 
-def test_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
+def test_kernel_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     folder, wheel = tmp_path / "dataset", wheels / "extra_tool-1.0-py3-none-any.whl"
@@ -286,5 +286,5 @@ def test_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch):
         ("data.kaggle.kernel=no-owner", "data.kaggle.kernel=no-owner"),
     ],
 )
-def test_settings_that_cannot_work(trained, fails_with_one_line, setting, message):
+def test_kernel_settings_that_cannot_work(trained, fails_with_one_line, setting, message):
     assert message in fails_with_one_line("submit.py", *submitted_at(trained), "--set", setting, "--dry-run")

@@ -67,7 +67,7 @@ def test_download_unpacks_and_a_second_call_does_nothing(server, root, capsys):
     assert len(server.requests) == calls
 
 
-def test_nested_archives_are_unpacked_beside_or_into_a_folder(server, root):
+def test_download_nested_archives_are_unpacked_beside_or_into_a_folder(server, root):
     server.archive = zipped(
         {
             "train.zip": zipped({"train/a.png": b"a", "train/b.png": b"b"}),
@@ -79,7 +79,7 @@ def test_nested_archives_are_unpacked_beside_or_into_a_folder(server, root):
     assert set(contents(root)) == {"train/a.png", "train/b.png", "train.csv", "test_images/c.png"}
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server, root, capsys):
+def test_download_a_broken_connection_is_taken_up_where_it_broke(server, root, capsys):
     mebibyte = 2**20  # the client's unit: what it received of the next one is lost
     server.archive = zipped({"train/a.png": b"a" * 3 * mebibyte, "train/b.png": b"b", "train.csv": b"id\n"})
     server.drops = True
@@ -89,7 +89,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, root, capsys):
     assert "Retrying in" in capsys.readouterr().err
 
 
-def test_a_partial_archive_of_an_earlier_run_is_completed(server, root):
+def test_download_a_partial_archive_of_an_earlier_run_is_completed(server, root):
     root.parent.mkdir()
     (root.parent / "steel.zip").write_bytes(GOOD[:100])
     marker = {"validator": '"v1"', "size": len(GOOD)}
@@ -99,7 +99,7 @@ def test_a_partial_archive_of_an_earlier_run_is_completed(server, root):
     assert [path.name for path in root.parent.iterdir()] == ["steel"]
 
 
-def test_a_complete_archive_needs_no_client(server, root):
+def test_download_a_complete_archive_needs_no_client(server, root):
     root.parent.mkdir()
     (root.parent / "steel.zip").write_bytes(GOOD)
     download(STEEL, root)
@@ -107,7 +107,7 @@ def test_a_complete_archive_needs_no_client(server, root):
     assert not server.requests
 
 
-def test_a_lost_connection_is_an_error_and_its_rest_is_not_mistaken_for_data(server, root):
+def test_download_a_lost_connection_is_an_error_and_its_rest_is_not_mistaken_for_data(server, root):
     server.drops = server.fails_after_drop = True
     assert "does not match expected size" in failure(STEEL, root)
     # the client left the error page in the file, and appends to it at the next call
@@ -117,7 +117,7 @@ def test_a_lost_connection_is_an_error_and_its_rest_is_not_mistaken_for_data(ser
     download(STEEL, root)
 
 
-def test_no_credentials(server, root, monkeypatch):
+def test_download_no_credentials(server, root, monkeypatch):
     monkeypatch.delenv("KAGGLE_KEY")
     message = failure(STEEL, root)
     assert message.startswith(
@@ -127,7 +127,7 @@ def test_no_credentials(server, root, monkeypatch):
     assert not server.requests
 
 
-def test_token_is_introspected_and_an_expired_one_counts_as_none(server, root, monkeypatch):
+def test_download_token_is_introspected_and_an_expired_one_counts_as_none(server, root, monkeypatch):
     monkeypatch.delenv("KAGGLE_KEY")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_test")
     server.replies["IntrospectToken"] = (200, {"active": False})
@@ -151,19 +151,19 @@ def test_token_is_introspected_and_an_expired_one_counts_as_none(server, root, m
         (500, "Something broke", "kaggle competitions download steel: Something broke"),
     ],
 )
-def test_refusals_say_what_to_do(server, root, status, said, advice):
+def test_download_refusals_say_what_to_do(server, root, status, said, advice):
     server.refuse(status, said)
     message = failure(STEEL, root)
     assert advice in message
     assert status == 401 or said in message
 
 
-def test_unreachable_server(server, root, monkeypatch):
+def test_download_unreachable_server(server, root, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert "cannot be reached: check the network" in failure(STEEL, root)
 
 
-def test_truncated_archive_with_exit_code_0(server, root):
+def test_download_truncated_archive_with_exit_code_0(server, root):
     server.archive = GOOD[:-40]
     message = failure(STEEL, root)
     assert "steel.zip is not a complete zip although the kaggle client reported no error" in message
@@ -171,14 +171,14 @@ def test_truncated_archive_with_exit_code_0(server, root):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_archive_that_writes_elsewhere(server, root, tmp_path, nested):
+def test_download_archive_that_writes_elsewhere(server, root, tmp_path, nested):
     evil = zipped({"train/a.png": b"a", "../../evil.txt": b"x"})
     server.archive = zipped({"train.zip": evil}) if nested else evil
     assert "unsafe: its member ../../evil.txt lies outside" in failure(STEEL, root)
     assert not list(tmp_path.rglob("evil.txt"))
 
 
-def test_other_counts_name_the_glob(server, root):
+def test_download_other_counts_name_the_glob(server, root):
     kaggle = KaggleConfig(competition="steel", expected={"*.csv": 1, "train/*.png": 7})
     message = failure(kaggle, root)
     assert "steel.zip: data.kaggle.expected says 7 files for train/*.png, 2 found" in message
@@ -186,7 +186,7 @@ def test_other_counts_name_the_glob(server, root):
     assert sum(request.method == "GET" for request in server.requests) == 1
 
 
-def test_other_data_is_not_overwritten(server, root):
+def test_download_other_data_is_not_overwritten(server, root):
     (root / "train").mkdir(parents=True)
     (root / "train" / "mine.png").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"steel is not empty, but .* 1 found: move it away"):
@@ -195,12 +195,12 @@ def test_other_data_is_not_overwritten(server, root):
     assert not server.requests
 
 
-def test_unusable_glob(server, root):
+def test_download_unusable_glob(server, root):
     kaggle = KaggleConfig(competition="steel", expected={"/train/*.png": 7})
     assert "data.kaggle.expected: '/train/*.png' cannot be used" in failure(kaggle, root)
 
 
-def test_a_file_kaggle_py_in_the_working_folder_is_not_the_client(server, tmp_path, monkeypatch):
+def test_download_a_file_kaggle_py_in_the_working_folder_is_not_the_client(server, tmp_path, monkeypatch):
     (tmp_path / "kaggle.py").write_text("print('not the client')")
     monkeypatch.chdir(tmp_path)
     assert "Kaggle CLI" in run_kaggle(["--version"])

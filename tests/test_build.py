@@ -41,7 +41,7 @@ def blend(run_script, config, *names, settings=()):
     return json.loads(file.read_text(encoding="utf-8")), outcome.stdout
 
 
-def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
+def test_ensemble_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     run = write_member(config, "tiny")
     summary, printed = blend(run_script, config, "tiny")
     oof, test = Run(run).load_oof(ensure_tables(run).folds), Run(run).load_test_scores()
@@ -57,7 +57,7 @@ def test_a_single_experiment_keeps_its_scores_and_threshold(config, run_script):
     assert "blended" not in printed and "of each fold" in printed
 
 
-def test_training_and_test_images_are_compared(make_dataset, make_config, run_script):
+def test_ensemble_training_and_test_images_are_compared(make_dataset, make_config, run_script):
     root = make_dataset(defects=16, normals=60, tests=30)
     config = make_config(root, "split.duplicates.enabled=false")
     write_member(config, "tiny")
@@ -66,7 +66,7 @@ def test_training_and_test_images_are_compared(make_dataset, make_config, run_sc
     assert "76 training against 30 test images: AUROC" in printed
 
 
-def test_several_are_joined_and_every_method_is_told_with_its_nested_estimate(config, run_script):
+def test_ensemble_several_are_joined_and_every_method_is_told_with_its_nested_estimate(config, run_script):
     for seed, name in enumerate(["one", "other"]):
         write_member(config, name, seed=seed, lr=1e-3 / (seed + 1))
     table = pd.read_csv(config.experiment_dir.parent / "other" / "test.csv")
@@ -88,7 +88,7 @@ def test_several_are_joined_and_every_method_is_told_with_its_nested_estimate(co
     assert (config.submissions / "sample_submission.csv").read_bytes() == before
 
 
-def test_seeds_among_the_members_and_beside_them_are_told_with_their_spread(config, run_script):
+def test_ensemble_seeds_among_the_members_and_beside_them_are_told_with_their_spread(config, run_script):
     write_member(config, "run", seed=0)
     write_member(config, "slower", seed=2, lr=1e-4)
     train = config.train.model_copy(update={"seed": 1})
@@ -103,7 +103,7 @@ def test_seeds_among_the_members_and_beside_them_are_told_with_their_spread(conf
 
 
 @pytest.mark.parametrize("prior", ["train", "estimated"])
-def test_both_decisions_are_shown_and_the_configured_one_is_submitted(config, run_script, prior):
+def test_ensemble_both_decisions_are_shown_and_the_configured_one_is_submitted(config, run_script, prior):
     write_member(config, "tiny")
     summary, printed = blend(run_script, config, settings=[f"threshold.prior={prior}"])
     decisions = summary["decisions"]
@@ -137,7 +137,7 @@ def with_an_old_field(summary):
 
 
 @pytest.mark.parametrize("make_old", [without_decisions, with_an_old_field])
-def test_submission_of_an_older_version_is_named(config, run_script, fails_with_one_line, make_old):
+def test_ensemble_submission_of_an_older_version_is_named(config, run_script, fails_with_one_line, make_old):
     write_member(config, "tiny")
     blend(run_script, config)
     file = config.submissions / "sample_submission.json"
@@ -150,7 +150,7 @@ def test_submission_of_an_older_version_is_named(config, run_script, fails_with_
     assert "sample_submission.json is not whole, or of an older version" in message
 
 
-def test_training_share_is_submitted_where_the_estimate_is_doubted(config, run_script):
+def test_ensemble_training_share_is_submitted_where_the_estimate_is_doubted(config, run_script):
     run = write_member(config, "tiny")
     for path in run.experiment_dir.glob("**/test.csv"):
         edit(path, of("probability", 1e-9))  # no test image looks defective
@@ -159,19 +159,19 @@ def test_training_share_is_submitted_where_the_estimate_is_doubted(config, run_s
     assert "not to be trusted" in printed and "submitted                 expected macro-F1" in printed
 
 
-def test_evaluate_without_a_submission_says_what_makes_one(config, fails_with_one_line):
+def test_ensemble_evaluate_without_a_submission_says_what_makes_one(config, fails_with_one_line):
     message = fails_with_one_line("evaluate.py", *submitted(config))
     assert "sample_submission.json does not exist: src/ensemble.py RUN makes a submission" in message
 
 
-def test_submission_of_one_fold_says_how_to_get_the_expected_score(config, run_script):
+def test_ensemble_submission_of_one_fold_says_how_to_get_the_expected_score(config, run_script):
     write_member(config, "tiny", folds="0")
     summary, printed = blend(run_script, config)
     assert summary["decision"]["expected_score"] is None
     assert "expected macro-F1 unknown" in printed and "src/train.py --fold all" in printed
 
 
-def test_evaluate_refuses_scores_of_another_blend(config, run_script, fails_with_one_line):
+def test_ensemble_evaluate_refuses_scores_of_another_blend(config, run_script, fails_with_one_line):
     """As after a kill between the submission's files: the new scores stood beside the old answers."""
     write_member(config, "tiny")
     blend(run_script, config)
@@ -182,7 +182,7 @@ def test_evaluate_refuses_scores_of_another_blend(config, run_script, fails_with
     assert "sample_submission.scores.csv is not the file that the JSON" in message
 
 
-def test_weights_by_hand_name_the_members_themselves(config, run_script):
+def test_ensemble_weights_by_hand_name_the_members_themselves(config, run_script):
     for seed, name in enumerate(["one", "other"]):
         write_member(config, name, seed=seed)
     summary, printed = blend(
@@ -191,7 +191,7 @@ def test_weights_by_hand_name_the_members_themselves(config, run_script):
     assert summary["weights"] == {"one": 0.75, "other": 0.25} and "given, as configured" in printed
 
 
-def test_without_defects_members_are_blended_by_rank_and_no_score_is_expected(
+def test_ensemble_without_defects_members_are_blended_by_rank_and_no_score_is_expected(
     make_dataset, config_file, run_script
 ):
     folders = {"normal": "train/normal_images", "abnormal": None, "test": "test/images"}
@@ -247,7 +247,7 @@ def of(column, value, rows=slice(None)):
         ),
     ],
 )
-def test_members_that_nothing_can_be_made_of(config, fails_with_one_line, file, change, messages):
+def test_ensemble_members_that_nothing_can_be_made_of(config, fails_with_one_line, file, change, messages):
     for seed, name in enumerate(["one", "other"]):
         write_member(config, name, seed=seed)
     for path in (config.experiment_dir.parent / "other").glob(file):
@@ -257,7 +257,7 @@ def test_members_that_nothing_can_be_made_of(config, fails_with_one_line, file, 
     assert not config.submissions.exists()
 
 
-def test_members_of_other_folds_or_other_data_are_named(config, fails_with_one_line):
+def test_ensemble_members_of_other_folds_or_other_data_are_named(config, fails_with_one_line):
     write_member(config, "one")
     write_member(config, "other", folds="0", seed=1)
     message = fails_with_one_line("ensemble.py", *options(config, "one", "other"))
@@ -269,7 +269,7 @@ def test_members_of_other_folds_or_other_data_are_named(config, fails_with_one_l
     assert "other was trained on elsewhere, one on tiny_data" in message
 
 
-def test_a_fold_of_one_class_is_named():
+def test_ensemble_a_fold_of_one_class_is_named():
     oof = pd.DataFrame({"image_id": list("abcd"), "label": [0, 0, 0, 1], "fold": list("0011"), "group": "a"})
     with pytest.raises(UserError, match="fold 0 of tiny holds no defective image"):
         join_images({"tiny": oof})
@@ -283,7 +283,7 @@ def test_a_fold_of_one_class_is_named():
         ("{one: 1, third: 1}", "ensemble.weights names one, third, but one, other are blended"),
     ],
 )
-def test_weights_that_cannot_be_meant(config, fails_with_one_line, weights, message):
+def test_ensemble_weights_that_cannot_be_meant(config, fails_with_one_line, weights, message):
     for seed, name in enumerate(["one", "other"]):
         write_member(config, name, seed=seed)
     setting = ["--set", f"ensemble.weights={weights}"]

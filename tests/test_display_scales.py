@@ -16,26 +16,26 @@ from defects.evaluation.display_scales import (
 THRESHOLDS = [0.0, 1e-300, 1e-9, 0.03, 0.5, 0.7, 1 - 1e-9, np.nextafter(1.0, 0.0), 1.0]
 
 
-def test_scores_rise_with_the_log_odds():
+def test_defect_score_scores_rise_with_the_log_odds():
     scores = compute_defect_scores(np.linspace(-60, 60, 2001), 3.0)
     assert (np.diff(scores) > 0).all()
     assert scores[0] > 0
     assert scores[-1] < 100
 
 
-def test_scores_are_what_they_are_said_to_be():
+def test_defect_score_scores_are_what_they_are_said_to_be():
     decades = np.array([-2, -1, 0, 1, 2])
     scores = compute_defect_scores(1.5 + decades * np.log(10), 1.5)
     assert scores == pytest.approx([50 / 3, 25, 50, 75, 250 / 3])
 
 
-def test_scores_take_a_threshold_of_each_image():
+def test_defect_score_scores_take_a_threshold_of_each_image():
     scores = compute_defect_scores(np.array([1.0, 1.0]), np.array([1.0, 1.0 + np.log(10)]))
     assert scores == pytest.approx([50, 25])
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_a_score_is_at_least_50_exactly_where_the_probability_reaches_the_threshold(threshold):
+def test_defect_score_a_score_is_at_least_50_exactly_where_the_probability_reaches_the_threshold(threshold):
     near = [np.nextafter(threshold, end) for end in (0, 1)] + [threshold]
     probabilities = np.array([0, 1e-320, 1e-8, 0.2, 0.5, 0.9, 1 - 1e-12, 1, *near])
     scores = score_probabilities(probabilities, threshold)
@@ -45,20 +45,20 @@ def test_a_score_is_at_least_50_exactly_where_the_probability_reaches_the_thresh
     assert scores[-1] == pytest.approx(AT_THRESHOLD)
 
 
-def test_scores_keep_the_decision_of_log_odds_next_to_the_threshold():
+def test_defect_score_scores_keep_the_decision_of_log_odds_next_to_the_threshold():
     for threshold in (0.1, -7.3, 1e5):
         beside = np.array([np.nextafter(threshold, -np.inf), threshold, np.nextafter(threshold, np.inf)])
         scores = compute_defect_scores(beside, threshold)
         assert (scores >= AT_THRESHOLD).tolist() == [False, True, True]
 
 
-def test_scores_rise_with_the_probability():
+def test_defect_score_scores_rise_with_the_probability():
     probabilities = np.concatenate([[0], np.logspace(-15, -1, 40), np.linspace(0.11, 0.9, 40), [1]])
     for threshold in (1e-4, 0.5, 0.999):
         assert (np.diff(score_probabilities(probabilities, threshold)) > 0).all()
 
 
-def test_scores_of_probabilities_that_crowd_at_1_lie_apart():
+def test_defect_score_scores_of_probabilities_that_crowd_at_1_lie_apart():
     """As of a detector whose normal images are all above 0.9999, in float32."""
     probabilities = expit(np.array([10.0, 11, 12, 13, 14])).astype(np.float32)
     scores = score_probabilities(probabilities, float(expit(12.0)))
@@ -66,7 +66,7 @@ def test_scores_of_probabilities_that_crowd_at_1_lie_apart():
     assert (np.diff(scores) > 5).all()
 
 
-def test_log_odds_are_finite_and_the_inverse_of_probabilities():
+def test_defect_score_log_odds_are_finite_and_the_inverse_of_probabilities():
     assert compute_log_odds(expit(np.array([-30.0, -2, 0, 5]))) == pytest.approx([-30, -2, 0, 5])
     assert np.isfinite(compute_log_odds([0.0, 1.0])).all()
 
@@ -81,7 +81,7 @@ def test_log_odds_are_finite_and_the_inverse_of_probabilities():
         (12.34, 50, "12.3"),
     ],
 )
-def test_a_written_score_does_not_read_as_the_other_decision(score, threshold, text):
+def test_defect_score_a_written_score_does_not_read_as_the_other_decision(score, threshold, text):
     assert format_defect_score(score, threshold) == text
 
 
@@ -98,5 +98,5 @@ def test_a_written_score_does_not_read_as_the_other_decision(score, threshold, t
         (1, "1"),
     ],
 )
-def test_a_written_probability_is_told_from_0_and_1(probability, text):
+def test_defect_score_a_written_probability_is_told_from_0_and_1(probability, text):
     assert format_probability(probability) == text

@@ -23,14 +23,14 @@ def two_categories(tmp_path, config_file):
     return config_file(root, data={"source": "mvtec", "sample_submission": None})
 
 
-def test_every_category_gets_its_own_data_set(two_categories, run_script, tmp_path):
+def test_category_every_category_gets_its_own_data_set(two_categories, run_script, tmp_path):
     outcome = run_script("prepare.py", "--config", two_categories, "--category", "all")
     assert outcome.code == 0
     for category in ("bottle", "cable"):
         assert (tmp_path / "output" / f"tiny_data_{category}" / "images.csv").exists()
 
 
-def test_one_category_can_be_trained(two_categories, run_script, tmp_path):
+def test_category_one_category_can_be_trained(two_categories, run_script, tmp_path):
     arguments = ["--category", "cable", "--set", "data.use_test_as=train"]
     assert run_script("train.py", "--config", two_categories, *arguments).code == 0
     assert (tmp_path / "output" / "tiny_cable" / "fold0" / "oof.csv").exists()
@@ -47,13 +47,13 @@ def test_one_category_can_be_trained(two_categories, run_script, tmp_path):
         ("train.py", ["--model", "patchcor"], ["--model patchcor", "patchcore"]),
     ],
 )
-def test_wrong_names_are_told(two_categories, fails_with_one_line, script, arguments, parts):
+def test_category_wrong_names_are_told(two_categories, fails_with_one_line, script, arguments, parts):
     message = fails_with_one_line(script, "--config", two_categories, *arguments)
     assert all(part in message for part in parts)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_a_detector_replaces_the_model_of_any_data_set(detector):
+def test_category_a_detector_replaces_the_model_of_any_data_set(detector):
     config = load_config(ROOT / "configs" / "magnetic_tile.yaml", ["train.seed=7"], model=detector)
     assert config.experiment == f"magnetic_tile_{detector}"
     assert config.data.name == "magnetic_tile" and config.train.seed == 7
@@ -61,6 +61,6 @@ def test_a_detector_replaces_the_model_of_any_data_set(detector):
         assert "map_loss" not in config.model.options  # of the classifier that was replaced
 
 
-def test_a_mistyped_key_of_a_detector_is_told(tmp_path):
+def test_category_a_mistyped_key_of_a_detector_is_told(tmp_path):
     with pytest.raises(UserError, match="did you mean train.milestones"):
         load_config(ROOT / "configs/demo.yaml", ["train.milestone=[0.5]"], model=DETECTORS[0])
