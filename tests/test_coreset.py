@@ -59,7 +59,7 @@ def test_coreset_going_on_from_known_centres_is_one_long_choice(several_passes):
     vectors = torch.tensor(heavy_tailed(np.random.default_rng(0), 600))
     whole = greedy_coreset(vectors, 90)
     first = greedy_coreset(vectors, 40).indices
-    rest = greedy_coreset(vectors, 50, known=vectors[first])
+    rest = greedy_coreset(vectors, 50, centres=vectors[first])
     assert torch.cat([first, rest.indices]).tolist() == whole.indices.tolist()
     assert rest.radius == pytest.approx(whole.radius)
 
@@ -70,7 +70,7 @@ def test_coreset_it_ends_when_all_are_near_enough(several_passes):
     one_less = greedy_coreset(vectors, len(found.indices) - 1)
     assert 1 < len(found.indices) < 600
     assert found.radius <= 3.0 < one_less.radius
-    assert len(greedy_coreset(vectors, 600, known=vectors[found.indices], radius=3.0).indices) == 0
+    assert len(greedy_coreset(vectors, 600, centres=vectors[found.indices], radius=3.0).indices) == 0
 
 
 numbers = st.floats(-100, 100, width=16)

@@ -181,7 +181,7 @@ def test_download_archive_that_writes_elsewhere(server, root, tmp_path, nested):
 def test_download_other_counts_name_the_glob(server, root):
     kaggle = KaggleConfig(competition="steel", expected={"*.csv": 1, "train/*.png": 7})
     message = failure(kaggle, root)
-    assert "steel.zip: data.kaggle.expected says 7 files for train/*.png, 2 found" in message
+    assert "steel.zip: data.kaggle.expected says 7 files for train/*.png, and there are 2" in message
     download(STEEL, root)  # the archive was kept
     assert sum(request.method == "GET" for request in server.requests) == 1
 
@@ -189,7 +189,7 @@ def test_download_other_counts_name_the_glob(server, root):
 def test_download_other_data_is_not_overwritten(server, root):
     (root / "train").mkdir(parents=True)
     (root / "train" / "mine.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"steel is not empty, but .* 1 found: move it away"):
+    with pytest.raises(UserError, match=r"steel is not empty, but .* there are 1: move it away"):
         download(STEEL, root)
     assert contents(root) == {"train/mine.png": b"mine"}
     assert not server.requests

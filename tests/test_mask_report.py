@@ -140,7 +140,7 @@ def test_data_of_one_label_are_reported_without_what_needs_two(steel, run_script
     assert cells(html, "class 1")[4] == "1 of 6"
     outcome = run_script("compare.py", run_at(path))
     assert outcome.code == 0, outcome.stderr
-    assert "No fold holds both normal images and defects: there is no AUROC." in outcome.stdout
+    assert "No fold holds both normal images and defects: there is no out-of-fold AUROC." in outcome.stdout
     assert "macro-F1" not in outcome.stdout and "Dice, not empty" in outcome.stdout
 
 

@@ -71,7 +71,7 @@ def test_regions_by_rules_lie_on_the_grid_of_the_image():
 def test_relabel_follows_thresholds_and_masks(defect_scores, labels, kinds):
     meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules())
     marked = find_regions(soft_spots(), (100, 200), meta.map)
-    found = Prediction("x.png", defect_score=defect_scores, marked=marked)
+    found = Prediction("x.png", defect_score=defect_scores, candidate_regions=marked)
     found = relabel(found, dict.fromkeys(meta.targets, 50), meta)
     assert found.labels == labels and "".join(sorted(region.kind for region in found.regions)) == kinds
 
@@ -79,7 +79,7 @@ def test_relabel_follows_thresholds_and_masks(defect_scores, labels, kinds):
 def test_relabel_leaves_out_a_class_whose_mask_is_empty():
     meta = SimpleNamespace(targets=["1", "2", "defect"], map=rules(area=0.5))
     marked = find_regions(soft_spots(), (100, 200), meta.map)
-    found = Prediction("x.png", defect_score=dict.fromkeys(meta.targets, 90), marked=marked)
+    found = Prediction("x.png", defect_score=dict.fromkeys(meta.targets, 90), candidate_regions=marked)
     found = relabel(found, dict.fromkeys(meta.targets, 50), meta)
     assert found.labels == ["2", "defect"]
 
