@@ -5,7 +5,7 @@ training images with the test images, as src/explore.py does.
 """
 
 from defects import cli, stages
-from defects.config import resolve
+from defects.config_schema import resolve
 from defects.evaluation.adversarial import stored_comparison
 from defects.reports.adversarial_report import write_adversarial
 from defects.runs import check_same_data

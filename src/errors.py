@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from defects import cli, stages
-from defects.config import resolve
+from defects.config_schema import resolve
 from defects.files import write_csv
 from defects.reports.error_report import build_error_report, load_ensemble_tables
 from defects.reports.html import write_page

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from defects import cli, stages
-from defects.config import Config, resolve
+from defects.config_schema import Config, resolve
 from defects.data.index import image_sizes
 from defects.data.rle import all_pairs, check_runs, read_annotations
 from defects.evaluation.metrics import dice_table, macro_f1, mean_dice

@@ -3,7 +3,7 @@
 from accelerate import PartialState
 
 from defects import cli, stages
-from defects.config import resolve
+from defects.config_schema import resolve
 from defects.models import build_detector
 from defects.runs import Run
 from defects.submission.build import build_and_print, load_scores

@@ -1,7 +1,7 @@
 """Index a data set: output/<data.name>/images.csv. With --download, fetch it from Kaggle first."""
 
 from defects import cli
-from defects.config import resolve
+from defects.config_schema import resolve
 from defects.data.index import prepare
 from defects.messages import UserError
 from defects.submission import kaggle_cli

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from defects import cli, stages
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.fold_files import describe_search, load_training_rows, split
 from defects.data.folds import class_targets
 from defects.files import read_csv

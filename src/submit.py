@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from defects import cli, stages
-from defects.config import Config, resolve
+from defects.config_schema import Config, resolve
 from defects.files import locked
 from defects.runs import Run
 from defects.submission import bundle, kernel

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from defects import cli, stages
-from defects.config import resolve
+from defects.config_schema import resolve
 from defects.data.fold_files import load_tables
 from defects.evaluation.estimate import estimate
 from defects.files import write_csv

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from kaggle_server import KaggleServer, serving
 
-from defects.config import ROOT, Config, DataConfig, DuplicateConfig, data_config_class
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT, Config, DataConfig, DuplicateConfig, data_config_class
 
 # Threads cost more than they bring on tensors this small; set before torch is loaded, for subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

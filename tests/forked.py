@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 
 LIMIT = 120  # seconds; what hangs would hang for longer
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from defects.config import Config, as_yaml, resolve
+from defects.config_schema import Config, as_yaml, resolve
 from defects.data.images import resize
 from defects.data.labels import read_mask_files
 from defects.files import array_archive, write_bytes, write_csv, write_json

@@ -8,7 +8,7 @@ import pytest
 from conftest import raising, texture, write_png
 from sklearn.metrics import roc_auc_score
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.evaluation.adversarial import (
     MEASURED_SIDE,
     appearance_table,

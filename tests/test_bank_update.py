@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import copy_runs, raising, run_at, run_once, texture, write_config, write_dataset, write_png
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data.images import read_image
 from defects.runs import Run
 from defects.training.checkpoint import load_detector

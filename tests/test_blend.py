@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.config import EnsembleConfig, ThresholdConfig
+from defects.config_schema import EnsembleConfig, ThresholdConfig
 from defects.evaluation import thresholds
 from defects.evaluation.blend import METHODS, Ensemble, OutOfFoldScores, compare_methods
 

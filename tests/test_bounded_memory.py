@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import raising, texture
 
-from defects.config import DuplicateConfig
+from defects.config_schema import DuplicateConfig
 from defects.data import bounded_memory, duplicates, registration
 from defects.data.duplicates import search_siblings
 from defects.messages import UserError

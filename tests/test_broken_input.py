@@ -19,8 +19,8 @@ from conftest import run_at, texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.config import ROOT
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT
 from defects.data import rle
 from defects.data.images import read_image
 from defects.data.mask_files import read_mask

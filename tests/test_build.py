@@ -8,7 +8,7 @@ import pytest
 import yaml
 from runs import write_member, write_runs
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.evaluation.estimate import estimate
 from defects.evaluation.scales import compute_run_scores, join_images
 from defects.files import write_csv

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import options_for
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.evaluation.pixels import Maps
 from defects.files import array_archive
 from defects.messages import UserError

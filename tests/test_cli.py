@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from defects import cli
-from defects.config import ROOT
+from defects.config_schema import ROOT
 
 
 def test_run_of_an_interrupt_during_imports_is_one_line():

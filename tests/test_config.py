@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from defects.config import ROOT, as_yaml, resolve
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT, as_yaml, resolve
 from defects.messages import UserError
 
 SMALL = """

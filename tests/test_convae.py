@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from defects.config import ROOT
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.convae import ConvAE

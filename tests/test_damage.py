@@ -6,7 +6,7 @@ from conftest import texture, write_dataset
 from image_files import encoded, with_thumbnail
 from PIL import Image
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data import damage
 from defects.data.images import examine_image, read_image
 from defects.data.index import prepare

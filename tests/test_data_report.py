@@ -12,7 +12,7 @@ from conftest import data_in, defective, texture, write_png
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data.fold_files import load_search
 from defects.reports import data_report
 from defects.reports.charts import shorten_name

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import run_at, texture, write_png
 
-from defects.config import ROOT
-from defects.config_files import known_config_files, load_config
+from defects.config import known_config_files, load_config
+from defects.config_schema import ROOT
 from defects.data import rle
 from defects.data.black_out import BlackOut
 from defects.data.datasets import ImageDataset, plain_loader, training_loader

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from runs import write_member
 
-from defects.config import EnsembleConfig, ThresholdConfig
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import EnsembleConfig, ThresholdConfig
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.metrics import macro_f1
 from defects.evaluation.thresholds import Decision, decide, decide_for_shares, estimate_prior_shift

@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import defective, texture, write_png
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data.datasets import DeviceBatches
 from defects.data.images import read_image
 from defects.deploy.exporter import export

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]

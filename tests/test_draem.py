@@ -6,7 +6,7 @@ import torch
 from conftest import texture, write_png
 from torch.nn import functional
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.transforms import rotate_flip
 from defects.messages import UserError
 from defects.models import build_detector, draem, synthetic_anomalies

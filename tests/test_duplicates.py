@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.config import DuplicateConfig
+from defects.config_schema import DuplicateConfig
 from defects.data.duplicates import group_ids, search_siblings
 from defects.data.registration import FLIPS, thumbnail
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import texture, write_png
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.messages import UserError
 from defects.models import build_detector
 from defects.models.efficientad import Autoencoder, OtherImages, PatchDescription, hard_mean, jitter

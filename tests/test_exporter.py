@@ -22,8 +22,8 @@ import yaml
 from conftest import defective, raising, run_at, texture, write_png
 from line_pc import documented_packages
 
-from defects.config import ROOT, InferConfig
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT, InferConfig
 from defects.deploy import exporter
 from defects.deploy.exporter import checked_rows, export, move_between_scores
 from defects.deploy.graph import save_portable

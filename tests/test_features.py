@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
-from defects.config import ROOT, BackboneConfig
+from defects.config_schema import ROOT, BackboneConfig
 from defects.messages import UserError
 from defects.models import build_detector, features
 from defects.models.features import Features, Normalize, Trunk, create_backbone, read_package

@@ -11,7 +11,7 @@ from conftest import run_at
 from filelock import FileLock
 from forked import Script
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 from defects.data.fold_files import load_training_rows
 from defects.data.folds import inner_holdout
 from defects.messages import UserError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defects.config import BalanceConfig, SplitConfig
+from defects.config_schema import BalanceConfig, SplitConfig
 from defects.data import folds
 from defects.data.transforms import rotate_flip
 from defects.messages import UserError

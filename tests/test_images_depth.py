@@ -8,7 +8,7 @@ import pytest
 from conftest import write_dataset
 from image_files import DEEP, DEEP_RGB, GREY, encoded, encoded_by_opencv, pnm, tiff
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data.datasets import plain_loader
 from defects.data.images import ImageFacts, examine_image, notes_on_depth, read_image
 from defects.deploy.model import Meta

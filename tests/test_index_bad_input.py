@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import raising, texture, write_png, write_sample, write_test_images
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 from defects.data.index import prepare
 
 OLD = "an older table\n"

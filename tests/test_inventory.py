@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import defective, texture, write_png
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data import index
 from defects.data.labels import join_masks, read_mask_files, read_masks, split_masks
 from defects.data.listing import Listing, make_rows

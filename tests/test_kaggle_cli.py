@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kaggle_server import KaggleServer
 
-from defects.config import KaggleConfig
+from defects.config_schema import KaggleConfig
 from defects.messages import UserError
 from defects.submission.kaggle_cli import download, run_kaggle
 

@@ -24,7 +24,7 @@ from conftest import (
     write_test_images,
 )
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 from defects.messages import UserError
 from defects.submission import kernel, send
 from defects.submission.bundle import fetch_wheels

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import defective, make_data_config, texture, write_png
 
-from defects.config import ROOT, DataConfig
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT, DataConfig
 from defects.data import layouts
 from defects.data.layouts import demo, list_data
 from defects.messages import UserError

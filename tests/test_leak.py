@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import texture
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 from defects.stages import ensure_tables
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import defective, make_data_config, texture, write_png
 
-from defects.config import DataConfig
+from defects.config_schema import DataConfig
 from defects.data.layouts import list_data
 from defects.messages import UserError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.utils import ModelEmaV3
 
-from defects.config import TrainConfig
+from defects.config_schema import TrainConfig
 from defects.messages import UserError
 from defects.training.loop import average_weights, make_scheduler
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from runs import write_runs
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.deploy.exporter import measure_map_limits
 from defects.evaluation.pixels import CellCounts, Maps
 from defects.files import array_archive

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import data_in, run_at, runs_at, texture, write_png
 
-from defects.config import as_yaml
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import as_yaml
 from defects.data import rle
 from defects.data.labels import read_masks
 from defects.evaluation.display_scales import LIMIT_COLOUR

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from defects.config import ROOT
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT
 from defects.messages import UserError
 from defects.models import build_detector, check_options, find_detector
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import defective, texture, write_png
 
-from defects.config import Config
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import Config
 from defects.data.datasets import training_loader
 from defects.messages import UserError
 from defects.models import build_detector

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from conftest import options_for, raising, run_at, runs_at, submitted_at, write_config, write_dataset
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run

@@ -18,7 +18,7 @@ import pytest
 from conftest import raising, texture, write_png
 from exports import SIZE, write_export
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 from defects.deploy.model import load_model
 from defects.deploy.prediction_page import (
     EMPTY,

@@ -14,8 +14,8 @@ import torch
 from conftest import run_at
 from forked import LIMIT, start_two
 
-from defects.config import ROOT
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT
 from defects.data.fold_files import load_training_rows
 from defects.messages import UserError
 from defects.models import build_detector

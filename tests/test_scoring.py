@@ -11,8 +11,8 @@ from conftest import copy_runs, raising, run_at, run_once, texture, write_config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from defects.config import InferConfig
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import InferConfig
 from defects.data.datasets import DeviceBatches, ImageDataset, to_device
 from defects.data.fold_files import load_training_rows
 from defects.data.images import windows

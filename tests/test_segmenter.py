@@ -9,7 +9,7 @@ from conftest import options_for
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.datasets import to_device, training_loader
 from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from conftest import submitted_at
 
-from defects.config import as_yaml
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import as_yaml
 from defects.evaluation.thresholds import Decision
 from defects.files import sha256, write_bytes
 from defects.submission import send

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from defects.config import Config, ModelConfig
-from defects.config_files import validate_config
+from defects.config import validate_config
+from defects.config_schema import Config, ModelConfig
 from defects.data import fold_files, index
 from defects.data.layouts import find_layout_settings, layout_names
 from defects.evaluation import adversarial

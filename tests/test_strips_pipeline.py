@@ -12,7 +12,7 @@ import yaml
 from conftest import copy_runs, options_for, run_at, run_once, runs_at, submitted_at
 from test_kernel import run_cells
 
-from defects.config_files import load_config
+from defects.config import load_config
 from defects.data import rle
 from defects.data.images import resize
 from defects.data.labels import read_masks

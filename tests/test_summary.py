@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from defects.config import EnsembleConfig, ThresholdConfig
+from defects.config_schema import EnsembleConfig, ThresholdConfig
 from defects.messages import UserError
 from defects.submission.summary import read_summary
 

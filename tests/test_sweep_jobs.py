@@ -10,7 +10,7 @@ import pytest
 import yaml
 from forked import start_two
 
-from defects.config import ROOT
+from defects.config_schema import ROOT
 from defects.training import sweep_jobs as library
 
 

@@ -13,8 +13,8 @@ import torch
 from accelerate import PartialState
 
 from defects import cli
-from defects.config import Config
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import Config
 from defects.data.datasets import ImageDataset
 from defects.models.patchcore import PatchCore
 from defects.runs import Run

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from defects.config import ROOT, Config, categories, of_category, resolve
-from defects.config_files import known_config_files, load_config
+from defects.config import known_config_files, load_config
+from defects.config_schema import ROOT, Config, categories, of_category, resolve
 from defects.messages import UserError
 
 if TYPE_CHECKING:

@@ -1,394 +1,212 @@
-"""What a configuration holds: pydantic models; config_files.py fills them from YAML and `--set key=value`."""
+"""Configurations in files: an experiment put together from a data file, a model file and its own settings."""
 
-import re
-import unicodedata
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel
 
-from defects.data.layouts import find_layout_settings, layout_names
+from defects.config_schema import REMOVED_SETTINGS, ROOT, Config, config_class, resolve
 from defects.messages import UserError
-from defects.settings import CONTROL, Section, convert, dump_yaml
-
-ROOT = Path(__file__).resolve().parents[2]  # the repository: relative paths of a config start here
-# Settings of earlier versions, which old runs still name, with the value at which they had no effect.
-REMOVED_SETTINGS = {
-    "data.fit": "squash",
-    "train.pseudo": None,
-    "train.init": None,
-    "infer.budget_minutes": None,
-    "ensemble.scale": "calibration",
-    "train.average": None,
-    "train.channels_last": True,
-    "train.patience": None,
-    "train.save_every": None,
-}
-LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
+from defects.settings import (
+    Written,
+    open_brackets,
+    parse_yaml,
+    plain_value,
+    section_of,
+    setting_type,
+    validate,
+    value_type,
+)
 
 
-# --- types of settings --------------------------------------------------------------------------------------
+def load_config(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    data: str | None = None,
+    model: str | None = None,
+    needs_model: bool = True,
+) -> Config:
+    """An experiment: what its data file says, then its model file, then its own settings, then `overrides`.
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-def _check_folder_name(name: str) -> str:
-    if not re.fullmatch(r"\w[^/\\:]*", name) or CONTROL.search(name):
-        raise ValueError("write the name of one folder: first a letter, a digit or _, and no / \\ or : in it")
-    if len(name.encode()) > LONGEST_NAME_BYTES:
-        raise ValueError(f"write a shorter name, {LONGEST_NAME_BYTES} bytes at most")
-    return name
-
-
-def _check_kernel_name(name: str) -> str:
-    if not re.fullmatch(r"[\w-]+/[a-z0-9][a-z0-9-]{4,42}", name):
-        raise ValueError("write owner/slug, the slug of 5 to 43 small letters, digits and hyphens")
-    return name
-
-
-FolderName = Annotated[str, AfterValidator(_check_folder_name)]  # one folder of output/
-
-
-def _check_class_name(name: str) -> str:
-    name = unicodedata.normalize("NFC", name)  # as tables are read
-    if name in ("", "defect", "normal"):
-        raise ValueError("name a class otherwise: `defect` and `normal` say whether there is any defect")
-    if name != name.strip() or not name.isprintable():
-        raise ValueError(
-            "a class name may hold blanks inside, but none at its ends and no control characters"
-        )
-    if "+" in name:
-        raise ValueError("a class name may hold any letters but +, which joins the classes of one image")
-    return name
-
-
-# YAML reads [1, 2] as numbers.
-ClassName = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_class_name)]
-# owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
-KernelName = Annotated[str, AfterValidator(_check_kernel_name)]
-
-
-# --- the data and the folds ---------------------------------------------------------------------------------
-
-
-class KaggleConfig(Section):
-    """A competition on Kaggle, and how many files its archive must hold (glob -> count).
-
-    `kernel` is for code competitions: your private notebook, which runs src/infer.py there.
+    `path` is an experiment. Its `data` and `model` name files of configs/data and configs/models, or hold the
+    settings themselves. `data` and `model` take the place of these names; a `model` given here also replaces
+    what the experiment says of training, since a learning rate of another model would be worse than a
+    default. The run is named `<data.name>_<model>`, or as the file, where settings stand in it. Without
+    `needs_model` the model may be missing, for stages that use none and should not wait for its libraries.
+    Raises UserError for unreadable files, unknown keys (naming the nearest known one) and bad values.
     """
-
-    competition: str
-    expected: dict[str, int] = {}
-    kernel: KernelName | None = None  # owner/slug; its files become the data set <owner/slug>-bundle
-    gpu: bool = True  # of the notebook
-    wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
-
-
-class DataConfig(Section):
-    """A data set. `data_config_class` adds the settings of its layout, as `data.<layout>`."""
-
-    name: FolderName  # output/<name>/ holds images.csv and the folds
-    category: FolderName | None = None  # set by --category: `name` then ends with it
-    source: str  # a module of defects/data/layouts
-    root: Path
-    image_size: tuple[Count, Count]  # height, width seen by the detector, in pixels
-    symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
-    sample_submission: str | None = None  # relative to root
-    answers: Path | None = None  # key of the test images, read by src/evaluate.py only
-    classes: list[ClassName] = []  # of a data set with several kinds of defects; empty: defective or not
-    use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
-    kaggle: KaggleConfig | None = None
-    external_data: bool = True  # false: the competition forbids outside images
-    pretrained_is_external: bool = False  # whether its rules count ImageNet weights as such
-    contradictions: Literal["error", "report"] = "error"  # one picture filed as normal and as defective
-    bad_masks: Literal["error", "drop"] = "error"  # masks that are empty or of another size
-    unlisted_classes: Literal["error", "drop"] = "error"  # rows of other classes than `classes`; images with
-    # no other defects are left out too, since they are not normal
-    # Of the camera behind 16-bit files: 2**bits - 1 is white. None: the largest value of the file's type.
-    bits: Annotated[int, Field(ge=9, le=16)] | None = None
-    inverted_masks: bool | None = None  # masks are white where nothing is; None: all masks together decide
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """What can be asked of an image: which classes, and last of all whether there is any defect."""
-        return (*self.classes, "defect")
-
-    @field_validator("classes")
-    @classmethod
-    def _distinct_classes(cls, classes: list[str]) -> list[str]:
-        if len(set(classes)) < len(classes):
-            raise ValueError("a class is named twice")
-        return classes
-
-    @property
-    def whole_name(self) -> str:
-        """Of the data set with all of its categories."""
-        return self.name.removesuffix(f"_{self.category}") if self.category else self.name
+    experiment = {} if path is None else read_config_file(path)
+    own = {key: value for key, value in experiment.items() if key not in ("data", "model")}
+    data = experiment.get("data") if data is None else data
+    values = _read_part("data", data, path)
+    if model is None:
+        model = experiment.get("model")
+        if model is None and not needs_model:
+            model = "classifier"
+        values = _merge(_merge(values, _read_part("models", model, path), Config), own, Config)
+    else:
+        own = {key: value for key, value in own.items() if key not in ("train", "augment", "experiment")}
+        values = _merge(_merge(values, own, Config), _read_part("models", model), Config)
+    if "experiment" not in values:
+        values["experiment"] = _name_run(values, path, model)
+    config = validate_config(apply_overrides(values, overrides), "settings" if path is None else str(path))
+    return _with_needs_of_detector(config) if needs_model else config
 
 
-def data_config_class(values: Any) -> type[DataConfig]:
-    """DataConfig with the settings of the layout that `values`, those of `data`, name as their source.
+def with_model(config: Config, name: str) -> Config:
+    """The experiment with what a model file says in place of its model and training."""
+    values = config.model_dump(mode="json", exclude={"model", "train", "augment", "infer"})
+    values = _merge(values, _read_part("models", name), Config)
+    return _with_needs_of_detector(validate(config_class(values), values, name))
 
-    Those of any other layout that `values` hold are checked as well, but have no effect and are not stored.
-    """
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, scalars as written. Raises UserError if it is none."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no plain file: it may never end")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        names = ", ".join(sorted(config.name for config in (ROOT / "configs").glob("*.yaml")))
+        raise UserError(f"{path}: {error.strerror}; configs/ holds {names}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        return DataConfig
-    source = convert(values.get("source"), str)
-    return _with_layouts(source, tuple(name for name in layout_names() if name == source or name in values))
+        raise UserError(f"{path} must hold `key: value` lines")
+    return values
 
 
-@lru_cache
-def _with_layouts(source: str, names: tuple[str, ...]) -> type[DataConfig]:
-    fields = {}
-    for name in names:
-        settings = find_layout_settings(name)
-        if settings is not None:
-            fields[name] = (settings, Field({}, exclude=name != source))  # {}: their own defaults
-    return create_model("DataConfig", __base__=DataConfig, **fields) if fields else DataConfig
+def validate_config(values: dict[str, Any], where: str) -> Config:
+    """The config of these values, which may be those of an old run; `where` they stand is for messages.
 
-
-class DuplicateConfig(Section):
-    """The search for photographs of the same object, on thumbnails of the training images."""
-
-    enabled: bool = True
-    thumbnail_size: Annotated[int, Field(ge=32)] = 128  # pixels; images are compared at this size
-    neighbours: Count = 16  # candidates per image
-    ignore: tuple[int, int, int, int] | None = None  # top, left, bottom, right: a burnt-in text, in pixels
-    max_shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.08  # of the side, between two photographs
-    min_correlation: Annotated[float, Field(gt=0, lt=1)] = 0.46  # of two photographs of one object, at least
-    min_texture: Annotated[float, Field(gt=0, le=1)] = 0.05  # mean square of the texture; below it: flat
-
-
-class BalanceConfig(Section):
-    """How the rare class is brought to `ratio` rare images per normal one on the training side.
-
-    With several classes: each to `ratio` images per one of the most frequent class. `none` plans neither
-    copies nor rotations and flips: state those in `augment`.
+    REMOVED_SETTINGS are left out, and refused where they would have an effect.
     """
-
-    method: Literal["oversample", "none"] = "oversample"
-    ratio: Annotated[float, Field(gt=0)] = 0.5
-    angle_step: Annotated[float, Field(gt=0, le=90)] = 10.0  # degrees; halved until the ratio is reached
-
-
-class SplitConfig(Section):
-    folds: Annotated[int, Field(ge=2)] = 5
-    seed: Seed = 0
-    group_file: Path | None = None  # CSV image_id,group: coil, part number; takes precedence
-    group_pattern: str | None = None  # or a regular expression on image_id whose first group is the group
-    duplicates: DuplicateConfig = DuplicateConfig()
-    balance: BalanceConfig = BalanceConfig()
-
-
-# --- the model, its training and what follows ---------------------------------------------------------------
-
-
-class BackboneConfig(Section):
-    name: str  # any timm model
-    weights: str = "imagenet"  # imagenet (from the hub), none (random), or a checkpoint file
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _in_any_spelling(cls, weights: Any) -> Any:
-        """`None`, `null` and `ImageNet` are understood."""
-        word = str(weights).lower()
-        if word in ("none", "null"):
-            return "none"
-        return "imagenet" if word == "imagenet" else weights
-
-
-class ModelConfig(Section):
-    name: str = "classifier"  # a module of defects/models
-    backbone: BackboneConfig | None = None  # not every detector has one
-    options: dict[str, Any] = {}  # the detector's own settings, checked by the detector
-
-
-class TrainConfig(Section):
-    seed: Seed = 0
-    epochs: Annotated[int, Field(ge=0)] = 12  # 0: left as it starts, for comparison
-    batch_size: Count = 16
-    accumulate: Count = 1  # batches per optimiser step
-    steps: Count | None = None  # optimiser steps; rounded up to whole epochs, they replace `epochs`
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    milestones: list[Fraction] | None = None  # lower lr by lr_factor at these shares; None: cosine to 0
-    lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weight average, None: off
-    black_out: Fraction = 0.0  # probability that an image's marked defects are covered up, its label then 0
-    paste: Fraction = 0.0  # probability that a normal image gets a marked defect
-    synthetic: Fraction = 0.0  # probability that a normal image, if nothing was pasted, gets a drawn defect
-    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: bf16 or fp16 on a GPU
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0: threads of this one, best without a GPU
-    inner_holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training side kept unseen, 1/n
-    select: Literal["last", "inner"] = "last"  # the epoch that is scored: last, or best on the inner part
-    validate_every: Count = 1  # look at unseen images every n epochs, and after the last
-
-    @model_validator(mode="after")
-    def _inner_needed(self) -> "TrainConfig":
-        if self.inner_holdout == 0 and self.select == "inner":
-            raise ValueError("train.select=inner needs train.inner_holdout above 0")
-        if self.steps is None and 0 < self.epochs < self.warmup_epochs:
-            raise ValueError(
-                f"train.warmup_epochs={self.warmup_epochs:g} is longer than train.epochs={self.epochs}: "
-                "lower it, or train.lr is never reached"
+    result = dict(values)
+    for name, no_effect in REMOVED_SETTINGS.items():
+        section, key = name.split(".")
+        settings = result.get(section)
+        if not isinstance(settings, dict) or key not in settings:
+            continue
+        value = settings[key]
+        if isinstance(value, Written):
+            value = plain_value(value)
+        if value != no_effect:
+            raise UserError(
+                f"{where}: {name}={value} is no setting any more (docs/results.md says why): delete it"
             )
-        if self.epochs == 0 and self.select == "inner":
-            raise ValueError("train.select=inner needs an epoch to select: train.epochs above 0")
-        return self
+        result[section] = {name: setting for name, setting in settings.items() if name != key}
+    return validate(config_class(result), result, where)
 
 
-class InferConfig(Section):
-    batch_size: Count = 32
-    # average over the label-preserving members of the dihedral group; where it is not set, load_config takes
-    # what the detector wants (Detector.uses_tta)
-    tta: bool = True
-    map_size: Count = 64  # pixels, longer side of the anomaly maps that are kept
-    window: tuple[Count, Count] | None = None  # height, width: of larger images windows are scored
-    shard: Count = 10_000  # test images, rounded up to whole batches, after which scores are safe
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`values` of a config with those of every `key.sub=value`, as `--set` has them.
+
+    A value is text until the type of its setting is known.
+    """
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        key = key.strip()
+        if not separator or not key:
+            raise UserError(f"--set {override}: write section.key=value, without spaces around the =")
+        try:
+            values = _with_value(values, key, Written(value.strip()), config_class(values))
+        except ValueError as error:
+            raise UserError(f"--set {override}: not valid YAML ({error})") from None
+    return values
 
 
-class ThresholdConfig(Section):
-    """How the decision threshold is chosen on out-of-fold scores; `fpr` also where there are no defects."""
-
-    rule: Literal["macro_f1", "expected_fpr"] = "macro_f1"
-    fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of out-of-fold normal images to reject
-    prior: Literal["train", "estimated"] = "train"  # share of defects that macro_f1 is best for
+def known_config_files(kind: str) -> list[str]:
+    """Names of the files in configs/<kind>: of `data` or `models`."""
+    return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 
-class EnsembleConfig(Section):
-    """How experiments on the same folds become one score; nothing to do for a single one."""
+def find_config_file(kind: str, name: str, experiment: Path | None = None) -> Path:
+    """The file configs/<kind>/<name>.yaml, or another YAML file, by its path.
 
-    method: Literal["auto", "mean", "stack"] = "auto"  # auto: the mean, or what is surely better
-    weights: dict[FolderName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None  # or yours
-    compare: bool = True  # first compare training and test images
-
-    @field_validator("weights")
-    @classmethod
-    def _some_weight(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
-        if not weights:
-            return None
-        if not sum(weights.values()):
-            raise ValueError("the weights sum to zero: give one experiment a weight above 0")
-        return weights
-
-
-class TrackingConfig(Section):
-    wandb: Literal["off", "offline", "online"] = "off"
-    project: str = "defects"
-
-
-class Config(Section):
-    experiment: FolderName  # output/<experiment>/; the config file's name by default
-    output: Path = Path("output")
-    submissions: Path = Path("submissions")
-    data: DataConfig
-    split: SplitConfig = SplitConfig()
-    model: ModelConfig
-    augment: list[dict[str, Any]] = []  # albumentations, in order: {name: HueSaturationValue, p: 0.5, ...}
-    train: TrainConfig = TrainConfig()
-    infer: InferConfig = InferConfig()
-    threshold: ThresholdConfig = ThresholdConfig()
-    ensemble: EnsembleConfig = EnsembleConfig()
-    tracking: TrackingConfig = TrackingConfig()
-
-    @model_validator(mode="after")
-    def _distinct_folders(self) -> "Config":
-        if self.experiment == self.data.name:
-            raise ValueError(
-                f"experiment and data.name are both {self.experiment!r}: both are folders of output"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _external_data(self) -> "Config":
-        weights = self.model.backbone.weights if self.model.backbone else "none"
-        if weights != "none" and self.data.pretrained_is_external and not self.data.external_data:
-            raise ValueError(
-                f"data.external_data=false refuses model.backbone.weights={weights}, since "
-                "data.pretrained_is_external=true: set model.backbone.weights=none"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _drawn_defects(self) -> "Config":
-        if self.train.synthetic and self.data.classes:
-            raise ValueError("train.synthetic draws defects of no class: set it to 0 with data.classes")
-        return self
-
-    @property
-    def seen_size(self) -> tuple[int, int]:
-        """Height, width in pixels of what a detector is given: images, or windows of them."""
-        height, width = map(min, self.data.image_size, self.infer.window or self.data.image_size)
-        return height, width
-
-    @property
-    def output_dir(self) -> Path:
-        return resolve(self.output)
-
-    @property
-    def dataset_dir(self) -> Path:
-        return resolve(self.output) / self.data.name
-
-    @property
-    def experiment_dir(self) -> Path:
-        return resolve(self.output) / self.experiment
-
-
-# --- places and variants ------------------------------------------------------------------------------------
-
-
-def resolve(path: Path | str) -> Path:
-    """A config's path: absolute, or relative to the repository."""
-    return ROOT / Path(path).expanduser()
-
-
-def config_class(values: dict[str, Any]) -> type[Config]:
-    """Config with the settings of the layouts that `values`, those of a whole configuration, name."""
-    return _with_data(data_config_class(values.get("data")))
-
-
-@lru_cache
-def _with_data(section: type[DataConfig]) -> type[Config]:
-    return Config if section is DataConfig else create_model("Config", __base__=Config, data=(section, ...))
-
-
-def refuse_external(config: Config, setting: str, folder: Path) -> None:
-    """UserError if `folder`, named by `setting`, holds outside images and data.external_data forbids them."""
-    root = resolve(config.data.root).resolve()
-    if not config.data.external_data and not resolve(folder).resolve().is_relative_to(root):
+    A relative path starts at the folder of the `experiment` that names it, at the present folder, or at the
+    repository: the first that exists.
+    """
+    if name.endswith((".yaml", ".yml")):
+        places = [Path(name).expanduser(), resolve(name)]
+        if experiment is not None:
+            places.insert(0, experiment.parent / name)
+        return next((place for place in places if place.exists()), places[-1])
+    names = known_config_files(kind)
+    if name not in names:
+        option = "--data" if kind == "data" else "--model"
         raise UserError(
-            f"{setting}={folder}: data.external_data=false forbids images from outside {root}; "
-            "leave the setting out, or name a folder of the data set"
+            f"{option} {name}: configs/{kind} holds {', '.join(names)}; or name a YAML file by its path"
         )
+    return ROOT / "configs" / kind / f"{name}.yaml"
 
 
-def of_category(config: Config, category: str) -> Config:
-    """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
-    data = config.data.model_copy(
-        update={
-            "root": config.data.root / category,
-            "name": f"{config.data.name}_{category}",
-            "category": category,
-        }
-    )
-    return config.model_copy(update={"data": data, "experiment": f"{config.experiment}_{category}"})
+def _read_part(kind: str, source: Any, experiment: Path | None = None) -> dict[str, Any]:
+    """What a data file or a model file says; `source` is its name, or its section written out, or nothing.
+
+    `experiment` is the file that names it.
+    """
+    if source is None:
+        return {}
+    section = "data" if kind == "data" else "model"
+    if not isinstance(source, str):
+        return {section: source}
+    path = find_config_file(kind, source, experiment)
+    values = read_config_file(path)
+    if section not in values:
+        raise UserError(f"{path} says nothing of {section}: a file of configs/{kind} has that section")
+    if kind == "data" and isinstance(values["data"], dict):
+        values = values | {"data": {"name": path.stem} | values["data"]}
+    return values
 
 
-def categories(data: DataConfig) -> list[str]:
-    """Sub-folders of data.root that hold training images."""
-    from defects.data.folder_scan import list_folders  # not on top: it loads OpenCV
+def _name_run(values: dict[str, Any], path: Path | None, model: Any) -> str | None:
+    """`<data.name>_<model>`, or the name of the experiment's file where the model is written out in it."""
+    if not isinstance(model, str):
+        return None if path is None else path.stem
+    data = values.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    return f"{name}_{Path(model).stem}"
 
-    return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
+
+def _with_needs_of_detector(config: Config) -> Config:
+    """What is not set and depends on the detector is as its class says."""
+    if "tta" in config.infer.model_fields_set:
+        return config
+    from defects.models import find_detector  # not on top: it takes seconds to import torch
+
+    infer = config.infer.model_copy(update={"tta": find_detector(config.model.name).uses_tta})
+    return config.model_copy(update={"infer": infer})
 
 
-def as_yaml(config: Config) -> str:
-    return dump_yaml(config.model_dump(mode="json"))
+def _with_value(
+    values: dict[str, Any], key: str, value: Written, model: type[BaseModel] | None
+) -> dict[str, Any]:
+    """`values` of a section, or of a free mapping (None), with `value` at the dotted key.
+
+    In a mapping of names to numbers all that follows the first dot is one name.
+    """
+    name, _, subkey = key.partition(".")
+    if not subkey:
+        return _merge(values, {name: value}, model)
+    annotation = setting_type(model, name)
+    inner = open_brackets(values.get(name), annotation)
+    inner = inner if isinstance(inner, dict) else {}
+    section = section_of(annotation)
+    if section is None and value_type(annotation) is not Any:
+        return values | {name: inner | {subkey: value}}
+    return values | {name: _with_value(inner, subkey, value, section)}
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+    """`top` over `base`, section by section; lists and free mappings are replaced, so they can be emptied."""
+    result = dict(base)
+    for key, value in top.items():
+        annotation = setting_type(model, key)
+        value = open_brackets(value, annotation)
+        section = section_of(annotation)
+        base_value = base.get(key)
+        if section and isinstance(value, dict) and isinstance(base_value, dict):
+            value = _merge(base_value, value, section)
+        result[key] = value
+    return result

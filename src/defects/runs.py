@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, resolve
-from defects.config_files import apply_overrides, read_config_file, validate_config
+from defects.config import apply_overrides, read_config_file, validate_config
+from defects.config_schema import Config, resolve
 from defects.data.labels import DEFECT
 from defects.files import read_csv, read_json
 from defects.messages import UserError, shorten_names

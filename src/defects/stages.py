@@ -5,8 +5,8 @@ from argparse import Namespace
 import pandas as pd
 
 from defects import cli
-from defects.config import ROOT, Config
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT, Config
 from defects.data.fold_files import DataTables, find_folds_problem, load_tables, split_locked
 from defects.data.index import find_index_problem, load_images, prepare_locked
 from defects.files import locked

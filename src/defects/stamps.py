@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from defects.config import REMOVED_SETTINGS, config_class, resolve
+from defects.config_schema import REMOVED_SETTINGS, config_class, resolve
 from defects.data.layouts import layout_names
 from defects.files import sha256
 from defects.messages import shorten_names

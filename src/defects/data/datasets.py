@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from defects.config import Config, resolve
+from defects.config_schema import Config, resolve
 from defects.data.added_defects import Paste, Synthetic
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask, windows

@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from defects.config import DuplicateConfig
+from defects.config_schema import DuplicateConfig
 from defects.data.bounded_memory import allocate_array
 from defects.data.registration import (
     ALIKE,

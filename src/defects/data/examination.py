@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.bounded_memory import in_threads
 from defects.data.folder_scan import broken_link_text
 from defects.data.images import ImageFacts, examine_image

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, DuplicateConfig, resolve
+from defects.config_schema import Config, DuplicateConfig, resolve
 from defects.data import duplicates
 from defects.data.bounded_memory import allocate_array, in_threads
 from defects.data.folds import find_stated_groups, make_training_rows, plan_folds

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from defects.config import BalanceConfig, SplitConfig, resolve
+from defects.config_schema import BalanceConfig, SplitConfig, resolve
 from defects.data.labels import DEFECT, class_names, target_labels
 from defects.data.user_tables import match_ids, read_user_table
 from defects.files import same_text

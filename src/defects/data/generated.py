@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.files import partial, read_json, remove_old_parts, write_json
 from defects.messages import UserError
 from defects.settings import Section

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import Config, DataConfig, resolve
+from defects.config_schema import Config, DataConfig, resolve
 from defects.data.examination import Examination, examine_files
 from defects.data.inventory import print_inventory, take_inventory
 from defects.data.labels import class_columns

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data import rle
 from defects.data.examination import Examination, Examined
 from defects.data.folder_scan import (

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.folder_scan import FolderScan, check_complete, check_not_empty, folder_key, scan_folder
 from defects.data.labels import join_masks
 from defects.data.mask_matching import MasksBeside, match_masks, split_off_masks

@@ -13,7 +13,7 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from defects.config import Config, resolve
+from defects.config_schema import Config, resolve
 from defects.data.datasets import plain_loader
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image

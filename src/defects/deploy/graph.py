@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from defects.config import Config
-from defects.config_files import validate_config
+from defects.config import validate_config
+from defects.config_schema import Config
 from defects.deploy.model import Arrays, ScoreImages, openvino_core
 from defects.messages import UserError
 from defects.models import Detector, build_detector

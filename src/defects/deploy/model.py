@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from defects.config import Count
+from defects.config_schema import Count
 from defects.files import sha256
 from defects.messages import UserError
 from defects.settings import Section, validate

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.contrib.concurrent import thread_map
 
-from defects.config import Config, DataConfig, DuplicateConfig, resolve
+from defects.config_schema import Config, DataConfig, DuplicateConfig, resolve
 from defects.data.duplicates import group_ids, search_siblings
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image

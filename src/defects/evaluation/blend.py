@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from defects.config import EnsembleConfig, ThresholdConfig
+from defects.config_schema import EnsembleConfig, ThresholdConfig
 from defects.evaluation.metrics import bootstrap, macro_f1
 from defects.evaluation.scales import ScoreScale, fit_calibration, fit_ranks
 from defects.evaluation.thresholds import choose_threshold

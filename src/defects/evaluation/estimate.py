@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import confusion_matrix
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.fold_files import DataTables
 from defects.data.labels import DEFECT
 from defects.evaluation import thresholds

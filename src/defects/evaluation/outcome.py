@@ -5,7 +5,7 @@ Read by src/evaluate.py and `src/compare.py --test` alone.
 
 import pandas as pd
 
-from defects.config import Config, resolve
+from defects.config_schema import Config, resolve
 from defects.data.rle import read_annotations
 from defects.data.user_tables import match_ids, read_user_table
 from defects.evaluation.metrics import macro_f1, rank_metrics, share_weights

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit, logit
 
-from defects.config import ThresholdConfig
+from defects.config_schema import ThresholdConfig
 from defects.evaluation.metrics import interval, macro_f1, macro_f1_of_counts, share_weights
 from defects.evaluation.pixels import CellCounts
 from defects.evaluation.scales import fit_calibration

@@ -12,7 +12,7 @@ from typing import get_type_hints
 
 from pydantic import create_model
 
-from defects.config import Config, refuse_external, resolve
+from defects.config_schema import Config, refuse_external, resolve
 from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL
 from defects.messages import UserError

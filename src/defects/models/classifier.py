@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import BackboneConfig, Fraction, NotNegative
+from defects.config_schema import BackboneConfig, Fraction, NotNegative
 from defects.messages import UserError
 from defects.models.base import Batch, Detector
 from defects.models.features import Normalize, check_sizes, create_backbone

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from defects.config import Count, Positive
+from defects.config_schema import Count, Positive
 from defects.models.base import AnomalyDetector, Batch, pad_to_multiple
 from defects.models.losses import check_window, ssim
 from defects.models.statistics import GaussianSmoothing

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import BackboneConfig, Count
+from defects.config_schema import BackboneConfig, Count
 from defects.models.base import AnomalyDetector, Batch, Batches
 from defects.models.features import Features
 from defects.models.statistics import (

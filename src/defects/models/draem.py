@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import Count
+from defects.config_schema import Count
 from defects.data.datasets import as_input
 from defects.data.transforms import rotate_flip
 from defects.messages import UserError

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from defects.config import Count, Fraction, NotNegative, Positive
+from defects.config_schema import Count, Fraction, NotNegative, Positive
 from defects.data.datasets import as_input
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image

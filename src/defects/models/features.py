@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from defects.config import BackboneConfig, resolve
+from defects.config_schema import BackboneConfig, resolve
 from defects.messages import UserError
 from defects.processes import print_once
 

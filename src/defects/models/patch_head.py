@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from defects.config import BackboneConfig, Count, Fraction, NotNegative, Share
+from defects.config_schema import BackboneConfig, Count, Fraction, NotNegative, Share
 from defects.data.transforms import DIHEDRAL, turn
 from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.nn import functional
 from tqdm import tqdm
 
-from defects.config import BackboneConfig, Count, Fraction, Positive, Share
+from defects.config_schema import BackboneConfig, Count, Fraction, Positive, Share
 from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batches
 from defects.models.coreset import Coreset, greedy_coreset

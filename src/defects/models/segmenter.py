@@ -8,7 +8,7 @@ from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss
 from torch import nn
 from torch.nn import functional
 
-from defects.config import BackboneConfig, Fraction, Share
+from defects.config_schema import BackboneConfig, Fraction, Share
 from defects.messages import UserError
 from defects.models.base import Batch, Detector, pad_to_multiple
 from defects.models.features import REFUSALS, Normalize, create_backbone, in_one_line, size_arguments

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from defects.config import BackboneConfig, Count, Positive
+from defects.config_schema import BackboneConfig, Count, Positive
 from defects.models.base import AnomalyDetector, Batch, Batches
 from defects.models.features import Features, check_sizes
 from defects.models.statistics import ChannelMoments, GaussianSmoothing, raise_small_deviations

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.fold_files import DataTables
 from defects.evaluation.adversarial import (
     FILE,

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defects.config import Config, resolve
-from defects.config_files import known_config_files, with_model
+from defects.config import known_config_files, with_model
+from defects.config_schema import Config, resolve
 from defects.data.fold_files import DataTables
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.outcome import load_answers, outcome

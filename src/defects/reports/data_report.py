@@ -19,7 +19,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from tqdm import tqdm
 
-from defects.config import Config, DataConfig, resolve
+from defects.config_schema import Config, DataConfig, resolve
 from defects.data.fold_files import EDGES, format_correlation, load_search
 from defects.data.images import read_image
 from defects.data.labels import is_marked, read_masks

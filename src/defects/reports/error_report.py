@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 from sklearn.metrics import confusion_matrix
 
-from defects.config import Config, DataConfig
+from defects.config_schema import Config, DataConfig
 from defects.data.fold_files import DataTables
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score

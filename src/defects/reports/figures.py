@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.images import read_image, resize, resize_mask
 from defects.data.labels import read_masks
 from defects.evaluation.display_scales import (

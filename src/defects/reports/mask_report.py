@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.labels import read_masks
 from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.mask_rules import Rule, make_mask

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defects.config import Config, ThresholdConfig, resolve
+from defects.config_schema import Config, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate

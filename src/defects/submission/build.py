@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.fold_files import DataTables
 from defects.data.index import sample_ids
 from defects.data.labels import DEFECT

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defects.config import ROOT, Config, KaggleConfig, TrackingConfig, as_yaml, resolve
+from defects.config_schema import ROOT, Config, KaggleConfig, TrackingConfig, as_yaml, resolve
 from defects.files import partial, sha256, write_json
 from defects.messages import UserError
 from defects.runs import FULL, OOF_MAPS, Run, fold_folder_name

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from defects.config import KaggleConfig
+from defects.config_schema import KaggleConfig
 from defects.messages import UserError
 
 TROUBLES = (  # the client's last line -> what to do about it; the first match counts

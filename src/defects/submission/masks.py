@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from defects.config import Config, resolve
+from defects.config_schema import Config, resolve
 from defects.data.images import resize
 from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks

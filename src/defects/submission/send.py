@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.evaluation.thresholds import Decision
 from defects.files import read_csv, sha256, write_csv
 from defects.messages import UserError

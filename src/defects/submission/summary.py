@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from defects.config import Config, EnsembleConfig, ThresholdConfig, resolve
+from defects.config_schema import Config, EnsembleConfig, ThresholdConfig, resolve
 from defects.files import read_json, sha256
 from defects.messages import UserError
 from defects.runs import Run

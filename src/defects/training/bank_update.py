@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from defects.config import Config, refuse_external
+from defects.config_schema import Config, refuse_external
 from defects.data.datasets import DeviceBatches
 from defects.data.fold_files import DataTables, find_duplicates, load_training_rows
 from defects.data.folder_scan import list_images

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.data.fold_files import training_list
 from defects.data.index import training_sha256
 from defects.files import sha256, write_bytes

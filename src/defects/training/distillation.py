@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import Config, refuse_external, resolve
+from defects.config_schema import Config, refuse_external, resolve
 from defects.data.datasets import EpochSampler, ImageDataset, as_input
 from defects.data.folder_scan import list_images
 from defects.files import locked

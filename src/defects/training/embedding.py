@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from defects.config import TrainConfig
+from defects.config_schema import TrainConfig
 from defects.data.datasets import EpochSampler, to_device
 from defects.models import Detector
 

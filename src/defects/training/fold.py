@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 
-from defects.config import Config, TrainConfig, as_yaml, resolve
+from defects.config_schema import Config, TrainConfig, as_yaml, resolve
 from defects.data.datasets import DeviceBatches, plain_loader, to_device, training_loader
 from defects.data.fold_files import load_training_rows, training_list
 from defects.data.folds import inner_holdout

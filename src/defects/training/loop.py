@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import TrainConfig
+from defects.config_schema import TrainConfig
 from defects.data.datasets import to_device
 from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.thresholds import best_threshold

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from defects.config import Config, InferConfig
+from defects.config_schema import Config, InferConfig
 from defects.data.datasets import as_input, plain_loader
 from defects.data.images import windows
 from defects.data.transforms import DIHEDRAL, turn, turn_back

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from defects.config import ROOT, Config, FolderName, Seed, resolve
-from defects.config_files import load_config, read_config_file
+from defects.config import load_config, read_config_file
+from defects.config_schema import ROOT, Config, FolderName, Seed, resolve
 from defects.files import locked
 from defects.messages import UserError
 from defects.runs import FULL, Run, fold_names

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from defects.config import Config
+from defects.config_schema import Config
 from defects.files import read_json, write_bytes, write_json
 from defects.messages import UserError
 from defects.models import Detector

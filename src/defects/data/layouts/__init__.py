@@ -15,7 +15,7 @@ from defects.messages import UserError
 from defects.settings import Section
 
 if TYPE_CHECKING:
-    from defects.config import DataConfig
+    from defects.config_schema import DataConfig
     from defects.data.listing import Listing
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.listing import Listing, MaskNotes, RoleFolder, attach_by_role, make_rows, open_folders
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.listing import Listing, MaskNotes, RoleFolder, attach_by_role, make_rows, open_folders
 from defects.settings import Section
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, categories, resolve
+from defects.config_schema import DataConfig, categories, resolve
 from defects.data.folder_scan import list_folders
 from defects.data.listing import (
     Listing,

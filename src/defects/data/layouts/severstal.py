@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config import DataConfig, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.labels import class_columns
 from defects.data.listing import Listing, MaskNotes, RoleFolder, leave_out_masks, make_rows, open_folders
 from defects.data.rle import RLE_COLUMNS, all_pairs, read_annotations

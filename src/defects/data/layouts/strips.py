@@ -17,7 +17,7 @@ from numpy.random import Generator
 from pydantic import Field as Setting
 from tqdm.contrib.concurrent import thread_map
 
-from defects.config import Count, DataConfig, Seed
+from defects.config_schema import Count, DataConfig, Seed
 from defects.data import rle
 from defects.data.generated import generate_if_missing, new_data_set
 from defects.data.layouts import severstal

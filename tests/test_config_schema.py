@@ -3,8 +3,8 @@
 import pytest
 from conftest import defective, texture, write_png
 
-from defects.config import ROOT
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import ROOT
 from defects.messages import UserError
 
 DETECTORS = sorted(path.stem for path in (ROOT / "configs" / "models").glob("*.yaml"))
