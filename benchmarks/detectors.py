@@ -16,8 +16,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import ROOT  # noqa: E402
-from defects.config_files import known_config_files, load_config  # noqa: E402
+from defects.config import known_config_files, load_config  # noqa: E402
+from defects.config_schema import ROOT  # noqa: E402
 from defects.data.images import resize  # noqa: E402
 from defects.data.layouts.demo import TEXTURES, draw_image  # noqa: E402
 from defects.models import Detector, build_detector  # noqa: E402

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import ROOT, Config  # noqa: E402
+from defects.config_schema import ROOT, Config  # noqa: E402
 from defects.files import read_json, write_json  # noqa: E402
 
 LIMIT_SECONDS = 420  # no part begins later

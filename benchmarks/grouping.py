@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import DuplicateConfig  # noqa: E402
+from defects.config_schema import DuplicateConfig  # noqa: E402
 from defects.data.duplicates import search_siblings  # noqa: E402
 
 SIZE = DuplicateConfig().thumbnail_size

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from defects import cli, stages  # noqa: E402
-from defects.config import Config  # noqa: E402
+from defects.config_schema import Config  # noqa: E402
 from defects.data.datasets import DeviceBatches  # noqa: E402
 from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.fold_files import find_duplicates  # noqa: E402

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects import cli, stages  # noqa: E402
-from defects.config import Config, resolve  # noqa: E402
+from defects.config_schema import Config, resolve  # noqa: E402
 from defects.data.datasets import EpochSampler, ImageDataset, TrainingImage, plain_loader  # noqa: E402
 from defects.data.folds import assign_folds, class_targets  # noqa: E402
 from defects.data.images import read_image  # noqa: E402

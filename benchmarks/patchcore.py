@@ -119,7 +119,7 @@ def auroc(scores: dict[str, float], folder: Path) -> float:
 def write_inputs(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
     """normal/, test/ and labels.json, weights.pt, and vectors.npy: the patches of all normal images."""
     sys.path.insert(0, str(SRC))
-    from defects.config import BackboneConfig, resolve
+    from defects.config_schema import BackboneConfig, resolve
     from defects.models.features import create_backbone
 
     weights = arguments.weights
@@ -194,7 +194,7 @@ def here(folder: Path, images: Path) -> tuple:
     sys.path.insert(0, str(SRC))
     import pandas as pd
 
-    from defects.config import Config
+    from defects.config_schema import Config
     from defects.data.datasets import DeviceBatches
     from defects.models import build_detector
     from defects.training.loop import make_accelerator

@@ -20,7 +20,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from defects.config_files import load_config  # noqa: E402
+from defects.config import load_config  # noqa: E402
 from defects.models import Batch, build_detector  # noqa: E402
 
 LIGHT = "[features.1, features.6, features.11, features.15, features.20]"

@@ -19,8 +19,8 @@ from throughput import write_images
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from defects import stages  # noqa: E402
-from defects.config import ROOT  # noqa: E402
-from defects.config_files import load_config  # noqa: E402
+from defects.config import load_config  # noqa: E402
+from defects.config_schema import ROOT  # noqa: E402
 from defects.deploy.exporter import EXPORT_FORMATS, export  # noqa: E402
 from defects.deploy.model import ExportedModel, load_model  # noqa: E402
 from defects.deploy.prediction import predict, read_frame  # noqa: E402

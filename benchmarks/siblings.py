@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import DuplicateConfig  # noqa: E402
+from defects.config_schema import DuplicateConfig  # noqa: E402
 from defects.data.duplicates import SiblingSearch, search_siblings  # noqa: E402
 from defects.data.registration import thumbnail  # noqa: E402
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from defects.config import ROOT, Config  # noqa: E402
-from defects.config_files import load_config  # noqa: E402
+from defects.config import load_config  # noqa: E402
+from defects.config_schema import ROOT, Config  # noqa: E402
 from defects.data.datasets import training_loader  # noqa: E402
 from defects.models import build_detector  # noqa: E402
 from defects.training.loop import Trainer, TrainingStep, make_accelerator  # noqa: E402

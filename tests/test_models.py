@@ -81,7 +81,7 @@ def test_models_tta_of_a_run_is_what_its_config_says(make_config, tmp_path):
 
 def test_models_indexing_does_not_load_the_libraries_of_detectors():
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); from defects.config_files import *; "
+        f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); from defects.config import *; "
         "load_config(ROOT / 'configs' / 'demo.yaml', needs_model=False); print('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -305,7 +305,7 @@ def test_scoring_score_test_interrupted_scores_only_the_remaining_shards(
     outcome = run_script("infer.py", run_at(interrupted), *SHARDED)
     assert outcome.code == 0, outcome.stderr
     assert scored_counts == [3]
-    assert "11 of 11 images are scored_counts" in outcome.stdout
+    assert "11 of 11 images are scored" in outcome.stdout
     assert results(interrupted) == in_one_go(interrupted, run_script)
 
 
@@ -373,10 +373,10 @@ def test_scoring_score_test_uses_no_shards_made_from_something_else(
 
 def test_scoring_score_test_makes_maps_of_another_size_and_says_so(trained, run_script, scored_counts):
     command = ["infer.py", run_at(trained)]
-    assert "scored_counts again" not in run_script(*command).stdout
+    assert "scored again" not in run_script(*command).stdout
     assert scored_counts == [11]
     outcome = run_script(*command, "--set", "infer.map_size=1")
-    assert "fold 0 is scored_counts again (infer.map_size=64 then, 1 now)" in outcome.stdout
+    assert "fold 0 is scored again (infer.map_size=64 then, 1 now)" in outcome.stdout
     assert run_script(*command, "--set", "infer.map_size=1", "--set", "infer.batch_size=5").code == 0
     assert scored_counts == [11, 11]  # the size of batches changes no score
 
@@ -386,7 +386,7 @@ def test_scoring_score_test_replaces_scores_of_an_earlier_version(trained, run_s
     stamp = read_json(run_folder(trained) / "test.json")
     write_json(run_folder(trained) / "test.json", stamp["files"])  # as it was kept
     outcome = run_script("infer.py", run_at(trained))
-    assert "fold 0 is scored_counts again (it was written by an earlier version" in outcome.stdout
+    assert "fold 0 is scored again (it was written by an earlier version" in outcome.stdout
     assert scored_counts == [11, 11]
 
 
@@ -394,7 +394,7 @@ def test_scoring_train_fold_makes_maps_of_another_size_without_training(trained,
     command = ["train.py", "--config", trained, "--set", "infer.map_size=1"]
     before = checkpoint.load(run_folder(trained) / "best.pt")
     outcome = run_script(*command)
-    assert "only scored_counts again (infer.map_size=64 then, 1 now)" in outcome.stdout, outcome.stderr
+    assert "only scored again (infer.map_size=64 then, 1 now)" in outcome.stdout, outcome.stderr
     after = checkpoint.load(run_folder(trained) / "best.pt")
     assert after["fingerprint"]["settings"]["infer.map_size"] == 1
     for name, weights in before["detector"].items():

@@ -12,8 +12,8 @@ import pandas as pd
 import timm
 import torch
 
-from defects.config import Config, as_yaml
-from defects.config_files import load_config
+from defects.config import load_config
+from defects.config_schema import Config, as_yaml
 from defects.data import rle
 from defects.data.fold_files import load_tables, load_training_rows
 from defects.data.folds import find_stated_groups
