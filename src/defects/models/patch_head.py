@@ -21,6 +21,7 @@ from defects.models.statistics import StreamingCovariance, Whitening
 from defects.processes import print_once
 
 CANDIDATES = 20_000  # patches of all images among which those of the bank are chosen
+FLOOR = 1.0  # the smallest distance of whitened patches; that to another image's is some times larger
 
 
 class PatchHead(Detector):
@@ -129,7 +130,7 @@ class PatchHead(Detector):
 
     def _fill_bank(self, candidates: torch.Tensor, groups: torch.Tensor) -> None:
         """From whitened patches [N, C, 1, 1] of the groups [N]."""
-        vectors = candidates.flatten(1)
+        vectors = candidates.flatten(1).contiguous()  # other layouts give other last digits
         chosen = greedy_coreset(vectors, self.bank_size).indices
         self.memory_bank = vectors[chosen]
         self.bank_groups = groups[chosen]
@@ -148,7 +149,7 @@ class PatchHead(Detector):
         is_own = None
         if groups is not None and len(self.bank_groups.unique()) > 1:
             is_own = (groups[:, None] == self.bank_groups).repeat_interleave(height * width, 0)
-        distances = correct_distances(vectors, self.memory_bank, self.reductions, is_own)
+        distances = correct_distances(vectors, self.memory_bank, self.reductions, is_own, FLOOR)
         return distances.view(batch, 1, height, width)
 
     def _describe_patches(self, images: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
@@ -157,7 +158,9 @@ class PatchHead(Detector):
         if not self.bank_size:
             return features
         distances = self._measure_distances(features, groups)
-        return torch.cat([features, (distances - self.distance_mean) / self.distance_std], 1)
+        distances = (distances - self.distance_mean) / self.distance_std
+        # The layout of training's weights, or a model from a file would differ from it in the last digit.
+        return torch.cat([features, distances], 1).contiguous(memory_format=torch.channels_last)
 
     def embed(self, batch: Batch) -> Batch:
         """What the head is given [B, C, h, w], and for each patch and class whether it is defective."""
