@@ -11,7 +11,7 @@ from defects.config_files import load_config
 from defects.data.datasets import training_loader
 from defects.messages import UserError
 from defects.models import build_detector
-from defects.models.patch_head import PatchHead
+from defects.models.patch_head import DISTANCE_STD, PatchHead
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training import embedding
@@ -132,7 +132,7 @@ def test_patch_head_leaves_an_images_group_out_of_its_bank():
     is_other = detector.bank_groups != 0
     patches = detector.whitening(detector.features.patches(batch["image"][:1])).flatten(2)[0].T
     distances = torch.cdist(patches, detector.memory_bank[is_other]) - detector.reductions[is_other]
-    expected = (distances.amin(1) - detector.distance_mean) / detector.distance_std
+    expected = DISTANCE_STD * (distances.amin(1) - detector.distance_mean) / detector.distance_std
     assert torch.allclose(own[0].flatten(), expected, atol=1e-3)
 
 
@@ -153,12 +153,12 @@ def test_patch_head_gives_an_image_to_be_scored_the_whole_bank(trained):
 
 
 def test_patch_head_scales_distances_of_unseen_normal_patches():
-    """To a mean of 0 and a deviation of 1, of the candidates."""
+    """To one mean and deviation, of the candidates."""
     batch = defects_and_normals(8)
     detector = patch_head(symmetries="none")
     detector.prepare(OneBatch(batch))
     distances = detector.embed(batch)["features"][8:, -1]
-    assert distances.mean().abs() < 0.01 and abs(distances.std() - 1) < 0.01
+    assert distances.mean().abs() < 0.01 and abs(distances.std() / DISTANCE_STD - 1) < 0.01
 
 
 @pytest.mark.parametrize("bank", [0, 20])

@@ -1,6 +1,5 @@
 """Patch head: a small convolutional head on frozen, whitened features, taught by a few defects."""
 
-from itertools import cycle
 from typing import Annotated
 
 import torch
@@ -21,6 +20,7 @@ from defects.models.statistics import StreamingCovariance, Whitening
 from defects.processes import print_once
 
 CANDIDATES = 20_000  # patches of all images among which those of the bank are chosen
+DISTANCE_STD = 3.0  # of the distances' channel on normal images, whose features have a variance of one
 FLOOR = 1.0  # the smallest distance of whitened patches; that to another image's is some times larger
 
 
@@ -38,11 +38,12 @@ class PatchHead(Detector):
     the nearest ones would be its own or those of a copy, which no image to be scored has.
 
     The backbone learns nothing, so the training images are embedded once, and the heads learn from that:
-    see training.embedding.
+    see training.embedding. These images are upright: it is their features that are turned.
     """
 
     uses_masks = True
     uses_groups = True
+    uses_tta = False  # the bank holds upright images, to which the patches of turned ones are not near
     trains_on_features = True
     int8 = True
 
@@ -101,15 +102,12 @@ class PatchHead(Detector):
 
     @torch.no_grad()
     def prepare(self, batches: Batches) -> None:
-        """Whitening and bank, from the normal images or, where there are none, from all.
-
-        Batches are turned by one symmetry after the other, as the images that are learnt from and scored are.
-        """
+        """Whitening and bank, from the normal images or, where there are none, from all."""
         normal = PatchSample(self.whitening.weight, batches.images)
         defective = PatchSample(self.whitening.weight, batches.images)
         small = marked = 0
-        for batch, member in zip(batches, cycle(self.members), strict=False):
-            patches = self.features.patches(turn(batch["image"], *member), self.grid)
+        for batch in batches:
+            patches = self.features.patches(batch["image"], self.grid)
             is_defective = batch["label"][:, -1] > 0
             for row, maps in enumerate(patches):
                 sample = defective if is_defective[row] else normal
@@ -158,7 +156,7 @@ class PatchHead(Detector):
         if not self.bank_size:
             return features
         distances = self._measure_distances(features, groups)
-        distances = (distances - self.distance_mean) / self.distance_std
+        distances = DISTANCE_STD * (distances - self.distance_mean) / self.distance_std
         # The layout of training's weights, or a model from a file would differ from it in the last digit.
         return torch.cat([features, distances], 1).contiguous(memory_format=torch.channels_last)
 
