@@ -245,6 +245,17 @@ def test_upright_detector_of_both_classes_is_given_the_training_list(configured,
     assert len(defect) > len(upright_images(config, label=1))
 
 
+def test_upright_detector_that_trains_on_features_is_given_the_training_list(configured):
+    """Defects as often as planned; the features are turned, not the images."""
+    config = configured("patch_head", RESNET, "train.batch_size=1")
+    rows = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    sides = sides_of(config)
+    assert sides.training_rows["image_id"].tolist() == rows.training_rows["image_id"].tolist()
+    for label in (0, 1):
+        part = sides.training_rows[sides.training_rows["label"] == label]
+        assert set(images_of(training_loader(config, part))) <= set(upright_images(config, label))
+
+
 @pytest.mark.parametrize("method", ["oversample", "none"])
 def test_upright_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured, method):
     balance = [f"split.balance.method={method}", "split.balance.ratio=1.0"]

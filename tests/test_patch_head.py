@@ -11,7 +11,7 @@ from defects.config_schema import Config
 from defects.data.datasets import training_loader
 from defects.messages import UserError
 from defects.models import build_detector
-from defects.models.patch_head import PatchHead
+from defects.models.patch_head import DISTANCE_STD, PatchHead
 from defects.runs import Run
 from defects.stages import ensure_tables
 from defects.training import embedding
@@ -41,13 +41,22 @@ def patch_head(targets=None, size=(SIZE, SIZE), symmetries="dihedral", **options
     return build_detector(config).eval()
 
 
+class OneBatch(list):
+    """A batch as `prepare` takes it."""
+
+    def __init__(self, batch):
+        super().__init__([batch])
+        self.images = len(batch["label"])
+
+
 def make_batch(images, masks, labels=None, masked=None):
-    """Of grey images and masks, uint8 [H, W] each, as a loader gives it."""
+    """Of grey images and masks, uint8 [H, W] each, as a loader gives it; every image is a group."""
     pixels = torch.from_numpy(np.stack(images)).float().div(255)[:, None].expand(-1, 3, -1, -1)
     mask = torch.from_numpy(np.stack(masks))[:, None].gt(0).float()
     label = mask.amax((2, 3)) if labels is None else torch.tensor(labels)[:, None]
     known = torch.ones(len(images), 1) if masked is None else torch.tensor(masked)[:, None]
-    return {"image": pixels, "mask": mask, "label": label, "masked": known}
+    groups = torch.arange(len(images))
+    return {"image": pixels, "mask": mask, "label": label, "masked": known, "group": groups}
 
 
 def defects_and_normals(count=8):
@@ -59,7 +68,7 @@ def defects_and_normals(count=8):
 def fit(detector, batch, steps=40, lr=3e-3):
     """The detector trained on one batch."""
     with torch.no_grad():
-        detector.prepare([batch])
+        detector.prepare(OneBatch(batch))
         embedded = detector.embed(batch)
     optimizer = torch.optim.AdamW(detector.head.parameters(), lr=lr)
     for _ in range(steps):
@@ -94,8 +103,9 @@ def test_patch_head_takes_images_of_any_shape(trained, size):
 def test_patch_head_scores_the_mean_of_the_largest_logits(trained):
     images = defects_and_normals(2)["image"]
     with torch.inference_mode():
-        features = trained.whitening(trained.features.patches(images))
-        logits = trained.head(features).flatten(2)
+        logits = trained.head(
+            trained.embed(defects_and_normals(2) | {"group": torch.full((4,), -1)})["features"]
+        ).flatten(2)
         trained.top_share = 0.1
         score, maps = trained(images)
         trained.top_share = 0.01
@@ -109,6 +119,54 @@ def test_patch_head_comes_back_from_its_weights(trained):
     images = defects_and_normals(2)["image"]
     with torch.inference_mode():
         assert torch.equal(again(images)[0], trained(images)[0])
+
+
+def test_patch_head_leaves_an_images_group_out_of_its_bank():
+    """A copy of the image in its own group changes nothing; one in another group makes all patches near."""
+    batch = make_batch([texture(seed, SIZE) for seed in range(6)], [np.zeros((SIZE, SIZE), np.uint8)] * 6)
+    detector = patch_head(bank=6 * 64, symmetries="none")
+    detector.prepare(OneBatch(batch))
+    own = detector.embed(batch)["features"][:, -1]
+    others = detector.embed(batch | {"group": torch.full((6,), 99)})["features"][:, -1]
+    assert (own > others).all()
+    is_other = detector.bank_groups != 0
+    patches = detector.whitening(detector.features.patches(batch["image"][:1])).flatten(2)[0].T
+    distances = torch.cdist(patches, detector.memory_bank[is_other]) - detector.reductions[is_other]
+    expected = DISTANCE_STD * (distances.amin(1) - detector.distance_mean) / detector.distance_std
+    assert torch.allclose(own[0].flatten(), expected, atol=1e-3)
+
+
+def test_patch_head_measures_distances_within_a_single_group():
+    """There are no others: the whole bank counts."""
+    batch = defects_and_normals(2) | {"group": torch.zeros(4, dtype=torch.int64)}
+    detector = patch_head()
+    detector.prepare(OneBatch(batch))
+    assert torch.isfinite(detector.embed(batch)["features"]).all()
+
+
+def test_patch_head_gives_an_image_to_be_scored_the_whole_bank(trained):
+    batch = defects_and_normals(2)
+    with torch.inference_mode():
+        features = trained.embed(batch | {"group": torch.full((4,), 99)})["features"]
+        maps = trained(batch["image"])[1]
+        assert torch.allclose(trained.head(features).mean(1, keepdim=True).sigmoid(), maps, atol=1e-4)
+
+
+def test_patch_head_scales_distances_of_unseen_normal_patches():
+    """To one mean and deviation, of the candidates."""
+    batch = defects_and_normals(8)
+    detector = patch_head(symmetries="none")
+    detector.prepare(OneBatch(batch))
+    distances = detector.embed(batch)["features"][8:, -1]
+    assert distances.mean().abs() < 0.01 and abs(distances.std() / DISTANCE_STD - 1) < 0.01
+
+
+@pytest.mark.parametrize("bank", [0, 20])
+def test_patch_head_bounds_its_bank(bank):
+    detector = patch_head(bank=bank)
+    detector.prepare(OneBatch(defects_and_normals(4)))
+    assert detector.head[0].in_channels == 240 + (bank > 0)
+    assert len(getattr(detector, "memory_bank", ())) == bank
 
 
 def test_patch_head_learns_only_its_heads():
@@ -132,7 +190,7 @@ def test_patch_head_learns_from_image_labels_alone():
 def test_patch_head_ignores_unknown_masks():
     detector = patch_head(noise=0.0, symmetries="none")
     batch = defects_and_normals(2)
-    detector.prepare([batch])
+    detector.prepare(OneBatch(batch))
     batch["masked"][:2] = 0
     losses = []
     for value in (0.0, 1.0):
@@ -148,7 +206,7 @@ def test_patch_head_keeps_and_counts_masks_smaller_than_a_patch(capsys):
         [image, defective(2, SIZE)[0], texture(3, SIZE)], [mask, defective(2, SIZE)[1], 0 * mask]
     )
     detector = patch_head()
-    detector.prepare([batch])
+    detector.prepare(OneBatch(batch))
     assert (
         "note: 1 of 2 marked images have less marked than one patch of 64 pixels" in capsys.readouterr().out
     )
@@ -179,7 +237,7 @@ def test_patch_head_whitens_with_one_normal_image(shrinkage):
     """Fewer patches than channels: shrinkage makes the covariance invertible."""
     batch = defects_and_normals(1)
     detector = patch_head(shrinkage=shrinkage)
-    detector.prepare([batch])
+    detector.prepare(OneBatch(batch))
     features = detector.embed(batch)["features"]
     assert torch.isfinite(features).all()
     assert features[1].mean((1, 2)).abs().max() < 1e-2
@@ -189,8 +247,8 @@ def test_patch_head_whitens_with_normal_images_alone():
     batch = defects_and_normals()
     normal = {name: value[8:] for name, value in batch.items()}
     both, alone = patch_head(), patch_head()
-    both.prepare([batch])
-    alone.prepare([normal])
+    both.prepare(OneBatch(batch))
+    alone.prepare(OneBatch(normal))
     assert torch.allclose(both.whitening.weight, alone.whitening.weight, rtol=1e-4, atol=1e-4)
 
 
@@ -255,7 +313,7 @@ def test_embedded_images_stay_within_their_memory(run_config, monkeypatch, budge
     tables = ensure_tables(config)
     detector = build_detector(config).eval()
     loader = training_loader(config, tables.folds.assign(angle=0.0, flip="none"), detector.labels)
-    image_bytes = (240 + 1) * 8 * 8 * 2 + 4 + 4  # float16 features and mask, label, masked
+    image_bytes = (240 + 1 + 1) * 8 * 8 * 2 + 4 + 4  # float16 features, distance and mask, label, masked
     monkeypatch.setattr(embedding, "POOL_BYTES", budget_images * image_bytes)
     embedded = embedding.embed_training_images(detector, loader, torch.device("cpu"), config.train)
     assert len(embedded.dataset) == expected

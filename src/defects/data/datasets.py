@@ -1,5 +1,6 @@
 """Data sets and loaders: from rows of the training list, or of images.csv, to batches."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,7 +37,8 @@ class ImageDataset(Dataset):
 
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), row; with `labels.masks` also
-    mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known).
+    mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known); with
+    `labels.groups` also group, a number that the images of one group share.
     With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
     `painters` some normal items get a defect, and with it its labels and mask. Where `steps` crop,
     labels are those of the defects that lie in the crop.
@@ -62,6 +64,7 @@ class ImageDataset(Dataset):
         self.labels = target_labels(rows, labels.targets)
         self.classes = labels.classes
         self.has_masks = labels.masks
+        self.groups = [number_group(name) for name in rows["group"]] if labels.groups else None
         self.angles = rows.get("angle", pd.Series(0.0, rows.index)).tolist()
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
         self.size = size
@@ -159,7 +162,14 @@ class ImageDataset(Dataset):
         if self.has_masks:
             sample["mask"] = torch.from_numpy(targets["mask"])
             sample["masked"] = torch.tensor([float(has_mask(self.mask_rows[row]))])
+        if self.groups is not None:
+            sample["group"] = self.groups[row]
         return sample
+
+
+def number_group(name: str) -> int:
+    """The same number for a group of folds.csv in whatever table it stands."""
+    return zlib.crc32(str(name).encode())
 
 
 class EpochSampler(Sampler):

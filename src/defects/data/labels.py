@@ -17,10 +17,11 @@ COLUMN = "defect_"  # + class: its runs in images.csv, "" where there is none
 
 
 class Labels(NamedTuple):
-    """What a batch tells of its images: labels of `targets`, in this order, and the masks if `masks`."""
+    """What a batch tells of its images: labels of `targets`, in this order; masks and groups if asked for."""
 
     targets: tuple[str, ...] = (DEFECT,)
     masks: bool = False
+    groups: bool = False
 
     @property
     def classes(self) -> list[str]:

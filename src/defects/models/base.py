@@ -36,7 +36,8 @@ class Detector(nn.Module):
 
     A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective); for a detector that
     `uses_masks` also mask [B, K, H, W] (1: defect) and masked [B, 1] (1: the mask is known, as it is for
-    every normal image). C counts `targets`, the last of which is whether there is any defect;
+    every normal image); for one that `uses_groups` also group [B], a number for each group of folds.csv.
+    C counts `targets`, the last of which is whether there is any defect;
     K their classes, or is 1.
 
     What a detector is built from are plain arguments: those before the `*` of its `__init__` are named as in
@@ -55,6 +56,7 @@ class Detector(nn.Module):
     # of the training list. Only for detectors that learn from one class: see training.fold.
     learns_upright = False
     uses_masks = False
+    uses_groups = False
     needs_holdout = False  # calibrate must have unseen images: train.inner_holdout above 0
     uses_tta = True  # infer.tta where the configuration leaves that open; of the class, whatever its options
     # Whether training images are given to `embed` once, and training_loss is given what that makes of them.
@@ -72,7 +74,7 @@ class Detector(nn.Module):
     @property
     def labels(self) -> Labels:
         """The labels that its training images come with."""
-        return Labels(self.targets, self.uses_masks)
+        return Labels(self.targets, self.uses_masks, self.uses_groups)
 
     def outside_images(self) -> dict[str, Path]:
         """Folders of images beyond the data set that it learns from, by the setting that names them."""

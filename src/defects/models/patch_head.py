@@ -12,9 +12,15 @@ from defects.data.transforms import DIHEDRAL, turn
 from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector
 from defects.models.classifier import balanced_map_loss
+from defects.models.coreset import greedy_coreset
 from defects.models.features import Features, check_sizes
+from defects.models.patchcore import correct_distances, measure_spacing
 from defects.models.statistics import StreamingCovariance, Whitening
 from defects.processes import print_once
+
+CANDIDATES = 20_000  # patches of all images among which those of the bank are chosen
+DISTANCE_STD = 3.0  # of the distances' channel on normal images, whose features have a variance of one
+FLOOR = 1.0  # the smallest distance of whitened patches; that to another image's is some times larger
 
 
 class PatchHead(Detector):
@@ -26,11 +32,17 @@ class PatchHead(Detector):
     patch is defective if any of its pixels is, so that small defects do not vanish, and defective and normal
     patches weigh as much as each other.
 
+    One more channel is the distance to the nearest of a bank of normal patches, less a share of that patch's
+    own spacing, as in PatchCore. In training the patches of an image's own group are left out of the bank:
+    the nearest ones would be its own or those of a copy, which no image to be scored has.
+
     The backbone learns nothing, so the training images are embedded once, and the heads learn from that:
-    see training.embedding.
+    see training.embedding. These images are upright: it is their features that are turned.
     """
 
     uses_masks = True
+    uses_groups = True
+    uses_tta = False  # the bank holds upright images, to which the patches of turned ones are not near
     trains_on_features = True
     int8 = True
 
@@ -44,6 +56,8 @@ class PatchHead(Detector):
         layers: list[str] | None = None,  # None: those of strides 8 and 16
         grid: str | None = None,  # the layer on whose grid they are put; None: the finest
         shrinkage: Share = 0.1,  # of the covariance towards a multiple of the identity, for whitening
+        bank: Annotated[int, Field(ge=0)] = 1000,  # normal patches whose distance is a channel; 0: it is none
+        density: Fraction = 0.5,  # of a bank patch's spacing, taken off the distance to it
         width: Count = 100,  # channels of a head
         heads: Count = 3,  # that are averaged
         top_share: Fraction = 0.01,  # of the patches, whose mean logit is the score; 0: the largest alone
@@ -66,9 +80,19 @@ class PatchHead(Detector):
                 "one of them, or null for the finest"
             )
         self.grid = grid
-        self.whitening = Whitening(sum(self.features.channels), shrinkage)
+        channels = sum(self.features.channels)
+        self.whitening = Whitening(channels, shrinkage)
+        self.bank_size = bank
+        self.density = density
+        if bank:
+            self.register_buffer("memory_bank", torch.zeros(1, channels))  # whitened
+            self.register_buffer("bank_groups", torch.zeros(1, dtype=torch.int64))
+            self.register_buffer("reductions", torch.zeros(1))  # of the distances to the bank's patches
+            self.register_buffer("distance_mean", torch.zeros(()))
+            self.register_buffer("distance_std", torch.ones(()))
+            channels += 1
         self.head = nn.Sequential(
-            nn.Conv2d(sum(self.features.channels), heads * width, 1),
+            nn.Conv2d(channels, heads * width, 1),
             nn.ReLU(inplace=True),
             nn.Conv2d(heads * width, heads * width, 3, padding=1, groups=heads),
             nn.ReLU(inplace=True),
@@ -77,30 +101,67 @@ class PatchHead(Detector):
 
     @torch.no_grad()
     def prepare(self, batches: Batches) -> None:
-        """Whitening from the normal images or, where there are none, from all."""
-        channels, device = self.whitening.weight.shape[0], self.whitening.weight.device
-        of_normal = StreamingCovariance(channels, device)
-        of_defective = StreamingCovariance(channels, device)
+        """Whitening and bank, from the normal images or, where there are none, from all."""
+        normal = PatchSample(self.whitening.weight, batches.images)
+        defective = PatchSample(self.whitening.weight, batches.images)
         small = marked = 0
         for batch in batches:
             patches = self.features.patches(batch["image"], self.grid)
             is_defective = batch["label"][:, -1] > 0
-            for image, defective in zip(patches, is_defective.tolist(), strict=True):
-                (of_defective if defective else of_normal).update(image.flatten(1).T)
+            for row, maps in enumerate(patches):
+                sample = defective if is_defective[row] else normal
+                sample.add(maps.flatten(1).T, batch["group"][row])
             pixels = batch["mask"].amax(1).sum((1, 2))
             cell_pixels = batch["mask"][0, 0].numel() / patches[0, 0].numel()
             marked += int((pixels > 0).sum())
             small += int(((pixels > 0) & (pixels < cell_pixels)).sum())
-        self.whitening.fit(of_normal if of_normal.count else of_defective)
+        sample = normal if normal.statistics.count else defective
+        self.whitening.fit(sample.statistics)
+        if self.bank_size:
+            self._fill_bank(self.whitening(torch.cat(sample.patches)), torch.stack(sample.groups))
         if small:
             print_once(
                 f"note: {small} of {marked} marked images have less marked than one patch of "
                 f"{cell_pixels:.0f} pixels; it is learnt as a whole"
             )
 
+    def _fill_bank(self, candidates: torch.Tensor, groups: torch.Tensor) -> None:
+        """From whitened patches [N, C, 1, 1] of the groups [N]."""
+        vectors = candidates.flatten(1).contiguous()  # other layouts give other last digits
+        chosen = greedy_coreset(vectors, self.bank_size).indices
+        self.memory_bank = vectors[chosen]
+        self.bank_groups = groups[chosen]
+        self.reductions = self.density * measure_spacing(self.memory_bank, vectors)
+        distances = self._measure_distances(candidates, groups)
+        self.distance_mean.copy_(distances.mean())
+        self.distance_std.copy_(distances.std(correction=0).clamp(min=1e-6))
+
+    def _measure_distances(self, features: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+        """Corrected distances [B, 1, h, w] of whitened features to the bank.
+
+        For images of `groups` [B] these are left out of it, unless it has no others.
+        """
+        batch, _, height, width = features.shape
+        vectors = features.permute(0, 2, 3, 1).flatten(0, 2)
+        is_own = None
+        if groups is not None and len(self.bank_groups.unique()) > 1:
+            is_own = (groups[:, None] == self.bank_groups).repeat_interleave(height * width, 0)
+        distances = correct_distances(vectors, self.memory_bank, self.reductions, is_own, FLOOR)
+        return distances.view(batch, 1, height, width)
+
+    def _describe_patches(self, images: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+        """Images [B, 3, H, W] -> what the head is given [B, C, h, w]; `groups` [B] are those learnt from."""
+        features = self.whitening(self.features.patches(images, self.grid))
+        if not self.bank_size:
+            return features
+        distances = self._measure_distances(features, groups)
+        distances = DISTANCE_STD * (distances - self.distance_mean) / self.distance_std
+        # The layout of training's weights, or a model from a file would differ from it in the last digit.
+        return torch.cat([features, distances], 1).contiguous(memory_format=torch.channels_last)
+
     def embed(self, batch: Batch) -> Batch:
-        """Whitened features [B, C, h, w], and for each patch and class whether it is defective."""
-        features = self.whitening(self.features.patches(batch["image"], self.grid))
+        """What the head is given [B, C, h, w], and for each patch and class whether it is defective."""
+        features = self._describe_patches(batch["image"], batch["group"])
         mask = functional.adaptive_max_pool2d(batch["mask"], features.shape[2:])
         return {
             "features": features,
@@ -128,7 +189,7 @@ class PatchHead(Detector):
         }
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self._logits(self.whitening(self.features.patches(images, self.grid)))
+        logits = self._logits(self._describe_patches(images))
         classes = max(1, len(self.targets) - 1)
         return self._score(logits).mean(1), logits.mean(1)[:, :classes].sigmoid()
 
@@ -148,6 +209,24 @@ class PatchHead(Detector):
         patches = logits.flatten(3)
         count = max(1, round(self.top_share * patches.shape[3]))
         return patches.topk(count, 3).values.mean(3)
+
+
+class PatchSample:
+    """Statistics of the patches of some of `images` images, and a random part of the patches themselves."""
+
+    def __init__(self, like: torch.Tensor, images: int):
+        self.statistics = StreamingCovariance(like.shape[0], like.device)
+        self.patches: list[torch.Tensor] = []  # [n, C, 1, 1] of an image
+        self.groups: list[torch.Tensor] = []  # the group of each patch
+        self.per_image = max(1, CANDIDATES // images)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def add(self, patches: torch.Tensor, group: torch.Tensor) -> None:
+        """Patches [P, C] of one image."""
+        self.statistics.update(patches)
+        chosen = torch.randperm(len(patches), generator=self.generator)[: self.per_image]
+        self.patches.append(patches[chosen.to(patches.device), :, None, None])
+        self.groups += [group] * len(chosen)
 
 
 DETECTOR = PatchHead

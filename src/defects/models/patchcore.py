@@ -159,14 +159,7 @@ class PatchCore(AnomalyDetector):
 
     def _correct_distances(self, patches: torch.Tensor) -> torch.Tensor:
         """[N, C] -> the smallest [N] of distances to the bank, each less its patch's spacing; may be < 0."""
-        norms = patches.square().sum(1, keepdim=True)
-        smallest = None
-        for start in range(0, len(self.memory_bank), PATCHES_AT_ONCE):
-            part = slice(start, start + PATCHES_AT_ONCE)
-            distances = (self._compare(patches, part) + norms).clamp(min=0).sqrt()
-            nearest = (distances - self.density * self.spacing[part]).amin(1)
-            smallest = nearest if smallest is None else torch.minimum(smallest, nearest)
-        return smallest
+        return correct_distances(patches, self.memory_bank, self.density * self.spacing)
 
     def _compare(self, vectors: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
         """Squared distances of [N, C] to part of the bank, less the vectors' own squares."""
@@ -250,6 +243,31 @@ class PatchCore(AnomalyDetector):
         self.memory_bank = bank
         self.bank_norms = bank.square().sum(1)
         self.radius.fill_(radius)
+
+
+def correct_distances(
+    vectors: torch.Tensor,
+    bank: torch.Tensor,
+    reductions: torch.Tensor,
+    is_excluded: torch.Tensor | None = None,
+    floor: float = 0.0,
+) -> torch.Tensor:
+    """The smallest [N] of distances of `vectors` [N, C] to `bank` [M, C] less `reductions` [M]; may be < 0.
+
+    Distances where `is_excluded` [N, M] do not count. Those below `floor` are as large: next to 0 they are
+    rounding alone.
+    """
+    norms = vectors.square().sum(1, keepdim=True)
+    smallest = None
+    for start in range(0, len(bank), PATCHES_AT_ONCE):
+        part = slice(start, start + PATCHES_AT_ONCE)
+        squared = torch.addmm(bank[part].square().sum(1), vectors, bank[part].T, alpha=-2) + norms
+        distances = squared.clamp(min=floor**2).sqrt() - reductions[part]
+        if is_excluded is not None:
+            distances = distances.masked_fill(is_excluded[:, part], torch.inf)
+        nearest = distances.amin(1)
+        smallest = nearest if smallest is None else torch.minimum(smallest, nearest)
+    return smallest
 
 
 def measure_spacing(bank: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -101,13 +101,16 @@ class FoldData:
         """With `training_rows` as the detector asks for them: normal images alone, upright ones alone.
 
         A detector that learns upright is given every training image once: the training list copies, rotates
-        and leaves out images to balance two classes, of which it learns one. Raises UserError where the
+        and leaves out images to balance two classes, of which it learns one. One that trains on features is
+        given the training list with all images upright: it turns the features. Raises UserError where the
         images that the detector needs are missing.
         """
         self._check_detector(detector, config)
         rows = self.training_rows
         if detector.learns_upright:
             rows = self.training_images.assign(angle=0.0, flip="none")
+        elif detector.trains_on_features:
+            rows = rows.assign(angle=0.0, flip="none")
         if detector.learns_from == "normal":
             rows = rows[rows["label"] == 0]
         return replace(self, training_rows=rows[rows["label"].notna()].reset_index(drop=True))
