@@ -300,3 +300,42 @@ def kaggle_server(tmp_path, monkeypatch) -> Iterator[KaggleServer]:
         for name, value in started.environment(str(tmp_path / "home")).items():
             monkeypatch.setenv(name, value)
         yield started
+
+
+@pytest.fixture
+def mvtec(tmp_path) -> Path:
+    root = tmp_path / "bottle"
+    write_pictures(
+        root,
+        "train/good/000.png",
+        "train/good/001.png",
+        "test/good/000.png",
+        "test/broken_large/000.png",
+        "test/broken_large/001.png",
+        "test/contamination/000.png",
+    )
+    write_masks(
+        root,
+        "ground_truth/broken_large/000_mask.png",
+        "ground_truth/broken_large/001_mask.png",
+        "ground_truth/contamination/000_mask.png",
+    )
+    return root
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    root = tmp_path / "mine"
+    write_pictures(root, "normal/1.png", "normal/line 2/1.png", "bad/a.png", "bad/line 2/a.png", "new/x.png")
+    write_masks(root, "masks/a_mask.png", "masks/line 2/a.png")
+    return root
+
+
+def write_pictures(root: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        write_png(root / name, texture(i))
+
+
+def write_masks(root: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        write_png(root / name, defective(i)[1])

@@ -4,21 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from members import draw_members
 
 from defects.config_schema import EnsembleConfig, ThresholdConfig
 from defects.evaluation import thresholds
-from defects.evaluation.blend import METHODS, Ensemble, OutOfFoldScores, compare_methods
-
-
-def members(seed, worths, images=300, defects=30, folds=3):
-    """Members whose scores of defects lie `worths` deviations above those of normal images."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(images) < defects).astype(int)
-    scores = rng.normal(size=(images, len(worths))) + labels[:, None] * np.array(worths)
-    fold = np.zeros(images, dtype=int)
-    for label in (0, 1):
-        fold[labels == label] = np.arange((labels == label).sum()) % folds
-    return OutOfFoldScores(labels, scores, fold.astype(str), np.arange(images))
+from defects.evaluation.blend import METHODS, Ensemble, compare_methods
 
 
 def ensemble(sample, **changes):
@@ -29,7 +19,7 @@ def ensemble(sample, **changes):
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 99), st.lists(st.floats(-1, 3), min_size=2, max_size=3), st.sampled_from(list(METHODS)))
 def test_blend_weights_are_shares_and_do_not_depend_on_the_unit_of_a_score(seed, worths, method):
-    sample = members(seed, worths, images=120, defects=20)
+    sample = draw_members(seed, worths, images=120, defects=20)
     moved = sample._replace(scores=sample.scores * 5 + 1)
     plain, other = (ensemble(each, method=method).fit(method) for each in (sample, moved))
     assert (plain.weights >= 0).all() and plain.weights.sum() == pytest.approx(1)
@@ -38,7 +28,7 @@ def test_blend_weights_are_shares_and_do_not_depend_on_the_unit_of_a_score(seed,
 
 
 def test_blend_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_stays():
-    samples = [members(seed, [1.0] * 5, images=200) for seed in range(5)]  # of equal worth: nothing to gain
+    samples = [draw_members(seed, [1.0] * 5, images=200) for seed in range(5)]  # of equal worth
     tables = [compare_methods(ensemble(sample, method="stack"), list("abcde")) for sample in samples]
     naive, nested, optimism = (
         {name: np.mean([table[name][figure] for table in tables]) for name in ("mean", "stack")}
@@ -52,18 +42,18 @@ def test_blend_what_is_fitted_to_noise_promises_less_than_it_seems_and_the_mean_
 
 
 def test_blend_another_method_is_chosen_where_the_mean_is_surely_worse():
-    sample = members(1, [3.0, 1.5])
+    sample = draw_members(1, [3.0, 1.5])
     copies = np.repeat(sample.scores[:, 1:], 8, axis=1)  # in the mean eight copies outvote the better member
     made = ensemble(sample._replace(scores=np.column_stack([sample.scores[:, 0], copies])))
     assert made.choose() == "stack"
     weights = made.fit("stack").weights
     assert weights[0] > 5 * weights[1]
-    assert ensemble(members(1, [4.0, 0.0]), method="mean").choose() == "mean"
+    assert ensemble(draw_members(1, [4.0, 0.0]), method="mean").choose() == "mean"
 
 
 def test_blend_no_fold_has_a_say_in_how_it_is_called():
     """Not even in which method is: the promise includes the choice."""
-    sample = members(1, [4.0, 0.0, 0.5])
+    sample = draw_members(1, [4.0, 0.0, 0.5])
     before = ensemble(sample).predict_nested()
     held = sample.folds == "1"
     labels = np.where(held, 1 - sample.labels, sample.labels)
@@ -72,7 +62,7 @@ def test_blend_no_fold_has_a_say_in_how_it_is_called():
 
 
 def test_blend_one_member_is_left_as_it_is():
-    sample = members(2, [2.0])
+    sample = draw_members(2, [2.0])
     made = ensemble(sample)
     alone = thresholds.nested_predictions(sample.labels, sample.scores[:, 0], sample.folds)
     assert (made.predict_nested() == alone).all() and made.methods == ["mean"]

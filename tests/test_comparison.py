@@ -92,7 +92,7 @@ def test_comparison_folds_cut_with_another_seed_are_compared_and_left_as_they_ar
     assert (config.dataset_dir / "folds.csv").read_bytes() == recut
 
 
-def test_comparison_reduced_and_published_settings_are_named(config, run_script):
+def test_comparison_reduced_and_shipped_settings_are_named(config, run_script):
     path = config.output.parent / "tiny.yaml"
     for name in ("convae", "convae_reduced", "efficientad_m", "patchcore", "segmenter", "segmenter_reduced"):
         loaded = load_config(path, ["train.workers=2", "infer.batch_size=4"], model=name)
@@ -104,10 +104,10 @@ def test_comparison_reduced_and_published_settings_are_named(config, run_script)
         write_runs(loaded.model_copy(update={"experiment": experiment}), maps=False)
     settings = compare(run_script, config)[0]["setting"]
     assert settings[["convae", "convae_reduced", "efficientad_m", "patchcore"]].tolist() == [
-        *("published", "reduced", "published", "published")
+        *("shipped", "reduced", "shipped", "shipped")
     ]
     # Their files name no image size: it is that of the data set, whatever other detectors set it to.
-    assert settings[["segmenter", "segmenter_reduced"]].tolist() == ["published", "reduced"]
+    assert settings[["segmenter", "segmenter_reduced"]].tolist() == ["shipped", "reduced"]
     assert set(settings[settings.index.str.contains("train|data|model")]) == {"own"} and len(settings) == 9
 
 

@@ -208,9 +208,9 @@ def configured(make_dataset, make_config):
     return make
 
 
-def sides_of(config):
-    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
-    return sides.suited_to(build_detector(config, pretrained=False), config)
+def divide_suited(config):
+    parts = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    return parts.suited_to(build_detector(config, pretrained=False), config)
 
 
 def images_of(loader):
@@ -220,8 +220,8 @@ def images_of(loader):
 
 def upright_images(config, label=0):
     """Training images of fold 0, outside the inner hold-out, as scoring reads them: bytes, sorted."""
-    sides = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
-    unseen = [*sides.inner["image_id"], *sides.validation["image_id"]]
+    parts = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
+    unseen = [*parts.inner["image_id"], *parts.validation["image_id"]]
     table = ensure_tables(config).folds
     rows = table[(table["label"] == label) & ~table["image_id"].isin(unseen)]
     return images_of(plain_loader(config, rows))
@@ -230,16 +230,16 @@ def upright_images(config, label=0):
 @pytest.mark.parametrize("name", sorted(ONE_CLASS))
 def test_upright_detector_of_normal_images_is_given_each_once_and_upright(configured, name):
     config = configured(name, ONE_CLASS[name], "train.batch_size=1")
-    sides = sides_of(config)
-    assert images_of(training_loader(config, sides.training_rows)) == upright_images(config)
+    parts = divide_suited(config)
+    assert images_of(training_loader(config, parts.training_rows)) == upright_images(config)
 
 
 @pytest.mark.parametrize("name", sorted(BOTH_CLASSES))
 def test_upright_detector_of_both_classes_is_given_the_training_list(configured, name):
     config = configured(name, BOTH_CLASSES[name], "train.batch_size=1")
-    sides = sides_of(config)
-    normal = sides.training_rows[sides.training_rows["label"] == 0]
-    defect = sides.training_rows[sides.training_rows["label"] == 1]
+    parts = divide_suited(config)
+    normal = parts.training_rows[parts.training_rows["label"] == 0]
+    defect = parts.training_rows[parts.training_rows["label"] == 1]
     assert len(images_of(training_loader(config, normal))) == len(upright_images(config))
     assert images_of(training_loader(config, normal)) != upright_images(config)
     assert len(defect) > len(upright_images(config, label=1))
@@ -249,10 +249,10 @@ def test_upright_detector_that_trains_on_features_is_given_the_training_list(con
     """Defects as often as planned; the features are turned, not the images."""
     config = configured("patch_head", RESNET, "train.batch_size=1")
     rows = divide_images(config, "0", ensure_tables(config).folds, load_training_rows(config, "0"))
-    sides = sides_of(config)
-    assert sides.training_rows["image_id"].tolist() == rows.training_rows["image_id"].tolist()
+    parts = divide_suited(config)
+    assert parts.training_rows["image_id"].tolist() == rows.training_rows["image_id"].tolist()
     for label in (0, 1):
-        part = sides.training_rows[sides.training_rows["label"] == label]
+        part = parts.training_rows[parts.training_rows["label"] == label]
         assert set(images_of(training_loader(config, part))) <= set(upright_images(config, label))
 
 
@@ -260,7 +260,7 @@ def test_upright_detector_that_trains_on_features_is_given_the_training_list(con
 def test_upright_balancing_two_classes_does_not_touch_the_one_that_is_learnt(configured, method):
     balance = [f"split.balance.method={method}", "split.balance.ratio=1.0"]
     config = configured("convae", CONVAE, "train.batch_size=1", *balance)
-    loader = training_loader(config, sides_of(config).training_rows)
+    loader = training_loader(config, divide_suited(config).training_rows)
     assert images_of(loader) == upright_images(config)
 
 

@@ -1,20 +1,16 @@
 """Layouts: which images, labels and masks each lists."""
 
 import re
-from pathlib import Path
 
 import pytest
-from conftest import defective, make_data_config, texture, write_png
+from conftest import write_pictures
+from listings import listing_data, listing_error
 
 from defects.config import load_config
-from defects.config_schema import ROOT, DataConfig
+from defects.config_schema import ROOT
 from defects.data import layouts
 from defects.data.layouts import demo, list_data
 from defects.messages import UserError
-
-
-def _data(root: Path, source: str, **more) -> DataConfig:
-    return make_data_config(name="set", source=source, root=root, image_size=(32, 32), **more)
 
 
 def _rows(listing, *columns: str) -> list[tuple]:
@@ -23,54 +19,8 @@ def _rows(listing, *columns: str) -> list[tuple]:
     return sorted(table.where(table.notna(), None).itertuples(index=False, name=None), key=str)
 
 
-def _error(data: DataConfig) -> str:
-    with pytest.raises(UserError) as caught:
-        list_data(data)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def _pictures(root: Path, *names: str) -> None:
-    for i, name in enumerate(names):
-        write_png(root / name, texture(i))
-
-
-def _masks(root: Path, *names: str) -> None:
-    for i, name in enumerate(names):
-        write_png(root / name, defective(i)[1])
-
-
-@pytest.fixture
-def mvtec(tmp_path) -> Path:
-    root = tmp_path / "bottle"
-    _pictures(
-        root,
-        "train/good/000.png",
-        "train/good/001.png",
-        "test/good/000.png",
-        "test/broken_large/000.png",
-        "test/broken_large/001.png",
-        "test/contamination/000.png",
-    )
-    _masks(
-        root,
-        "ground_truth/broken_large/000_mask.png",
-        "ground_truth/broken_large/001_mask.png",
-        "ground_truth/contamination/000_mask.png",
-    )
-    return root
-
-
-@pytest.fixture
-def folders(tmp_path) -> Path:
-    root = tmp_path / "mine"
-    _pictures(root, "normal/1.png", "normal/line 2/1.png", "bad/a.png", "bad/line 2/a.png", "new/x.png")
-    _masks(root, "masks/a_mask.png", "masks/line 2/a.png")
-    return root
-
-
 def test_layout_defect_normal(make_dataset):
-    listing = list_data(_data(make_dataset(defects=2, normals=1, tests=1), "defect_normal"))
+    listing = list_data(listing_data(make_dataset(defects=2, normals=1, tests=1), "defect_normal"))
     assert listing.answers is None
     assert _rows(listing, "image_id", "path", "split", "label", "mask_path") == [
         (
@@ -90,7 +40,7 @@ def test_layout_defect_normal(make_dataset):
 def test_layout_defect_normal_without_masks_and_test_images(make_dataset):
     root = make_dataset(defects=2, normals=3, tests=0)
     (root / "train/defect_masks").rename(root / "unused")
-    listing = list_data(_data(root, "defect_normal"))
+    listing = list_data(listing_data(root, "defect_normal"))
     assert listing.images["split"].tolist() == ["train"] * 5
     assert (listing.images["mask_path"] == "").all()
 
@@ -102,14 +52,14 @@ def test_layout_defect_normal_names_an_empty_folder(make_dataset, folder):
     root = make_dataset(defects=2, normals=2, tests=1)
     for path in (root / folder).iterdir():
         path.unlink()
-    assert str(root / folder) in _error(_data(root, "defect_normal"))
+    assert str(root / folder) in listing_error(listing_data(root, "defect_normal"))
 
 
 @pytest.mark.parametrize("folder", ["train/defect_images", "train/normal_images"])
 def test_layout_defect_normal_names_a_missing_folder(make_dataset, folder):
     root = make_dataset(defects=2, normals=2, tests=1)
     (root / folder).rename(root / "elsewhere")
-    message = _error(_data(root, "defect_normal"))
+    message = listing_error(listing_data(root, "defect_normal"))
     assert str(root / folder) in message
     assert "data.root" in message
 
@@ -118,7 +68,7 @@ def test_layout_masks_may_have_another_suffix_and_another_spelling(make_dataset)
     root = make_dataset(defects=1, normals=1, tests=0)
     (root / "train/defect_images/defect_0.png").rename(root / "train/defect_images/Stu\u0308ck 1.png")
     (root / "train/defect_masks/defect_0.png").rename(root / "train/defect_masks/Stück 1.bmp")
-    listing = list_data(_data(root, "defect_normal"))
+    listing = list_data(listing_data(root, "defect_normal"))
     assert listing.images["mask_path"].tolist() == ["", "train/defect_masks/Stück 1.bmp"]
     assert listing.images["image_id"].tolist()[1] == "defect_images/Stück 1.png"
     assert (root / listing.images["path"].iloc[1]).exists()
@@ -128,11 +78,11 @@ def test_layout_every_image_without_a_mask_is_named_or_kept_without(make_dataset
     root = make_dataset(defects=4, normals=1, tests=0)
     for i in (1, 3):
         (root / f"train/defect_masks/defect_{i}.png").unlink()
-    message = _error(_data(root, "defect_normal"))
+    message = listing_error(listing_data(root, "defect_normal"))
     assert "defect_1.png" in message
     assert "defect_3.png" in message
     assert "defect_0.png" not in message
-    dropped = list_data(_data(root, "defect_normal", bad_masks="drop")).images
+    dropped = list_data(listing_data(root, "defect_normal", bad_masks="drop")).images
     assert (dropped["mask_path"] != "").tolist() == [False, True, False, True, False]
 
 
@@ -145,7 +95,7 @@ MVTEC_TEST = [
 
 
 def test_layout_mvtec_keeps_the_labels_of_its_test_images_apart(mvtec):
-    listing = list_data(_data(mvtec, "mvtec"))
+    listing = list_data(listing_data(mvtec, "mvtec"))
     test = listing.images[listing.images["split"] == "test"]
     assert sorted(test["image_id"]) == [row[0] for row in MVTEC_TEST]
     assert test["label"].isna().all()
@@ -158,7 +108,7 @@ def test_layout_mvtec_keeps_the_labels_of_its_test_images_apart(mvtec):
 
 
 def test_layout_mvtec_test_images_may_join_the_training_side(mvtec):
-    listing = list_data(_data(mvtec, "mvtec", use_test_as="train"))
+    listing = list_data(listing_data(mvtec, "mvtec", use_test_as="train"))
     assert listing.answers is None
     assert set(listing.images["split"]) == {"train"}
     assert _rows(listing, "image_id", "label", "kind", "mask_path")[:4] == MVTEC_TEST
@@ -168,7 +118,7 @@ def test_layout_mvtec_test_images_may_join_the_training_side(mvtec):
 def test_layout_mvtec_with_another_name_for_good(mvtec, name):
     for split in ("train", "test"):
         (mvtec / split / "good").rename(mvtec / split / name)
-    listing = list_data(_data(mvtec, "mvtec"))
+    listing = list_data(listing_data(mvtec, "mvtec"))
     labels = listing.answers.set_index("image_id")["label"]
     assert labels[f"test/{name}/000.png"] == 0
     assert labels.sum() == 3
@@ -176,36 +126,36 @@ def test_layout_mvtec_with_another_name_for_good(mvtec, name):
 
 
 def test_layout_mvtec_with_two_folders_of_normal_training_images_is_refused(mvtec):
-    _pictures(mvtec, "train/OK/000.png")
-    message = _error(_data(mvtec, "mvtec"))
+    write_pictures(mvtec, "train/OK/000.png")
+    message = listing_error(listing_data(mvtec, "mvtec"))
     assert "train/OK" in message and "train/good" in message
 
 
 def test_layout_mvtec_masks_of_a_kind_whose_letters_differ_in_case(mvtec):
     (mvtec / "ground_truth/contamination").rename(mvtec / "ground_truth/Contamination")
-    masks = list_data(_data(mvtec, "mvtec")).answers.set_index("image_id")["mask_path"]
+    masks = list_data(listing_data(mvtec, "mvtec")).answers.set_index("image_id")["mask_path"]
     assert masks["test/contamination/000.png"] == "ground_truth/Contamination/000_mask.png"
 
 
 def test_layout_mvtec_without_masks(mvtec):
     (mvtec / "ground_truth").rename(mvtec / "elsewhere")
-    listing = list_data(_data(mvtec, "mvtec"))
+    listing = list_data(listing_data(mvtec, "mvtec"))
     assert (listing.answers["mask_path"] == "").all()
 
 
 def test_layout_mvtec_ignores_files_and_hidden_folders_among_the_kinds(mvtec):
     (mvtec / "test" / "readme.txt").touch()
     (mvtec / "test" / ".ipynb_checkpoints").mkdir()
-    assert len(list_data(_data(mvtec, "mvtec")).answers) == 4
+    assert len(list_data(listing_data(mvtec, "mvtec")).answers) == 4
 
 
 def test_layout_mvtec_names_what_is_missing(mvtec):
     (mvtec / "ground_truth/broken_large/001_mask.png").unlink()
-    assert "test/broken_large/001.png" in _error(_data(mvtec, "mvtec"))
+    assert "test/broken_large/001.png" in listing_error(listing_data(mvtec, "mvtec"))
     (mvtec / "test").rename(mvtec / "elsewhere")
-    assert str(mvtec / "test") in _error(_data(mvtec, "mvtec"))
+    assert str(mvtec / "test") in listing_error(listing_data(mvtec, "mvtec"))
     (mvtec / "train").rename(mvtec / "elsewhere2")
-    assert str(mvtec / "train" / "good") in _error(_data(mvtec, "mvtec"))
+    assert str(mvtec / "train" / "good") in listing_error(listing_data(mvtec, "mvtec"))
 
 
 NORMAL = [("normal/1.png", "train", 0, ""), ("normal/line 2/1.png", "train", 0, "")]
@@ -229,15 +179,15 @@ def _abnormal(first: str, second: str) -> list[tuple]:
     ids=["normal only", "abnormal", "masks", "test"],
 )
 def test_layout_folders(folders, names, expected):
-    listing = list_data(_data(folders, "folders", folders={"normal": "normal", **names}))
+    listing = list_data(listing_data(folders, "folders", folders={"normal": "normal", **names}))
     assert listing.answers is None
     assert _rows(listing, "image_id", "split", "label", "mask_path") == sorted(expected, key=str)
 
 
 def test_layout_folders_outside_the_root(folders, tmp_path):
-    _pictures(tmp_path / "elsewhere" / "good", "1.png")
+    write_pictures(tmp_path / "elsewhere" / "good", "1.png")
     for name in ("../elsewhere/good", str(tmp_path / "elsewhere" / "good")):
-        listing = list_data(_data(folders, "folders", folders={"normal": name, "abnormal": "bad"}))
+        listing = list_data(listing_data(folders, "folders", folders={"normal": name, "abnormal": "bad"}))
         assert set(listing.images["image_id"]) == {"good/1.png", "bad/a.png", "bad/line 2/a.png"}
         assert all((folders / path).exists() for path in listing.images["path"])
 
@@ -245,12 +195,12 @@ def test_layout_folders_outside_the_root(folders, tmp_path):
 @pytest.mark.parametrize("key", ["normal", "abnormal", "masks", "test"])
 def test_layout_folders_that_do_not_exist_are_named(folders, key):
     names = {"normal": "normal", "abnormal": "bad", "masks": "masks", "test": "new"} | {key: "nowhere"}
-    assert str(folders / "nowhere") in _error(_data(folders, "folders", folders=names))
+    assert str(folders / "nowhere") in listing_error(listing_data(folders, "folders", folders=names))
 
 
 def test_layout_demo_is_generated_once(tmp_path, monkeypatch, capsys):
     counts = {"normal": 3, "defect": 2, "test": 4}
-    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts)
+    data = listing_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts)
     first = list_data(data)
     assert "generating the demo images" in capsys.readouterr().out
     assert first.images.groupby(["split", "label"], dropna=False).size().tolist() == [4, 3, 2]
@@ -261,13 +211,13 @@ def test_layout_demo_is_generated_once(tmp_path, monkeypatch, capsys):
 
 def test_layout_a_demo_that_was_generated_with_other_settings_is_refused(tmp_path):
     counts = {"normal": 3, "defect": 2, "test": 4}
-    list_data(_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts))
-    data = _data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts | {"seed": 1})
-    assert "generated otherwise (data.demo.seed=0 then, 1 now)" in _error(data)
+    list_data(listing_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts))
+    data = listing_data(tmp_path / "demo", "demo", answers=tmp_path / "key.csv", demo=counts | {"seed": 1})
+    assert "generated otherwise (data.demo.seed=0 then, 1 now)" in listing_error(data)
 
 
 def test_layout_demo_needs_a_place_for_its_answers(tmp_path):
-    assert "data.answers" in _error(_data(tmp_path / "demo", "demo"))
+    assert "data.answers" in listing_error(listing_data(tmp_path / "demo", "demo"))
 
 
 def test_layout_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeypatch):
@@ -276,7 +226,7 @@ def test_layout_a_layout_is_one_file_as_the_documentation_says(tmp_path, monkeyp
     (tmp_path / "parts.py").write_text(module)
     monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path)])
     (tmp_path / "valves.yaml").write_text(settings)
-    _pictures(tmp_path, "valve_ok/1.png", "valve_ok/2.png", "valve_bad/1.png")
+    write_pictures(tmp_path, "valve_ok/1.png", "valve_ok/2.png", "valve_bad/1.png")
     data = load_config(None, [f"data.root={tmp_path}"], str(tmp_path / "valves.yaml"), needs_model=False).data
     listing = list_data(data)
     assert _rows(listing, "image_id", "label") == [

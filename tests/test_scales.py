@@ -6,10 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from members import draw_members
 from scipy.special import expit, logit
 
 from defects.evaluation import scales
-from defects.evaluation.blend import OutOfFoldScores
 from defects.evaluation.scales import MIN_SLOPE, fit_calibration, fit_ranks
 from defects.messages import UserError
 
@@ -100,17 +100,6 @@ FEW = settings(max_examples=30, deadline=None)
 finite = st.floats(-1e3, 1e3, width=32)
 
 
-def members(seed, worths, images=300, defects=30, folds=3):
-    """Members whose scores of defects lie `worths` deviations above those of normal images."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(images) < defects).astype(int)
-    scores = rng.normal(size=(images, len(worths))) + labels[:, None] * np.array(worths)
-    fold = np.zeros(images, dtype=int)
-    for label in (0, 1):
-        fold[labels == label] = np.arange((labels == label).sum()) % folds
-    return OutOfFoldScores(labels, scores, fold.astype(str), np.arange(images))
-
-
 @FEW
 @given(arrays(float, 40, elements=finite), arrays(int, 40, elements=st.integers(0, 1)))
 def test_scales_ranks_keep_the_order_and_know_nothing_of_the_scale(scores, labels):
@@ -138,7 +127,7 @@ def test_scales_ranks_are_those_among_normal_images_however_many_defects_there_a
 def test_scales_a_calibration_is_increasing_and_the_unit_of_a_score_does_not_matter(
     seed, worth, factor, shift
 ):
-    sample = members(seed, [worth])
+    sample = draw_members(seed, [worth])
     scores = sample.scores[:, 0]
     calibration = fit_calibration(sample.labels, scores)
     assert 0 < calibration.slope < 20
@@ -150,7 +139,7 @@ def test_scales_a_calibration_is_increasing_and_the_unit_of_a_score_does_not_mat
 
 
 def test_scales_calibrated_log_odds_are_those_of_the_truth():
-    sample = members(0, [2.0], images=20_000, defects=1000)
+    sample = draw_members(0, [2.0], images=20_000, defects=1000)
     truth = logit(0.05) + 2 * sample.scores[:, 0] - 2
     assert fit_calibration(sample.labels, sample.scores[:, 0])(sample.scores[:, 0]) == pytest.approx(
         truth, abs=0.5

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from members import draw_members
 from scipy.special import logit
 from sklearn.metrics import f1_score
 
 from defects.evaluation import metrics, thresholds
-from defects.evaluation.blend import OutOfFoldScores
 from defects.evaluation.metrics import share_weights
 
 
@@ -105,17 +105,6 @@ FEW = settings(max_examples=30, deadline=None)
 finite = st.floats(-1e3, 1e3, width=32)
 
 
-def members(seed, worths, images=300, defects=30, folds=3):
-    """Members whose scores of defects lie `worths` deviations above those of normal images."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(images) < defects).astype(int)
-    scores = rng.normal(size=(images, len(worths))) + labels[:, None] * np.array(worths)
-    fold = np.zeros(images, dtype=int)
-    for label in (0, 1):
-        fold[labels == label] = np.arange((labels == label).sum()) % folds
-    return OutOfFoldScores(labels, scores, fold.astype(str), np.arange(images))
-
-
 @FEW
 @given(arrays(int, 12, elements=st.integers(0, 1)), arrays(float, 12, elements=finite), st.floats(0.01, 0.99))
 def test_thresholds_the_threshold_for_another_share_is_the_exact_optimum_of_weighted_images(
@@ -143,7 +132,10 @@ def test_thresholds_em_recovers_the_share_behind_calibrated_scores(share, traini
 
 
 def test_thresholds_a_shifted_test_set_is_seen_by_both_ways_of_estimating():
-    train, test = members(0, [2.5], images=2000, defects=200), members(1, [2.5], images=2000, defects=1000)
+    train, test = (
+        draw_members(0, [2.5], images=2000, defects=200),
+        draw_members(1, [2.5], images=2000, defects=1000),
+    )
     found = thresholds.estimate_prior_shift(train.labels, train.scores[:, 0], test.scores[:, 0])
     assert found["doubt"] is None and found["estimated_share"] == pytest.approx(0.5, abs=0.06)
     assert found["counted_share"] == pytest.approx(0.5, abs=3 * found["counted_error"])
@@ -160,7 +152,7 @@ def test_thresholds_a_shifted_test_set_is_seen_by_both_ways_of_estimating():
     ],
 )
 def test_thresholds_an_estimate_that_is_not_to_be_trusted_is_called_so(new, labels, expected):
-    sample = members(0, [3.0])
+    sample = draw_members(0, [3.0])
     labels = sample.labels if labels is None else labels
     found = thresholds.estimate_prior_shift(labels, sample.scores[:, 0], new)
     assert expected in found["doubt"]

@@ -19,9 +19,7 @@ from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.outcome import load_answers, outcome
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import compute_run_scores
-from defects.evaluation.thresholds import (
-    choose_submitted_threshold,
-)
+from defects.evaluation.thresholds import choose_submitted_threshold
 from defects.files import write_bytes, write_csv
 from defects.messages import UserError, shorten_names
 from defects.reports import html
@@ -193,14 +191,14 @@ def _measure_test(run: Run, images: pd.DataFrame, oof: pd.DataFrame, expected: d
 
 
 def describe_setting(config: Config) -> str:
-    """`published` or `reduced` if the run is set as a file of configs/models says, `own` otherwise."""
+    """`shipped` or `reduced` if the run is set as a file of configs/models says, `own` otherwise."""
     for name in known_config_files("models"):
         try:
             shipped = with_model(config, name)
         except UserError:  # not every model suits every data set
             continue
         if _method_of(shipped) == _method_of(config):
-            return "reduced" if name.endswith(("_reduced", "_tiny")) else "published"
+            return "reduced" if name.endswith(("_reduced", "_tiny")) else "shipped"
     return "own"
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from defects.config_schema import TrainConfig
 from defects.data.datasets import EpochSampler, to_device
 from defects.models import Detector
+from defects.processes import print_once
 
 POOL_BYTES = 2 * 2**30  # that the embedded images may take
 
@@ -45,7 +46,10 @@ def embed_training_images(
         embedded = {name: _pack(value) for name, value in detector.embed(to_device(batch, device)).items()}
         if not values:
             image_bytes = sum(value[0].nbytes for value in embedded.values())
-            images = min(images, max(loader.batch_size, POOL_BYTES // image_bytes))
+            fitting = max(loader.batch_size, POOL_BYTES // image_bytes)
+            if fitting < images:
+                print_once(f"note: {fitting} training images in place of {images} fit into 2 GiB of features")
+            images = min(images, fitting)
             values = {name: value.new_empty(images, *value.shape[1:]) for name, value in embedded.items()}
         part = slice(filled, min(images, filled + len(embedded["label"])))
         for name, value in embedded.items():

@@ -212,7 +212,7 @@ class Trainer:
                 self.optimizer.zero_grad()
             if self.accelerator.sync_gradients:
                 step += 1
-                if self.train.ema:
+                if self.average is not None:
                     self.average.update_parameters(self.detector)
             meter.add(losses, batch)
             if step % CHECKED_STEPS == 0:
@@ -221,7 +221,7 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.detector.parameters()):
             self._refuse(f"a weight is not finite after epoch {epoch + 1}")
         average_buffers(self.detector)
-        if self.train.ema:
+        if self.average is not None:
             average_buffers(self.average.module)
         return {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **meter.result("train")}
 
