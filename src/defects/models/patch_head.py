@@ -142,12 +142,16 @@ class PatchHead(Detector):
         For images of `groups` [B] these are left out of it, unless it has no others.
         """
         batch, _, height, width = features.shape
-        vectors = features.permute(0, 2, 3, 1).flatten(0, 2)
-        is_own = None
-        if groups is not None and len(self.bank_groups.unique()) > 1:
-            is_own = (groups[:, None] == self.bank_groups).repeat_interleave(height * width, 0)
-        distances = correct_distances(vectors, self.memory_bank, self.reductions, is_own, FLOOR)
-        return distances.view(batch, 1, height, width)
+        vectors = features.permute(0, 2, 3, 1).flatten(1, 2)
+        if groups is None or len(self.bank_groups.unique()) == 1:
+            distances = correct_distances(vectors.flatten(0, 1), self.memory_bank, self.reductions, FLOOR)
+            return distances.view(batch, 1, height, width)
+        rows = []
+        for group, patches in zip(groups, vectors, strict=True):
+            is_own = self.bank_groups == group
+            reductions = self.reductions.masked_fill(is_own, -torch.inf)  # no patch is near its own group
+            rows.append(correct_distances(patches, self.memory_bank, reductions, FLOOR))
+        return torch.stack(rows).view(batch, 1, height, width)
 
     def _describe_patches(self, images: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
         """Images [B, 3, H, W] -> what the head is given [B, C, h, w]; `groups` [B] are those learnt from."""

@@ -249,13 +249,12 @@ def correct_distances(
     vectors: torch.Tensor,
     bank: torch.Tensor,
     reductions: torch.Tensor,
-    is_excluded: torch.Tensor | None = None,
     floor: float = 0.0,
 ) -> torch.Tensor:
     """The smallest [N] of distances of `vectors` [N, C] to `bank` [M, C] less `reductions` [M]; may be < 0.
 
-    Distances where `is_excluded` [N, M] do not count. Those below `floor` are as large: next to 0 they are
-    rounding alone.
+    A reduction of minus infinity leaves its vector out. Distances below `floor` are as large: next to 0 they
+    are rounding alone.
     """
     norms = vectors.square().sum(1, keepdim=True)
     smallest = None
@@ -263,8 +262,6 @@ def correct_distances(
         part = slice(start, start + PATCHES_AT_ONCE)
         squared = torch.addmm(bank[part].square().sum(1), vectors, bank[part].T, alpha=-2) + norms
         distances = squared.clamp(min=floor**2).sqrt() - reductions[part]
-        if is_excluded is not None:
-            distances = distances.masked_fill(is_excluded[:, part], torch.inf)
         nearest = distances.amin(1)
         smallest = nearest if smallest is None else torch.minimum(smallest, nearest)
     return smallest

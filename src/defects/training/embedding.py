@@ -12,7 +12,7 @@ from defects.data.datasets import EpochSampler, to_device
 from defects.models import Detector
 from defects.processes import print_once
 
-POOL_BYTES = 2 * 2**30  # that the embedded images may take
+POOL_BYTES = 2**30  # that the embedded images may take
 
 
 class EmbeddedImages(Dataset):
@@ -48,7 +48,7 @@ def embed_training_images(
             image_bytes = sum(value[0].nbytes for value in embedded.values())
             fitting = max(loader.batch_size, POOL_BYTES // image_bytes)
             if fitting < images:
-                print_once(f"note: {fitting} training images in place of {images} fit into 2 GiB of features")
+                print_once(f"note: {fitting} training images in place of {images} fit into 1 GiB of features")
             images = min(images, fitting)
             values = {name: value.new_empty(images, *value.shape[1:]) for name, value in embedded.items()}
         part = slice(filled, min(images, filled + len(embedded["label"])))
