@@ -39,3 +39,8 @@ def test_help_shows_a_default_only_where_it_is_a_value_not_named_yet(make_parser
     text = " ".join(parser.format_help().split())
     assert "images (default: 256)" in text
     assert text.count("(default:") == 1
+
+
+def test_output_folder_is_the_setting_that_runs_were_trained_with(tmp_path):
+    arguments = cli.run_parser("A command.").parse_args(["mine_dfr", "--set", f"output={tmp_path}"])
+    assert cli.output_folder(arguments) == tmp_path

@@ -119,8 +119,15 @@ def config_from(arguments: argparse.Namespace, needs_model: bool = False) -> Con
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
-    """The folder that holds the runs."""
-    return resolve("output") if arguments.output is None else arguments.output.absolute()
+    """The folder that holds the runs: --output, or the setting by which they were trained there."""
+    if arguments.output is not None:
+        return arguments.output.absolute()
+    folder = "output"
+    for setting in arguments.set:
+        key, _, value = setting.partition("=")
+        if key.strip() == "output":
+            folder = value.strip()
+    return resolve(folder)
 
 
 def runs_from(arguments: argparse.Namespace) -> "list[Run]":
