@@ -36,7 +36,7 @@ from defects.reports.run_report import RunTables, build_run_report, load_run_tab
 from defects.runs import Run, runs_on  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
-DEFAULT = "demo_segmenter_tiny"
+DEFAULT = "demo_patch_head"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
 REPORT_PIXELS = (1280, 1292)  # width, height of the browser's window
 REPORT_SCALE = 0.8  # of the picture
