@@ -12,6 +12,7 @@ from defects.models.statistics import (
     ChannelMoments,
     GaussianSmoothing,
     StreamingCovariance,
+    Whitening,
     exact_quantile,
     explained_components,
     raise_small_deviations,
@@ -96,3 +97,11 @@ def test_statistics_small_deviations_are_raised_to_a_hundredth_of_the_mean():
     std = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     assert raise_small_deviations(std).tolist() == pytest.approx([0.01, 1, 2])
     assert raise_small_deviations(torch.zeros(2)).min() > 0
+
+
+def test_whitening_is_no_convolution_that_exports_in_eight_bits_would_round():
+    whitening = Whitening(4, shrinkage=0.1)
+    program = torch.export.export(whitening, (torch.zeros(2, 4, 3, 5),))
+    operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("matmul" in name for name in operations)
+    assert not any("conv" in name for name in operations)

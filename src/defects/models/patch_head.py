@@ -44,6 +44,7 @@ class PatchHead(Detector):
     uses_groups = True
     uses_tta = False  # the bank holds upright images, to which the patches of turned ones are not near
     trains_on_features = True
+    int8 = True
 
     def __init__(
         self,
