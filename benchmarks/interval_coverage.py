@@ -103,13 +103,13 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
     known = known.assign(score=oof)
     threshold = config.threshold
-    estimated = estimate(known.reset_index(), threshold.rule, threshold.fpr)
+    estimated = estimate(known.reset_index(), threshold)
     labels = known["label"].to_numpy()
     oof_scores = known["score"].to_numpy()
     groups = known["group"].to_numpy()
     sample = OutOfFoldScores(labels, oof_scores[:, None], known["fold"].to_numpy(), groups)
     ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
-    prior = estimate_prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
+    prior = estimate_prior_shift(labels, oof_scores, scores.to_numpy(), threshold)
     decisions = decide_for_shares(
         labels, oof_scores, groups, scores.to_numpy(), ensemble.predict_nested, threshold, prior
     )

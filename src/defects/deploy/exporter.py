@@ -275,7 +275,7 @@ def choose_thresholds(run: Run, tables: DataTables, detector: Detector, fold: st
         aligned, scales, common = align_oof(oof)
         scores = aligned.to_numpy()
         labels = oof["label"].to_numpy(dtype=int)
-        threshold = choose_threshold(labels, scores, settings.rule, settings.fpr)
+        threshold = choose_threshold(labels, scores, settings)
         threshold = move_between_scores(threshold, scores)
         thresholds[target] = float(expit(rescale(threshold, common, scales.get(fold, common))))
     return thresholds

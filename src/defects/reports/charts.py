@@ -336,7 +336,7 @@ def _format_defect_scores(axes: Axes, scores: np.ndarray, expected: dict) -> Non
         color=ALL_FOLDS_COLOUR,
         ls="--",
         lw=1.2,
-        label=f"threshold, {describe_rule(expected['rule'], expected['fpr'])}",
+        label=f"threshold, {describe_rule(expected['rule'], expected['fpr'], expected['costs'])}",
     )
     low = min(scores.min(), AT_THRESHOLD)
     high = max(scores.max(), AT_THRESHOLD)

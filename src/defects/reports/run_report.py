@@ -159,7 +159,7 @@ def measure_folds(tables: RunTables) -> pd.DataFrame:
 def build_run_report(tables: RunTables) -> str:
     """The page as HTML."""
     config = tables.config
-    expected = estimate(tables.oof, config.threshold.rule, config.threshold.fpr)
+    expected = estimate(tables.oof, config.threshold)
     folds = measure_folds(tables)
     dice = measure_dice(config.data, tables.class_oof, tables.maps)
     decision = describe_decision(expected) + describe_share(config.threshold)
@@ -199,8 +199,9 @@ def describe_decision(expected: dict) -> str:
     if not has_normal(expected):
         return ONE_LABEL
     (passed, rejected), (missed, detected) = expected["confusion_matrix"]
+    rule = describe_rule(expected["rule"], expected["fpr"], expected["costs"])
     text = (
-        f"The threshold ({describe_rule(expected['rule'], expected['fpr'])}) is a probability of "
+        f"The threshold ({rule}) is a probability of "
         f"{format_probability(expected['threshold'])}: "
         f"{rejected:,} of {passed + rejected:,} normal images are rejected "
         f"({expected['false_rejection'] or 0:.1%})"
@@ -219,7 +220,8 @@ def describe_decision(expected: dict) -> str:
 
 def describe_share(threshold: ThresholdConfig) -> str:
     """What another share of defects in a submission means for the threshold; nothing where it is the same."""
-    if threshold.prior == "train" or threshold.rule != "macro_f1":
+    has_own_share = threshold.rule == "expected_cost" and threshold.costs.defect_share is not None
+    if threshold.prior == "train" or threshold.rule == "expected_fpr" or has_own_share:
         return ""
     return (
         " All of this is at the training share of defects; a submission takes the threshold for the share "

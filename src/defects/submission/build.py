@@ -159,12 +159,11 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
     ensemble = Ensemble(names, sample, config.ensemble, config.threshold)
     method = ensemble.choose()
     oof_scores, test_scores = calibrate_blend(ensemble.fit(method), sample, test_members.to_numpy())
-    rule = config.threshold.rule, config.threshold.fpr
-    prior = estimate_prior_shift(labels, oof_scores, test_scores, *rule)
+    prior = estimate_prior_shift(labels, oof_scores, test_scores, config.threshold)
     decisions = decide_for_shares(
         labels, oof_scores, groups, test_scores, ensemble.predict_nested, config.threshold, prior
     )
-    figures = estimate(images.assign(score=oof_scores), *rule, ensemble.predict_nested())
+    figures = estimate(images.assign(score=oof_scores), config.threshold, ensemble.predict_nested())
     for name in ("threshold", "score_threshold"):
         del figures[name]  # it is that of the Decision for the training share
     blended = {
@@ -234,7 +233,7 @@ def measure_seed_spread(runs: list[Run], tables: DataTables) -> list[dict]:
             compared_names.add(run.name)
             with suppress(UserError):  # a neighbour may be of other images than the members are
                 oof = aligned_oof(run, tables)
-                score = estimate(oof, first.threshold.rule, first.threshold.fpr)["nested_macro_f1"]
+                score = estimate(oof, first.threshold)["nested_macro_f1"]
                 if score is not None:
                     scores[run.name] = score
         if len(scores) > 1:
