@@ -117,3 +117,39 @@ def write_sentence(confidence: float, escape: RateBound | None, false_alarm: Rat
     if false_alarm is None:
         return f"{start} {escapes}; nothing is known of false alarms, since no normal image was scored"
     return f"{start} {escapes} and at most {format_bound(false_alarm.upper)} of normal parts are rejected"
+
+
+def summarise_claims(claims: Claims) -> list[str]:
+    """Lines for the console: the claim, what it rests on, what more images would support; then its limits."""
+    lines = [f"may be claimed            {claims.sentence}"]
+    if claims.refusal is None:
+        observed = []
+        if claims.escape is not None:
+            observed.append(describe_bound(claims.escape, "defects escaped"))
+        if claims.false_alarm is not None:
+            observed.append(describe_bound(claims.false_alarm, "normal images were rejected"))
+        lines.append(f"  out of fold             {'; '.join(observed)}")
+    lines.append(f"  more images             {describe_sample_sizes(claims.sample_sizes, claims.confidence)}")
+    return lines + [f"  limit                   {limit}" for limit in claims.limits]
+
+
+def describe_bound(bound: RateBound, what: str) -> str:
+    """`2 of 30 defects escaped (worth 14.1 independent images)`"""
+    text = f"{bound.errors:,} of {bound.images:,} {what}"
+    if bound.independent_images == bound.images:
+        return text
+    return f"{text} (worth {bound.independent_images:,.1f} independent images)"
+
+
+def describe_sample_sizes(sizes: SampleSizes, confidence: float) -> str:
+    """How many images are to be added for the claims of the settings; where refused, how many are needed."""
+    start = f"for at most {100 * sizes.escape:g} % escapes and {100 * sizes.false_alarm:g} % false alarms"
+    if sizes.more_defects is None:
+        first = sizes.needed[0]
+        return f"{start} {first.defects:,} independent defects and {first.normal:,} normal images, no error"
+    if sizes.more_defects == sizes.more_normal == 0:
+        return f"{start} none"
+    return (
+        f"{start} {sizes.more_defects:,} more independent defects and {sizes.more_normal:,} more normal "
+        "images, if none of them is decided wrongly"
+    )

@@ -1,0 +1,184 @@
+"""The acceptance statement of a decision, from nested out-of-fold predictions (records: claims.py).
+
+A claim that would be false is refused: predictions by a threshold that was chosen on the same images, or
+images taken to be independent although their names say that several show one part.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from defects.config_schema import ClaimsConfig
+from defects.evaluation.adversarial import is_distinguished, summarise_comparison
+from defects.evaluation.bounds import bound_rate, count_needed, tabulate_needed
+from defects.evaluation.claims import Claims, ErrorBounds, RateBound, SampleSizes, write_sentence
+from defects.evaluation.metrics import effective_number
+from defects.evaluation.repeated_names import find_repeated_names
+from defects.messages import shorten_names
+from defects.runs import FULL
+
+MOST_ERRORS = 3  # in the table of needed images
+ONE_FOLD = (
+    "only one fold is trained, and its threshold was chosen on the same images; src/train.py --fold all "
+    "trains the others"
+)
+FULL_FIT = (
+    "the full fit has no folds, and its threshold was chosen on the same images; src/train.py --fold all "
+    "trains folds"
+)
+NOT_COMPARED = (
+    "it holds for images like the training ones; whether the test images are like them was not compared "
+    "(src/explore.py does it)"
+)
+DISTINGUISHED = "it holds for images like the training ones only, since the test images differ from them"
+NOT_SEARCHED = (
+    "photographs of one part were not looked for (split.duplicates.enabled=false), and images count as "
+    "independent"
+)
+
+
+class Predictions(NamedTuple):
+    """Labels 0/1 [N] of some images, and what is predicted for them by thresholds of the other folds."""
+
+    labels: np.ndarray
+    predicted: np.ndarray
+
+
+def state_claims(
+    settings: ClaimsConfig,
+    images: pd.DataFrame,
+    nested: np.ndarray | None,
+    grouping: str,
+    comparison: dict[str, Any] | None,
+    by_class: Mapping[str, Predictions] | None = None,
+) -> Claims:
+    """What may be claimed of a threshold.
+
+    `images` (image_id, label, fold, group, and kind where known) are out of fold; `nested` 0/1 [N] is
+    predicted for them by thresholds fitted on the other folds, None for a single fold; `grouping` is that of
+    fold_files.read_grouping, `comparison` that of adversarial.stored_comparison. `by_class` has predictions
+    of the classes for the same images; without them kinds count.
+    """
+    refusal = find_refusal(images, nested, grouping)
+    escape = None
+    false_alarm = None
+    bounds_by_class = {}
+    by_kind = {}
+    if refusal is None:
+        groups = images["group"].to_numpy()
+        confidence = settings.confidence
+        overall = bound_errors(Predictions(images["label"].to_numpy(dtype=int), nested), groups, confidence)
+        escape = overall.escape
+        false_alarm = overall.false_alarm
+        for name, predictions in (by_class or {}).items():
+            bounds_by_class[name] = bound_errors(predictions, groups, confidence)
+        if not by_class and "kind" in images:
+            by_kind = bound_escapes_by_kind(images, nested, confidence)
+        sentence = write_sentence(confidence, escape, false_alarm)
+    else:
+        sentence = f"nothing is claimed: {refusal}"
+    return Claims(
+        confidence=settings.confidence,
+        escape=escape,
+        false_alarm=false_alarm,
+        by_class=bounds_by_class,
+        by_kind=by_kind,
+        refusal=refusal,
+        limits=() if refusal else list_limits(grouping, comparison),
+        comparison=None if comparison is None else summarise_comparison(comparison),
+        sentence=sentence,
+        sample_sizes=plan_sample_sizes(settings, escape, false_alarm, refusal is not None),
+    )
+
+
+def find_refusal(images: pd.DataFrame, nested: np.ndarray | None, grouping: str) -> str | None:
+    """Why a claim from these predictions would be false; None if nothing speaks against it."""
+    if nested is None:
+        return FULL_FIT if (images["fold"] == FULL).all() else ONE_FOLD
+    if grouping == "stated":
+        return None
+    repeated = find_repeated_names(images["image_id"].tolist(), images["group"].to_numpy())
+    if not repeated:
+        return None
+    return (
+        f"the groups are unknown: names such as {shorten_names(repeated)} repeat, but every such image is a "
+        "group of its own; name the part with split.group_pattern, or split.group_pattern='(.*)' if all "
+        "images show different parts"
+    )
+
+
+def bound_errors(predictions: Predictions, groups: np.ndarray, confidence: float) -> ErrorBounds:
+    """Escapes among the defects, false alarms among the other images; `groups` [N] of siblings."""
+    is_defect = predictions.labels == 1
+    is_rejected = predictions.predicted == 1
+    return ErrorBounds(
+        escape=bound_share(~is_rejected[is_defect], groups[is_defect], confidence),
+        false_alarm=bound_share(is_rejected[~is_defect], groups[~is_defect], confidence),
+    )
+
+
+def bound_share(is_error: np.ndarray, groups: np.ndarray, confidence: float) -> RateBound | None:
+    """The share of errors bool [N] among images of `groups` [N], and its bound; None without images.
+
+    Siblings err alike, so that N images are worth fewer independent ones (metrics.effective_number): the
+    bound is that of the observed share of so many.
+    """
+    if not len(is_error):
+        return None
+    errors = int(is_error.sum())
+    rate = errors / len(is_error)
+    independent = effective_number(groups)
+    upper = bound_rate(rate * independent, independent, confidence)
+    return RateBound(errors, len(is_error), independent, rate, upper)
+
+
+def bound_escapes_by_kind(
+    images: pd.DataFrame, nested: np.ndarray, confidence: float
+) -> dict[str, RateBound]:
+    """Escapes by `kind` of images.csv; empty where none is known."""
+    is_defect = images["label"].to_numpy(dtype=int) == 1
+    kinds = images["kind"].to_numpy()
+    groups = images["group"].to_numpy()
+    bounds = {}
+    for kind in sorted(set(kinds[is_defect]) - {""}):
+        is_of_kind = is_defect & (kinds == kind)
+        bounds[kind] = bound_share(nested[is_of_kind] == 0, groups[is_of_kind], confidence)
+    return bounds
+
+
+def list_limits(grouping: str, comparison: dict[str, Any] | None) -> tuple[str, ...]:
+    """What a claim does not cover, in sentences."""
+    limits = []
+    if comparison is None or comparison["auroc"] is None:
+        limits.append(NOT_COMPARED)
+    elif is_distinguished(comparison):
+        limits.append(f"{DISTINGUISHED} (AUROC {comparison['auroc']:.3f})")
+    if grouping == "copies":
+        limits.append(NOT_SEARCHED)
+    return tuple(limits)
+
+
+def plan_sample_sizes(
+    settings: ClaimsConfig, escape: RateBound | None, false_alarm: RateBound | None, is_refused: bool
+) -> SampleSizes:
+    """Images that support the rates to be claimed, and how many are to be added to the present ones."""
+    needed = tabulate_needed(MOST_ERRORS, settings.escape, settings.false_alarm, settings.confidence)
+    more_defects = None
+    more_normal = None
+    if not is_refused:
+        more_defects = count_more(escape, settings.escape, settings.confidence)
+        more_normal = count_more(false_alarm, settings.false_alarm, settings.confidence)
+    return SampleSizes(settings.escape, settings.false_alarm, tuple(needed), more_defects, more_normal)
+
+
+def count_more(bound: RateBound | None, rate: float, confidence: float) -> int:
+    """Independent images to add, none of them decided wrongly, until at most `rate` may be claimed."""
+    if bound is None:
+        return count_needed(0, rate, confidence)
+    if bound.upper <= rate:
+        return 0
+    needed = count_needed(bound.rate * bound.independent_images, rate, confidence)
+    return math.ceil(needed - bound.independent_images)
