@@ -3,6 +3,7 @@ differently."""
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ from defects.deploy.model import (
 )
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, build_parity_table, compare_runtimes
 from defects.deploy.similar import NORMAL_IMAGES, shrink, spread_positions
+from defects.evaluation.acceptance import state_run_claims
 from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import align_oof, rescale
@@ -227,6 +229,9 @@ def _write_meta(
     map_meta = None
     if maps is not None:
         map_meta = _describe_map(run, tables, detector, fold, tuple(maps.shape[1:]), rules)
+    claims = state_run_claims(run, tables)
+    if rules is not None:  # of masks, which these are not about
+        claims = replace(claims, by_class={})
     meta = Meta(
         version=VERSION,
         experiment=config.experiment,
@@ -237,6 +242,7 @@ def _write_meta(
         bits=config.data.bits,
         targets=list(detector.targets),
         threshold=thresholds,
+        claims=claims,
         map=map_meta,
         files={part: sha256(folder / part) for name in names for part in list_parts(name)},
         packages={name: version(name) for name in PACKAGES},

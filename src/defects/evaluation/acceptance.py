@@ -11,14 +11,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defects.config_schema import ClaimsConfig
-from defects.evaluation.adversarial import is_distinguished, summarise_comparison
+from defects.config_schema import ClaimsConfig, ThresholdConfig
+from defects.data.fold_files import DataTables, read_grouping
+from defects.evaluation.adversarial import is_distinguished, stored_comparison, summarise_comparison
 from defects.evaluation.bounds import bound_rate, count_needed, tabulate_needed
-from defects.evaluation.claims import Claims, ErrorBounds, RateBound, SampleSizes, write_sentence
+from defects.evaluation.claims import (
+    AT_THRESHOLD,
+    Claims,
+    ErrorBounds,
+    RateBound,
+    SampleSizes,
+    write_sentence,
+)
 from defects.evaluation.metrics import effective_number
 from defects.evaluation.repeated_names import find_repeated_names
+from defects.evaluation.scales import align_oof
+from defects.evaluation.thresholds import nested_predictions
 from defects.messages import shorten_names
-from defects.runs import FULL
+from defects.runs import FULL, Run
 
 MOST_ERRORS = 3  # in the table of needed images
 ONE_FOLD = (
@@ -29,6 +39,7 @@ FULL_FIT = (
     "the full fit has no folds, and its threshold was chosen on the same images; src/train.py --fold all "
     "trains folds"
 )
+ALL_REJECTED = "no normal image is out of fold, so that every image is taken for defective: add normal images"
 NOT_COMPARED = (
     "it holds for images like the training ones; whether the test images are like them was not compared "
     "(src/explore.py does it)"
@@ -54,13 +65,14 @@ def state_claims(
     grouping: str,
     comparison: dict[str, Any] | None,
     by_class: Mapping[str, Predictions] | None = None,
+    condition: str = AT_THRESHOLD,
 ) -> Claims:
     """What may be claimed of a threshold.
 
     `images` (image_id, label, fold, group, and kind where known) are out of fold; `nested` 0/1 [N] is
     predicted for them by thresholds fitted on the other folds, None for a single fold; `grouping` is that of
     fold_files.read_grouping, `comparison` that of adversarial.stored_comparison. `by_class` has predictions
-    of the classes for the same images; without them kinds count.
+    of the classes for the same images; without them kinds count. `condition` says of what the claim is.
     """
     refusal = find_refusal(images, nested, grouping)
     escape = None
@@ -77,7 +89,7 @@ def state_claims(
             bounds_by_class[name] = bound_errors(predictions, groups, confidence)
         if not by_class and "kind" in images:
             by_kind = bound_escapes_by_kind(images, nested, confidence)
-        sentence = write_sentence(confidence, escape, false_alarm)
+        sentence = write_sentence(condition, confidence, escape, false_alarm)
     else:
         sentence = f"nothing is claimed: {refusal}"
     return Claims(
@@ -94,10 +106,41 @@ def state_claims(
     )
 
 
+def state_run_claims(run: Run, tables: DataTables) -> Claims:
+    """What may be claimed of a run by itself, by the thresholds for the training share of defects.
+
+    Of its classes too, if it tells them apart: each has its threshold, as in an export.
+    """
+    config = run.config
+    oof = run.load_oof(tables.folds)
+    nested = predict_run(oof, config.threshold)
+    classes = run.load_oof(tables.folds, tuple(config.data.classes))
+    by_class = {}
+    for name, rows in classes.groupby("target"):
+        ordered = rows.set_index("image_id").loc[oof["image_id"]].reset_index()
+        predicted = predict_run(ordered, config.threshold)
+        if predicted is not None:
+            by_class[name] = Predictions(ordered["label"].to_numpy(dtype=int), predicted)
+    kinds = tables.images.set_index("image_id")["kind"]
+    images = oof.assign(kind=oof["image_id"].map(kinds))
+    grouping = read_grouping(config)
+    return state_claims(config.claims, images, nested, grouping, stored_comparison(config), by_class)
+
+
+def predict_run(oof: pd.DataFrame, settings: ThresholdConfig) -> np.ndarray | None:
+    """0/1 [N] for the out-of-fold rows of one target, by thresholds of the other folds; None for a single."""
+    labels = oof["label"].to_numpy(dtype=int)
+    scores = align_oof(oof)[0].to_numpy()
+    return nested_predictions(labels, scores, oof["fold"].to_numpy(), settings)
+
+
 def find_refusal(images: pd.DataFrame, nested: np.ndarray | None, grouping: str) -> str | None:
     """Why a claim from these predictions would be false; None if nothing speaks against it."""
     if nested is None:
         return FULL_FIT if (images["fold"] == FULL).all() else ONE_FOLD
+    has_normal = (images["label"] == 0).any()
+    if not has_normal and nested.all():
+        return ALL_REJECTED
     if grouping == "stated":
         return None
     repeated = find_repeated_names(images["image_id"].tolist(), images["group"].to_numpy())

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+AT_THRESHOLD = "at this threshold"  # of what a claim is; submitted masks have rules in place of a threshold
+
 
 @dataclass(frozen=True)
 class RateBound:
@@ -107,9 +109,11 @@ def format_bound(upper: float | None) -> str:
     return f"{min(rounded, 100):.{decimals}f} %"
 
 
-def write_sentence(confidence: float, escape: RateBound | None, false_alarm: RateBound | None) -> str:
+def write_sentence(
+    condition: str, confidence: float, escape: RateBound | None, false_alarm: RateBound | None
+) -> str:
     """The claim as a person may copy it; at least one of the bounds is there."""
-    start = f"at this threshold, with {100 * confidence:g} % confidence,"
+    start = f"{condition}, with {100 * confidence:g} % confidence,"
     if escape is None:
         rejected = f"at most {format_bound(false_alarm.upper)} of normal parts are rejected"
         return f"{start} {rejected}; nothing is known of escapes, since no defect was scored out of fold"

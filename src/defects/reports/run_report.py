@@ -14,6 +14,8 @@ import pandas as pd
 
 from defects.config_schema import Config, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
+from defects.evaluation.acceptance import state_run_claims
+from defects.evaluation.claims import Claims
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
 from defects.evaluation.metrics import rank_metrics
@@ -86,7 +88,7 @@ class RunTables:
 
     `oof` is that of load_aligned_oof; `class_oof` are rows of oof.csv for data.classes, joined with
     images.csv, none if the detector does not tell classes apart; `samples` is a PNG of images that training
-    changed, if it changes any.
+    changed, if it changes any; `claims` are those of the run by itself.
     """
 
     config: Config
@@ -96,6 +98,7 @@ class RunTables:
     costs: dict[str, dict[str, Any]]
     histories: dict[str, pd.DataFrame]
     samples: bytes | None
+    claims: Claims
 
 
 def load_run_tables(run: Run, tables: DataTables) -> RunTables:
@@ -112,6 +115,7 @@ def load_run_tables(run: Run, tables: DataTables) -> RunTables:
         costs={fold: run.read_costs(fold) for fold in folds},
         histories={fold: run.read_history(fold) for fold in folds},
         samples=samples.read_bytes() if samples.exists() else None,
+        claims=state_run_claims(run, tables),
     )
 
 

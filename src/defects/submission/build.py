@@ -283,7 +283,7 @@ def mask_lines(summary: dict) -> list[str]:
             lines.append(f"  {title:24}{figures['dice'] or 0:11.4f}{figures['dice_non_empty'] or 0:11.4f}")
     for name, rule in summary["rules"].items():
         lines.append(f"class {name:20}" + ", ".join(f"{key} {value:.4g}" for key, value in rule.items()))
-    return lines
+    return lines + summarise_claims(Claims.from_json(summary["claims"][summary["chosen"]]))
 
 
 def answer_lines(summary: dict) -> list[str]:
