@@ -6,7 +6,7 @@ from scipy.special import betaincinv
 
 from defects.evaluation.claims import NeededImages
 
-MOST_IMAGES = 10**9  # beyond it no number of images is looked for
+MOST_IMAGES = 10**12  # beyond it no number of images is looked for
 
 
 def bound_rate(errors: float, images: float, confidence: float) -> float | None:
