@@ -108,7 +108,7 @@ def test_claims_are_refused_for_a_single_fold():
     assert (claims.escape, claims.false_alarm, claims.by_kind) == (None, None, {})
     assert claims.sentence == f"nothing is claimed: {claims.refusal}"
     assert claims.sample_sizes.more_defects is None
-    assert "149 independent defects and 299 normal images" in "\n".join(summarise_claims(claims))
+    assert "need 149 independent defects, 299 normal images" in "\n".join(summarise_claims(claims))
 
 
 def test_claims_are_refused_for_the_full_fit():
@@ -133,9 +133,9 @@ def test_claims_are_refused_without_normal_images():
     ("comparison", "grouping", "limit"),
     [
         (DIFFERENT, "searched", "images like the training ones only, since the test images differ"),
-        (None, "searched", "was not compared (src/explore.py does it)"),
-        ({"train": 9, "test": 9, "auroc": None}, "stated", "was not compared"),
-        (SAME, "copies", "images count as independent"),
+        (None, "searched", "were not compared (src/explore.py does it)"),
+        ({"train": 9, "test": 9, "auroc": None}, "stated", "were not compared"),
+        (SAME, "copies", "siblings were not searched for"),
     ],
 )
 def test_claims_say_what_they_do_not_cover(comparison, grouping, limit):

@@ -40,14 +40,10 @@ FULL_FIT = (
     "trains folds"
 )
 ALL_REJECTED = "no normal image is out of fold, so that every image is taken for defective: add normal images"
-NOT_COMPARED = (
-    "it holds for images like the training ones; whether the test images are like them was not compared "
-    "(src/explore.py does it)"
-)
-DISTINGUISHED = "it holds for images like the training ones only, since the test images differ from them"
+NOT_COMPARED = "for images like the training ones; test images were not compared (src/explore.py does it)"
+DISTINGUISHED = "for images like the training ones only, since the test images differ from them"
 NOT_SEARCHED = (
-    "photographs of one part were not looked for (split.duplicates.enabled=false), and images count as "
-    "independent"
+    "if all images show different parts: siblings were not searched for (split.duplicates.enabled=false)"
 )
 
 

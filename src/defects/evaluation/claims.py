@@ -129,31 +129,31 @@ def summarise_claims(claims: Claims) -> list[str]:
     if claims.refusal is None:
         observed = []
         if claims.escape is not None:
-            observed.append(describe_bound(claims.escape, "defects escaped"))
+            observed.append(f"escaped {describe_bound(claims.escape)} defects")
         if claims.false_alarm is not None:
-            observed.append(describe_bound(claims.false_alarm, "normal images were rejected"))
+            observed.append(f"rejected {describe_bound(claims.false_alarm)} normal images")
         lines.append(f"  out of fold             {'; '.join(observed)}")
-    lines.append(f"  more images             {describe_sample_sizes(claims.sample_sizes, claims.confidence)}")
+    lines.append(f"  more images             {describe_sample_sizes(claims.sample_sizes)}")
     return lines + [f"  limit                   {limit}" for limit in claims.limits]
 
 
-def describe_bound(bound: RateBound, what: str) -> str:
-    """`2 of 30 defects escaped (worth 14.1 independent images)`"""
-    text = f"{bound.errors:,} of {bound.images:,} {what}"
+def describe_bound(bound: RateBound) -> str:
+    """`2 of 30`, with what siblings are worth: `2 of 30 (worth 14.1 independent)`."""
+    text = f"{bound.errors:,} of {bound.images:,}"
     if bound.independent_images == bound.images:
         return text
-    return f"{text} (worth {bound.independent_images:,.1f} independent images)"
+    return f"{text} (worth {bound.independent_images:,.1f} independent)"
 
 
-def describe_sample_sizes(sizes: SampleSizes, confidence: float) -> str:
+def describe_sample_sizes(sizes: SampleSizes) -> str:
     """How many images are to be added for the claims of the settings; where refused, how many are needed."""
-    start = f"for at most {100 * sizes.escape:g} % escapes and {100 * sizes.false_alarm:g} % false alarms"
+    start = f"at most {100 * sizes.escape:g} % escapes and {100 * sizes.false_alarm:g} % false alarms"
     if sizes.more_defects is None:
         first = sizes.needed[0]
-        return f"{start} {first.defects:,} independent defects and {first.normal:,} normal images, no error"
+        return f"{start} need {first.defects:,} independent defects, {first.normal:,} normal images, no error"
     if sizes.more_defects == sizes.more_normal == 0:
-        return f"{start} none"
+        return f"{start} may be claimed already"
     return (
-        f"{start} {sizes.more_defects:,} more independent defects and {sizes.more_normal:,} more normal "
-        "images, if none of them is decided wrongly"
+        f"{start} need {sizes.more_defects:,} more independent defects, {sizes.more_normal:,} more normal "
+        "images, all decided rightly"
     )
