@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defects.config_schema import ClaimsConfig
-from defects.evaluation.acceptance import Predictions, state_claims
+from defects.evaluation.acceptance import Predictions, bound_share, state_claims
 from defects.evaluation.bounds import bound_rate
 from defects.evaluation.claims import Claims, summarise_claims
 
@@ -66,6 +66,19 @@ def test_claims_groups_of_siblings_count_as_the_images_that_they_are_worth():
     claims = state(images, nested)
     assert claims.escape.independent_images == pytest.approx(6)
     assert claims.escape.upper == pytest.approx(bound_rate(0, 6, 0.95))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_claims_bounds_hold_for_groups_of_siblings(alike):
+    """Of 400 draws at a true rate of 0.3, whether siblings err together or not."""
+    rng = np.random.default_rng(0)
+    sizes = [6, 5, 5, 4, 3, 3, 2, 1, 1, 1, 1]
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    holds = []
+    for _ in range(400):
+        draws = rng.random(len(sizes))[groups] if alike else rng.random(len(groups))
+        holds.append(bound_share(draws < 0.3, groups, 0.95).upper >= 0.3)
+    assert np.mean(holds) >= 0.95
 
 
 def test_claims_by_class_stand_in_for_kinds():

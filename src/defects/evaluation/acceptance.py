@@ -102,25 +102,37 @@ def state_claims(
     )
 
 
-def state_run_claims(run: Run, tables: DataTables) -> Claims:
+def state_run_claims(
+    run: Run, tables: DataTables, by_class: Mapping[str, Predictions] | None = None
+) -> Claims:
     """What may be claimed of a run by itself, by the thresholds for the training share of defects.
 
-    Of its classes too, if it tells them apart: each has its threshold, as in an export.
+    Where the run tells classes apart, each has its threshold, as in an export, or is decided by its mask:
+    then `by_class` holds the predictions, in the order of the out-of-fold images (run.load_oof). An image is
+    rejected where any class, or `defect`, reaches its threshold.
     """
     config = run.config
     oof = run.load_oof(tables.folds)
     nested = predict_run(oof, config.threshold)
-    classes = run.load_oof(tables.folds, tuple(config.data.classes))
-    by_class = {}
-    for name, rows in classes.groupby("target"):
-        ordered = rows.set_index("image_id").loc[oof["image_id"]].reset_index()
-        predicted = predict_run(ordered, config.threshold)
-        if predicted is not None:
-            by_class[name] = Predictions(ordered["label"].to_numpy(dtype=int), predicted)
+    if nested is not None:
+        if by_class is None:
+            by_class = predict_classes(run, tables, oof["image_id"])
+        nested = np.max([nested, *(predictions.predicted for predictions in by_class.values())], axis=0)
     kinds = tables.images.set_index("image_id")["kind"]
     images = oof.assign(kind=oof["image_id"].map(kinds))
     grouping = read_grouping(config)
     return state_claims(config.claims, images, nested, grouping, stored_comparison(config), by_class)
+
+
+def predict_classes(run: Run, tables: DataTables, image_ids: pd.Series) -> dict[str, Predictions]:
+    """Labels and predictions of each class for these out-of-fold images; empty where there are no classes."""
+    oof = run.load_oof(tables.folds, tuple(run.config.data.classes))
+    by_class = {}
+    for name, rows in oof.groupby("target"):
+        ordered = rows.set_index("image_id").loc[image_ids].reset_index()
+        predicted = predict_run(ordered, run.config.threshold)
+        by_class[name] = Predictions(ordered["label"].to_numpy(dtype=int), predicted)
+    return by_class
 
 
 def predict_run(oof: pd.DataFrame, settings: ThresholdConfig) -> np.ndarray | None:

@@ -1,5 +1,8 @@
 """What may be claimed of submitted masks, from their out-of-fold Dice."""
 
+from collections.abc import Iterable
+
+import numpy as np
 import pandas as pd
 
 from defects.config_schema import Config
@@ -24,15 +27,26 @@ def state_mask_claims(
     by_class = {}
     nested = None
     if is_nested:
-        is_marked = (scored["dice"] > 0) != scored["empty"]
-        pairs = scored.assign(is_marked=is_marked, is_there=~scored["empty"].astype(bool))
-        marked = pairs.pivot(index="image_id", columns="target", values="is_marked")
-        there = pairs.pivot(index="image_id", columns="target", values="is_there")
-        images = of_images.loc[marked.index]
-        nested = marked.any(axis=1).to_numpy(dtype=int)
-        for name in config.data.classes:
-            by_class[name] = Predictions(there[name].to_numpy(dtype=int), marked[name].to_numpy(dtype=int))
+        images = of_images.loc[scored["image_id"].drop_duplicates()]
+        by_class = list_mask_predictions(scored, images.index, config.data.classes)
+        nested = np.max([predictions.predicted for predictions in by_class.values()], axis=0)
     rows = images.rename_axis("image_id").reset_index()
     grouping = read_grouping(config)
     comparison = stored_comparison(config)
     return state_claims(config.claims, rows, nested, grouping, comparison, by_class, WITH_MASKS)
+
+
+def list_mask_predictions(
+    scored: pd.DataFrame, image_ids: Iterable[str], classes: list[str]
+) -> dict[str, Predictions]:
+    """By class, for these images in their order: whether it is there, and whether it is marked.
+
+    A class that is there counts as marked where the mask meets it (Dice above 0).
+    """
+    by_class = {}
+    for name in classes:
+        rows = scored[scored["target"] == name].set_index("image_id").loc[list(image_ids)]
+        is_there = ~rows["empty"].to_numpy(dtype=bool)
+        is_marked = (rows["dice"].to_numpy() > 0) == is_there
+        by_class[name] = Predictions(is_there.astype(int), is_marked.astype(int))
+    return by_class
