@@ -31,10 +31,11 @@ from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.fold_files import find_duplicates  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
 from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
+from defects.evaluation.decision import Decision  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
 from defects.evaluation.scales import compute_run_scores  # noqa: E402
-from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift  # noqa: E402
+from defects.evaluation.thresholds import decide_for_shares, estimate_prior_shift  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
 

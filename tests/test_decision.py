@@ -10,8 +10,9 @@ from runs import write_member
 from defects.config import load_config
 from defects.config_schema import CostConfig, EnsembleConfig, ThresholdConfig
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
+from defects.evaluation.decision import Decision
 from defects.evaluation.metrics import macro_f1
-from defects.evaluation.thresholds import Decision, decide, decide_for_shares, estimate_prior_shift
+from defects.evaluation.thresholds import decide, decide_for_shares, estimate_prior_shift
 from defects.stages import ensure_images
 from defects.submission.send import LEDGER_COLUMNS, load_submission, record
 

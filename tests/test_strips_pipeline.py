@@ -21,9 +21,9 @@ from defects.data.rle import all_pairs, read_rle_table, write_rle_table
 from defects.deploy.model import load_model
 from defects.deploy.prediction import find_files, predict
 from defects.deploy.regions import mark_pixels
+from defects.evaluation.decision import Decision
 from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
-from defects.evaluation.thresholds import Decision
 from defects.files import array_archive, sha256
 from defects.stages import ensure_images
 from defects.submission import masks, send

@@ -16,12 +16,12 @@ from defects.config_schema import Config, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
 from defects.evaluation.acceptance import state_run_claims
 from defects.evaluation.claims import Claims
+from defects.evaluation.decision import describe_rule
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
 from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.evaluation.scales import align_oof
-from defects.evaluation.thresholds import describe_rule
 from defects.reports import html
 from defects.reports.charts import draw_score_charts, draw_training_charts
 from defects.reports.figures import (

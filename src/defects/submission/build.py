@@ -17,6 +17,7 @@ from defects.evaluation.acceptance import state_claims
 from defects.evaluation.adversarial import stored_comparison, summarise_comparison
 from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, compare_methods
 from defects.evaluation.claims import Claims, summarise_claims
+from defects.evaluation.decision import Decision
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.scales import (
     check_scores,
@@ -25,7 +26,7 @@ from defects.evaluation.scales import (
     join_images,
     join_scores,
 )
-from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift, submitted_prior
+from defects.evaluation.thresholds import decide_for_shares, estimate_prior_shift, submitted_prior
 from defects.files import sha256, write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run, check_same_data, runs_on

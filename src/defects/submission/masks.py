@@ -16,10 +16,11 @@ from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
 from defects.data.rle import Form, check_runs, encode, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
+from defects.evaluation.decision import Decision
 from defects.evaluation.mask_rules import Rule, make_mask
 from defects.evaluation.metrics import PAIR, dice_interval, mean_dice
 from defects.evaluation.pixels import Maps
-from defects.evaluation.thresholds import Decision, fit_acceptance_threshold
+from defects.evaluation.thresholds import fit_acceptance_threshold
 from defects.files import sha256, write_json
 from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
