@@ -151,13 +151,12 @@ def outcome_lines(
     lines += decision_lines(decisions["train"], at_share, "test macro-F1 at that share")
     lines.append(("test macro-F1", f"{result['macro_f1']:.4f}"))
     lines += threshold_lines(decisions, table)
-    lines += error_lines(submitted, claims, table)
     if at_share is not None:
         share = f"  at the training share of defects ({result['training_share']:.1%})"
         lines.append((share, f"{at_share:.4f}"))
     lines.append(("  at the best possible threshold", f"{result['macro_f1_best_threshold']:.4f}"))
     lines.append(("test AUROC", f"{result['auroc']:.4f}" if result["auroc"] is not None else "-"))
-    return lines
+    return lines + error_lines(submitted, claims, table)
 
 
 def decision_lines(decision: Decision, obtained: float | None, name: str) -> list[tuple[str, str]]:
@@ -192,18 +191,18 @@ def error_lines(submitted: Decision, claims: Claims | None, table: pd.DataFrame)
     labels = table["label"].to_numpy(dtype=int)
     answers = table["answer"].to_numpy(dtype=int)
     rates = {
-        "defects that escaped": (answers[labels == 1] == 0, claims and claims.escape),
-        "normal images rejected": (answers[labels == 0] == 1, claims and claims.false_alarm),
+        "test defects that escaped": (answers[labels == 1] == 0, claims and claims.escape),
+        "test normal images rejected": (answers[labels == 0] == 1, claims and claims.false_alarm),
     }
     lines = []
     for title, (is_error, bound) in rates.items():
         claimed = "" if bound is None else f", at most {format_bound(bound.upper)} claimed"
-        value = f"{is_error.mean():.2%}" if len(is_error) else "none in the test"
-        lines.append((f"  {title}{claimed}", value))
+        value = f"{is_error.mean():.2%}" if len(is_error) else "-"
+        lines.append((f"{title}{claimed}", value))
     if submitted.costs is not None:
         cost = measure_cost(labels, answers, CostConfig(**submitted.costs), submitted.share)
         expected = "" if submitted.expected_cost is None else f", {submitted.expected_cost:.4g} expected"
-        lines.append((f"  cost of an image{expected}", "-" if cost is None else f"{cost:.4g}"))
+        lines.append((f"test cost of an image{expected}", "-" if cost is None else f"{cost:.4g}"))
     return lines
 
 

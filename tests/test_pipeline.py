@@ -162,7 +162,7 @@ def test_pipeline_evaluation_compares_the_expected_score_with_the_answers(traine
         "test macro-F1",
         "at the training share",
         "AUROC",
-        "defects that escaped, at most",
+        "test defects that escaped, at most",
     ):
         assert text in outcome.stdout
     key = answers_file(trained, [1, 0])
