@@ -142,6 +142,16 @@ def test_claims_are_refused_without_normal_images():
     assert "every image is taken for defective" in claims.refusal
 
 
+def test_claims_without_normal_images_are_about_classes_alone():
+    is_crack = np.arange(30) % 2
+    by_class = {"crack": Predictions(is_crack, is_crack), "hole": Predictions(1 - is_crack, 1 - is_crack)}
+    claims = state(out_of_fold(normal=0), np.ones(30, dtype=int), by_class=by_class)
+    assert (claims.refusal, claims.escape, claims.false_alarm) == (None, None, None)
+    assert "see the classes" in claims.sentence
+    line = "  class crack             at most 18.2 % escape, at most 18.2 % are rejected without it"
+    assert line in summarise_claims(claims)
+
+
 @pytest.mark.parametrize(
     ("comparison", "grouping", "limit"),
     [

@@ -70,7 +70,10 @@ def state_claims(
     fold_files.read_grouping, `comparison` that of adversarial.stored_comparison. `by_class` has predictions
     of the classes for the same images; without them kinds count. `condition` says of what the claim is.
     """
+    rejects_all = nested is not None and nested.all() and not (images["label"] == 0).any()
     refusal = find_refusal(images, nested, grouping)
+    if refusal is None and rejects_all and not by_class:
+        refusal = ALL_REJECTED
     escape = None
     false_alarm = None
     bounds_by_class = {}
@@ -78,9 +81,11 @@ def state_claims(
     if refusal is None:
         groups = images["group"].to_numpy()
         confidence = settings.confidence
-        overall = bound_errors(Predictions(images["label"].to_numpy(dtype=int), nested), groups, confidence)
-        escape = overall.escape
-        false_alarm = overall.false_alarm
+        if not rejects_all:
+            labels = images["label"].to_numpy(dtype=int)
+            overall = bound_errors(Predictions(labels, nested), groups, confidence)
+            escape = overall.escape
+            false_alarm = overall.false_alarm
         for name, predictions in (by_class or {}).items():
             bounds_by_class[name] = bound_errors(predictions, groups, confidence)
         if not by_class and "kind" in images:
@@ -98,7 +103,7 @@ def state_claims(
         limits=() if refusal else list_limits(grouping, comparison),
         comparison=None if comparison is None else summarise_comparison(comparison),
         sentence=sentence,
-        sample_sizes=plan_sample_sizes(settings, escape, false_alarm, refusal is not None),
+        sample_sizes=plan_sample_sizes(settings, escape, false_alarm, refusal is not None or rejects_all),
     )
 
 
@@ -146,9 +151,6 @@ def find_refusal(images: pd.DataFrame, nested: np.ndarray | None, grouping: str)
     """Why a claim from these predictions would be false; None if nothing speaks against it."""
     if nested is None:
         return FULL_FIT if (images["fold"] == FULL).all() else ONE_FOLD
-    has_normal = (images["label"] == 0).any()
-    if not has_normal and nested.all():
-        return ALL_REJECTED
     if grouping == "stated":
         return None
     repeated = find_repeated_names(images["image_id"].tolist(), images["group"].to_numpy())

@@ -112,7 +112,9 @@ def format_bound(upper: float | None) -> str:
 def write_sentence(
     condition: str, confidence: float, escape: RateBound | None, false_alarm: RateBound | None
 ) -> str:
-    """The claim as a person may copy it; at least one of the bounds is there."""
+    """The claim as a person may copy it; without any bound, that there is one of the classes alone."""
+    if escape is None and false_alarm is None:
+        return "every image is taken for defective, since no normal image was scored: see the classes"
     start = f"{condition}, with {100 * confidence:g} % confidence,"
     if escape is None:
         rejected = f"at most {format_bound(false_alarm.upper)} of normal parts are rejected"
@@ -132,9 +134,22 @@ def summarise_claims(claims: Claims) -> list[str]:
             observed.append(f"escaped {describe_bound(claims.escape)} defects")
         if claims.false_alarm is not None:
             observed.append(f"rejected {describe_bound(claims.false_alarm)} normal images")
-        lines.append(f"  out of fold             {'; '.join(observed)}")
+        if observed:
+            lines.append(f"  out of fold             {'; '.join(observed)}")
+        for name, bounds in claims.by_class.items():
+            lines.append(f"  {f'class {name}':24}{describe_class(bounds)}")
     lines.append(f"  more images             {describe_sample_sizes(claims.sample_sizes)}")
     return lines + [f"  limit                   {limit}" for limit in claims.limits]
+
+
+def describe_class(bounds: ErrorBounds) -> str:
+    """`at most 12.4 % escape, at most 3.00 % are rejected without it`"""
+    escape = "escapes cannot be said"
+    if bounds.escape is not None:
+        escape = f"at most {format_bound(bounds.escape.upper)} escape"
+    if bounds.false_alarm is None:
+        return f"{escape}, false alarms cannot be said"
+    return f"{escape}, at most {format_bound(bounds.false_alarm.upper)} are rejected without it"
 
 
 def describe_bound(bound: RateBound) -> str:
