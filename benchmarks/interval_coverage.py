@@ -31,10 +31,11 @@ from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.fold_files import find_duplicates  # noqa: E402
 from defects.data.folds import assign_folds  # noqa: E402
 from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
+from defects.evaluation.decision import Decision  # noqa: E402
 from defects.evaluation.estimate import estimate  # noqa: E402
 from defects.evaluation.outcome import load_answers, outcome  # noqa: E402
 from defects.evaluation.scales import compute_run_scores  # noqa: E402
-from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift  # noqa: E402
+from defects.evaluation.thresholds import decide_for_shares, estimate_prior_shift  # noqa: E402
 from defects.files import write_csv  # noqa: E402
 from defects.models.features import Features  # noqa: E402
 
@@ -103,13 +104,13 @@ def redraw(config: Config, images: pd.DataFrame, described: np.ndarray, share: f
     known = train.set_index("image_id")[["label", "group"]].assign(fold=pd.Series(fold, train["image_id"]))
     known = known.assign(score=oof)
     threshold = config.threshold
-    estimated = estimate(known.reset_index(), threshold.rule, threshold.fpr)
+    estimated = estimate(known.reset_index(), threshold)
     labels = known["label"].to_numpy()
     oof_scores = known["score"].to_numpy()
     groups = known["group"].to_numpy()
     sample = OutOfFoldScores(labels, oof_scores[:, None], known["fold"].to_numpy(), groups)
     ensemble = Ensemble(["member"], sample, config.ensemble, threshold)
-    prior = estimate_prior_shift(labels, oof_scores, scores.to_numpy(), threshold.rule, threshold.fpr)
+    prior = estimate_prior_shift(labels, oof_scores, scores.to_numpy(), threshold)
     decisions = decide_for_shares(
         labels, oof_scores, groups, scores.to_numpy(), ensemble.predict_nested, threshold, prior
     )

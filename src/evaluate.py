@@ -9,12 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from defects import cli, stages
-from defects.config_schema import Config, resolve
+from defects.config_schema import Config, CostConfig, resolve
 from defects.data.index import image_sizes
 from defects.data.rle import all_pairs, check_runs, read_annotations
+from defects.evaluation.claims import Claims, format_bound
+from defects.evaluation.decision import SHARE_NAMES, Decision
 from defects.evaluation.metrics import dice_table, macro_f1, mean_dice
 from defects.evaluation.outcome import load_answers, outcome
-from defects.evaluation.thresholds import SHARE_NAMES, Decision
+from defects.evaluation.thresholds import measure_cost
 from defects.files import read_csv, same_text, sha256
 from defects.messages import UserError
 from defects.runs import Run
@@ -103,7 +105,9 @@ def evaluate_answers(runs: list[Run], images: pd.DataFrame, path: Path, summary:
     # What is expected at the training share is about the threshold for it, whichever was submitted.
     at_share = outcome(plain, share)["macro_f1_at_training_share"]
     result = outcome(table, share) | {"macro_f1_at_training_share": at_share}
-    print_lines(outcome_lines(summary["decision"], decisions, result, table))
+    submitted = summary["decision"]
+    claims = read_claims(summary, path).get(submitted.prior)
+    print_lines(outcome_lines(submitted, decisions, result, table, claims))
     print(f"submission {path}\nruns       {', '.join(str(run.folder) for run in runs)}")
 
 
@@ -129,12 +133,16 @@ def check_files(expected: dict[Path, str | None]) -> None:
 
 
 def outcome_lines(
-    submitted: Decision, decisions: dict[str, Decision], result: dict, table: pd.DataFrame
+    submitted: Decision,
+    decisions: dict[str, Decision],
+    result: dict,
+    table: pd.DataFrame,
+    claims: Claims | None,
 ) -> list[tuple[str, str]]:
     """Titles and values: the expected score, whether its interval contains the result, then the result.
 
     `result` is the outcome of the submission; its macro-F1 at the training share is that of the threshold for
-    this share.
+    this share. `claims` are those of the submitted decision.
     """
     at_share = result["macro_f1_at_training_share"]
     lines = []
@@ -148,7 +156,7 @@ def outcome_lines(
         lines.append((share, f"{at_share:.4f}"))
     lines.append(("  at the best possible threshold", f"{result['macro_f1_best_threshold']:.4f}"))
     lines.append(("test AUROC", f"{result['auroc']:.4f}" if result["auroc"] is not None else "-"))
-    return lines
+    return lines + error_lines(submitted, claims, table)
 
 
 def decision_lines(decision: Decision, obtained: float | None, name: str) -> list[tuple[str, str]]:
@@ -176,6 +184,34 @@ def threshold_lines(decisions: dict[str, Decision], table: pd.DataFrame) -> list
         title = f"  by the threshold for the {SHARE_NAMES[prior]} ({decision.share:.1%})"
         lines.append((title, f"{macro_f1(labels, scores >= decision.score_threshold):.4f}"))
     return lines
+
+
+def error_lines(submitted: Decision, claims: Claims | None, table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Escapes and false alarms beside what was claimed of them, and their cost if it chose the threshold."""
+    labels = table["label"].to_numpy(dtype=int)
+    answers = table["answer"].to_numpy(dtype=int)
+    rates = {
+        "test defects that escaped": (answers[labels == 1] == 0, claims and claims.escape),
+        "test normal images rejected": (answers[labels == 0] == 1, claims and claims.false_alarm),
+    }
+    lines = []
+    for title, (is_error, bound) in rates.items():
+        claimed = "" if bound is None else f", at most {format_bound(bound.upper)} claimed"
+        value = f"{is_error.mean():.2%}" if len(is_error) else "-"
+        lines.append((f"{title}{claimed}", value))
+    if submitted.costs is not None:
+        cost = measure_cost(labels, answers, CostConfig(**submitted.costs), submitted.share)
+        expected = "" if submitted.expected_cost is None else f", {submitted.expected_cost:.4g} expected"
+        lines.append((f"test cost of an image{expected}", "-" if cost is None else f"{cost:.4g}"))
+    return lines
+
+
+def read_claims(summary: dict, path: Path) -> dict[str, Claims]:
+    """What was claimed of each decision; empty in the JSON of an earlier version."""
+    try:
+        return {name: Claims.from_json(values) for name, values in summary.get("claims", {}).items()}
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{path.with_suffix('.json')} is not whole: run src/ensemble.py again") from None
 
 
 def print_lines(lines: list[tuple[str, str]]) -> None:

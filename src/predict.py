@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from defects import cli
 from defects.data.images import read_image
-from defects.deploy.model import Meta, find_note, load_model
+from defects.deploy.model import Meta, find_claim, find_note, load_model
 from defects.deploy.prediction import (
     Prediction,
     csv_writer,
@@ -48,6 +48,8 @@ def main() -> None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
     if note := find_note(model.meta):
         print(note, file=sys.stderr)
+    if claim := find_claim(model.meta, model.path.name, arguments.threshold):
+        print(f"may be claimed: {claim}", file=sys.stderr)
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
     unread = 0
     unwritten = []  # reasons

@@ -1,6 +1,7 @@
 """Draw the report of each run: output/<run>/report/report.html."""
 
 from defects import cli, stages
+from defects.evaluation.claims import summarise_claims
 from defects.reports.html import write_page
 from defects.reports.run_report import ONE_LABEL, build_run_report, load_run_tables
 
@@ -12,6 +13,7 @@ def main() -> None:
             print(f"{run.name}: {ONE_LABEL}")
         path = run.folder / "report" / "report.html"
         write_page(path, build_run_report(tables))
+        print("\n".join(summarise_claims(tables.claims)))
         print(f"wrote {path}")
 
 

@@ -78,9 +78,8 @@ def tabulate_experiments(members: list[Experiment]) -> pd.DataFrame:
     for member in members:
         row = {"experiment": member.name, "seed": member.config.train.seed, "folds": len(member.folds)}
         if member.run.trained_folds():
-            threshold = member.config.threshold
             oof = load_aligned_oof(member.run, load_tables(member.config))
-            expected = estimate(oof, threshold.rule, threshold.fpr)
+            expected = estimate(oof, member.config.threshold)
             row |= {name: expected[figure] for name, figure in FIGURES.items()}
         rows.append(row)
     table = pd.DataFrame(rows, columns=["experiment", "seed", "folds", *FIGURES])

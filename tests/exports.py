@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 from conftest import texture
 from onnx import TensorProto, helper
 
+from defects.config_schema import ClaimsConfig
 from defects.deploy.model import META, VERSION
+from defects.evaluation.acceptance import state_claims
+from defects.evaluation.claims import Claims
 from defects.files import array_archive, sha256, write_json
 
 SIZE = 32  # pixels of an image in both directions
@@ -48,7 +52,18 @@ def bright_spots(targets: int, maps: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def write_export(folder: Path, targets: tuple[str, ...] = ("defect",), maps: bool = True) -> Path:
+def make_claims(folds: int = 2) -> Claims:
+    """What is claimed of a run that decides all of 30 defects and 70 normal images rightly."""
+    labels = (np.arange(100) < 30).astype(int)
+    images = pd.DataFrame({"image_id": [f"{number}.png" for number in range(100)], "label": labels})
+    images = images.assign(fold=[str(number % folds) for number in range(100)], group=range(100))
+    nested = labels if folds > 1 else None
+    return state_claims(ClaimsConfig(), images, nested, "searched", None)
+
+
+def write_export(
+    folder: Path, targets: tuple[str, ...] = ("defect",), maps: bool = True, claims: Claims | None = None
+) -> Path:
     """model.onnx, model.json and normals.npz, as src/export.py writes them."""
     folder.mkdir()
     onnx.save(bright_spots(len(targets), maps), folder / "model.onnx")
@@ -63,6 +78,7 @@ def write_export(folder: Path, targets: tuple[str, ...] = ("defect",), maps: boo
         "targets": list(targets),
         "threshold": dict.fromkeys(targets, 0.5),
         "map": size if maps else None,
+        "claims": None if claims is None else claims.to_json(),
         "files": {"model.onnx": sha256(folder / "model.onnx")},
         "packages": {},
     }

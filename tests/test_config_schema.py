@@ -64,3 +64,26 @@ def test_category_a_detector_replaces_the_model_of_any_data_set(detector):
 def test_category_a_mistyped_key_of_a_detector_is_told(tmp_path):
     with pytest.raises(UserError, match="did you mean train.milestones"):
         load_config(ROOT / "configs/demo.yaml", ["train.milestone=[0.5]"], model=DETECTORS[0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "threshold.rule=expected_cost",
+            "threshold.rule=expected_cost needs threshold.costs, such as {escape",
+        ),
+        ("threshold.costs={escape: 0, false_alarm: 1}", "threshold.costs.escape=0: Input should be greater"),
+        ("threshold.costs={escape: 1, false_alarm: -1}", "threshold.costs.false_alarm=-1: Input should be"),
+        ("threshold.costs={escape: 1}", "threshold.costs.false_alarm is missing"),
+        ("threshold.costs={escape: 1, false_alarm: 1, defect_share: 1}", "threshold.costs.defect_share=1: "),
+        ("claims.confidence=0.5", "claims.confidence=0.5: Input should be greater than 0.5"),
+        ("claims.confidence=95", "claims.confidence=95: Input should be less than 1"),
+        ("claims.escape=2%", "claims.escape=2%: write a number"),
+        ("claims.false_alarm=0", "claims.false_alarm=0: Input should be"),
+    ],
+)
+def test_claims_and_costs_that_cannot_be_are_told(setting, message):
+    with pytest.raises(UserError) as caught:
+        load_config(ROOT / "configs" / "demo.yaml", [setting])
+    assert message in str(caught.value)

@@ -8,14 +8,16 @@ import pytest
 from runs import write_member
 
 from defects.config import load_config
-from defects.config_schema import EnsembleConfig, ThresholdConfig
+from defects.config_schema import CostConfig, EnsembleConfig, ThresholdConfig
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
+from defects.evaluation.decision import Decision
 from defects.evaluation.metrics import macro_f1
-from defects.evaluation.thresholds import Decision, decide, decide_for_shares, estimate_prior_shift
+from defects.evaluation.thresholds import decide, decide_for_shares, estimate_prior_shift
 from defects.stages import ensure_images
 from defects.submission.send import LEDGER_COLUMNS, load_submission, record
 
-RULES = ["macro_f1", "expected_fpr"]
+RULES = ["macro_f1", "expected_fpr", "expected_cost"]
+COSTS = CostConfig(escape=20, false_alarm=1)
 
 
 def draw_scores(rng, images, defects, distance=2.5):
@@ -32,9 +34,9 @@ def decisions_on(rng, rule, test_share, images=600, defects=40, tests=600):
     for label in (0, 1):
         folds[labels == label] = np.arange((labels == label).sum()) % 5
     sample = OutOfFoldScores(labels, scores[:, None], folds.astype(str), np.arange(images))
-    settings = ThresholdConfig(rule=rule)
+    settings = ThresholdConfig(rule=rule, costs=COSTS)
     ensemble = Ensemble(["only"], sample, EnsembleConfig(), settings)
-    prior = estimate_prior_shift(labels, scores, test_scores, rule)
+    prior = estimate_prior_shift(labels, scores, test_scores, settings)
     decisions = decide_for_shares(
         labels, scores, sample.groups, test_scores, ensemble.predict_nested, settings, prior
     )
@@ -74,11 +76,11 @@ def test_decision_without_a_shift_both_decisions_expect_the_same():
     assert obtained["train"] == pytest.approx(expected, abs=0.1)
 
 
-def test_decision_only_the_macro_f1_rule_takes_another_threshold_for_another_share():
+def test_decision_all_rules_but_expected_fpr_take_another_threshold_for_another_share():
     for rule in RULES:
         decisions, _ = decisions_on(np.random.default_rng(0), rule, 0.5)
         is_moved = decisions["estimated"].threshold < decisions["train"].threshold
-        assert is_moved == (rule == "macro_f1")
+        assert is_moved == (rule != "expected_fpr")
         assert decisions["estimated"].rule == rule
 
 
@@ -93,13 +95,17 @@ def test_decision_fewer_test_images_make_the_interval_wider():
 
 @pytest.mark.parametrize(
     ("rule", "text"),
-    [("macro_f1", "best macro-F1"), ("expected_fpr", "at most 2.5 % of normal images rejected")],
+    [
+        ("macro_f1", "best macro-F1"),
+        ("expected_fpr", "at most 2.5 % of normal images rejected"),
+        ("expected_cost", "false alarm 1)"),
+    ],
 )
 def test_decision_describes_its_rule_in_words(rule, text):
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     scores = labels + rng.normal(size=40)
-    settings = ThresholdConfig(rule=rule, fpr=0.025)
+    settings = ThresholdConfig(rule=rule, fpr=0.025, costs=COSTS)
     assert text in decide(labels, scores, None, np.arange(40), scores, settings).text().split(", ")
 
 

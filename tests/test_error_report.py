@@ -9,6 +9,7 @@ import pytest
 from runs import runs_of, write_runs
 from scipy.special import expit
 
+from defects.config_schema import ThresholdConfig
 from defects.evaluation.display_scales import AT_THRESHOLD, format_defect_score
 from defects.evaluation.metrics import macro_f1, rank_metrics
 from defects.evaluation.mistakes import (
@@ -162,7 +163,7 @@ def test_error_report_a_single_fold_is_said_to_be_optimistic(config):
 def test_error_report_thresholds_of_the_other_folds_decide():
     images = pd.DataFrame({"label": [0, 0, 1, 1] * 2, "fold": list("00001111")})
     scores = pd.DataFrame({"a": [0.0, 1, 2, 3, 10, 11, 12, 13]})
-    margins = measure_margins(images, scores, "macro_f1", 0.05)["a"]
+    margins = measure_margins(images, scores, ThresholdConfig())["a"]
     assert (margins >= 0).tolist() == [False] * 4 + [True] * 4  # their own thresholds would make no mistake
     assert margins.tolist() == [-11.5, -10.5, -9.5, -8.5, 8.5, 9.5, 10.5, 11.5]
 

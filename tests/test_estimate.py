@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from defects.config_schema import ThresholdConfig
 from defects.evaluation.estimate import estimate
 from defects.messages import UserError
 
@@ -28,7 +29,7 @@ def test_estimate_by_another_rule_tells_the_errors_of_its_threshold():
     rng = np.random.default_rng(2)
     labels = (np.arange(400) % 8 == 0).astype(int)
     table = oof_table(labels, rng.normal(size=400) + 2 * labels, (np.arange(400) % 4).astype(str))
-    plain, tenth = estimate(table), estimate(table, "expected_fpr", 0.1)
+    plain, tenth = estimate(table), estimate(table, ThresholdConfig(rule="expected_fpr", fpr=0.1))
     assert plain["equal_error_rate"] == tenth["equal_error_rate"]
     is_passed = table["score"] < tenth["score_threshold"]
     assert tenth["false_acceptance"] == is_passed[labels == 1].mean()
@@ -39,7 +40,7 @@ def test_estimate_by_another_rule_tells_the_errors_of_its_threshold():
 @pytest.mark.parametrize("folds", [["0", "1"], ["0"]])
 def test_estimate_without_defects_no_macro_f1_is_estimated(folds):
     table = oof_table([0] * 40, np.arange(40.0), folds * (40 // len(folds)))
-    found = estimate(table, "macro_f1", 0.05)
+    found = estimate(table)
     assert found["rule"] == "expected_fpr" and found["false_rejection"] == 0.05
     assert {found[name] for name in ("macro_f1", "nested_macro_f1", "interval_90", "auroc")} == {None}
     assert (found["nested_false_rejection"] is not None) == (len(folds) == 2)

@@ -92,6 +92,7 @@ def test_export_what_is_written(run):
         table.loc["openvino_int8.xml", "score difference (relative)"] > 1e-4
     )  # or it would not be in 8 bits
     assert meta.threshold.keys() == {"defect"} and 0 < meta.threshold["defect"] < 1
+    assert meta.claims.refusal.startswith("only one fold is trained")
     assert b"src/defects" not in b"".join((run[1] / name).read_bytes() for name in EXACT)
 
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import options_for, raising, run_at, runs_at, submitted_at, write_config, write_dataset
 
 from defects.config import load_config
+from defects.evaluation.claims import Claims
 from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run
@@ -71,6 +72,9 @@ def test_pipeline_ensemble_writes_the_submission_and_what_it_was_made_from(train
     decision = summary["decision"]
     low, high = decision["interval_90"]
     assert 0 <= low <= decision["expected_score"] <= high <= 1
+    claims = Claims.from_json(summary["claims"][decision["prior"]])
+    assert claims.escape.images == 12
+    assert f"may be claimed            {claims.sentence}" in outcome.stdout.splitlines()
 
 
 def test_pipeline_two_experiments_blend_and_one_of_other_data_is_refused(trained, config_file, run_script):
@@ -99,6 +103,7 @@ def test_pipeline_one_trained_fold_is_enough_and_is_named(make_dataset, config_f
     assert "scoring 6 test images with fold 0\n" in outcome.stdout
     assert "submitted                 expected macro-F1 unknown" in outcome.stdout
     assert "needs two trained folds" in outcome.stdout and "interval" not in outcome.stdout
+    assert "nothing is claimed: only one fold is trained" in outcome.stdout
     run_script("ensemble.py", run_at(path))
     key = answers_file(path, [1, 0, 0, 1, 0, 0])
     evaluated = run_script("evaluate.py", *submitted_at(path), "--set", f"data.answers={key}")
@@ -157,6 +162,7 @@ def test_pipeline_evaluation_compares_the_expected_score_with_the_answers(traine
         "test macro-F1",
         "at the training share",
         "AUROC",
+        "test defects that escaped, at most",
     ):
         assert text in outcome.stdout
     key = answers_file(trained, [1, 0])

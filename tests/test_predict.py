@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from conftest import defective, texture, write_png
-from exports import write_export
+from exports import make_claims, write_export
 
 from defects.data.images import read_image
-from defects.deploy.model import load_model
+from defects.deploy.model import find_claim, load_model
 from defects.deploy.prediction import predict
 
 
@@ -24,6 +24,32 @@ def run(tmp_path_factory):
         write_png(root / "masks" / f"defect_{seed}.png", mask[:40])
         write_png(root / "normal" / f"normal_{seed}.png", texture(seed, 56)[:40])
     return SimpleNamespace(images=root, export=write_export(root / "export"))
+
+
+@pytest.mark.parametrize(
+    ("folds", "arguments", "text"),
+    [
+        (
+            2,
+            [],
+            "may be claimed: at this threshold, with 95 % confidence, at most 9.51 % of defects like these",
+        ),
+        (2, ["--threshold", 0.3], "nothing is claimed at the threshold 0.3"),
+        (1, [], "nothing is claimed: only one fold is trained"),
+    ],
+)
+def test_predict_states_what_may_be_claimed_of_the_model(run, tmp_path, run_script, folds, arguments, text):
+    model = write_export(tmp_path / "export", claims=make_claims(folds))
+    outcome = run_script("predict.py", model, run.images / "normal" / "normal_0.png", *arguments)
+    assert outcome.code == 0, outcome.stderr
+    assert text in outcome.stderr
+
+
+def test_predict_claims_nothing_of_the_file_that_scores_differently():
+    meta = SimpleNamespace(claims=make_claims())
+    assert find_claim(meta, "openvino_int8.xml").startswith("nothing is claimed of INT8 scores")
+    assert find_claim(meta, "model.onnx") == meta.claims.sentence
+    assert find_claim(SimpleNamespace(claims=None), "model.onnx") == ""
 
 
 def test_predict_writes_a_line_for_every_file(run, tmp_path, run_script):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ import gradio as gr
 import numpy as np
 import pytest
 from conftest import raising, texture, write_png
-from exports import SIZE, write_export
+from exports import SIZE, make_claims, write_export
 
 from defects.config_schema import ROOT
 from defects.deploy.model import load_model
@@ -24,6 +25,7 @@ from defects.deploy.prediction_page import (
     EMPTY,
     MOST_IMAGES,
     PageActions,
+    build_heading,
     build_prediction_page,
     decode_picture,
     draw_heat_map,
@@ -34,6 +36,12 @@ from defects.messages import UserError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def test_page_heading_states_what_may_be_claimed(tmp_path):
+    claims = make_claims()
+    model = load_model(write_export(tmp_path / "export", claims=claims))
+    assert f"By the model's own threshold: {claims.sentence}" in unescape(build_heading(model))
 
 
 def spotted(seed: int, level: int) -> np.ndarray:

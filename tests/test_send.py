@@ -8,7 +8,7 @@ from conftest import submitted_at
 
 from defects.config import load_config
 from defects.config_schema import as_yaml
-from defects.evaluation.thresholds import Decision
+from defects.evaluation.decision import Decision
 from defects.files import sha256, write_bytes
 from defects.submission import send
 

@@ -21,9 +21,9 @@ from defects.data.rle import all_pairs, read_rle_table, write_rle_table
 from defects.deploy.model import load_model
 from defects.deploy.prediction import find_files, predict
 from defects.deploy.regions import mark_pixels
+from defects.evaluation.decision import Decision
 from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
-from defects.evaluation.thresholds import Decision
 from defects.files import array_archive, sha256
 from defects.stages import ensure_images
 from defects.submission import masks, send
@@ -224,14 +224,19 @@ def rules_of_all_kinds(path):
     }
 
 
+def score_perfectly(outcomes):
+    """Dice 1 of every image and class."""
+    pairs = outcomes.drop_duplicates(["image_id", "target"])
+    return pairs[["image_id", "target"]].assign(dice=1.0, empty=pairs["empty"] == 1)
+
+
 def test_strips_export_marks_the_pixels_of_the_submission(own, run_script, monkeypatch):
     run, options = own.parent / "output" / "marker", ("--formats", "torch", "--images", "4")
     (run / "fold1" / "best.pt").unlink()
     assert run_script("infer.py", run_at(own)).code == 0
     rules = rules_of_all_kinds(run / "fold0" / "test_maps.npz")
-    perfect = pd.DataFrame({"image_id": "x", "target": "1", "dice": [1.0], "empty": False})
     monkeypatch.setattr(masks, "fit_rules", lambda outcomes: dict(sorted(rules.items(), reverse=True)))
-    monkeypatch.setattr(masks, "nested_dice", lambda outcomes: perfect)
+    monkeypatch.setattr(masks, "nested_dice", score_perfectly)
     for command in (["ensemble.py"], ["export.py", *options]):
         outcome = run_script(command[0], *options_for(command[0], own), *command[1:])
         assert outcome.code == 0, outcome.stderr

@@ -1,5 +1,7 @@
 """Thresholds against brute force, and the estimated share of defects."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -9,8 +11,16 @@ from members import draw_members
 from scipy.special import logit
 from sklearn.metrics import f1_score
 
-from defects.evaluation import metrics, thresholds
+from defects.config_schema import CostConfig, ThresholdConfig
+from defects.evaluation import class_share, metrics, thresholds
 from defects.evaluation.metrics import share_weights
+
+RULES = ["macro_f1", "expected_fpr", "expected_cost"]
+COSTS = CostConfig(escape=20, false_alarm=1)
+
+
+def by_fpr(fpr):
+    return ThresholdConfig(rule="expected_fpr", fpr=fpr)
 
 
 @st.composite
@@ -58,18 +68,19 @@ def test_thresholds_expected_fpr_is_kept_and_no_lower_threshold_keeps_it(sample,
     labels, scores = sample
     normal = scores[labels == 0]
     assume(len(normal))
-    threshold = thresholds.choose_threshold(labels, scores, "expected_fpr", fpr)
+    threshold = thresholds.choose_threshold(labels, scores, by_fpr(fpr))
     assert np.mean(normal >= threshold) <= fpr
     assert np.mean(normal >= np.nextafter(threshold, -np.inf)) > fpr
     shuffled = np.where(labels == 1, scores - 1, scores)  # defects have no say
-    assert thresholds.choose_threshold(labels, shuffled, "expected_fpr", fpr) == threshold
+    assert thresholds.choose_threshold(labels, shuffled, by_fpr(fpr)) == threshold
 
 
-@pytest.mark.parametrize("rule", ["macro_f1", "expected_fpr"])
+@pytest.mark.parametrize("rule", RULES)
 def test_thresholds_one_class_alone_leaves_one_rule(rule):
     scores = np.arange(100.0)
-    assert 94 < thresholds.choose_threshold(np.zeros(100), scores, rule, 0.05) <= 95
-    assert thresholds.choose_threshold(np.ones(100), scores, rule, 0.05) == 0
+    settings = ThresholdConfig(rule=rule, costs=COSTS)
+    assert 94 < thresholds.choose_threshold(np.zeros(100), scores, settings) <= 95
+    assert thresholds.choose_threshold(np.ones(100), scores, settings) == 0
 
 
 def test_thresholds_threshold_sits_in_the_middle_of_the_widest_gap():
@@ -87,16 +98,60 @@ def test_thresholds_nested_prediction_of_a_fold_never_uses_its_own_labels():
     assert thresholds.nested_predictions(labels, scores, np.zeros(60)) is None
 
 
-@pytest.mark.parametrize("rule", ["macro_f1", "expected_fpr"])
+@pytest.mark.parametrize("rule", RULES)
 def test_thresholds_nested_predictions_follow_the_rule(rule):
     rng = np.random.default_rng(0)
     labels = (np.arange(60) % 4 == 0).astype(int)
     scores, folds = rng.normal(size=60) + labels, np.arange(60) % 3
-    predicted = thresholds.nested_predictions(labels, scores, folds, rule, 0.1)
+    settings = ThresholdConfig(rule=rule, fpr=0.1, costs=COSTS)
+    predicted = thresholds.nested_predictions(labels, scores, folds, settings)
     for fold in range(3):
         held = folds == fold
-        threshold = thresholds.choose_threshold(labels[~held], scores[~held], rule, 0.1)
+        threshold = thresholds.choose_threshold(labels[~held], scores[~held], settings)
         assert (predicted[held] == (scores[held] >= threshold)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(labelled_scores(), st.floats(0.01, 1000), st.none() | st.floats(0.001, 0.999))
+def test_thresholds_no_threshold_has_a_lower_expected_cost(sample, ratio, share):
+    labels, scores = sample
+    assume(labels.any() and not labels.all())
+    costs = CostConfig(escape=ratio, false_alarm=1)
+    threshold = thresholds.cost_threshold(labels, scores, costs, share)
+    cost = thresholds.measure_cost(labels, scores >= threshold, costs, share)
+    others = [
+        thresholds.measure_cost(labels, scores >= value, costs, share) for value in [*scores, np.inf, -np.inf]
+    ]
+    assert cost == pytest.approx(min(others), rel=1e-9, abs=1e-12)
+    curve = thresholds.trace_expected_cost(labels, scores, costs, share)
+    assert curve.threshold[curve.best] == threshold
+    assert curve.cost[curve.best] == pytest.approx(cost, rel=1e-9, abs=1e-12)
+    assert np.isfinite(curve.cost).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(labelled_scores(), st.floats(0.01, 100), st.floats(1.01, 100))
+def test_thresholds_dearer_escapes_never_let_more_defects_pass(sample, ratio, factor):
+    labels, scores = sample
+    assume(labels.any() and not labels.all())
+    cheap = CostConfig(escape=ratio, false_alarm=1)
+    dear = CostConfig(escape=ratio * factor, false_alarm=1)
+    escaped = []
+    for costs in (cheap, dear):
+        threshold = thresholds.cost_threshold(labels, scores, costs)
+        escaped.append((scores[labels == 1] < threshold).sum())
+    assert escaped[1] <= escaped[0]
+
+
+def test_thresholds_expected_cost_depends_on_the_ratio_of_costs_and_on_the_share_alone():
+    labels = np.array([0, 0, 0, 1, 0, 1, 1])
+    scores = np.arange(7.0)
+    by_costs = partial(thresholds.cost_threshold, labels, scores)
+    assert by_costs(CostConfig(escape=2, false_alarm=1)) == by_costs(CostConfig(escape=200, false_alarm=100))
+    assert by_costs(CostConfig(escape=2, false_alarm=1)) == 2.5  # 1 false alarm at 3/7 x 2 an escape
+    assert by_costs(CostConfig(escape=1, false_alarm=2)) == 4.5
+    rare = CostConfig(escape=2, false_alarm=1, defect_share=0.01)
+    assert by_costs(rare) == by_costs(rare, 0.9) == 4.5
 
 
 FEW = settings(max_examples=30, deadline=None)
@@ -127,7 +182,7 @@ def test_thresholds_em_recovers_the_share_behind_calibrated_scores(share, traini
     rng = np.random.default_rng(seed)
     labels = rng.random(20_000) < share
     ratio = distance * rng.normal(distance * labels) - distance**2 / 2  # of two normal distributions
-    found = thresholds.estimate_share(ratio + logit(training_share), training_share)
+    found = class_share.estimate_share(ratio + logit(training_share), training_share)
     assert found == pytest.approx(labels.mean(), abs=0.03)
 
 

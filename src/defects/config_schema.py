@@ -36,6 +36,8 @@ Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Cost = Annotated[float, Field(gt=0, le=1e12)]
+ClaimedRate = Annotated[float, Field(ge=1e-6, lt=1)]  # lower ones need millions of images
 
 
 def _check_folder_name(name: str) -> str:
@@ -256,12 +258,38 @@ class InferConfig(Section):
     shard: Count = 10_000  # test images, rounded up to whole batches, after which scores are safe
 
 
+class CostConfig(Section):
+    """What an error costs, in any unit: the threshold depends on the ratio of the two alone."""
+
+    escape: Cost  # a defect that passes
+    false_alarm: Cost  # a normal part that is rejected
+    # Share of defects that is expected where the model is used; None: that of threshold.prior.
+    defect_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class ThresholdConfig(Section):
     """How the decision threshold is chosen on out-of-fold scores; `fpr` also where there are no defects."""
 
-    rule: Literal["macro_f1", "expected_fpr"] = "macro_f1"
+    rule: Literal["macro_f1", "expected_fpr", "expected_cost"] = "macro_f1"
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of out-of-fold normal images to reject
-    prior: Literal["train", "estimated"] = "train"  # share of defects that macro_f1 is best for
+    prior: Literal["train", "estimated"] = "train"  # share of defects that the threshold is best for
+    costs: CostConfig | None = None
+
+    @model_validator(mode="after")
+    def _costs_needed(self) -> "ThresholdConfig":
+        if self.rule == "expected_cost" and self.costs is None:
+            raise ValueError(
+                "threshold.rule=expected_cost needs threshold.costs, such as {escape: 100, false_alarm: 1}"
+            )
+        return self
+
+
+class ClaimsConfig(Section):
+    """What is to be claimed of escapes and false alarms (see docs/claims.md)."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95  # of each bound by itself, one-sided
+    escape: ClaimedRate = 0.02  # share of defects that pass
+    false_alarm: ClaimedRate = 0.01  # share of normal images that are rejected
 
 
 class EnsembleConfig(Section):
@@ -297,6 +325,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     threshold: ThresholdConfig = ThresholdConfig()
+    claims: ClaimsConfig = ClaimsConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     tracking: TrackingConfig = TrackingConfig()
 

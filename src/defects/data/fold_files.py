@@ -23,6 +23,7 @@ from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, join
 
 STRICTER = [0.95, 0.98, 0.99, 0.995, 0.999, 1.0]  # correlations tried where groups would be too few for folds
 SEARCH_FILE = "siblings.json"
+STAMP_FILE = "split.json"
 EDGES = np.linspace(0, 5, 101)  # of its histograms, in Fisher transforms of correlations
 CLOSEST_APART = 12  # pairs not joined that it lists, for a person to check
 ADVICE = "name photographs that belong together in split.group_file or split.group_pattern"
@@ -65,7 +66,7 @@ def split_locked(config: Config, images: pd.DataFrame) -> pd.DataFrame:
         fold = plan_folds(train, groups, config.data.classes, config.split)
     table = train.assign(group=groups, fold=fold)
     # Gone first, written last: half a split is no split.
-    (folder / "split.json").unlink(missing_ok=True)
+    (folder / STAMP_FILE).unlink(missing_ok=True)
     ids = train["image_id"].to_numpy()
     write_search(config, ids, search, stricter)
     for path in folder.glob("train_*.csv"):
@@ -76,7 +77,7 @@ def split_locked(config: Config, images: pd.DataFrame) -> pd.DataFrame:
         rows = make_training_rows(originals, config.data.symmetries, config.split.balance, config.split.seed)
         write_csv(training_list(config, name), rows)
     write_csv(folder / "folds.csv", table[["image_id", "group", "fold"]])
-    write_json(folder / "split.json", _stamp(config))
+    write_json(folder / STAMP_FILE, _stamp(config))
     return table
 
 
@@ -96,6 +97,15 @@ def _group(
         except UserError as error:
             last_error = error
     raise last_error
+
+
+def read_grouping(config: Config) -> str:
+    """How the groups of folds.csv were made: stated (by settings), searched, or copies (of files alone)."""
+    stamp = read_json(config.dataset_dir / STAMP_FILE) or {}
+    settings = stamp.get("settings", {})
+    if settings.get("split.group_file") is not None or settings.get("split.group_pattern") is not None:
+        return "stated"
+    return "searched" if settings.get("split.duplicates.enabled", True) else "copies"
 
 
 def find_duplicates(config: Config, train: pd.DataFrame) -> pd.DataFrame:
@@ -174,7 +184,7 @@ def find_folds_problem(config: Config) -> str | None:
     """Why folds.csv cannot be used as it is; None if it can."""
     if not (config.dataset_dir / "folds.csv").exists():
         return "is missing"
-    changes = differences(read_json(config.dataset_dir / "split.json"), _stamp(config))
+    changes = differences(read_json(config.dataset_dir / STAMP_FILE), _stamp(config))
     return f"was made otherwise ({join_differences(changes)})" if changes else None
 
 

@@ -31,6 +31,7 @@ from defects.deploy.model import (
 )
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, build_parity_table, compare_runtimes
 from defects.deploy.similar import NORMAL_IMAGES, shrink, spread_positions
+from defects.evaluation.acceptance import state_run_claims
 from defects.evaluation.mask_rules import Rule
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import align_oof, rescale
@@ -39,7 +40,8 @@ from defects.files import array_archive, locked, sha256, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
 from defects.runs import FULL, OOF_MAPS, Run
-from defects.submission.masks import choose_rules
+from defects.submission.mask_claims import list_mask_predictions
+from defects.submission.masks import RuleChoice, choose_rules
 from defects.training.checkpoint import load_detector
 
 EXPORT_FORMATS = {  # for --formats: the file, and whether it has to score as training did
@@ -221,9 +223,15 @@ def _write_meta(
         blank = torch.zeros(1, *config.data.image_size, 3, dtype=torch.uint8)
         maps = graph(blank).get("map")
     thresholds = choose_thresholds(run, tables, detector, fold)
-    rules = choose_mask_rules(run, tables, detector)
-    if rules is not None:
+    choice = choose_mask_rules(run, tables, detector)
+    rules = None
+    masks = None
+    if choice is not None:
+        rules = {name: choice.rules[choice.chosen][name] for name in config.data.classes}
         thresholds |= {name: rule.label for name, rule in rules.items()}
+        if choice.is_nested:
+            image_ids = run.load_oof(tables.folds)["image_id"]
+            masks = list_mask_predictions(choice.scored[choice.chosen], image_ids, config.data.classes)
     map_meta = None
     if maps is not None:
         map_meta = _describe_map(run, tables, detector, fold, tuple(maps.shape[1:]), rules)
@@ -237,6 +245,7 @@ def _write_meta(
         bits=config.data.bits,
         targets=list(detector.targets),
         threshold=thresholds,
+        claims=state_run_claims(run, tables, masks),
         map=map_meta,
         files={part: sha256(folder / part) for name in names for part in list_parts(name)},
         packages={name: version(name) for name in PACKAGES},
@@ -275,7 +284,7 @@ def choose_thresholds(run: Run, tables: DataTables, detector: Detector, fold: st
         aligned, scales, common = align_oof(oof)
         scores = aligned.to_numpy()
         labels = oof["label"].to_numpy(dtype=int)
-        threshold = choose_threshold(labels, scores, settings.rule, settings.fpr)
+        threshold = choose_threshold(labels, scores, settings)
         threshold = move_between_scores(threshold, scores)
         thresholds[target] = float(expit(rescale(threshold, common, scales.get(fold, common))))
     return thresholds
@@ -320,8 +329,8 @@ def _read_maps(run: Run, rows: pd.DataFrame) -> Iterator[np.ndarray]:
             yield maps.of_classes(image_id)
 
 
-def choose_mask_rules(run: Run, tables: DataTables, detector: Detector) -> dict[str, Rule] | None:
-    """By class, fitted out of fold or the default ones, as src/ensemble.py chooses for this run alone.
+def choose_mask_rules(run: Run, tables: DataTables, detector: Detector) -> RuleChoice | None:
+    """Rules of the classes, fitted out of fold or the default ones, as src/ensemble.py chooses for this run.
 
     None for a detector that makes no masks of classes.
     """
@@ -333,5 +342,4 @@ def choose_mask_rules(run: Run, tables: DataTables, detector: Detector) -> dict[
     tuned = choice.estimates["tuned_nested"]
     nested = "not estimated: a single fold" if tuned is None else f"{tuned['dice']:.4f} (nested)"
     print(f"mask rules: {choice.chosen}; out-of-fold Dice tuned {nested}, untuned {untuned['dice']:.4f}")
-    rules = choice.rules[choice.chosen]
-    return {name: rules[name] for name in run.config.data.classes}
+    return choice

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from defects.config_schema import Count
+from defects.evaluation.claims import Claims
 from defects.files import sha256
 from defects.messages import UserError
 from defects.settings import Section, validate
@@ -21,7 +22,8 @@ from defects.settings import Section, validate
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
 # Files of an export that can be run, the one to be preferred first.
-MODEL_FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", "openvino_int8.xml")
+INT8_FILE = "openvino_int8.xml"
+MODEL_FILES = ("openvino_fp32.xml", "model.onnx", "model.pt", INT8_FILE)
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime", ".pt": "torch"}  # the package that runs each
 
 Arrays = dict[str, np.ndarray]
@@ -61,6 +63,8 @@ class Meta(Section):
     bits: Annotated[int, Field(ge=9, le=16)] | None = None
     targets: list[str]
     threshold: dict[str, float]
+    # Of all folds of the run, by these thresholds; None in exports from before there were claims.
+    claims: Claims | None = None
     map: MapMeta | None
     files: dict[str, str]  # name -> sha256
     packages: dict[str, str]  # what wrote it
@@ -71,6 +75,22 @@ def find_note(meta: Meta) -> str:
     if meta.detector == "segmenter" and meta.map.rules is None and len(meta.targets) > 1:
         return "note: this export holds no mask rules: its regions are what exceeds 0.5; export it again"
     return ""
+
+
+def find_claim(meta: Meta, file_name: str, threshold: float | None = None) -> str:
+    """What may be claimed of the model, for whoever uses it; empty where the export holds no claim.
+
+    A `threshold` other than the model's own, and the INT8 file, which scores differently, have no claim.
+    """
+    if meta.claims is None:
+        return ""
+    if meta.claims.refusal is not None:
+        return meta.claims.sentence
+    if threshold is not None:
+        return f"nothing is claimed at the threshold {threshold:g}: claims are about the model's own"
+    if file_name == INT8_FILE:
+        return "nothing is claimed of INT8 scores: claims are about the FP32 files"
+    return meta.claims.sentence
 
 
 class Output(NamedTuple):

@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 
 from defects.data.images import read_image, resize
-from defects.deploy.model import ExportedModel, MapMeta, Meta
+from defects.deploy.model import ExportedModel, MapMeta, Meta, find_claim
 from defects.deploy.prediction import Prediction, predict, relabel
 from defects.deploy.regions import draw_overlay, scale_region
 from defects.deploy.similar import Normals, shrink
@@ -216,7 +216,9 @@ def decode_picture(content: bytes) -> np.ndarray:
 
 def build_heading(model: ExportedModel) -> str:
     facts = f"{model.meta.experiment}, fold {model.meta.fold} · {model.meta.detector} · {model.path.name}"
-    return f"<h1>Surface inspection</h1><p>{escape(facts)}</p>"
+    claim = find_claim(model.meta, model.path.name)
+    lines = [facts, f"By the model's own threshold: {claim}"] if claim else [facts]
+    return "<h1>Surface inspection</h1>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def build_problems(problems: list[str]) -> str:

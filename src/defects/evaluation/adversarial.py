@@ -82,8 +82,13 @@ def summarise_comparison(comparison: dict[str, Any]) -> str:
     return f"{counts}: AUROC {auroc:.3f} (90 % interval {low:.3f} - {high:.3f}), {verdict(comparison)}"
 
 
+def is_distinguished(comparison: dict[str, Any]) -> bool:
+    """Whether training and test images can be told apart; the comparison has an AUROC."""
+    return comparison["interval_90"][0] > 0.5
+
+
 def verdict(comparison: dict[str, Any]) -> str:
-    if comparison["interval_90"][0] <= 0.5:
+    if not is_distinguished(comparison):
         return "they cannot be distinguished"
     degree = next(word for limit, word in DEGREES.items() if comparison["auroc"] >= limit)
     return f"they can {degree} be distinguished"

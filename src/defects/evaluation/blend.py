@@ -148,9 +148,7 @@ class Ensemble:
             is_val = sample.folds == fold
             blend = fit_blend(left_out | {fold})
             fitted_scores = blend(sample.scores[~is_val])
-            threshold = choose_threshold(
-                sample.labels[~is_val], fitted_scores, self.threshold.rule, self.threshold.fpr, share
-            )
+            threshold = choose_threshold(sample.labels[~is_val], fitted_scores, self.threshold, share)
             margins[is_val] = blend(sample.scores[is_val]) - threshold  # its sign is exact
         return margins
 
@@ -200,7 +198,7 @@ def compare_methods(ensemble: Ensemble, names: list[str]) -> dict[str, dict]:
         row = dict.fromkeys(["naive", "nested", "optimism", "gain", "gain_error"])
         if labels.any():
             blended = blend(ensemble.sample.scores)
-            threshold = choose_threshold(labels, blended, ensemble.threshold.rule, ensemble.threshold.fpr)
+            threshold = choose_threshold(labels, blended, ensemble.threshold)
             row["naive"] = macro_f1(labels, blended >= threshold)
             if nested is not None:
                 row["nested"] = macro_f1(labels, nested)

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import confusion_matrix
 
-from defects.config_schema import Config
+from defects.config_schema import Config, ThresholdConfig
 from defects.data.fold_files import DataTables
 from defects.data.labels import DEFECT
 from defects.evaluation import thresholds
@@ -30,16 +30,17 @@ NOT_THE_MODEL = {
     "infer.batch_size",
     "infer.shard",
     "ensemble",
+    "claims",
     "tracking",
 }
 
 
 def estimate(
-    oof: pd.DataFrame, rule: str = "macro_f1", fpr: float = 0.05, nested: np.ndarray | None = None
+    oof: pd.DataFrame, settings: ThresholdConfig = thresholds.DEFAULTS, nested: np.ndarray | None = None
 ) -> dict:
     """Threshold and expected macro-F1 from `oof` (label, score, fold, group), plain values only.
 
-    Scores are log-odds; `threshold` is `score_threshold` as a probability, chosen by `rule` (see
+    Scores are log-odds; `threshold` is `score_threshold` as a probability, chosen by `settings` (see
     thresholds.choose_threshold). `nested_macro_f1` and its interval are the estimate: thresholds fitted
     on the other folds, None for a single fold; of several experiments `nested` 0/1 [N] is predicted by all
     that was fitted on the other folds. `fold_macro_f1` is the same for each fold, and
@@ -50,15 +51,16 @@ def estimate(
     scores = oof["score"].to_numpy(dtype=float)
     if not np.isfinite(scores).all():
         raise UserError(f"{int((~np.isfinite(scores)).sum())} out-of-fold scores are not finite: train again")
-    threshold = thresholds.choose_threshold(labels, scores, rule, fpr)
+    threshold = thresholds.choose_threshold(labels, scores, settings)
     if nested is None:
-        nested = thresholds.nested_predictions(labels, scores, oof["fold"].to_numpy(), rule, fpr)
+        nested = thresholds.nested_predictions(labels, scores, oof["fold"].to_numpy(), settings)
     predicted = (scores >= threshold).astype(int)
     return {
         "threshold": float(expit(threshold)),
         "score_threshold": threshold,
-        "rule": rule if labels.any() else "expected_fpr",
-        "fpr": fpr,
+        "rule": settings.rule if labels.any() else "expected_fpr",
+        "fpr": settings.fpr,
+        "costs": None if settings.costs is None else settings.costs.model_dump(),
         "images": len(oof),
         "defects": int(labels.sum()),
         "folds": sorted(oof["fold"].unique().tolist()),

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from defects.config_schema import ThresholdConfig
 from defects.data.labels import COLUMN, class_names
 from defects.evaluation.thresholds import choose_threshold
 
 
-def measure_margins(images: pd.DataFrame, scores: pd.DataFrame, rule: str, fpr: float) -> pd.DataFrame:
+def measure_margins(images: pd.DataFrame, scores: pd.DataFrame, settings: ThresholdConfig) -> pd.DataFrame:
     """By how much `scores` (log-odds, a column for each member) exceed the thresholds, which decide at 0.
 
     Each column has its own thresholds: for an image the one fitted on the other folds, and with a single
@@ -23,7 +24,7 @@ def measure_margins(images: pd.DataFrame, scores: pd.DataFrame, rule: str, fpr: 
         for fold in np.unique(folds):
             own = folds == fold
             fitted_on = own if own.all() else ~own
-            threshold = choose_threshold(labels[fitted_on], values[fitted_on], rule, fpr)
+            threshold = choose_threshold(labels[fitted_on], values[fitted_on], settings)
             margins.loc[own, name] = values[own] - threshold
     return margins
 

@@ -1,81 +1,28 @@
 """Every threshold of the project is chosen here, and the Decision is made of it.
 
-From scores to a submission's threshold: decide_for_shares -> decide -> choose_threshold -> best_threshold or
-fpr_threshold; submitted_prior says for which share. An image is defective when its score reaches the
-threshold (score >= threshold). The Decision is one record of what is submitted: the printed lines, the JSON,
-the ledger, the message on Kaggle and src/evaluate.py show it.
+From scores to a submission's threshold: decide_for_shares -> decide -> choose_threshold -> best_threshold,
+fpr_threshold or cost_threshold; submitted_prior says for which share. An image is defective when its score
+reaches the threshold (score >= threshold).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import expit
 
-from defects.config_schema import ThresholdConfig
+from defects.config_schema import CostConfig, ThresholdConfig
+from defects.evaluation.class_share import count_share, estimate_share, find_doubt
+from defects.evaluation.decision import Decision
 from defects.evaluation.metrics import interval, macro_f1, macro_f1_of_counts, share_weights
 from defects.evaluation.pixels import CellCounts
 from defects.evaluation.scales import fit_calibration
 
-SHARE_NAMES = {"train": "training share", "estimated": "estimated share"}  # prior -> words
+DEFAULTS = ThresholdConfig()
 MARKED_PROBABILITY = 0.5  # probability from which a segmenter's pixel is marked
-EM_STEPS = 10_000  # EM creeps where the scores hardly tell the classes apart
-EM_TOLERANCE = 1e-9  # a step of the share that ends it
 
 
 # --- the decision ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How scores become answers, and what that is expected to score on the test images.
-
-    `expected_score` holds for images of which `share` are defective: the test images, if that is their share.
-    """
-
-    metric: str  # macro-F1, or Dice for masks
-    rule: str  # as threshold.rule; for masks tuned or untuned
-    fpr: float | None  # the largest share of normal images to reject, by the rule expected_fpr; else None
-    prior: str  # where `share` comes from: train (the out-of-fold images) or estimated (the test scores)
-    share: float  # of defects; by the rule macro_f1 the threshold is the best one for it
-    threshold: float | None  # probability from which an image is defective; None for masks
-    score_threshold: float | None  # the same as log-odds
-    predicted_defective: int | None  # test images
-    expected_score: float | None  # nested, out of fold; None without defects or with a single fold
-    interval_90: tuple[float, float] | None  # of the score on this many test images
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Decision":
-        """Raises TypeError or KeyError for anything but the values of `to_json`."""
-        interval_90 = values["interval_90"]
-        return cls(**values | {"interval_90": None if interval_90 is None else tuple(interval_90)})
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def text(self) -> str:
-        """One line for people: the same wherever the decision is shown."""
-        parts = [f"expected {self.metric} unknown"]
-        if self.expected_score is not None:
-            parts = [f"expected {self.metric} {self.expected_score:.4f}"]
-        if self.interval_90 is not None:
-            low, high = self.interval_90
-            parts.append(f"90 % interval {low:.4f} - {high:.4f}")
-        parts.append(f"{SHARE_NAMES[self.prior]} of defects {self.share:.1%}")
-        parts.append(describe_rule(self.rule, self.fpr))
-        if self.threshold is not None:
-            parts.append(f"threshold {self.threshold:.4f}")
-        return ", ".join(parts)
-
-
-def describe_rule(rule: str, fpr: float | None) -> str:
-    """What a threshold is chosen by, in words; of masks, which of the two mask rules is submitted."""
-    if rule == "macro_f1":
-        return "best macro-F1"
-    if rule == "expected_fpr":
-        return f"at most {100 * fpr:g} % of normal images rejected"
-    return f"{rule} mask rules"
 
 
 def decide_for_shares(
@@ -114,10 +61,10 @@ def choose_submitted_threshold(
     """The threshold of the Decision that is submitted, as log-odds; arguments as those of `decide`."""
     share = None
     if settings.prior == "estimated":
-        prior = estimate_prior_shift(labels, scores, new_scores, settings.rule, settings.fpr)
+        prior = estimate_prior_shift(labels, scores, new_scores, settings)
         if submitted_prior(settings, prior) == "estimated":
             share = prior["estimated_share"]
-    return choose_threshold(labels, scores, settings.rule, settings.fpr, share)
+    return choose_threshold(labels, scores, settings, share)
 
 
 def decide(
@@ -138,7 +85,7 @@ def decide(
     `share_error` is the standard error of the estimated share.
     """
     has_defects = bool(labels.any())
-    threshold = choose_threshold(labels, scores, settings.rule, settings.fpr, estimated_share)
+    threshold = choose_threshold(labels, scores, settings, estimated_share)
     share = float(labels.mean())
     weights = None
     if estimated_share is not None:
@@ -157,6 +104,10 @@ def decide(
             new_images=len(new_scores),
         )
     rule = settings.rule if has_defects else "expected_fpr"
+    costs = settings.costs if rule == "expected_cost" else None
+    expected_cost = None
+    if costs is not None and nested is not None:
+        expected_cost = measure_cost(labels, nested, costs, share)
     return Decision(
         metric="macro-F1",
         rule=rule,
@@ -168,6 +119,8 @@ def decide(
         predicted_defective=int((new_scores >= threshold).sum()),
         expected_score=expected_score,
         interval_90=interval_90,
+        costs=None if costs is None else costs.model_dump(),
+        expected_cost=expected_cost,
     )
 
 
@@ -186,20 +139,22 @@ def submitted_prior(settings: ThresholdConfig, prior: dict) -> str:
 def choose_threshold(
     labels: np.ndarray,
     scores: np.ndarray,
-    rule: str = "macro_f1",
-    fpr: float = 0.05,
+    settings: ThresholdConfig = DEFAULTS,
     share: float | None = None,
 ) -> float:
-    """The threshold by `threshold.rule`: macro_f1 or expected_fpr.
+    """The threshold by `threshold.rule`: macro_f1, expected_fpr or expected_cost.
 
-    macro_f1 is that of images weighted to a `share` of defects, by default their own; expected_fpr does not
-    depend on it. Where only one class is present, no rule can weigh both: without defects it is
-    expected_fpr, without normal images every image is defective.
+    macro_f1 and expected_cost are those of images weighted to a `share` of defects, by default their own, the
+    latter to a share of its own where one is set; expected_fpr does not depend on it. Where only one class is
+    present, no rule can weigh both: without defects it is expected_fpr, without normal images every image is
+    defective.
     """
     if not (labels == 0).any():
         return float(scores.min())
-    if rule == "expected_fpr" or not (labels == 1).any():
-        return fpr_threshold(scores[labels == 0], fpr)
+    if settings.rule == "expected_fpr" or not (labels == 1).any():
+        return fpr_threshold(scores[labels == 0], settings.fpr)
+    if settings.rule == "expected_cost":
+        return cost_threshold(labels, scores, settings.costs, share)
     return best_threshold(labels, scores, share)[0]
 
 
@@ -225,6 +180,57 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, share: float | None =
     value = macro_f1_of_counts(tp, fp, fn, tn)
     best = np.lexsort((-counts.gap, -value))[0]
     return float(counts.threshold[best]), float(value[best])
+
+
+class CostCurve(NamedTuple):
+    """Expected cost of an image [K] by threshold [K] (as the scores), lowest first; with the best of them."""
+
+    threshold: np.ndarray
+    cost: np.ndarray
+    best: int
+
+
+def cost_threshold(
+    labels: np.ndarray, scores: np.ndarray, costs: CostConfig, share: float | None = None
+) -> float:
+    """The threshold of the least expected cost; both classes are needed. `share` as for choose_threshold."""
+    curve = trace_expected_cost(labels, scores, costs, share)
+    return float(curve.threshold[curve.best])
+
+
+def trace_expected_cost(
+    labels: np.ndarray, scores: np.ndarray, costs: CostConfig, share: float | None = None
+) -> CostCurve:
+    """The expected cost of an image at every threshold between distinct scores; both classes are needed.
+
+    Defects are taken to have `costs.defect_share` of the images, else `share`, else the share of `labels`.
+    Among equal optima the one in the widest gap is taken, as for macro-F1.
+    """
+    counts = count_errors_by_threshold(labels, scores)
+    escape_cost, alarm_cost = weigh_costs(labels, costs, share)
+    cost = counts.fn * escape_cost / counts.defects + counts.fp * alarm_cost / counts.normal
+    best = int(np.lexsort((-counts.gap, cost))[0])
+    return CostCurve(counts.threshold, cost, best)
+
+
+def measure_cost(
+    labels: np.ndarray, predicted: np.ndarray, costs: CostConfig, share: float | None = None
+) -> float | None:
+    """The expected cost of an image, by 0/1 predictions [N]; None where only one class is there."""
+    if labels.all() or not labels.any():
+        return None
+    escape_cost, alarm_cost = weigh_costs(labels, costs, share)
+    escaped = float((predicted[labels == 1] == 0).mean())
+    rejected = float((predicted[labels == 0] == 1).mean())
+    return escape_cost * escaped + alarm_cost * rejected
+
+
+def weigh_costs(labels: np.ndarray, costs: CostConfig, share: float | None) -> tuple[float, float]:
+    """Cost of an image if all defects escape, and if all normal images are rejected."""
+    defect_share = float(labels.mean()) if share is None else share
+    if costs.defect_share is not None:
+        defect_share = costs.defect_share
+    return costs.escape * defect_share, costs.false_alarm * (1 - defect_share)
 
 
 def fpr_threshold(normal_scores: np.ndarray, fpr: float) -> float:
@@ -289,7 +295,7 @@ def middles_between(distinct: np.ndarray) -> np.ndarray:
 
 
 def nested_predictions(
-    labels: np.ndarray, scores: np.ndarray, folds: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+    labels: np.ndarray, scores: np.ndarray, folds: np.ndarray, settings: ThresholdConfig = DEFAULTS
 ) -> np.ndarray | None:
     """0/1 [N], each fold by the threshold fitted on all others; None for a single fold."""
     fold_names = np.unique(folds)
@@ -298,7 +304,7 @@ def nested_predictions(
     predicted = np.zeros(len(labels), dtype=int)
     for fold in fold_names:
         is_val = folds == fold
-        threshold = choose_threshold(labels[~is_val], scores[~is_val], rule, fpr)
+        threshold = choose_threshold(labels[~is_val], scores[~is_val], settings)
         predicted[is_val] = scores[is_val] >= threshold
     return predicted
 
@@ -306,15 +312,8 @@ def nested_predictions(
 # --- the share of defects among the test images ------------------------------------------------------------
 
 
-class CountedShare(NamedTuple):
-    """A share of defects and its standard error."""
-
-    share: float
-    error: float
-
-
 def estimate_prior_shift(
-    labels: np.ndarray, scores: np.ndarray, new_scores: np.ndarray, rule: str = "macro_f1", fpr: float = 0.05
+    labels: np.ndarray, scores: np.ndarray, new_scores: np.ndarray, settings: ThresholdConfig = DEFAULTS
 ) -> dict:
     """The share of defects behind the test scores `new_scores` [T], from the out-of-fold `scores` [N].
 
@@ -332,7 +331,7 @@ def estimate_prior_shift(
     if labels.all() or not labels.any():
         return prior
     share = estimate_share(fit_calibration(labels, scores)(new_scores), labels.mean())
-    threshold = choose_threshold(labels, scores, rule, fpr)
+    threshold = choose_threshold(labels, scores, settings)
     count = count_share(labels, scores >= threshold, new_scores >= threshold)
     prior["estimated_share"] = share
     prior["doubt"] = find_doubt(share, count, len(new_scores))
@@ -340,58 +339,6 @@ def estimate_prior_shift(
         prior["counted_share"] = count.share
         prior["counted_error"] = count.error
     return prior
-
-
-def estimate_share(log_odds: np.ndarray, training_share: float) -> float:
-    """The share of defects among images [N] with these calibrated log-odds, by EM.
-
-    Saerens, Latinne & Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori
-    probabilities", equations 2.4 to 2.7. `log_odds` hold at `training_share`, which lies between 0 and 1.
-    """
-    share = training_share
-    with np.errstate(divide="ignore"):  # the share may run to 0 or 1
-        for _ in range(EM_STEPS):
-            previous = share
-            shift = logit(share) - logit(training_share)
-            share = float(expit(log_odds + shift).mean())
-            if abs(share - previous) < EM_TOLERANCE:
-                break
-    return share
-
-
-def count_share(labels: np.ndarray, predicted: np.ndarray, new_predicted: np.ndarray) -> CountedShare | None:
-    """The share of defects by counting the predicted ones of the test images, corrected by the known errors.
-
-    `labels` and `predicted` 0/1 [N] of out-of-fold images, `new_predicted` [T]. Cruder than EM, but it needs
-    no calibration: a check on it. None where as many normal images are predicted defective as defects.
-    """
-    true_rate = predicted[labels == 1].mean()
-    false_rate = predicted[labels == 0].mean()
-    new_rate = new_predicted.mean()
-    if true_rate <= false_rate:
-        return None
-    share = float(np.clip((new_rate - false_rate) / (true_rate - false_rate), 0, 1))
-    weighted_rates = (
-        (new_rate, 1.0, len(new_predicted)),
-        (true_rate, share, (labels == 1).sum()),
-        (false_rate, 1 - share, (labels == 0).sum()),
-    )
-    variance = 0.0
-    for rate, weight, images in weighted_rates:
-        smoothed = (rate * images + 0.5) / (images + 1)  # a rate of 0 or 1 is not known to be exactly that
-        variance += weight**2 * (smoothed * (1 - smoothed)) / images
-    return CountedShare(share, float(np.sqrt(variance) / (true_rate - false_rate)))
-
-
-def find_doubt(share: float, count: CountedShare | None, images: int) -> str | None:
-    """Why EM's share of `images` is not to be trusted; None if nothing speaks against it."""
-    if not 1 <= share * images <= images - 1:
-        return f"it ran to the edge: {share * images:.1f} of {images} images"
-    if count is None:
-        return "the scores do not tell defects from normal images"
-    if abs(share - count.share) > 2 * count.error:
-        return f"counting says {count.share:.1%} ± {count.error:.1%}"
-    return None
 
 
 # --- thresholds of maps and masks --------------------------------------------------------------------------

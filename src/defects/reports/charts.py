@@ -22,9 +22,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from defects.evaluation.decision import describe_rule
 from defects.evaluation.display_scales import AT_THRESHOLD, compute_defect_scores
 from defects.evaluation.metrics import rank_metrics
-from defects.evaluation.thresholds import count_errors_by_threshold, describe_rule, equal_error
+from defects.evaluation.thresholds import count_errors_by_threshold, equal_error
 from defects.messages import shorten_names
 
 Drawn = TypeVar("Drawn")
@@ -336,7 +337,7 @@ def _format_defect_scores(axes: Axes, scores: np.ndarray, expected: dict) -> Non
         color=ALL_FOLDS_COLOUR,
         ls="--",
         lw=1.2,
-        label=f"threshold, {describe_rule(expected['rule'], expected['fpr'])}",
+        label=f"threshold, {describe_rule(expected['rule'], expected['fpr'], expected['costs'])}",
     )
     low = min(scores.min(), AT_THRESHOLD)
     high = max(scores.max(), AT_THRESHOLD)

@@ -122,7 +122,7 @@ def measure_one(run: Run, tables: DataTables, test: bool) -> Iterator[Value]:
     yield from _measure_folds(run, oof, OOF_MAPS, ACCURACY + COST_FIGURES)
     yield from _measure_masks(run, tables.images)
     settings = run.config.threshold
-    expected = estimate(oof, settings.rule, settings.fpr)
+    expected = estimate(oof, settings)
     if expected["defects"] < expected["images"]:  # or there is no macro-F1
         yield ALL_FOLDS, "macro_f1", expected["nested_macro_f1"]
         if expected["interval_90"] is not None:

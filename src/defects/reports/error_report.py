@@ -175,7 +175,7 @@ def score_members(
     sample = OutOfFoldScores(labels, scores.to_numpy(), joined["fold"].to_numpy(), joined["group"].to_numpy())
     ensemble = Ensemble(list(tables), sample, config.ensemble, config.threshold)
     scores[BLEND] = calibrate_blend(ensemble.fit(ensemble.choose()), sample, sample.scores)[0]
-    margins = measure_margins(joined, scores, config.threshold.rule, config.threshold.fpr)
+    margins = measure_margins(joined, scores, config.threshold)
     nested_margins = ensemble.measure_nested_margins()
     if nested_margins is not None:
         margins[BLEND] = nested_margins
@@ -232,7 +232,7 @@ def measure_member(config: Config, images: pd.DataFrame, member: RatedMember) ->
     labels = images["label"] == 1
     nested = member.predicted.to_numpy(dtype=int) if images["fold"].nunique() > 1 else None
     rows = images.assign(score=member.scores)
-    expected = estimate(rows, config.threshold.rule, config.threshold.fpr, nested)
+    expected = estimate(rows, config.threshold, nested)
     missed = int((labels & ~member.predicted).sum())
     alarms = int((~labels & member.predicted).sum())
     return {

@@ -14,12 +14,14 @@ import pandas as pd
 
 from defects.config_schema import Config, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
+from defects.evaluation.acceptance import state_run_claims
+from defects.evaluation.claims import Claims
+from defects.evaluation.decision import describe_rule
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
 from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.evaluation.scales import align_oof
-from defects.evaluation.thresholds import describe_rule
 from defects.reports import html
 from defects.reports.charts import draw_score_charts, draw_training_charts
 from defects.reports.figures import (
@@ -86,7 +88,7 @@ class RunTables:
 
     `oof` is that of load_aligned_oof; `class_oof` are rows of oof.csv for data.classes, joined with
     images.csv, none if the detector does not tell classes apart; `samples` is a PNG of images that training
-    changed, if it changes any.
+    changed, if it changes any; `claims` are those of the run by itself.
     """
 
     config: Config
@@ -96,6 +98,7 @@ class RunTables:
     costs: dict[str, dict[str, Any]]
     histories: dict[str, pd.DataFrame]
     samples: bytes | None
+    claims: Claims
 
 
 def load_run_tables(run: Run, tables: DataTables) -> RunTables:
@@ -112,6 +115,7 @@ def load_run_tables(run: Run, tables: DataTables) -> RunTables:
         costs={fold: run.read_costs(fold) for fold in folds},
         histories={fold: run.read_history(fold) for fold in folds},
         samples=samples.read_bytes() if samples.exists() else None,
+        claims=state_run_claims(run, tables),
     )
 
 
@@ -159,7 +163,7 @@ def measure_folds(tables: RunTables) -> pd.DataFrame:
 def build_run_report(tables: RunTables) -> str:
     """The page as HTML."""
     config = tables.config
-    expected = estimate(tables.oof, config.threshold.rule, config.threshold.fpr)
+    expected = estimate(tables.oof, config.threshold)
     folds = measure_folds(tables)
     dice = measure_dice(config.data, tables.class_oof, tables.maps)
     decision = describe_decision(expected) + describe_share(config.threshold)
@@ -199,8 +203,9 @@ def describe_decision(expected: dict) -> str:
     if not has_normal(expected):
         return ONE_LABEL
     (passed, rejected), (missed, detected) = expected["confusion_matrix"]
+    rule = describe_rule(expected["rule"], expected["fpr"], expected["costs"])
     text = (
-        f"The threshold ({describe_rule(expected['rule'], expected['fpr'])}) is a probability of "
+        f"The threshold ({rule}) is a probability of "
         f"{format_probability(expected['threshold'])}: "
         f"{rejected:,} of {passed + rejected:,} normal images are rejected "
         f"({expected['false_rejection'] or 0:.1%})"
@@ -219,7 +224,8 @@ def describe_decision(expected: dict) -> str:
 
 def describe_share(threshold: ThresholdConfig) -> str:
     """What another share of defects in a submission means for the threshold; nothing where it is the same."""
-    if threshold.prior == "train" or threshold.rule != "macro_f1":
+    has_own_share = threshold.rule == "expected_cost" and threshold.costs.defect_share is not None
+    if threshold.prior == "train" or threshold.rule == "expected_fpr" or has_own_share:
         return ""
     return (
         " All of this is at the training share of defects; a submission takes the threshold for the share "

@@ -10,11 +10,14 @@ import pandas as pd
 from scipy.special import expit
 
 from defects.config_schema import Config
-from defects.data.fold_files import DataTables
+from defects.data.fold_files import DataTables, read_grouping
 from defects.data.index import sample_ids
 from defects.data.labels import DEFECT
+from defects.evaluation.acceptance import state_claims
 from defects.evaluation.adversarial import stored_comparison, summarise_comparison
 from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, compare_methods
+from defects.evaluation.claims import Claims, summarise_claims
+from defects.evaluation.decision import Decision
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.scales import (
     check_scores,
@@ -23,7 +26,7 @@ from defects.evaluation.scales import (
     join_images,
     join_scores,
 )
-from defects.evaluation.thresholds import Decision, decide_for_shares, estimate_prior_shift, submitted_prior
+from defects.evaluation.thresholds import decide_for_shares, estimate_prior_shift, submitted_prior
 from defects.files import sha256, write_csv, write_json
 from defects.messages import UserError, shorten_names
 from defects.runs import Run, check_same_data, runs_on
@@ -94,6 +97,7 @@ def build_submission(runs: list[Run], tables: DataTables, scores: RunScores, pat
         **blended,
         "decision": decision.to_json(),
         "decisions": {prior: decided.to_json() for prior, decided in blended["decisions"].items()},
+        "claims": {prior: claims.to_json() for prior, claims in blended["claims"].items()},
         "adversarial": stored_comparison(config),
         "runs": run_places(runs),
         "settings": submission_settings(config),
@@ -147,7 +151,8 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
     `ensemble`: scale, method, a row for each method; `estimate`: evaluation.estimate's, at the training share
     of defects, without its threshold; `prior`: that of thresholds.estimate_prior_shift; `decisions`: the
     Decision for the training share (`train`) and, where there is one, for the estimated share (`estimated`);
-    `decision`: the submitted one; `seeds`: see measure_seed_spread. All but decisions are plain values.
+    `decision`: the submitted one; `claims`: what may be claimed of each decision, by the same names; `seeds`:
+    see measure_seed_spread. All but decisions and claims are plain values.
     Raises UserError for members that do not match, and for scores that cannot be used.
     """
     config = runs[0].config
@@ -159,12 +164,12 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
     ensemble = Ensemble(names, sample, config.ensemble, config.threshold)
     method = ensemble.choose()
     oof_scores, test_scores = calibrate_blend(ensemble.fit(method), sample, test_members.to_numpy())
-    rule = config.threshold.rule, config.threshold.fpr
-    prior = estimate_prior_shift(labels, oof_scores, test_scores, *rule)
+    prior = estimate_prior_shift(labels, oof_scores, test_scores, config.threshold)
     decisions = decide_for_shares(
         labels, oof_scores, groups, test_scores, ensemble.predict_nested, config.threshold, prior
     )
-    figures = estimate(images.assign(score=oof_scores), *rule, ensemble.predict_nested())
+    claims = state_claims_of(decisions, config, tables, images, ensemble)
+    figures = estimate(images.assign(score=oof_scores), config.threshold, ensemble.predict_nested())
     for name in ("threshold", "score_threshold"):
         del figures[name]  # it is that of the Decision for the training share
     blended = {
@@ -178,9 +183,29 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
         "prior": prior,
         "decision": decisions[submitted_prior(config.threshold, prior)],
         "decisions": decisions,
+        "claims": claims,
         "seeds": measure_seed_spread(runs, tables),
     }
     return blended, pd.Series(test_scores, test_members.index)
+
+
+def state_claims_of(
+    decisions: dict[str, Decision],
+    config: Config,
+    tables: DataTables,
+    images: pd.DataFrame,
+    ensemble: Ensemble,
+) -> dict[str, Claims]:
+    """What may be claimed of each decision; `images` (label, fold, group) are out of fold, by image_id."""
+    kinds = tables.images.set_index("image_id")["kind"]
+    rows = images.join(kinds).rename_axis("image_id").reset_index()
+    grouping = read_grouping(config)
+    comparison = stored_comparison(config)
+    claims = {}
+    for prior, decision in decisions.items():
+        nested = ensemble.predict_nested(None if prior == "train" else decision.share)
+        claims[prior] = state_claims(config.claims, rows, nested, grouping, comparison)
+    return claims
 
 
 def join_members(scores: RunScores) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -234,7 +259,7 @@ def measure_seed_spread(runs: list[Run], tables: DataTables) -> list[dict]:
             compared_names.add(run.name)
             with suppress(UserError):  # a neighbour may be of other images than the members are
                 oof = aligned_oof(run, tables)
-                score = estimate(oof, first.threshold.rule, first.threshold.fpr)["nested_macro_f1"]
+                score = estimate(oof, first.threshold)["nested_macro_f1"]
                 if score is not None:
                     scores[run.name] = score
         if len(scores) > 1:
@@ -259,7 +284,7 @@ def mask_lines(summary: dict) -> list[str]:
             lines.append(f"  {title:24}{figures['dice'] or 0:11.4f}{figures['dice_non_empty'] or 0:11.4f}")
     for name, rule in summary["rules"].items():
         lines.append(f"class {name:20}" + ", ".join(f"{key} {value:.4g}" for key, value in rule.items()))
-    return lines
+    return lines + summarise_claims(Claims.from_json(summary["claims"][summary["chosen"]]))
 
 
 def answer_lines(summary: dict) -> list[str]:
@@ -283,7 +308,7 @@ def answer_lines(summary: dict) -> list[str]:
     if figures["auroc"] is not None:
         ranked = f"{figures['auroc']:.4f}, {figures['average_precision']:.4f}"
         lines.append(f"AUROC, average precision  {ranked}")
-    return lines
+    return lines + summarise_claims(Claims.from_json(summary["claims"][summary["decision"]["prior"]]))
 
 
 def _decision_lines(summary: dict) -> list[str]:

@@ -16,13 +16,15 @@ from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
 from defects.data.rle import Form, check_runs, encode, read_rle_table, table_form, write_rle_table
 from defects.evaluation.adversarial import stored_comparison
+from defects.evaluation.decision import Decision
 from defects.evaluation.mask_rules import Rule, make_mask
 from defects.evaluation.metrics import PAIR, dice_interval, mean_dice
 from defects.evaluation.pixels import Maps
-from defects.evaluation.thresholds import Decision, fit_acceptance_threshold
+from defects.evaluation.thresholds import fit_acceptance_threshold
 from defects.files import sha256, write_json
 from defects.messages import UserError
 from defects.runs import OOF_MAPS, TEST_MAPS, Run
+from defects.submission.mask_claims import state_mask_claims
 from defects.submission.summary import input_hashes, run_places, submission_settings
 
 PIXELS = (0.3, 0.4, 0.5, 0.6, 0.7)  # thresholds tried
@@ -51,6 +53,10 @@ def build_mask_submission(
     choice = choose_rules(runs, oof, images)
     image_count = order["image_id"].nunique()
     decisions = {rule: decide_masks(choice, rule, image_count) for rule in choice.rules}
+    claims = {
+        rule: state_mask_claims(config, choice.scored[rule], choice.of_images, choice.is_nested)
+        for rule in choice.rules
+    }
     summary = {
         "data": config.data.name,
         "weights": {run.name: 1 / len(runs) for run in runs},
@@ -59,6 +65,7 @@ def build_mask_submission(
         "chosen": choice.chosen,
         "decision": decisions[choice.chosen].to_json(),
         "decisions": {rule: decision.to_json() for rule, decision in decisions.items()},
+        "claims": {rule: claims.to_json() for rule, claims in claims.items()},
         "estimate": choice.estimates,
         "adversarial": stored_comparison(config),
         "runs": run_places(runs),
@@ -81,16 +88,20 @@ class RuleChoice(NamedTuple):
     """What the out-of-fold maps say of the mask rules `tuned` and `untuned`, and which of them is `chosen`.
 
     `rules` by class. `scored`: the Dice of every image and class, of the tuned rules with those fitted on the
-    other folds, None for a single fold. `estimates` are means of it. `groups` of siblings and `has_defect`
-    are by image_id.
+    other folds, None for a single fold. `estimates` are means of it. `of_images`: label (whether there is any
+    defect), fold and group, by image_id.
     """
 
     rules: dict[str, dict[str, Rule]]
     chosen: str
     scored: dict[str, pd.DataFrame | None]
     estimates: dict[str, dict | None]
-    groups: pd.Series
-    has_defect: pd.Series
+    of_images: pd.DataFrame
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether rules could be fitted on other folds."""
+        return self.scored["tuned"] is not None
 
 
 def choose_rules(runs: list[Run], oof: dict[str, pd.DataFrame], images: pd.DataFrame) -> RuleChoice:
@@ -110,9 +121,11 @@ def choose_rules(runs: list[Run], oof: dict[str, pd.DataFrame], images: pd.DataF
     is_better = scored["tuned"] is not None and (
         estimates["tuned_nested"]["dice"] > estimates["untuned"]["dice"]
     )
-    groups = next(iter(oof.values())).drop_duplicates("image_id").set_index("image_id")["group"]
-    has_defect = outcomes.groupby("image_id")["empty"].min() == 0
-    return RuleChoice(rules, "tuned" if is_better else "untuned", scored, estimates, groups, has_defect)
+    of_images = next(iter(oof.values())).drop_duplicates("image_id").set_index("image_id")
+    of_images = of_images[["fold", "group"]]
+    of_images = of_images.assign(label=1 - outcomes.groupby("image_id")["empty"].min().astype(int))
+    chosen = "tuned" if is_better else "untuned"
+    return RuleChoice(rules, chosen, scored, estimates, of_images)
 
 
 def decide_masks(choice: RuleChoice, rule: str, new_images: int) -> Decision:
@@ -122,13 +135,13 @@ def decide_masks(choice: RuleChoice, rule: str, new_images: int) -> Decision:
     interval_90 = None
     if scored is not None:
         expected_score = float(scored["dice"].mean())
-        interval_90 = dice_interval(scored, choice.groups, new_images)
+        interval_90 = dice_interval(scored, choice.of_images["group"], new_images)
     return Decision(
         metric="Dice",
         rule=rule,
         fpr=None,
         prior="train",
-        share=float(choice.has_defect.mean()),
+        share=float(choice.of_images["label"].mean()),
         threshold=None,
         score_threshold=None,
         predicted_defective=None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from defects.config_schema import Config
-from defects.evaluation.thresholds import Decision
+from defects.evaluation.decision import Decision
 from defects.files import read_csv, sha256, write_csv
 from defects.messages import UserError
 from defects.submission.build import check_answers, submission_ids

@@ -75,7 +75,7 @@ def open_runs(summary: dict, output: Path | None, overrides: Iterable[str] = ())
 
 def submission_settings(config: Config) -> dict:
     """What a submission depends on beside its runs."""
-    sections = {"threshold", "ensemble"}
+    sections = {"threshold", "claims", "ensemble"}
     return config.model_dump(mode="json", include=sections)
 
 

@@ -42,6 +42,8 @@ NOT_THE_RUN = ABOUT_THE_INDEX | {
     "infer.shard",
     "threshold.rule",
     "threshold.prior",
+    "threshold.costs",
+    "claims",
 }
 MAPS_ONLY = {"infer.map_size"}  # changes the maps that are kept, neither weights nor scores
 

@@ -75,6 +75,7 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "train.validate_every",
     "infer",
     "threshold",
+    "claims",
     "ensemble",
     "tracking",
 }
