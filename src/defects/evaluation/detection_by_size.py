@@ -1,9 +1,9 @@
 """Probability of detection by the size of a defect: hit or miss over the logarithm of the size.
 
 As MIL-HDBK-1823A (2009, "Nondestructive Evaluation System Reliability Assessment", appendix G) does for hit
-or miss data, the log-odds of detection are linear in the logarithm of the size. a50 and a90 are the sizes that
-are detected with a probability of 50 % and 90 %; a90/95 is the size from which the probability is at least
-90 % with a confidence of 95 %.
+or miss data, the log-odds of detection are linear in the logarithm of the size. a50 and a90 are the sizes
+that are detected with a probability of 50 % and 90 %; a90/95 is the size from which the probability is at
+least 90 % with a confidence of 95 %.
 
 The likelihood is penalised by the square root of the determinant of the information (Firth 1993, "Bias
 reduction of maximum likelihood estimates"), so few points and perfect separation leave the slope finite. The
