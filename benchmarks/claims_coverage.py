@@ -46,7 +46,7 @@ from defects.evaluation.thresholds import (  # noqa: E402
     nested_predictions,
 )
 from defects.files import write_csv  # noqa: E402
-from defects.training.pooled_features import describe_images, make_pooled_classifier  # noqa: E402
+from defects.training.pooled_features import describe_images, fit_pooled_classifier  # noqa: E402
 
 CONFIDENCE = ClaimsConfig().confidence
 SIMULATED_FOLDS = 5
@@ -124,7 +124,7 @@ def redraw(config: Config, images: pd.DataFrame, features: np.ndarray, seed: int
     test_tables = []
     for fold in range(config.split.folds):
         is_val = folds == fold
-        model = make_pooled_classifier().fit(features[is_train][~is_val], train["label"][~is_val])
+        model = fit_pooled_classifier(features[is_train][~is_val], train["label"][~is_val])
         oof_tables.append(score_images(model, train[is_val], features[is_train][is_val], fold))
         test_tables.append(score_images(model, test, features[~is_train], fold))
     oof, scores = compute_run_scores(

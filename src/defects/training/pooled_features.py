@@ -35,6 +35,7 @@ def _pool(maps: list[torch.Tensor]) -> np.ndarray:
     return torch.cat(parts, 1).numpy()
 
 
-def make_pooled_classifier() -> Pipeline:
-    """Logistic regression on standardised features."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=1000))
+def fit_pooled_classifier(features: np.ndarray, labels: np.ndarray) -> Pipeline:
+    """Logistic regression on standardised features [N, D] for labels 0/1 [N]."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=1000))
+    return model.fit(features, labels)
