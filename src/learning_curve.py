@@ -1,4 +1,4 @@
-"""How much would more defects help? output/<data>/learning_curve.json: expected scores with 5, 10, ... defects.
+"""How much would more defects help? Expected scores with fewer defects: output/<data>/learning_curve.json.
 
 Of a cheap classifier: logistic regression on pooled features of the model's network. src/report.py and
 src/errors.py then show the curve.

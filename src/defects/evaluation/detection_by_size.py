@@ -115,15 +115,22 @@ def fit_detection_curves(
     `detected` bool [N] are out-of-fold predictions by thresholds of the other folds. With `pixel_size_mm`
     sizes are in millimetres.
     """
+    in_units = convert_sizes(sizes, pixel_size_mm)
+    length = "px" if pixel_size_mm is None else "mm"
     curves = []
     for measure, power in MEASURES.items():
-        values = sizes[measure].to_numpy(dtype=float)
-        unit = "px" if pixel_size_mm is None else "mm"
-        if pixel_size_mm is not None:
-            values = values * pixel_size_mm**power
-        unit += "²" if power == 2 else ""
+        values = in_units[measure].to_numpy(dtype=float)
+        unit = f"{length}²" if power == 2 else length
         curves.append(fit_detection_curve(values, detected, groups, measure, unit))
     return curves
+
+
+def convert_sizes(sizes: pd.DataFrame, pixel_size_mm: float | None) -> pd.DataFrame:
+    """Sizes in pixels, as measure_defect_sizes has them, in millimetres if `pixel_size_mm` is known."""
+    if pixel_size_mm is None:
+        return sizes
+    factors = {measure: pixel_size_mm**power for measure, power in MEASURES.items()}
+    return sizes * pd.Series(factors)
 
 
 def fit_detection_curve(
