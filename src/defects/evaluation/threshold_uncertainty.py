@@ -24,6 +24,9 @@ class Inflation(NamedTuple):
     false_alarm: float = 1.0
 
 
+NO_INFLATION = Inflation()
+
+
 def measure_inflation(
     labels: np.ndarray,
     scores: np.ndarray,
@@ -51,7 +54,7 @@ def measure_inflation(
             if difference is not None:
                 differences.append(difference)
     if not differences:
-        return Inflation()
+        return NO_INFLATION
     values = []
     for name, label in (("escape", 1), ("false_alarm", 0)):
         is_class = labels == label

@@ -31,7 +31,8 @@ from defects.reports.claims_charts import (
 TITLE = "What may be claimed"
 METHOD = (
     "Out of fold, by thresholds of the other folds. Bounds are exact binomial ones (Clopper and Pearson) for "
-    "as many independent images as the groups of siblings are worth."
+    "as many independent images as the images are worth: siblings err alike, and the threshold was chosen "
+    "from the same images."
 )
 SIZES = (
     "Size is that of the largest defect of an image, measured on its mask in the original image; an image "
@@ -192,11 +193,14 @@ def list_size_notes(curves: list[DetectionCurve]) -> list[str]:
     """Why a size cannot be said, which defects are left out, and whether there are few."""
     notes = []
     for curve in curves:
+        names_by_reason: dict[str, list[str]] = {}
         for name, reason in curve.reasons.items():
-            title = (
-                MEASURE_NAMES[curve.measure] if name == "curve" else f"{name}, {MEASURE_NAMES[curve.measure]}"
-            )
-            notes.append(f"{title.replace('a90_95', 'a90/95')}: {reason}.")
+            names_by_reason.setdefault(reason, []).append(name.replace("_", "/"))
+        for reason, names in names_by_reason.items():
+            title = MEASURE_NAMES[curve.measure]
+            if names != ["curve"]:
+                title = f"{', '.join(names)} by {title}"
+            notes.append(f"{title}: {reason}.")
     first = curves[0]
     if first.unmarked:
         notes.append(f"{first.unmarked:,} defects without a mask are left out.")

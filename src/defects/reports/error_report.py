@@ -29,6 +29,7 @@ from defects.evaluation.mistakes import (
 )
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import join_images, join_scores
+from defects.evaluation.threshold_uncertainty import measure_inflation
 from defects.reports import html
 from defects.reports.charts import draw_svg, shorten_name
 from defects.reports.claims_section import ClaimTables, build_claims_section, load_claim_tables
@@ -171,8 +172,15 @@ def load_blend_claims(config: Config, images: pd.DataFrame, blend: RatedMember) 
     """What may be claimed of the blend; `images` as in EnsembleTables."""
     rows = images.reset_index()
     nested = blend.predicted.to_numpy(dtype=int) if images["fold"].nunique() > 1 else None
-    claims = state_claims(config.claims, rows, nested, read_grouping(config), stored_comparison(config))
-    return load_claim_tables(config, rows, blend.scores.to_numpy(), nested, claims)
+    scores = blend.scores.to_numpy()
+    labels = rows["label"].to_numpy(dtype=int)
+    inflation = measure_inflation(
+        labels, scores, rows["fold"].to_numpy(), rows["group"].to_numpy(), config.threshold
+    )
+    grouping = read_grouping(config)
+    comparison = stored_comparison(config)
+    claims = state_claims(config.claims, rows, nested, grouping, comparison, inflation=inflation)
+    return load_claim_tables(config, rows, scores, nested, claims)
 
 
 def score_members(
