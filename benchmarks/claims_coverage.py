@@ -14,6 +14,7 @@ python benchmarks/claims_coverage.py --data magnetic_tile --model patch_head --s
 python benchmarks/claims_coverage.py --simulation
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +33,10 @@ from defects.config_schema import ClaimsConfig, Config, ThresholdConfig  # noqa:
 from defects.data.duplicates import group_ids  # noqa: E402
 from defects.data.fold_files import find_duplicates  # noqa: E402
 from defects.data.folds import assign_folds, find_stated_groups  # noqa: E402
+from defects.evaluation.acceptance import Predictions, bound_errors  # noqa: E402
 from defects.evaluation.blend import Ensemble, OutOfFoldScores  # noqa: E402
-from defects.evaluation.bounds import bound_rate  # noqa: E402
 from defects.evaluation.detection_by_size import fit_detection_curve  # noqa: E402
-from defects.evaluation.metrics import effective_number, interval, macro_f1, share_weights  # noqa: E402
+from defects.evaluation.metrics import interval, macro_f1, share_weights  # noqa: E402
 from defects.evaluation.outcome import load_answers  # noqa: E402
 from defects.evaluation.scales import compute_run_scores  # noqa: E402
 from defects.evaluation.threshold_uncertainty import Inflation, measure_inflation, measure_rates  # noqa: E402
@@ -97,7 +98,7 @@ def find_unmatched(config: Config, images: pd.DataFrame) -> pd.Series:
     """bool [N]: images that split.group_pattern gives no group."""
     if config.split.group_pattern is None:
         return pd.Series(False, images.index)
-    return ~images["image_id"].str.contains(config.split.group_pattern, regex=True)
+    return images["image_id"].map(re.compile(config.split.group_pattern).search).isna()
 
 
 def load_features(config: Config, images: pd.DataFrame) -> np.ndarray:
@@ -199,16 +200,15 @@ def compare_rates(
 ) -> dict[str, float]:
     """Rates and bounds out of fold, also without inflation (`binomial`), and those of `predicted`."""
     row = {}
-    for name, label in (("escape", 1), ("false_alarm", 0)):
-        is_class = labels == label
-        rate = getattr(measure_rates(labels, nested), name)
-        images = effective_number(groups[is_class])
-        factor = getattr(inflation, name)
-        row[name] = rate
-        row[f"{name}_binomial"] = bound_rate(rate * images, images, CONFIDENCE)
-        row[f"{name}_upper"] = bound_rate(rate * images / factor, images / factor, CONFIDENCE)
-        row[f"{name}_obtained"] = getattr(measure_rates(test_labels, predicted), name)
-        row[f"{name}_inflation"] = factor
+    obtained = measure_rates(test_labels, predicted)
+    bounds = bound_errors(Predictions(labels, nested, inflation), groups, CONFIDENCE)
+    binomial_bounds = bound_errors(Predictions(labels, nested), groups, CONFIDENCE)
+    for name in ("escape", "false_alarm"):
+        row[name] = getattr(bounds, name).rate
+        row[f"{name}_upper"] = getattr(bounds, name).upper
+        row[f"{name}_binomial"] = getattr(binomial_bounds, name).upper
+        row[f"{name}_obtained"] = getattr(obtained, name)
+        row[f"{name}_inflation"] = getattr(inflation, name)
     return row
 
 

@@ -28,7 +28,7 @@ ATTEMPTS = 50  # at drawing defects of two groups
 METRICS = {"macro_f1": "macro-F1", "auroc": "AUROC"}
 REACH = 2  # times the defects that there are: no score is extrapolated further
 EXTRAPOLATED_SIZES = 8
-RESAMPLES = 1000  # of the draws, for the band of the extrapolation
+RESAMPLES = 400  # of the draws, for the band of the extrapolation
 SMALLEST_ERROR = 1e-4  # in place of none, which has no logarithm
 
 # Features [N, D] and labels [N] -> a classifier with predict_proba.
@@ -151,8 +151,9 @@ def extrapolate(table: pd.DataFrame, metric: str, seed: int = 0) -> dict[str, li
     """A power law of 1 - score, fitted to the means of all numbers of defects, up to REACH times the most.
 
     At `defects` the `score`, and `low` and `high`, the quantiles at 5 % and 95 % of RESAMPLES fits to draws
-    that are drawn anew; `gain`, `gain_low`, `gain_high` of the last over the first of these. None for fewer
-    than three numbers of defects.
+    that are drawn anew; `gain`, `gain_low`, `gain_high` of the last over the first of these. Of four numbers
+    of defects or more every such fit leaves one out at random, since the law is not known to hold. None for
+    fewer than three.
     """
     draws = [rows for _, rows in table.groupby("wanted")]
     if len(draws) < 3:
@@ -165,7 +166,10 @@ def extrapolate(table: pd.DataFrame, metric: str, seed: int = 0) -> dict[str, li
     resampled = []
     for _ in range(RESAMPLES):
         means = np.array([random.choice(rows[metric].to_numpy(), len(rows)).mean() for rows in draws])
-        resampled.append(predict_by_power_law(counts, means, sizes))
+        used = np.arange(len(draws))
+        if len(draws) > 3:
+            used = np.delete(used, random.integers(len(draws)))
+        resampled.append(predict_by_power_law(counts[used], means[used], sizes))
     low, high = np.quantile(resampled, [0.05, 0.95], axis=0)
     gains = np.array(resampled)[:, -1] - np.array(resampled)[:, 0]
     gain_low, gain_high = np.quantile(gains, [0.05, 0.95])
