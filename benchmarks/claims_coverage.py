@@ -11,6 +11,7 @@ With --simulation images are drawn from scenarios in which the rates of errors a
 that is detected with a probability of 90 %: there a90/95 is checked too.
 
 python benchmarks/claims_coverage.py --data magnetic_tile --model patch_head --set data.answers=KEY
+python benchmarks/claims_coverage.py --data aitex --model patch_head --training-only
 python benchmarks/claims_coverage.py --simulation
 """
 
@@ -57,13 +58,22 @@ SIMULATED_TEST_IMAGES = 1000
 def main() -> None:
     parser = cli.experiment_parser(__doc__.splitlines()[0])
     parser.add_argument("--redraws", type=cli.positive, default=200)
+    parser.add_argument(
+        "--training-only",
+        action="store_true",
+        help="redraw half of the training images, whose groups are known",
+    )
     parser.add_argument("--simulation", action="store_true", help="known distributions in place of images")
     arguments = parser.parse_args()
     if arguments.simulation:
         simulate_scenarios(arguments.redraws)
         return
     config = cli.config_from(arguments, needs_model=True)
-    images = load_labelled_images(config, stages.ensure_images(config))
+    images = stages.ensure_images(config)
+    if arguments.training_only:
+        images = stages.ensure_tables(config).folds
+    else:
+        images = load_labelled_images(config, images)
     features = load_features(config, images)
     redraws = tqdm(range(arguments.redraws), "redraws", disable=None)
     table = pd.DataFrame([redraw(config, images, features, seed) for seed in redraws])
@@ -103,14 +113,10 @@ def find_unmatched(config: Config, images: pd.DataFrame) -> pd.Series:
 
 def load_features(config: Config, images: pd.DataFrame) -> np.ndarray:
     """float32 [N, D], computed the first time."""
-    path = config.dataset_dir / f"pooled_features_{config.model.backbone.name}.npy"
-    if path.exists():
-        features = np.load(path)
-        if len(features) == len(images):
-            return features
-    features = describe_images(config, images)
-    np.save(path, features)
-    return features
+    path = config.dataset_dir / f"pooled_features_{len(images)}_{config.model.backbone.name}.npy"
+    if not path.exists():
+        np.save(path, describe_images(config, images))
+    return np.load(path)
 
 
 def redraw(config: Config, images: pd.DataFrame, features: np.ndarray, seed: int) -> dict[str, float]:
@@ -170,8 +176,14 @@ def redraw(config: Config, images: pd.DataFrame, features: np.ndarray, seed: int
 
 
 def draw_groups(images: pd.DataFrame, seed: int) -> np.ndarray:
-    """bool [N]: whole groups at random, as long as they fit into the training set's counts."""
-    wanted = images.loc[images["split"] == "train", "label"].value_counts()
+    """bool [N]: whole groups at random, as long as they fit into the training set's counts.
+
+    Of training images alone into half of these.
+    """
+    is_training = images["split"] == "train"
+    wanted = images.loc[is_training, "label"].value_counts()
+    if is_training.all():
+        wanted //= 2
     sizes = images.groupby("group")["label"].agg(defects="sum", images="size")
     remaining = np.array([wanted[1], wanted[0]])
     chosen = []
@@ -198,15 +210,21 @@ def compare_rates(
     test_labels: np.ndarray,
     predicted: np.ndarray,
 ) -> dict[str, float]:
-    """Rates and bounds out of fold, also without inflation (`binomial`), and those of `predicted`."""
+    """Rates and bounds out of fold, and rates of `predicted` test images.
+
+    `binomial` bounds are without inflation, `independent` ones also without groups.
+    """
     row = {}
     obtained = measure_rates(test_labels, predicted)
     bounds = bound_errors(Predictions(labels, nested, inflation), groups, CONFIDENCE)
     binomial_bounds = bound_errors(Predictions(labels, nested), groups, CONFIDENCE)
+    independent = np.arange(len(labels))
+    independent_bounds = bound_errors(Predictions(labels, nested), independent, CONFIDENCE)
     for name in ("escape", "false_alarm"):
         row[name] = getattr(bounds, name).rate
         row[f"{name}_upper"] = getattr(bounds, name).upper
         row[f"{name}_binomial"] = getattr(binomial_bounds, name).upper
+        row[f"{name}_independent"] = getattr(independent_bounds, name).upper
         row[f"{name}_obtained"] = getattr(obtained, name)
         row[f"{name}_inflation"] = getattr(inflation, name)
     return row
@@ -342,7 +360,7 @@ def report_bounds(table: pd.DataFrame) -> None:
     """How often the upper bounds of the rates hold, and by how much they are too high."""
     for name in ("escape", "false_alarm"):
         obtained = table[f"{name}_obtained"]
-        for kind in ("upper", "binomial"):
+        for kind in ("upper", "binomial", "independent"):
             upper = table[f"{name}_{kind}"]
             title = f"{name.replace('_', ' ')}, {kind}"
             print(
