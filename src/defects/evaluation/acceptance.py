@@ -208,7 +208,7 @@ def bound_share(
     rate = errors / len(is_error)
     independent = effective_number(groups) / inflation
     upper = bound_rate(rate * independent, independent, confidence)
-    return RateBound(errors, len(is_error), independent, rate, upper)
+    return RateBound(errors, len(is_error), independent, rate, upper, inflation)
 
 
 def bound_escapes_by_kind(
@@ -257,4 +257,4 @@ def count_more(bound: RateBound | None, rate: float, confidence: float) -> int:
     if bound.upper <= rate:
         return 0
     needed = count_needed(bound.rate * bound.independent_images, rate, confidence)
-    return math.ceil(needed - bound.independent_images)
+    return math.ceil((needed - bound.independent_images) * bound.inflation)

@@ -183,8 +183,10 @@ def build_size_table(curves: list[DetectionCurve]) -> pd.DataFrame:
             "detected": f"{curve.detected:,}",
             "sizes": f"{format_size(curve.smallest, curve.unit)} to {format_size(curve.largest, curve.unit)}",
         }
-        for name, size in (("a50", curve.a50), ("a90", curve.a90), ("a90/95", curve.a90_95)):
-            row[name] = "cannot be said" if size is None else format_size(size, curve.unit)
+        for name, size in (("a50", curve.a50), ("a90", curve.a90), ("a90_95", curve.a90_95)):
+            text = "cannot be said" if size is None else format_size(size, curve.unit)
+            is_bound = size is not None and name in curve.reasons  # that of the smallest defect
+            row[name.replace("_", "/")] = f"at most {text}" if is_bound else text
         rows[MEASURE_NAMES[curve.measure]] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
