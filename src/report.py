@@ -13,7 +13,7 @@ def main() -> None:
             print(f"{run.name}: {ONE_LABEL}")
         path = run.folder / "report" / "report.html"
         write_page(path, build_run_report(tables))
-        print("\n".join(summarise_claims(tables.claims)))
+        print("\n".join(summarise_claims(tables.claims.claims)))
         print(f"wrote {path}")
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defects.config_schema import ClaimsConfig
-from defects.evaluation.acceptance import Predictions, bound_share, state_claims
-from defects.evaluation.bounds import bound_rate
+from defects.evaluation.acceptance import Predictions, bound_share, count_more, state_claims
+from defects.evaluation.bounds import bound_rate, count_needed
 from defects.evaluation.claims import Claims, summarise_claims
 
 SAME = {"train": 100, "test": 100, "auroc": 0.52, "interval_90": (0.46, 0.58)}
@@ -190,3 +190,13 @@ def test_claims_of_any_predictions_hold_finite_bounds_above_the_rates(defects, n
             assert bound.rate <= bound.upper <= 1
             assert 1 <= math.ceil(bound.independent_images) <= bound.images
     assert (claims.escape is None) == (defects == 0)
+
+
+def test_inflation_takes_off_independent_images_and_is_made_up_for_by_more():
+    is_error = np.arange(100) < 5
+    plain = bound_share(is_error, np.arange(100), 0.95)
+    inflated = bound_share(is_error, np.arange(100), 0.95, inflation=2.0)
+    assert inflated.independent_images == 50
+    assert inflated.upper == pytest.approx(bound_rate(2.5, 50, 0.95))
+    assert count_more(inflated, 0.02, 0.95) == 2 * (count_needed(2.5, 0.02, 0.95) - 50)
+    assert count_more(inflated, 0.02, 0.95) > count_more(plain, 0.02, 0.95)

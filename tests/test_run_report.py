@@ -50,7 +50,7 @@ def test_report_is_one_file_that_asks_for_nothing_else(config, run_script):
     for text in ("pixel AUROC", "AUPRO", "expected macro-F1 (nested CV)"):
         assert text in html
     assert [text for text in headings(html) if "(" not in text] == [
-        "Decision", "Folds", "Scores and errors", "Gallery", "Training",
+        "Decision", "What may be claimed", "Folds", "Scores and errors", "Gallery", "Training",
     ]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ STALE = {
     "data.classes": "run index folds",
     "data.use_test_as": "index",
     "data.kaggle": "",
+    "data.pixel_size_mm": "",
     "data.external_data": "",
     "data.pretrained_is_external": "",
     "data.contradictions": "index",

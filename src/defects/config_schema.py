@@ -115,6 +115,8 @@ class DataConfig(Section):
     # Of the camera behind 16-bit files: 2**bits - 1 is white. None: the largest value of the file's type.
     bits: Annotated[int, Field(ge=9, le=16)] | None = None
     inverted_masks: bool | None = None  # masks are white where nothing is; None: all masks together decide
+    # Of the original images, for sizes of defects in millimetres; None: sizes are in pixels.
+    pixel_size_mm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -29,7 +29,17 @@ OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
 # Settings that a command may change for a trained run: places, and what is decided after training.
 PLACES = ("output", "submissions", "data.root", "data.answers")
-CHANGEABLE = (*PLACES, "data.kaggle", "train.workers", "infer", "threshold", "claims", "ensemble", "tracking")
+CHANGEABLE = (
+    *PLACES,
+    "data.kaggle",
+    "data.pixel_size_mm",
+    "train.workers",
+    "infer",
+    "threshold",
+    "claims",
+    "ensemble",
+    "tracking",
+)
 NOT_THE_SCORES = {"infer.batch_size", "infer.shard"}  # settings of infer that change no test score
 
 

@@ -36,6 +36,7 @@ ABOUT_THE_INDEX = {
     "data.bad_masks",
     "data.unlisted_classes",
     "data.inverted_masks",
+    "data.pixel_size_mm",
 }
 # Settings that name files: what counts is what these hold, wherever they lie.
 FILE_SETTINGS = (

@@ -30,6 +30,7 @@ NOT_THE_INDEX = {
     "data.external_data",
     "data.pretrained_is_external",
     "data.kaggle",
+    "data.pixel_size_mm",
 }
 
 

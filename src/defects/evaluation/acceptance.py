@@ -26,6 +26,7 @@ from defects.evaluation.claims import (
 from defects.evaluation.metrics import effective_number
 from defects.evaluation.repeated_names import find_repeated_names
 from defects.evaluation.scales import align_oof
+from defects.evaluation.threshold_uncertainty import NO_INFLATION, Inflation, measure_inflation
 from defects.evaluation.thresholds import nested_predictions
 from defects.messages import shorten_names
 from defects.runs import FULL, Run
@@ -48,10 +49,14 @@ NOT_SEARCHED = (
 
 
 class Predictions(NamedTuple):
-    """Labels 0/1 [N] of some images, and what is predicted for them by thresholds of the other folds."""
+    """Labels 0/1 [N] of some images, and what is predicted for them by thresholds of the other folds.
+
+    `inflation` is what choosing the threshold adds to the variance of their rates of error.
+    """
 
     labels: np.ndarray
     predicted: np.ndarray
+    inflation: Inflation = NO_INFLATION
 
 
 def state_claims(
@@ -62,13 +67,15 @@ def state_claims(
     comparison: dict[str, Any] | None,
     by_class: Mapping[str, Predictions] | None = None,
     condition: str = AT_THRESHOLD,
+    inflation: Inflation = NO_INFLATION,
 ) -> Claims:
     """What may be claimed of a threshold.
 
     `images` (image_id, label, fold, group, and kind where known) are out of fold; `nested` 0/1 [N] is
     predicted for them by thresholds fitted on the other folds, None for a single fold; `grouping` is that of
     fold_files.read_grouping, `comparison` that of adversarial.stored_comparison. `by_class` has predictions
-    of the classes for the same images; without them kinds count. `condition` says of what the claim is.
+    of the classes for the same images; without them kinds count. `condition` says of what the claim is,
+    `inflation` is that of threshold_uncertainty.measure_inflation.
     """
     rejects_all = nested is not None and nested.all() and not (images["label"] == 0).any()
     refusal = find_refusal(images, nested, grouping)
@@ -83,13 +90,13 @@ def state_claims(
         confidence = settings.confidence
         if not rejects_all:
             labels = images["label"].to_numpy(dtype=int)
-            overall = bound_errors(Predictions(labels, nested), groups, confidence)
+            overall = bound_errors(Predictions(labels, nested, inflation), groups, confidence)
             escape = overall.escape
             false_alarm = overall.false_alarm
         for name, predictions in (by_class or {}).items():
             bounds_by_class[name] = bound_errors(predictions, groups, confidence)
         if not by_class and "kind" in images:
-            by_kind = bound_escapes_by_kind(images, nested, confidence)
+            by_kind = bound_escapes_by_kind(images, nested, confidence, inflation.escape)
         sentence = write_sentence(condition, confidence, escape, false_alarm)
     else:
         sentence = f"nothing is claimed: {refusal}"
@@ -126,7 +133,9 @@ def state_run_claims(
     kinds = tables.images.set_index("image_id")["kind"]
     images = oof.assign(kind=oof["image_id"].map(kinds))
     grouping = read_grouping(config)
-    return state_claims(config.claims, images, nested, grouping, stored_comparison(config), by_class)
+    comparison = stored_comparison(config)
+    inflation = measure_run_inflation(oof, config.threshold)
+    return state_claims(config.claims, images, nested, grouping, comparison, by_class, inflation=inflation)
 
 
 def predict_classes(run: Run, tables: DataTables, image_ids: pd.Series) -> dict[str, Predictions]:
@@ -136,7 +145,8 @@ def predict_classes(run: Run, tables: DataTables, image_ids: pd.Series) -> dict[
     for name, rows in oof.groupby("target"):
         ordered = rows.set_index("image_id").loc[image_ids].reset_index()
         predicted = predict_run(ordered, run.config.threshold)
-        by_class[name] = Predictions(ordered["label"].to_numpy(dtype=int), predicted)
+        inflation = measure_run_inflation(ordered, run.config.threshold)
+        by_class[name] = Predictions(ordered["label"].to_numpy(dtype=int), predicted, inflation)
     return by_class
 
 
@@ -145,6 +155,13 @@ def predict_run(oof: pd.DataFrame, settings: ThresholdConfig) -> np.ndarray | No
     labels = oof["label"].to_numpy(dtype=int)
     scores = align_oof(oof)[0].to_numpy()
     return nested_predictions(labels, scores, oof["fold"].to_numpy(), settings)
+
+
+def measure_run_inflation(oof: pd.DataFrame, settings: ThresholdConfig) -> Inflation:
+    """As measure_inflation, from the out-of-fold rows of one target."""
+    labels = oof["label"].to_numpy(dtype=int)
+    scores = align_oof(oof)[0].to_numpy()
+    return measure_inflation(labels, scores, oof["fold"].to_numpy(), oof["group"].to_numpy(), settings)
 
 
 def find_refusal(images: pd.DataFrame, nested: np.ndarray | None, grouping: str) -> str | None:
@@ -168,28 +185,34 @@ def bound_errors(predictions: Predictions, groups: np.ndarray, confidence: float
     is_defect = predictions.labels == 1
     is_rejected = predictions.predicted == 1
     return ErrorBounds(
-        escape=bound_share(~is_rejected[is_defect], groups[is_defect], confidence),
-        false_alarm=bound_share(is_rejected[~is_defect], groups[~is_defect], confidence),
+        escape=bound_share(
+            ~is_rejected[is_defect], groups[is_defect], confidence, predictions.inflation.escape
+        ),
+        false_alarm=bound_share(
+            is_rejected[~is_defect], groups[~is_defect], confidence, predictions.inflation.false_alarm
+        ),
     )
 
 
-def bound_share(is_error: np.ndarray, groups: np.ndarray, confidence: float) -> RateBound | None:
+def bound_share(
+    is_error: np.ndarray, groups: np.ndarray, confidence: float, inflation: float = 1.0
+) -> RateBound | None:
     """The share of errors bool [N] among images of `groups` [N], and its bound; None without images.
 
-    Siblings err alike, so that N images are worth fewer independent ones (metrics.effective_number): the
-    bound is that of the observed share of so many.
+    Siblings err alike, so that N images are worth fewer independent ones (metrics.effective_number), and
+    fewer still by the `inflation` of the variance: the bound is that of the observed share of so many.
     """
     if not len(is_error):
         return None
     errors = int(is_error.sum())
     rate = errors / len(is_error)
-    independent = effective_number(groups)
+    independent = effective_number(groups) / inflation
     upper = bound_rate(rate * independent, independent, confidence)
-    return RateBound(errors, len(is_error), independent, rate, upper)
+    return RateBound(errors, len(is_error), independent, rate, upper, inflation)
 
 
 def bound_escapes_by_kind(
-    images: pd.DataFrame, nested: np.ndarray, confidence: float
+    images: pd.DataFrame, nested: np.ndarray, confidence: float, inflation: float = 1.0
 ) -> dict[str, RateBound]:
     """Escapes by `kind` of images.csv; empty where none is known."""
     is_defect = images["label"].to_numpy(dtype=int) == 1
@@ -198,7 +221,7 @@ def bound_escapes_by_kind(
     bounds = {}
     for kind in sorted(set(kinds[is_defect]) - {""}):
         is_of_kind = is_defect & (kinds == kind)
-        bounds[kind] = bound_share(nested[is_of_kind] == 0, groups[is_of_kind], confidence)
+        bounds[kind] = bound_share(nested[is_of_kind] == 0, groups[is_of_kind], confidence, inflation)
     return bounds
 
 
@@ -234,4 +257,4 @@ def count_more(bound: RateBound | None, rate: float, confidence: float) -> int:
     if bound.upper <= rate:
         return 0
     needed = count_needed(bound.rate * bound.independent_images, rate, confidence)
-    return math.ceil(needed - bound.independent_images)
+    return math.ceil((needed - bound.independent_images) * bound.inflation)

@@ -16,9 +16,10 @@ class RateBound:
 
     errors: int
     images: int
-    independent_images: float  # that the groups of siblings are worth, which the bound is computed from
+    independent_images: float  # that these images are worth, which the bound is computed from
     rate: float | None  # errors / images; None without images
     upper: float | None  # None without images
+    inflation: float = 1.0  # of the variance by the choice of the threshold; images are worth so much less
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ NOT_THE_MODEL = {
     "submissions",
     "data.root",
     "data.answers",
+    "data.pixel_size_mm",
     "split.seed",
     "train.seed",
     "train.workers",

@@ -79,7 +79,7 @@ def interval(
     Jeffreys' prior (Brown, Cai & DasGupta 2001, "Interval estimation for a binomial proportion", section
     4.3; as there, it is widened to hold the value at hand), each group of siblings counting as the
     independent images it is worth (Kish 1965). Drawing the groups anew instead (bootstrap) is too sure where
-    they are few: without a single defect found it has no width at all (benchmarks/interval_coverage.py).
+    they are few: without a single defect found it has no width at all (benchmarks/claims_coverage.py).
 
     `share_error` is the standard error of an estimated share. With `new_images` it is the interval of the
     macro-F1 of that many images, which varies with their draw too; without, that of infinitely many.

@@ -295,16 +295,23 @@ def middles_between(distinct: np.ndarray) -> np.ndarray:
 
 
 def nested_predictions(
-    labels: np.ndarray, scores: np.ndarray, folds: np.ndarray, settings: ThresholdConfig = DEFAULTS
+    labels: np.ndarray,
+    scores: np.ndarray,
+    folds: np.ndarray,
+    settings: ThresholdConfig = DEFAULTS,
+    share: float | None = None,
 ) -> np.ndarray | None:
-    """0/1 [N], each fold by the threshold fitted on all others; None for a single fold."""
+    """0/1 [N], each fold by the threshold fitted on all others; None for a single fold.
+
+    `share` as for choose_threshold.
+    """
     fold_names = np.unique(folds)
     if len(fold_names) < 2:
         return None
     predicted = np.zeros(len(labels), dtype=int)
     for fold in fold_names:
         is_val = folds == fold
-        threshold = choose_threshold(labels[~is_val], scores[~is_val], settings)
+        threshold = choose_threshold(labels[~is_val], scores[~is_val], settings, share)
         predicted[is_val] = scores[is_val] >= threshold
     return predicted
 

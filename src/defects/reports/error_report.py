@@ -15,7 +15,9 @@ from scipy.special import expit
 from sklearn.metrics import confusion_matrix
 
 from defects.config_schema import Config, DataConfig
-from defects.data.fold_files import DataTables
+from defects.data.fold_files import DataTables, read_grouping
+from defects.evaluation.acceptance import state_claims
+from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score
 from defects.evaluation.estimate import estimate
@@ -27,8 +29,10 @@ from defects.evaluation.mistakes import (
 )
 from defects.evaluation.pixels import Maps
 from defects.evaluation.scales import join_images, join_scores
+from defects.evaluation.threshold_uncertainty import measure_inflation
 from defects.reports import html
 from defects.reports.charts import draw_svg, shorten_name
+from defects.reports.claims_section import ClaimTables, build_claims_section, load_claim_tables
 from defects.reports.figures import (
     MapLimits,
     Row,
@@ -100,11 +104,15 @@ class RatedMember:
 
 @dataclass(frozen=True)
 class EnsembleTables:
-    """`images`: out-of-fold rows of images.csv with fold and group, indexed by image_id like the members."""
+    """`images`: out-of-fold rows of images.csv with fold and group, indexed by image_id like the members.
+
+    `claims` are about the blend, for the training share of defects.
+    """
 
     images: pd.DataFrame
     blend: RatedMember
     members: list[RatedMember]
+    claims: ClaimTables
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -157,7 +165,22 @@ def load_ensemble_tables(runs: list[Run], tables: DataTables) -> EnsembleTables:
         limits = fit_limits(images.reset_index(), maps, run.config.threshold.fpr)
         name = run.name.removeprefix(f"{run.config.data.name}_")
         members.append(RatedMember(name, scores[run.name], margins[run.name], maps, limits))
-    return EnsembleTables(images, blend, members)
+    return EnsembleTables(images, blend, members, load_blend_claims(runs[0].config, images, blend))
+
+
+def load_blend_claims(config: Config, images: pd.DataFrame, blend: RatedMember) -> ClaimTables:
+    """What may be claimed of the blend; `images` as in EnsembleTables."""
+    rows = images.reset_index()
+    nested = blend.predicted.to_numpy(dtype=int) if images["fold"].nunique() > 1 else None
+    scores = blend.scores.to_numpy()
+    labels = rows["label"].to_numpy(dtype=int)
+    inflation = measure_inflation(
+        labels, scores, rows["fold"].to_numpy(), rows["group"].to_numpy(), config.threshold
+    )
+    grouping = read_grouping(config)
+    comparison = stored_comparison(config)
+    claims = state_claims(config.claims, rows, nested, grouping, comparison, inflation=inflation)
+    return load_claim_tables(config, rows, scores, nested, claims)
 
 
 def score_members(
@@ -206,6 +229,7 @@ def build_error_report(config: Config, tables: EnsembleTables) -> str:
     legend = [draw_legend()] if any(member.has_maps for member in members) else []
     sections = [
         html.PageSection("Decisions", draw_decisions(config, images, rated)),
+        build_claims_section(config, tables.claims),
         html.PageSection("Missed defects", [*legend, *draw_mistakes(config.data, tables, 1)]),
         html.PageSection("False alarms", draw_mistakes(config.data, tables, 0)),
         html.PageSection("Where members disagree", disagreement),

@@ -15,15 +15,16 @@ import pandas as pd
 from defects.config_schema import Config, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
 from defects.evaluation.acceptance import state_run_claims
-from defects.evaluation.claims import Claims
 from defects.evaluation.decision import describe_rule
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
 from defects.evaluation.estimate import estimate
 from defects.evaluation.metrics import rank_metrics
 from defects.evaluation.pixels import Maps, masked_maps, pixel_metrics
 from defects.evaluation.scales import align_oof
+from defects.evaluation.thresholds import nested_predictions
 from defects.reports import html
 from defects.reports.charts import draw_score_charts, draw_training_charts
+from defects.reports.claims_section import ClaimTables, build_claims_section, load_claim_tables
 from defects.reports.figures import (
     MapLimits,
     Row,
@@ -88,7 +89,7 @@ class RunTables:
 
     `oof` is that of load_aligned_oof; `class_oof` are rows of oof.csv for data.classes, joined with
     images.csv, none if the detector does not tell classes apart; `samples` is a PNG of images that training
-    changed, if it changes any; `claims` are those of the run by itself.
+    changed, if it changes any; `claims` are about the run by itself.
     """
 
     config: Config
@@ -98,7 +99,7 @@ class RunTables:
     costs: dict[str, dict[str, Any]]
     histories: dict[str, pd.DataFrame]
     samples: bytes | None
-    claims: Claims
+    claims: ClaimTables
 
 
 def load_run_tables(run: Run, tables: DataTables) -> RunTables:
@@ -115,8 +116,16 @@ def load_run_tables(run: Run, tables: DataTables) -> RunTables:
         costs={fold: run.read_costs(fold) for fold in folds},
         histories={fold: run.read_history(fold) for fold in folds},
         samples=samples.read_bytes() if samples.exists() else None,
-        claims=state_run_claims(run, tables),
+        claims=load_run_claims(run, tables, oof),
     )
+
+
+def load_run_claims(run: Run, tables: DataTables, oof: pd.DataFrame) -> ClaimTables:
+    """What may be claimed of the run by itself; `oof` is that of load_aligned_oof."""
+    labels = oof["label"].to_numpy(dtype=int)
+    scores = oof["score"].to_numpy()
+    nested = nested_predictions(labels, scores, oof["fold"].to_numpy(), run.config.threshold)
+    return load_claim_tables(run.config, oof, scores, nested, state_run_claims(run, tables))
 
 
 def load_aligned_oof(run: Run, tables: DataTables) -> pd.DataFrame:
@@ -167,7 +176,10 @@ def build_run_report(tables: RunTables) -> str:
     folds = measure_folds(tables)
     dice = measure_dice(config.data, tables.class_oof, tables.maps)
     decision = describe_decision(expected) + describe_share(config.threshold)
-    sections = [html.PageSection("Decision", [html.Text(decision)])]
+    sections = [
+        html.PageSection("Decision", [html.Text(decision)]),
+        build_claims_section(config, tables.claims),
+    ]
     if dice is not None:
         dice_blocks = [html.Text(DICE), html.Table(build_dice_table(dice))]
         sections.append(html.PageSection("Dice", dice_blocks))

@@ -26,6 +26,7 @@ from defects.evaluation.scales import (
     join_images,
     join_scores,
 )
+from defects.evaluation.threshold_uncertainty import measure_inflation
 from defects.evaluation.thresholds import decide_for_shares, estimate_prior_shift, submitted_prior
 from defects.files import sha256, write_csv, write_json
 from defects.messages import UserError, shorten_names
@@ -168,7 +169,7 @@ def blend_runs(runs: list[Run], tables: DataTables, scores: RunScores) -> tuple[
     decisions = decide_for_shares(
         labels, oof_scores, groups, test_scores, ensemble.predict_nested, config.threshold, prior
     )
-    claims = state_claims_of(decisions, config, tables, images, ensemble)
+    claims = state_claims_of(decisions, config, tables, images.assign(score=oof_scores), ensemble)
     figures = estimate(images.assign(score=oof_scores), config.threshold, ensemble.predict_nested())
     for name in ("threshold", "score_threshold"):
         del figures[name]  # it is that of the Decision for the training share
@@ -196,15 +197,27 @@ def state_claims_of(
     images: pd.DataFrame,
     ensemble: Ensemble,
 ) -> dict[str, Claims]:
-    """What may be claimed of each decision; `images` (label, fold, group) are out of fold, by image_id."""
+    """What may be claimed of each decision.
+
+    `images` (label, fold, group, score of the blend) are out of fold, by image_id.
+    """
     kinds = tables.images.set_index("image_id")["kind"]
     rows = images.join(kinds).rename_axis("image_id").reset_index()
     grouping = read_grouping(config)
     comparison = stored_comparison(config)
     claims = {}
     for prior, decision in decisions.items():
-        nested = ensemble.predict_nested(None if prior == "train" else decision.share)
-        claims[prior] = state_claims(config.claims, rows, nested, grouping, comparison)
+        share = None if prior == "train" else decision.share
+        nested = ensemble.predict_nested(share)
+        inflation = measure_inflation(
+            ensemble.sample.labels,
+            images["score"].to_numpy(),
+            ensemble.sample.folds,
+            ensemble.sample.groups,
+            config.threshold,
+            share,
+        )
+        claims[prior] = state_claims(config.claims, rows, nested, grouping, comparison, inflation=inflation)
     return claims
 
 
