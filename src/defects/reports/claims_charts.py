@@ -46,7 +46,7 @@ def draw_detection_curve(axes: Axes, curve: DetectionCurve, sizes: np.ndarray, d
     axes.set_xlabel(f"{MEASURE_NAMES[curve.measure]} of the largest defect, {curve.unit}")
     axes.set_ylim(-0.08, 1.08)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend(loc="best")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.08))  # above the marks of missed defects
     detail = f"{curve.detected} of {curve.images} defects are detected: marks on top; below: missed"
     add_headline(axes, f"Detection by {MEASURE_NAMES[curve.measure]}", detail)
 
