@@ -1,0 +1,55 @@
+"""Reading the files of annotation tools: JSON, and what lies in a folder."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from defects.data.folder_scan import is_junk
+from defects.files import same_text
+from defects.messages import UserError
+
+
+def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
+    """`path` itself if it is a file, else the files below it with one of the suffixes, by name."""
+    if path.is_file():
+        return [path]
+    files = []
+    for item in sorted(path.rglob("*")):
+        is_hidden = any(is_junk(part) for part in item.relative_to(path).parts)
+        if item.suffix.lower() in suffixes and item.is_file() and not is_hidden:
+            files.append(item)
+    return files
+
+
+def read_text(path: Path) -> str:
+    """A file of text in UTF-8, with composed letters. Raises UserError."""
+    try:
+        return same_text(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8: save or export it as UTF-8") from None
+
+
+def load_json(path: Path) -> Any:
+    """The values of a JSON file. Raises UserError for one that is broken or ends too early."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no whole JSON file ({reason}): export or copy it again") from None
+
+
+def as_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width in pixels as a file states them; None where it states none."""
+    try:
+        size = (int(height), int(width))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def category_name(value: Any) -> str:
+    """The name of a category as text; "" for none."""
+    return "" if value is None else " ".join(same_text(str(value)).split())
