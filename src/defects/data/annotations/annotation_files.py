@@ -11,9 +11,9 @@ from defects.messages import UserError
 
 
 def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
-    """`path` itself if it is a file, else the files below it with one of the suffixes, by name."""
+    """The files with one of the suffixes: `path` itself, or those below it, by name."""
     if path.is_file():
-        return [path]
+        return [path] if path.suffix.lower() in suffixes else []
     files = []
     for item in sorted(path.rglob("*")):
         is_hidden = any(is_junk(part) for part in item.relative_to(path).parts)

@@ -31,41 +31,43 @@ def load(path: Path) -> Annotations:
 
 
 def _add_file(annotations: Annotations, file: Path, value: dict[str, Any]) -> None:
+    # Ids by their text: some tools write them as numbers in one place and as text in another.
     categories = {}
     for entry in _list_of(file, value, "categories"):
-        categories[entry.get("id")] = category_name(entry.get("name"))
-    entries = {}
-    shapes: dict[Any, list[Shape]] = {}
+        categories[str(entry.get("id"))] = category_name(entry.get("name"))
+    images = {}
+    shapes: dict[str, list[Shape]] = {}
     for number, entry in enumerate(_list_of(file, value, "images")):
         if not isinstance(entry.get("file_name"), str) or "id" not in entry:
             raise UserError(f"{file}: image {number} has no id or no file_name: export it again")
-        entries[entry["id"]] = entry
-        shapes[entry["id"]] = []
+        images[str(entry["id"])] = entry
+        shapes[str(entry["id"])] = []
     of_no_image = []
     for number, entry in enumerate(_list_of(file, value, "annotations")):
-        place = f"{file}: annotation {entry.get('id', number)}"
-        if entry.get("image_id") not in entries:
-            of_no_image.append(entry.get("id", number))
+        name = entry.get("id", number)
+        image_id = str(entry.get("image_id"))
+        category_id = str(entry.get("category_id"))
+        if image_id not in images:
+            of_no_image.append(name)
             continue
-        if entry.get("category_id") not in categories:
+        if category_id not in categories:
             raise UserError(
-                f"{place} has category_id {entry.get('category_id')!r}, which `categories` does not list "
+                f"{file}: annotation {name} has category_id {category_id}, which `categories` does not list "
                 f"({shorten_names(categories)}): add it there, or remove the annotation"
             )
-        category = categories[entry["category_id"]]
-        image = entries[entry["image_id"]]
         try:
-            shapes[entry["image_id"]] += _read_shapes(entry, category, image)
+            shapes[image_id] += _read_shapes(entry, categories[category_id], images[image_id])
         except ValueError as error:
-            raise UserError(f"{place} of {image['file_name']} has {error}: correct or remove it") from None
+            place = f"{file}: annotation {name} of {images[image_id]['file_name']}"
+            raise UserError(f"{place} has {error}: correct or remove it") from None
     if of_no_image:
         annotations.notes.append(
             f"{len(of_no_image)} annotations of {file.name} belong to no image that it lists, and are left "
             f"out: {shorten_names(of_no_image)}"
         )
-    for key, entry in entries.items():
+    for image_id, entry in images.items():
         size = as_size(entry.get("height"), entry.get("width"))
-        annotations.images.append(AnnotatedImage((entry["file_name"],), shapes[key], file, size))
+        annotations.images.append(AnnotatedImage((entry["file_name"],), shapes[image_id], file, size))
     annotations.files.append(file)
 
 
