@@ -68,9 +68,9 @@ class Listing:
     answers: pd.DataFrame | None = None
     runs: pd.DataFrame | None = None
     runs_file: Path | None = None
-    marks: "Marks | None" = None
     folders: list[RoleFolder] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    marks: "Marks | None" = None
 
 
 def make_rows(
