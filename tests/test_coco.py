@@ -97,6 +97,15 @@ def test_coco_of_several_files(root):
     assert np.array_equal(masks["b.png"], rectangle(SECOND))
 
 
+def test_coco_of_an_image_in_several_files_is_united(root, capsys):
+    write_values(root / "annotations/old.json", coco({"bbox": list(FIRST)}, images=("a.png",)))
+    write_values(root / "annotations/new.json", coco({"bbox": list(SECOND)}, images=("a.png",)))
+    assert np.array_equal(masks_of(root, "annotations")["a.png"], rectangle(FIRST, SECOND))
+    assert (
+        "1 images are named more than once, their marks are united: images/a.png" in capsys.readouterr().out
+    )
+
+
 def test_coco_annotations_of_images_that_it_does_not_list_are_counted(root, capsys):
     write_values(root / "coco.json", coco({"bbox": list(FIRST)}, {"bbox": list(FIRST), "image_id": 9}))
     assert len(masks_of(root, "coco.json")) == 2

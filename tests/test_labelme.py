@@ -107,6 +107,8 @@ def test_labelme_labels_become_classes(root):
         (labelme(shape("polygon", [("x", 1)])), "coordinates that are no numbers"),
         (labelme(shape("rectangle", [(1, 2)])), "1 points in place of 2 (rectangle)"),
         (labelme(shape("spline", [(1, 2)])), "the shape_type 'spline'"),
+        (labelme(shape([[]], [(1, 2)])), "the shape_type '[[]]'"),
+        (labelme(shape("line", [(1, 2), (3, 4)]), imageHeight=10**9, imageWidth=10**9), "no imageHeight"),
         (labelme("scratch"), "shape 0 has no keys and values"),
         (labelme(shape("mask", [(4, 2), (6, 3)], mask="?")), "a mask that is no PNG in base64"),
         (labelme(shape("mask", [(4, 2), (7, 3)], mask=picture(PART))), "does not fit its two points"),

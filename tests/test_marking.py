@@ -100,6 +100,7 @@ def test_marking_refuses_marks_of_no_pixel(root):
         (polygon(*corners(30, 2, 4, 4)), "1 images have marks outside the image"),
         (polygon(*corners(-4, 2, 6, 4)), "1 images have marks that reach over the border"),
         (polygon((1, 1), (9, 7), (9, 1), (1, 7)), "1 images have polygons that cross themselves"),
+        (polygon(*corners(0, 0, WIDTH, HEIGHT)), "1 images are marked nearly all over"),
     ],
 )
 def test_marking_notes_what_is_wrong_with_shapes(root, capsys, bad, note):

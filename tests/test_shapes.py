@@ -91,7 +91,7 @@ def test_rotate_points_turns_clockwise_as_seen():
 
 
 @pytest.mark.parametrize(
-    "values", [[1, 2, 3], ["a", 1], [[1, 2], [3]], [1, float("nan")], [None, 2], [10**400, 1]]
+    "values", [[1, 2, 3], ["a", 1], [[1, 2], [3]], [1, float("nan")], [None, 2], [10**400, 1], [1e300, 1]]
 )
 def test_as_points_refuses_what_are_no_points(values):
     with pytest.raises(ValueError, match="coordinates"):

@@ -1,11 +1,13 @@
 """Reading the files of annotation tools: JSON, and what lies in a folder."""
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from defects.data.folder_scan import is_junk
+from defects.data.images import PIXEL_LIMIT
 from defects.files import same_text
 from defects.messages import UserError
 
@@ -42,12 +44,12 @@ def load_json(path: Path) -> Any:
 
 
 def as_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width in pixels as a file states them; None where it states none."""
+    """Height and width in pixels as a file states them; None where it states none that an image can have."""
     try:
         size = (int(height), int(width))
     except (TypeError, ValueError, OverflowError):
         return None
-    return size if min(size) > 0 else None
+    return size if min(size) > 0 and size[0] * size[1] <= int(os.environ[PIXEL_LIMIT]) else None
 
 
 def category_name(value: Any) -> str:

@@ -24,7 +24,9 @@ def decode_brush(values: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"an rle of {count} values, which is no image of {width}x{height}")
     value_bits = reader.read(5) + 1
     length_bits = [reader.read(4) + 1 for _ in range(4)]
-    pixels = np.zeros(count, np.uint32)
+    if value_bits > 8:
+        raise ValueError(f"an rle with values of {value_bits} bits, where a brush has 8")
+    pixels = np.zeros(count, np.uint8)
     position = 0
     while position < count:
         is_repeated = reader.read(1)

@@ -5,11 +5,13 @@ POINT_PIXELS, as its own programs do.
 """
 
 import base64
+import io
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from defects.data.annotations.annotation_files import as_size, category_name, find_files, load_json
 from defects.data.annotations.shapes import (
@@ -60,7 +62,7 @@ def _read_shape(entry: Any, size: tuple[int, int] | None) -> Shape:
     if not isinstance(entry, dict):
         raise ValueError("no keys and values")
     category = category_name(entry.get("label"))
-    kind = entry.get("shape_type") or "polygon"
+    kind = str(entry.get("shape_type") or "polygon")
     points = as_points(entry.get("points") or [])
     if kind in ("polygon", "oriented_rectangle"):
         return Shape(category, "polygon" if kind == "polygon" else "box", points)
@@ -89,12 +91,10 @@ def _read_shape(entry: Any, size: tuple[int, int] | None) -> Shape:
 def _read_mask(text: Any, points: np.ndarray, size: tuple[int, int]) -> str:
     """A PNG in base64 that lies between two pixels, both included."""
     try:
-        content = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-        part = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
-    except (TypeError, ValueError, cv2.error):
-        part = None
-    if part is None:
-        raise ValueError("a mask that is no PNG in base64")
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
+            part = np.asarray(picture.convert("L"))
+    except Exception:  # of a dozen kinds, for broken files
+        raise ValueError("a mask that is no PNG in base64") from None
     (left, top), (right, bottom) = points.astype(int)
     if part.shape != (bottom - top + 1, right - left + 1):
         raise ValueError("a mask that does not fit its two points")

@@ -15,6 +15,7 @@ from defects.data.annotations.matching import Marks
 from defects.data.annotations.shapes import AnnotatedImage, Fault, draw_shapes
 from defects.data.bounded_memory import in_threads
 from defects.data.labels import RUNS, class_columns
+from defects.data.mask_files import NEARLY_ALL
 from defects.data.rle import encode
 from defects.messages import UserError, shorten_names
 
@@ -24,6 +25,7 @@ FAULT_TEXTS: dict[Fault, str] = {
     "outside": "have marks outside the image, which count for nothing",
     "clipped": "have marks that reach over the border of the image, where they end",
     "crossing": "have polygons that cross themselves: what these enclose twice is not marked",
+    "nearly all": "are marked nearly all over: correct these marks if they stand for a part",
 }
 
 
@@ -140,6 +142,8 @@ def _mark_image(data: DataConfig, marks: Marks, row: dict[str, Any]) -> MarkedIm
             united |= _turn(drawing.mask, turns)
             is_turned |= turns > 0
             faults |= drawing.faults
+            if drawing.mask.mean() > NEARLY_ALL:
+                faults |= {"nearly all"}
         runs[name] = encode(united)
     problem = ""
     if marks.has_shapes(row["image_id"]) and not any(runs.values()):

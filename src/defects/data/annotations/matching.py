@@ -78,6 +78,10 @@ def _find_marks(tables: dict[str, pd.DataFrame], annotations: Annotations, notes
     if in_test:
         names = shorten_names(in_test)
         notes.append(f"{len(in_test)} annotated images are test images: their marks are left out: {names}")
+    several = [key for key, entries in of_image.items() if len(entries) > 1]
+    if several:
+        names = shorten_names(sorted(several))
+        notes.append(f"{len(several)} images are named more than once, their marks are united: {names}")
     marks = Marks(annotations, {key: entries for key, entries in of_image.items() if key not in test_ids})
     for entries in marks.of_image.values():
         for entry in entries:

@@ -14,8 +14,9 @@ import numpy as np
 from defects.data.rle import decode
 
 Kind = Literal["polygon", "box", "mask", "line"]
-Fault = Literal["too few points", "outside", "clipped", "crossing"]
+Fault = Literal["too few points", "outside", "clipped", "crossing", "nearly all"]
 ELLIPSE_POINTS = 180
+LARGEST_COORDINATE = 10**9
 TOLERANCE_PIXELS = 1.0  # by which tools let a shape reach over the border of its image
 
 
@@ -102,6 +103,8 @@ def as_points(values: Any) -> np.ndarray:
         raise ValueError(f"an odd number of coordinates ({len(numbers)})")
     if not np.isfinite(numbers).all():
         raise ValueError("coordinates that are no finite numbers")
+    if np.abs(numbers).max(initial=0) > LARGEST_COORDINATE:
+        raise ValueError(f"coordinates beyond {LARGEST_COORDINATE:,}, which no image has")
     return numbers.reshape(-1, 2)
 
 
