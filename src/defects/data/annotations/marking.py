@@ -34,7 +34,7 @@ class MarkedImage(NamedTuple):
 
     runs: dict[str, str]
     faults: frozenset[Fault] = frozenset()
-    is_turned: bool = False  # drawn on the image as it is stored, before its EXIF rotation
+    is_rotated: bool = False  # drawn on the image as it is stored, before its EXIF rotation
     problem: str = ""
 
 
@@ -64,10 +64,7 @@ def mark_images(data: DataConfig, images: pd.DataFrame, marks: Marks) -> tuple[p
     contradictions = []
     problems = []
     runs_of = {}
-    paths_of: dict[Fault, list[str]] = {}
     for row, result in zip(rows, marked, strict=True):
-        for fault in result.faults:
-            paths_of.setdefault(fault, []).append(row["path"])
         if result.problem:
             problems.append(result.problem)
         elif row["label"] == 1:
@@ -80,17 +77,7 @@ def mark_images(data: DataConfig, images: pd.DataFrame, marks: Marks) -> tuple[p
         if data.contradictions == "error":
             raise UserError(f"{text}; move them, or set data.contradictions=report")
         notes.append(f"{text}; these marks are left out")
-    turned = [row["path"] for row, result in zip(rows, marked, strict=True) if result.is_turned]
-    if turned:
-        notes.append(
-            f"{len(turned)} images are annotated as they are stored: marks are rotated as EXIF says: "
-            f"{shorten_names(turned)}"
-        )
-    notes += [
-        f"{len(paths_of[fault])} images {text}: {shorten_names(paths_of[fault])}"
-        for fault, text in FAULT_TEXTS.items()
-        if fault in paths_of
-    ]
+    notes += _note_faults([row["path"] for row in rows], marked)
     kinds = _count_kinds([row for row in rows if row["image_id"] in runs_of], marks, notes)
     columns = class_columns(data.classes) or [RUNS]
     texts = {}
@@ -108,6 +95,18 @@ def mark_images(data: DataConfig, images: pd.DataFrame, marks: Marks) -> tuple[p
     return images.assign(**texts), facts
 
 
+def _note_faults(paths: list[str], marked: list[MarkedImage]) -> list[str]:
+    """For the inventory: which images are annotated before their rotation, or have odd shapes."""
+    paths_by_text: dict[str, list[str]] = {}
+    for path, image in zip(paths, marked, strict=True):
+        texts = [FAULT_TEXTS[fault] for fault in FAULT_TEXTS if fault in image.faults]
+        if image.is_rotated:
+            texts.append("are annotated as they are stored: their marks are rotated as EXIF says")
+        for text in texts:
+            paths_by_text.setdefault(text, []).append(path)
+    return [f"{len(named)} images {text}: {shorten_names(named)}" for text, named in paths_by_text.items()]
+
+
 def _refuse_problems(data: DataConfig, path: Path, problems: list[str], notes: list[str]) -> None:
     if not problems:
         return
@@ -122,7 +121,7 @@ def _mark_image(data: DataConfig, marks: Marks, row: dict[str, Any]) -> MarkedIm
     """Of a row of images.csv."""
     size = (row["height"], row["width"])
     faults: frozenset[Fault] = frozenset()
-    is_turned = False
+    is_rotated = False
     runs = {}
     for name in data.classes or [RUNS]:
         united = np.zeros(size, bool)
@@ -130,17 +129,17 @@ def _mark_image(data: DataConfig, marks: Marks, row: dict[str, Any]) -> MarkedIm
             shapes = [shape for shape in entry.shapes if name in (RUNS, shape.category)]
             if not shapes:
                 continue
-            turns = _find_turns(resolve(data.root) / row["path"], entry, size)
-            if turns is None:
+            orientation = _find_orientation(resolve(data.root) / row["path"], entry, size)
+            if orientation is None:
                 stated = f"{entry.size[1]}x{entry.size[0]}"
                 problem = f"{row['path']} is {size[1]}x{size[0]}, its annotation says {stated}"
                 return MarkedImage({}, problem=problem)
             try:
-                drawing = draw_shapes(shapes, entry.size if turns else size, entry.is_relative)
+                drawing = draw_shapes(shapes, entry.size if orientation else size, entry.is_relative)
             except ValueError as error:
                 return MarkedImage({}, problem=f"{row['path']} ({error})")
-            united |= _turn(drawing.mask, turns)
-            is_turned |= turns > 0
+            united |= _rotate(drawing.mask, orientation)
+            is_rotated |= orientation > 0
             faults |= drawing.faults
             if drawing.mask.mean() > NEARLY_ALL:
                 faults |= {"nearly all"}
@@ -148,11 +147,11 @@ def _mark_image(data: DataConfig, marks: Marks, row: dict[str, Any]) -> MarkedIm
     problem = ""
     if marks.has_shapes(row["image_id"]) and not any(runs.values()):
         problem = f"{row['path']} (no pixel is marked)"
-    return MarkedImage(runs, faults, is_turned, problem)
+    return MarkedImage(runs, faults, is_rotated, problem)
 
 
-def _find_turns(path: Path, entry: AnnotatedImage, size: tuple[int, int]) -> int | None:
-    """How the marks are to be turned: the EXIF orientation, or 0 where they fit; None if they cannot fit."""
+def _find_orientation(path: Path, entry: AnnotatedImage, size: tuple[int, int]) -> int | None:
+    """The EXIF orientation by which marks are to be rotated, 0 where they fit; None if they cannot fit."""
     if entry.size is None or entry.size == size:
         return 0
     if entry.size[::-1] != size:
@@ -165,7 +164,7 @@ def _find_turns(path: Path, entry: AnnotatedImage, size: tuple[int, int]) -> int
     return orientation if orientation in (5, 6, 7, 8) else None
 
 
-def _turn(mask: np.ndarray, orientation: int) -> np.ndarray:
+def _rotate(mask: np.ndarray, orientation: int) -> np.ndarray:
     """A mask of the stored image as EXIF says that it is to be seen."""
     if orientation == 5:
         return mask.T

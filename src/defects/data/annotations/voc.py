@@ -24,7 +24,7 @@ LABEL_FOLDERS = ("segmentationclass", "segmentationclasspng")
 NAME_FILES = ("class_names.txt", "label_names.txt", "classes.txt")
 BACKGROUND = 0
 BORDER = 255
-SIDES = ("xmin", "ymin", "xmax", "ymax")
+BOUNDS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def is_format(file: Path) -> bool:
@@ -97,10 +97,10 @@ def _read_object(element: ElementTree.Element) -> Shape:
         else:
             values = [value.text for value in polygon]
         return Shape(category, "polygon", as_points(values))
-    sides = [element.findtext(f"bndbox/{side}") for side in SIDES]
-    if None in sides:
+    bounds = [element.findtext(f"bndbox/{bound}") for bound in BOUNDS]
+    if None in bounds:
         raise ValueError("no bndbox of xmin, ymin, xmax and ymax")
-    (left, top), (right, bottom) = as_points(sides)
+    (left, top), (right, bottom) = as_points(bounds)
     return box_shape(category, left, top, right, bottom)
 
 
@@ -156,9 +156,9 @@ def _read_label_map(file: Path) -> tuple[dict[int, str], dict[tuple[int, ...], s
     colours = {}
     lines = [line for line in read_text(file).split("\n") if line.strip() and not line.startswith("#")]
     for line in lines:
-        name, _, rest = line.partition(":")
+        name, _, colour_text = line.partition(":")
         try:
-            colour = tuple(int(value) for value in rest.partition(":")[0].split(","))
+            colour = tuple(int(value) for value in colour_text.partition(":")[0].split(","))
         except ValueError:
             raise UserError(f"{file}: the line {line.strip()!r} is not name:r,g,b:: - correct it") from None
         colours[colour] = category_name(name)
