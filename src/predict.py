@@ -1,4 +1,4 @@
-"""Score images with an exported model: CSV or JSON lines, and pictures with heat maps."""
+"""Score images with an exported model: CSV, JSON lines or labels to correct, and pictures with heat maps."""
 
 import argparse
 import sys
@@ -12,9 +12,11 @@ from tqdm import tqdm
 
 from defects import cli
 from defects.data.images import read_image
+from defects.deploy.label_files import LABEL_FORMATS, LabelFile, find_label_format
 from defects.deploy.model import Meta, find_claim, find_note, load_model
 from defects.deploy.prediction import (
     Prediction,
+    WritePrediction,
     csv_writer,
     find_files,
     json_writer,
@@ -25,7 +27,7 @@ from defects.deploy.prediction import (
 )
 from defects.deploy.regions import draw_overlay
 from defects.files import write_bytes
-from defects.messages import UserError
+from defects.messages import UserError, shorten_names
 
 WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 
@@ -34,14 +36,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("model", type=Path, help="an export's folder, or one of the models in it")
     parser.add_argument("paths", nargs="+", help="images, folders of images, globs")
-    parser.add_argument("--output", type=Path, help="FILE.csv or FILE.jsonl; by default CSV on the console")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="FILE.csv or FILE.jsonl, or labels to correct: FILE.coco.json, FILE.label-studio.json or the "
+        "folder FOLDER.labelme; by default CSV on the console",
+    )
     parser.add_argument("--overlays", type=Path, help="folder for pictures with heat maps")
     parser.add_argument("--threshold", type=cli.probability, help="a probability in place of the model's own")
     parser.add_argument("--batch-size", type=cli.positive, default=8)
     parser.add_argument("--threads", type=cli.positive, help="default: as many as the runtime likes")
     arguments = parser.parse_args()
-    if arguments.output and arguments.output.suffix not in WRITERS:
-        raise UserError(f"--output {arguments.output}: end it in {' or '.join(WRITERS)}")
+    output = arguments.output
+    if output and output.suffix not in WRITERS and not find_label_format(output):
+        endings = ", ".join([*WRITERS, *LABEL_FORMATS])
+        raise UserError(f"--output {output}: end it in one of {endings}")
     model = load_model(arguments.model, arguments.threads)
     files = find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
@@ -53,8 +62,7 @@ def main() -> None:
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
     unread = 0
     unwritten = []  # reasons
-    with open_output(arguments.output) as stream:
-        write = WRITERS[arguments.output.suffix if arguments.output else ".csv"](stream, model.meta)
+    with open_writer(output, model.meta, files) as write:
         predictions = predict(model, files, arguments.batch_size, arguments.threshold)
         bar = tqdm(predictions, "predicting", len(files), leave=False, disable=None)
         for position, prediction in enumerate(bar):
@@ -73,6 +81,24 @@ def main() -> None:
         problems.append(f"{count} could not be written ({unwritten[0]})")
     if problems:
         raise UserError("; ".join(problems))
+
+
+@contextmanager
+def open_writer(path: Path | None, meta: Meta, files: list[Path]) -> Iterator[WritePrediction]:
+    """What writes each prediction down; labels are written together, once all are there."""
+    if path is None or not find_label_format(path):
+        with open_output(path) as stream:
+            yield WRITERS[path.suffix if path else ".csv"](stream, meta)
+        return
+    labels = LabelFile(path, meta, files)
+    yield labels.add
+    labels.save()
+    if labels.unmarked:
+        print(
+            f"note: {len(labels.unmarked)} defective images have no marked region, and are outlined as a "
+            f"whole: {shorten_names(labels.unmarked)}",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -290,8 +290,8 @@ AS_WRITTEN = [
 
 @pytest.mark.parametrize("text", AS_WRITTEN)
 def test_apply_overrides_takes_text_settings_as_written(small, text):
-    config = load_config(small, [f"experiment={text}", f"data.folders.normal={text}", f"data.root={text}"])
-    assert (config.experiment, config.data.folders.normal, config.data.root) == (text, text, Path(text))
+    config = load_config(small, [f"experiment={text}", f"tracking.project={text}", f"data.root={text}"])
+    assert (config.experiment, config.tracking.project, config.data.root) == (text, text, Path(text))
 
 
 PLAIN_IN_FILES = [text for text in AS_WRITTEN if "#" not in text]  # there ` #` begins a comment

@@ -151,7 +151,7 @@ def test_predict_yields_a_result_before_the_next_one(run):
         (["{export}", "{root}/*.tif"], "matches no file"),
         (["{export}", "{root}/nothing"], "1 of 1 files could not be read"),
         (["{export}", "{root}/empty"], "holds no images"),
-        (["{export}", "{root}", "--output", "found.txt"], "end it in .csv or .jsonl"),
+        (["{export}", "{root}", "--output", "found.txt"], "end it in one of .csv, .jsonl"),
         (["{export}", "{root}/folder.csv/1.png", "--output", "{root}/folder.csv"], "choose another file"),
         (["{root}/nothing", "{root}"], "nothing does not exist: name an export's folder"),
         (["{export}/..", "{root}"], "/export"),

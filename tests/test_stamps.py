@@ -33,6 +33,8 @@ STALE = {
     "data.symmetries": "run folds",
     "data.sample_submission": "index",
     "data.answers": "",
+    "data.annotations": "index",
+    "data.annotation_format": "index",
     "data.classes": "run index folds",
     "data.use_test_as": "index",
     "data.kaggle": "",

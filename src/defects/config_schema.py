@@ -70,6 +70,7 @@ def _check_class_name(name: str) -> str:
     return name
 
 
+AnnotationFormat = Literal["coco", "yolo", "voc", "labelme", "label_studio", "csv"]
 # YAML reads [1, 2] as numbers.
 ClassName = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_class_name)]
 # owner/slug; the title, which is made of the slug, and the bundle's name have to be of a length Kaggle takes
@@ -103,6 +104,10 @@ class DataConfig(Section):
     symmetries: Literal["rotations", "dihedral", "flips", "none"] = "rotations"  # what keeps a label true
     sample_submission: str | None = None  # relative to root
     answers: Path | None = None  # key of the test images, read by src/evaluate.py only
+    annotations: Path | None = (
+        None  # folders: what an annotation tool wrote; a file or folder, relative to root
+    )
+    annotation_format: AnnotationFormat | None = None  # None: recognised by what is in it
     classes: list[ClassName] = []  # of a data set with several kinds of defects; empty: defective or not
     use_test_as: Literal["test", "train"] = "test"  # mvtec: labelled test images may join the training side
     kaggle: KaggleConfig | None = None

@@ -27,6 +27,8 @@ ABOUT_THE_INDEX = {
     "data.root",
     "data.sample_submission",
     "data.answers",
+    "data.annotations",
+    "data.annotation_format",
     "data.use_test_as",
     *(f"data.{name}" for name in layout_names()),
     "data.kaggle",

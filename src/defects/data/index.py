@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from defects.config_schema import Config, DataConfig, resolve
+from defects.data.annotations import annotations_sha256
+from defects.data.annotations.marking import mark_images
 from defects.data.examination import Examination, examine_files
 from defects.data.inventory import print_inventory, take_inventory
-from defects.data.labels import class_columns
+from defects.data.labels import RUNS, class_columns
 from defects.data.layouts import list_data
 from defects.data.listing import Listing
 from defects.data.rle import check_runs, read_rle_table, table_form
@@ -37,8 +39,9 @@ NOT_THE_INDEX = {
 def prepare(config: Config) -> pd.DataFrame:
     """Write images.csv (IMAGE_COLUMNS, sorted by image_id) and, where the source has one, answers.csv.
 
-    Where data.classes names classes, images.csv holds their run-length masks too (`class_columns`). Raises
-    UserError naming every file that cannot be used.
+    Where data.classes names classes, images.csv holds their run-length masks too (`class_columns`); with
+    annotations and without classes one of all defects (RUNS). Raises UserError naming every file that cannot
+    be used.
     """
     with locked(config.dataset_dir, wait=True):
         return prepare_locked(config)
@@ -60,8 +63,12 @@ def prepare_locked(config: Config) -> pd.DataFrame:
     if data.sample_submission and (images["split"] == "test").any():
         sample_ids(data, images)
     columns = IMAGE_COLUMNS + class_columns(data.classes)
+    mark_facts = None
+    if listing.marks is not None:
+        images, mark_facts = mark_images(data, images, listing.marks)
+        columns += [] if data.classes else [RUNS]
     images = images.sort_values("image_id", ignore_index=True)[columns]
-    inventory = take_inventory(data, images, listing.folders, listing.notes, examination)
+    inventory = take_inventory(data, images, listing.folders, listing.notes, examination, mark_facts)
     # Gone first, written last: after an interruption, load_images prepares again instead of mixing tables.
     (folder / "prepare.json").unlink(missing_ok=True)
     write_csv(folder / "images.csv", images)
@@ -156,7 +163,11 @@ def _sample_images(path: Path, classes: list[str]) -> pd.Series:
 
 def _stamp(data: DataConfig) -> Stamp:
     """What images.csv depends on; a change of these means preparing again."""
-    return {"settings": settings_but(data, NOT_THE_INDEX, "data."), "files": {}}
+    files = {}
+    if data.annotations is not None:
+        path = resolve(data.root) / data.annotations.expanduser()
+        files["data.annotations"] = annotations_sha256(path)
+    return {"settings": settings_but(data, NOT_THE_INDEX, "data."), "files": files}
 
 
 def _refuse_output_inside(config: Config, listing: Listing) -> None:

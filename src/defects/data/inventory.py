@@ -11,6 +11,7 @@ import pandas as pd
 
 from defects.config_schema import DataConfig, resolve
 from defects.data import rle
+from defects.data.annotations.marking import MarkFacts
 from defects.data.examination import Examination, Examined
 from defects.data.folder_scan import (
     MOST_SUFFIXES,
@@ -21,7 +22,7 @@ from defects.data.folder_scan import (
     scan_folder,
 )
 from defects.data.images import notes_on_depth
-from defects.data.labels import COLUMN, class_columns, class_names, split_masks
+from defects.data.labels import COLUMN, RUNS, class_columns, class_names, split_masks
 from defects.data.listing import RoleFolder, below
 from defects.messages import printable, shorten_names
 
@@ -42,6 +43,7 @@ def take_inventory(
     folders: list[RoleFolder],
     notes: list[str],
     examination: Examination,
+    marks: MarkFacts | None = None,
 ) -> dict[str, Any]:
     """What lies in the folders, taken and not taken, as JSON; paths are relative to data.root.
 
@@ -55,12 +57,13 @@ def take_inventory(
         "not_taken": _sum_counts(folder.scan.other_files for folder in folders),
         "special_files": [below(path, root) for folder in folders for path in folder.scan.special_files],
         "left_by_systems": _sum_counts(folder.scan.junk for folder in folders),
-        "not_used": _list_unused(data, root, folders),
+        "not_used": _list_unused(data, root, folders, [] if marks is None else marks.files),
         "sizes": _count_sizes(images),
         "pixels": _count_pixels(examination),
-        "masks": _describe_mask_files(examination) or _describe_runs(images),
+        "annotations": _describe_annotations(marks, root),
+        "masks": _describe_mask_files(examination) or _describe_runs(images, marks),
         "classes": {name: int((images[COLUMN + name] != "").sum()) for name in class_names(images)},
-        "notes": _notes(data, root, folders, notes, examination),
+        "notes": _notes(data, root, folders, notes + (marks.notes if marks else []), examination),
     }
     if not folders:  # the layout lists single files, such as those of a table
         inventory["not_used"] = _count_unlisted(root, images)
@@ -103,6 +106,13 @@ def inventory_lines(inventory: dict[str, Any]) -> list[str]:
     lines.append(f"sizes       {_sizes_text(inventory['sizes'])}")
     pixels = [f"{count} of {kind}" for kind, count in inventory["pixels"]["kinds"].items()]
     lines.append(f"pixels      {', '.join(pixels)}")
+    annotations = inventory["annotations"]
+    if annotations:
+        categories = [
+            f"{name or 'without name'} {count}" for name, count in annotations["categories"].items()
+        ]
+        marks = f"marks {shorten_names(categories, most=MOST_CLASSES)}" if categories else "no marks"
+        lines.append(f"annotations {annotations['path']} ({annotations['format']}): {marks}")
     masks = inventory["masks"]
     if masks:
         kinds = ", ".join(masks["kinds"])
@@ -140,7 +150,9 @@ def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _list_unused(data: DataConfig, root: Path, folders: list[RoleFolder]) -> list[str]:
+def _list_unused(
+    data: DataConfig, root: Path, folders: list[RoleFolder], annotation_files: list[Path]
+) -> list[str]:
     """Folders and image files below the root, outside the folders of the data set, that are not taken.
 
     A folder with the name of a layout setting that is null is listed with the setting.
@@ -150,6 +162,7 @@ def _list_unused(data: DataConfig, root: Path, folders: list[RoleFolder]) -> lis
     null_settings = {name for name, value in values.items() if value is None}
     role_paths = {folder.path for folder in folders}
     used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
+    used |= {path for file in annotation_files for path in file.parents}
     unused = []
     for parent in sorted({root, *(path.parent for path in role_paths)} - role_paths):
         if parent == root or root in parent.parents:
@@ -217,16 +230,33 @@ def _describe_mask_files(examination: Examination) -> dict[str, Any] | None:
     return _mask_figures(shares, examination.images) | {"files": kinds.total(), "kinds": _sum_counts([kinds])}
 
 
-def _describe_runs(images: pd.DataFrame) -> dict[str, Any] | None:
+def _describe_annotations(marks: MarkFacts | None, root: Path) -> dict[str, Any] | None:
+    """Files, format and the categories as the tool names them; None without annotations."""
+    if marks is None:
+        return None
+    return {
+        "path": below(marks.path, root),
+        "format": marks.format,
+        "files": len(marks.files),
+        "categories": marks.categories,
+    }
+
+
+def _describe_runs(images: pd.DataFrame, marks: MarkFacts | None) -> dict[str, Any] | None:
     """Of run-length masks, all classes of an image together; None if there are none."""
     columns = class_columns(class_names(images))
+    if RUNS in images:
+        columns = [RUNS]
     shares: dict[str, float] = {}
     for row in images.to_dict("records"):
         texts = [row[name] for name in columns if row[name]]
         if texts:
             starts, ends = rle.parse(rle.unite(texts), (row["height"], row["width"]))
             shares[row["path"]] = float((ends - starts).sum()) / (row["height"] * row["width"])
-    return _mask_figures(shares, images) | {"kinds": {"run-length": len(shares)}} if shares else None
+    if not shares:
+        return None
+    kinds = {"run-length": len(shares)} if marks is None else marks.kinds
+    return _mask_figures(shares, images) | {"kinds": kinds}
 
 
 def _mask_figures(shares: dict[str, float], images: pd.DataFrame) -> dict[str, Any]:

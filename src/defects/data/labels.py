@@ -14,6 +14,7 @@ MASK_SEPARATOR = "|"  # between the paths in mask_path: no mask's own path may h
 INVERTED = "inverted"  # in front of the paths, where masks mark what is no defect; no file: it has no suffix
 DEFECT = "defect"  # the target that every data set has: is there any?
 COLUMN = "defect_"  # + class: its runs in images.csv, "" where there is none
+RUNS = "runs"  # column of images.csv with the runs of all defects: of annotations without classes
 
 
 class Labels(NamedTuple):
@@ -55,7 +56,7 @@ def target_labels(rows: pd.DataFrame, targets: tuple[str, ...]) -> np.ndarray:
 
 def is_marked(row: dict[str, Any]) -> bool:
     """Whether a row of images.csv says where a defect is."""
-    return bool(row["mask_path"]) or any(row[name] for name in _class_columns(row))
+    return bool(row["mask_path"]) or any(row[name] for name in _run_columns(row))
 
 
 def has_mask(row: dict[str, Any]) -> bool:
@@ -99,10 +100,10 @@ def read_masks(row: dict[str, Any], root: Path, classes: list[str]) -> np.ndarra
         return None
     if row["mask_path"]:
         return read_mask_files(row["mask_path"], root).astype(np.uint8)[..., None]
-    columns = class_columns(classes) or _class_columns(row)
+    columns = class_columns(classes) or _run_columns(row)
     masks = np.stack([decode(row[name], (row["height"], row["width"])) for name in columns], axis=2)
     return masks if classes else masks.max(axis=2, keepdims=True)
 
 
-def _class_columns(row: dict[str, Any]) -> list[str]:
-    return [name for name in row if name.startswith(COLUMN)]
+def _run_columns(row: dict[str, Any]) -> list[str]:
+    return [name for name in row if name == RUNS or name.startswith(COLUMN)]

@@ -4,11 +4,12 @@ A layout opens its folders (open_folders), makes the rows of each (make_rows) an
 (attach_by_role, or attach_masks and attach_empty_masks).
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
@@ -19,7 +20,10 @@ from defects.data.mask_matching import MasksBeside, match_masks, split_off_masks
 from defects.files import same_text
 from defects.messages import UNWRITABLE, UserError, shorten_names
 
-Role = Literal["normal", "abnormal", "masks", "test"]
+if TYPE_CHECKING:
+    from defects.data.annotations.matching import Marks
+
+Role = Literal["normal", "abnormal", "annotated", "masks", "test"]  # annotated: normal ones and defects
 LISTING_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind"]
 
 
@@ -39,6 +43,11 @@ class RoleFolder:
     def images(self) -> list[Path]:
         return self.beside.images if self.beside else []
 
+    def leave_out(self, files: Sequence[Path]) -> None:
+        """Count `files`, which are of use, no longer among those that are not taken."""
+        inside = Counter(path.suffix.lower() for path in files if path.is_relative_to(self.path))
+        self.scan = replace(self.scan, other_files=self.scan.other_files - inside)
+
     def __str__(self) -> str:
         return f"{self.setting} ({self.path})"
 
@@ -51,6 +60,7 @@ class Listing:
     one; label is then 1 if there is any. `runs` is the same as a long table (read_rle_table), as it stands
     in `runs_file`.
     `answers`: image_id, label, kind, mask_path of labelled test images, kept apart from training.
+    `marks`: what an annotation tool says of the images, to be drawn once their sizes are known.
     `folders`: what was listed. `notes`: further lines for the inventory.
     """
 
@@ -60,6 +70,7 @@ class Listing:
     runs_file: Path | None = None
     folders: list[RoleFolder] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    marks: "Marks | None" = None
 
 
 def make_rows(
@@ -150,7 +161,7 @@ def _check_nested(folders: Sequence[RoleFolder]) -> None:
     """
     for outer in folders:
         for inner in outer.nested:
-            if inner.role != "masks" and outer.role not in ("normal", "abnormal"):
+            if inner.role != "masks" and outer.role not in ("normal", "abnormal", "annotated"):
                 raise UserError(
                     f"{inner} lies inside {outer}: it is unclear whether its files count as both; name two "
                     "folders that lie beside each other"

@@ -136,7 +136,7 @@ def read_annotations(
     raw = _read(path, is_exact=False)
     table = _to_columns(path, raw, classes, images)
     runs = table["runs"].where(~table["runs"].str.lower().isin(NO_MASK), "")
-    target = table["target"].map({name: _find_class(name, classes) for name in table["target"].unique()})
+    target = table["target"].map({name: find_class(name, classes) for name in table["target"].unique()})
     ids = match_ids(table["image_id"], images, str(path))
     image_id = table["image_id"].map(lambda name: ids.get(name, name))
     table = table.assign(image_id=image_id, target=target, runs=runs)
@@ -262,7 +262,7 @@ def _split_id(text: str, classes: list[str], images: Collection[str]) -> list[tu
     return readings
 
 
-def _find_class(text: str, classes: list[str]) -> str:
+def find_class(text: str, classes: list[str]) -> str:
     """The class that a table means: `1.0` is `1`, `Scratch` is `scratch`; else the text itself."""
     if text in classes:
         return text

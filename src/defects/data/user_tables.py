@@ -53,7 +53,7 @@ def match_ids(listed: Iterable[str], image_ids: Iterable[str], source: str) -> d
     image_ids = list(image_ids)
     listed = list(dict.fromkeys(listed))
     matched = {name: name for name in set(listed) & set(image_ids)}
-    for shorten in (str.strip, _without_suffix, _file_name, _file_stem):
+    for shorten in (str.strip, without_image_suffix, _file_name, _file_stem):
         for fold in (str, str.casefold):  # as it is, then whatever the case
             matched_images = set(matched.values())
             names_of_text = defaultdict(list)
@@ -78,7 +78,8 @@ def match_ids(listed: Iterable[str], image_ids: Iterable[str], source: str) -> d
     return matched
 
 
-def _without_suffix(name: str) -> str:
+def without_image_suffix(name: str) -> str:
+    """The name without the suffix of an image; other suffixes are part of the name."""
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
 
@@ -88,7 +89,7 @@ def _file_name(name: str) -> str:
 
 
 def _file_stem(name: str) -> str:
-    return _without_suffix(_file_name(name))
+    return without_image_suffix(_file_name(name))
 
 
 def _read_text(path: Path, is_exact: bool) -> str:

@@ -19,7 +19,16 @@ from defects.messages import UserError
 from defects.models.base import Batch, Batches, Detector
 from defects.settings import Section, validate
 
-__all__ = ["Batch", "Batches", "Detector", "build_detector", "check_options", "find_detector"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Detector",
+    "build_detector",
+    "check_options",
+    "detector_names",
+    "find_detector",
+    "options_section",
+]
 
 # Modules that hold no detector but what detectors are made of.
 SHARED_PARTS = {"base", "coreset", "features", "losses", "statistics", "synthetic_anomalies"}
@@ -61,9 +70,13 @@ def build_detector(config: Config, pretrained: bool = True) -> Detector:
     return detector
 
 
+def detector_names() -> list[str]:
+    return sorted({module.name for module in iter_modules(__path__)} - SHARED_PARTS)
+
+
 def find_detector(name: str) -> type[Detector]:
     """The class of the module `name` of this package; UserError if there is none."""
-    names = sorted({module.name for module in iter_modules(__path__)} - SHARED_PARTS)
+    names = detector_names()
     if name not in names:
         raise UserError(f"model.name={name}: the detectors are {', '.join(names)}")
     return import_module(f"{__name__}.{name}").DETECTOR
@@ -71,12 +84,12 @@ def find_detector(name: str) -> type[Detector]:
 
 def check_options(config: Config) -> Section:
     """`model.options` with the detector's defaults. Raises UserError for unknown names and bad values."""
-    section = _options_section(find_detector(config.model.name))
+    section = options_section(find_detector(config.model.name))
     return validate(section, config.model.options, "model.options")
 
 
 @cache
-def _options_section(detector_class: type[Detector]) -> type[Section]:
+def options_section(detector_class: type[Detector]) -> type[Section]:
     """A detector's options as a section of the configuration, made from the signature of its `__init__`."""
     types = get_type_hints(detector_class.__init__, include_extras=True)
     fields = {name: (types[name], default) for name, default in _own_options(detector_class).items()}

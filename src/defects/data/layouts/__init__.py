@@ -34,6 +34,8 @@ def list_data(data: "DataConfig") -> "Listing":
     if data.source not in names:
         raise UserError(f"data.source={data.source}: the sources are {', '.join(names)}")
     listing = import_module(f"{__name__}.{data.source}").list_data(data)
-    if data.classes and listing.runs is None:
+    if data.annotations is not None and listing.marks is None:
+        raise UserError(f"data.source={data.source} reads no annotations: leave data.annotations empty")
+    if data.classes and listing.runs is None and listing.marks is None:
         raise UserError(f"data.source={data.source} has no classes to tell apart: leave data.classes empty")
     return listing

@@ -1,0 +1,57 @@
+"""Reading the files of annotation tools: JSON, and what lies in a folder."""
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from defects.data.folder_scan import is_junk
+from defects.data.images import PIXEL_LIMIT
+from defects.files import same_text
+from defects.messages import UserError
+
+
+def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files with one of the suffixes: `path` itself, or those below it, by name."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in suffixes else []
+    files = []
+    for item in sorted(path.rglob("*")):
+        is_hidden = any(is_junk(part) for part in item.relative_to(path).parts)
+        if item.suffix.lower() in suffixes and item.is_file() and not is_hidden:
+            files.append(item)
+    return files
+
+
+def read_text(path: Path) -> str:
+    """A file of text in UTF-8, with composed letters. Raises UserError."""
+    try:
+        return same_text(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8: save or export it as UTF-8") from None
+
+
+def load_json(path: Path) -> Any:
+    """The values of a JSON file. Raises UserError for one that is broken or ends too early."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no whole JSON file ({reason}): export or copy it again") from None
+
+
+def as_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width in pixels as a file states them; None where it states none that an image can have."""
+    try:
+        size = (int(height), int(width))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 and size[0] * size[1] <= int(os.environ[PIXEL_LIMIT]) else None
+
+
+def category_name(value: Any) -> str:
+    """The name of a category as text; "" for none."""
+    return "" if value is None else " ".join(same_text(str(value)).split())
