@@ -19,7 +19,7 @@ lint: .venv/installed
 clean:  ## throw away what `make demo` wrote
 	rm -rf input/demo input/demo_answers.csv output/demo output/demo_* submissions/demo_* submissions/sample_submission*
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet -r requirements.txt -c constraints.txt
 	touch $@

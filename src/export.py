@@ -3,6 +3,7 @@
 from defects import cli, stages
 from defects.deploy.exporter import EXPORT_FORMATS, export
 from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT
+from defects.versions import EXPORT_PACKAGES, check_versions
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=cli.positive, default=256, help="compared, at most")
     arguments = parser.parse_args()
+    check_versions(EXPORT_PACKAGES)
     for run in cli.runs_from(arguments):
         tables = stages.ensure_tables(run.config)
         fold = arguments.fold or next(iter(run.held_out_folds()), "0")

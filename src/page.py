@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from defects import cli
 from defects.deploy.model import find_note, load_model
 from defects.deploy.similar import load_normals
+from defects.versions import check_versions
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
         # Read when Gradio is imported, which takes seconds: not before the model is known to load.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        check_versions(["gradio"])
         from defects.deploy.prediction_page import build_prediction_page, serve
 
         serve(build_prediction_page(model, normals), arguments.port, not arguments.no_browser)

@@ -282,7 +282,7 @@ def test_kernel_only_missing_wheels_are_downloaded(wheels, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.kaggle.wheels=[nothing]", "data.kaggle.wheels: requirements.txt pins no nothing"),
+        ("data.kaggle.wheels=[nothing]", "data.kaggle.wheels: constraints.txt pins no nothing"),
         ("data.kaggle.kernel=no-owner", "data.kaggle.kernel=no-owner"),
     ],
 )

@@ -19,6 +19,9 @@ import cv2  # noqa: E402
 from PIL import Image  # noqa: E402
 
 # A broken image is reported by this program, in one line with its name, and not by OpenCV as well.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+    cv2.setLogLevel(0)
+else:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Pillow's own limit would only warn. What is too large is refused by its header, before Pillow decodes it.
 Image.MAX_IMAGE_PIXELS = None

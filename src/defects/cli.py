@@ -10,9 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from defects.config import known_config_files, load_config
-from defects.config_schema import ROOT, Config, categories, of_category, resolve
 from defects.messages import UserError
+from defects.versions import check_versions
+
+try:
+    check_versions()  # before other modules, which may not even load with older packages
+except UserError as wrong_versions:
+    print(f"error: {wrong_versions}", file=sys.stderr)
+    sys.exit(2)
+
+from defects.config import known_config_files, load_config  # noqa: E402
+from defects.config_schema import ROOT, Config, categories, of_category, resolve  # noqa: E402
 
 if TYPE_CHECKING:
     from defects.runs import Run

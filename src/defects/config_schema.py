@@ -90,7 +90,7 @@ class KaggleConfig(Section):
     expected: dict[str, int] = {}
     kernel: KernelName | None = None  # owner/slug; its files become the data set <owner/slug>-bundle
     gpu: bool = True  # of the notebook
-    wheels: list[str] = ["segmentation-models-pytorch"]  # of requirements.txt, not in Kaggle's image
+    wheels: list[str] = ["segmentation-models-pytorch"]  # of constraints.txt, not in Kaggle's image
 
 
 class DataConfig(Section):

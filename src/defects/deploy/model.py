@@ -18,6 +18,7 @@ from defects.evaluation.claims import Claims
 from defects.files import sha256
 from defects.messages import UserError
 from defects.settings import Section, validate
+from defects.versions import check_versions
 
 META = "model.json"
 VERSION = 1  # of model.json and of the graph's inputs and outputs
@@ -134,6 +135,7 @@ def load_model(path: Path, threads: int | None = None) -> ExportedModel:
             raise UserError(f"{part} does not exist: export it, or name another of {', '.join(meta.files)}")
         if meta.files.get(name) != sha256(part):
             raise UserError(f"{part} is not the file that {META} describes: copy or export it again")
+    check_versions([RUNTIMES[path.suffix]])
     try:
         return ExportedModel(path, meta, OPENERS[path.suffix](path, threads))
     except ImportError as error:

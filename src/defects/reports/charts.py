@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
@@ -194,7 +195,7 @@ def add_headline(axes: Axes, text: str, detail: str) -> None:
 def add_histogram(axes: Axes, values: ArrayLike, bins: np.ndarray, colour: str, label: str) -> None:
     """An outlined histogram in shares of `values` [N]: classes and parts differ much in number."""
     shares = np.full(len(values), 1 / len(values))
-    style = {"histtype": "stepfilled", "fc": (colour, 0.25), "ec": colour, "lw": 1.5}
+    style = {"histtype": "stepfilled", "fc": to_rgba(colour, 0.25), "ec": colour, "lw": 1.5}
     axes.hist(values, bins, weights=shares, label=label, **style)
 
 

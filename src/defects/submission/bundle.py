@@ -67,12 +67,12 @@ def _write_kernel(
 
 
 def pins(kaggle: KaggleConfig) -> list[str]:
-    """`name==version` of data.kaggle.wheels, by requirements.txt."""
-    required = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    pinned = dict(re.findall(r"^([\w.-]+)==([\w.+]+)", required, re.MULTILINE))
+    """`name==version` of data.kaggle.wheels, by constraints.txt."""
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.+]+)", constraints, re.MULTILINE))
     unknown = sorted(set(kaggle.wheels) - set(pinned))
     if unknown:
-        raise UserError(f"data.kaggle.wheels: requirements.txt pins no {', '.join(unknown)}")
+        raise UserError(f"data.kaggle.wheels: constraints.txt pins no {', '.join(unknown)}")
     return [f"{name}=={pinned[name]}" for name in sorted(kaggle.wheels)]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from defects.config_schema import KaggleConfig
 from defects.messages import UserError
+from defects.versions import check_versions
 
 TROUBLES = (  # the client's last line -> what to do about it; the first match counts
     (
@@ -56,6 +57,7 @@ def run_kaggle(arguments: list[str]) -> str:
 
     Raises UserError when it fails. Exit code 0 proves little: callers check the effect themselves.
     """
+    check_versions(["kaggle"])
     # -P: a file kaggle.py in the working folder must not be taken for the client
     command = [sys.executable, "-P", "-m", "kaggle", *arguments]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}

@@ -13,6 +13,7 @@ from defects.config_schema import Config
 from defects.files import read_json, write_bytes, write_json
 from defects.messages import UserError
 from defects.models import Detector
+from defects.versions import check_versions
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -42,6 +43,7 @@ class Tracker:
         settings = config.tracking
         if not active or settings.wandb == "off":
             return
+        check_versions(["wandb"])
         import wandb  # imported only when it is used: it takes seconds
 
         try:
