@@ -80,6 +80,5 @@ def check_versions(packages: Iterable[str] = CORE_PACKAGES) -> None:
             outside.append(f"{package} {installed} (needs {fitting.text})")
     if outside:
         raise UserError(
-            f"installed versions do not fit: {shorten_names(outside)}; "
-            "run pip install -r requirements.txt"
+            f"installed versions do not fit: {shorten_names(outside)}; run pip install -r requirements.txt"
         )
