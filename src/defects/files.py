@@ -152,6 +152,7 @@ def read_csv(path: Path, columns: Iterable[str], made_by: str) -> "pd.DataFrame"
             dtype=TEXT_COLUMNS,
             keep_default_na=False,
             na_values={"label": [""], "score": [""], "probability": [""]},
+            float_precision="round_trip",  # before pandas 3 the default may miss the last bit
         )
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run {made_by} first") from None

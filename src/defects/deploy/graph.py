@@ -37,7 +37,9 @@ class Graph(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         score, maps = self.scorer(image)
         outputs = {"score": score, "probability": self.scorer.detector.probability(score)}
-        return outputs if maps is None else outputs | {"map": maps}
+        if maps is not None:
+            outputs["map"] = maps
+        return outputs
 
 
 def save_portable(path: Path, detector: Detector, config: Config) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from scipy.integrate import trapezoid
 
 from defects.data.images import resize
 from defects.data.labels import has_mask, read_masks
@@ -152,4 +153,4 @@ def _area(normal: np.ndarray, positive: np.ndarray, limit: float) -> float | Non
     y_at_limit = np.interp(limit, x, y)
     x = np.append(x[inside], limit)
     y = np.append(y[inside], y_at_limit)
-    return float(np.trapezoid(y, x) / limit)
+    return float(trapezoid(y, x) / limit)
