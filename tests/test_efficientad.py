@@ -177,6 +177,7 @@ def test_efficientad_training_moves_student_and_autoencoder_but_not_the_teacher(
     optimizer = torch.optim.Adam(detector.parameter_groups(0.0), lr=3e-3)
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     history = []
+    torch.manual_seed(0)  # of the jitter
     for _ in range(20):
         losses = detector.training_loss({"image": pictures(4)})
         optimizer.zero_grad()
@@ -185,7 +186,9 @@ def test_efficientad_training_moves_student_and_autoencoder_but_not_the_teacher(
         history.append({name: value.item() for name, value in losses.items()})
     assert history[0].keys() == {"loss", "st", "ae", "stae"}
     assert history[0]["loss"] == pytest.approx(sum(history[0][name] for name in ("st", "ae", "stae")))
-    assert all(history[-1][name] < history[0][name] for name in ("loss", "st", "ae"))
+    for name in ("loss", "st", "ae"):
+        values = [losses[name] for losses in history]
+        assert np.mean(values[-5:]) < np.mean(values[:5])
     moved = {
         name.split(".")[0] for name, value in detector.state_dict().items() if not value.equal(before[name])
     }
