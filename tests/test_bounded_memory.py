@@ -8,7 +8,7 @@ import pytest
 from conftest import raising, texture
 
 from defects.config_schema import DuplicateConfig
-from defects.data import bounded_memory, duplicates, registration
+from defects.data import bounded_memory, neighbours, registration
 from defects.data.duplicates import search_siblings
 from defects.messages import UserError
 
@@ -33,8 +33,8 @@ def expected(thumbnails):
 def test_search_siblings_in_tiles_and_in_files(tmp_path, thumbnails, expected, monkeypatch, tile):
     assert expected[["i", "j"]].to_numpy().tolist() == [[k, 41 + k] for k in range(8)]
     monkeypatch.setattr(bounded_memory, "MAX_ARRAY_BYTES", 0)
-    monkeypatch.setattr(duplicates, "TILE", tile)
-    monkeypatch.setattr(duplicates, "BLOCK", 16)
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    monkeypatch.setattr(neighbours, "BLOCK", 16)
     monkeypatch.setattr(registration, "PAIR_BLOCK", 5)
     pairs = search_siblings(thumbnails, SETTINGS, tmp_path).pairs
     pd.testing.assert_frame_equal(pairs, expected, rtol=1e-4)

@@ -272,7 +272,7 @@ class DeviceBatches:
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]; channels-last memory comes for free."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
+    return images.permute(0, 3, 1, 2).float() / 255
 
 
 def _loader(

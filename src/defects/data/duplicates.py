@@ -26,15 +26,14 @@ from tqdm import tqdm
 
 from defects.config_schema import DuplicateConfig
 from defects.data.bounded_memory import allocate_array
+from defects.data.neighbours import NeighbourSearch, propose_pairs
 from defects.data.registration import (
     ALIKE,
     FLIPS,
     FREQUENCIES,
     LARGEST_CORRELATION,
-    SPECTRAL_CODES,
     PairComparison,
     extract_detail,
-    flip_pictures,
     half_spectrum,
     scale_to_unit,
     thumbnail,
@@ -43,8 +42,6 @@ from defects.data.registration import (
 PICTURE_SIDE = 64  # pixels, of the pictures that propose pairs and that registration starts from
 ZOOMS = [(y, x) for y in (1.0, 1.05, 1.1) for x in (1.0, 1.05, 1.1) if y * x > 1]
 SAME_PICTURE = np.arctanh(0.9995)  # agreement of copies of one picture
-BLOCK = 512  # images compared at once
-TILE = 2**13  # with so many others: 16 MB of scores
 LARGEST_GROUP = 0.25  # of the images; larger ones tell a common design
 MOST_LINKS = 16  # pairs compared before two groups are joined
 # Of the threshold; agreements unless another unit is stated.
@@ -107,13 +104,16 @@ def search_siblings(
     comparison = PairComparison(
         thumbnails, details, usable, aspects, round(settings.max_shift * PICTURE_SIDE)
     )
-    nearest, codes = _nearest_images(spectra, settings.neighbours + PARTNERS // 2)
+    search = NeighbourSearch(spectra, contents[usable])
+    nearest, codes = search.find_nearest(settings.neighbours + PARTNERS // 2)
     sample = _sample_pairs(nearest, contents[usable], settings.neighbours)
     agreements_of_different = comparison.measure_at_any_angle(sample)
-    proposed = _proposals(nearest[:, : settings.neighbours], codes[:, : settings.neighbours])
+    proposed = propose_pairs(nearest[:, : settings.neighbours], codes[:, : settings.neighbours])
     if _is_alike(agreements_of_different):
         # Among pictures of one design the spectrum of a cropped one is nearer to others than to its original.
-        zoomed = [_proposals(*_nearest_images(spectra, 1, comparison.zoomed_spectra(zoom))) for zoom in ZOOMS]
+        zoomed = []
+        for zoom in ZOOMS:
+            zoomed.append(propose_pairs(*search.find_nearest(1, comparison.zoomed_spectra(zoom))))
         proposed = np.unique(np.concatenate([proposed, *zoomed]), axis=0)
     compared = comparison.measure(comparison.coarse_starts(proposed, comparison.max_shift))
     threshold, alike = _decide(
@@ -162,66 +162,6 @@ def _features(
         usable.append(position)
     count = len(usable)
     return torch.from_numpy(details[:count]), torch.from_numpy(spectra[:count]), np.array(usable, np.int64)
-
-
-def _nearest_images(
-    spectra: torch.Tensor, count: int, queries: torch.Tensor | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image the `count` nearest others under any flip, nearest first, and the codes of these flips.
-
-    The spectra are compared with those of `queries`, by default themselves. int32 and int8 [N, count]; fewer
-    columns where there are fewer images. One image may be near under several flips.
-    """
-    queries = spectra if queries is None else queries
-    images = len(spectra)
-    count = min(count, len(SPECTRAL_CODES) * max(images - 1, 0))
-    places = np.empty((images, count), np.int32)
-    codes = np.empty((images, count), np.int8)
-    for start in tqdm(range(0, images, BLOCK), "proposing pairs", leave=False, disable=None):
-        rows = torch.arange(start, min(start + BLOCK, images))[:, None]
-        places[start : start + BLOCK], codes[start : start + BLOCK] = _nearest(spectra, queries, rows, count)
-    return places, codes
-
-
-def _nearest(
-    spectra: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images most like any flip of the queries in `rows` [B, 1], and codes of the flips: int [B, count].
-
-    Others are compared TILE by TILE, so that memory does not grow with their number.
-    """
-    block = _complete_spectra(queries[rows[:, 0]])
-    flipped = torch.stack([flip_pictures(block, code)[:, : FREQUENCIES + 1] for code in SPECTRAL_CODES])
-    best = torch.empty(len(rows), 0)
-    places = torch.empty(len(rows), 0, dtype=torch.int64)
-    for start in range(0, len(spectra), TILE):
-        columns = spectra[start : start + TILE].flatten(1).T
-        for number, code in enumerate(SPECTRAL_CODES):
-            scores = flipped[number].flatten(1) @ columns
-            own = (rows[:, 0] >= start) & (rows[:, 0] < start + scores.shape[1])
-            scores[own, rows[own, 0] - start] = -torch.inf  # an image is no sibling of itself
-            values, indices = scores.topk(min(count, scores.shape[1]))
-            best = torch.cat([best, values], 1)
-            places = torch.cat([places, (indices + start) * len(FLIPS) + code], 1)
-        order = best.argsort(dim=1, descending=True, stable=True)[:, :count]
-        best = best.gather(1, order)
-        places = places.gather(1, order)
-    return places // len(FLIPS), places % len(FLIPS)
-
-
-def _complete_spectra(halves: torch.Tensor) -> torch.Tensor:
-    """[N, H, F] -> [N, F, F]: the other half-plane of a real picture's spectrum is the same, rotated."""
-    return torch.cat([halves, halves[:, :FREQUENCIES].flip(1, 2)], 1)
-
-
-def _proposals(nearest: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Distinct i < j, code of images and their neighbours: int [P, 3]."""
-    images, count = nearest.shape
-    first = np.repeat(np.arange(images), count)
-    second = nearest.ravel().astype(np.int64)
-    pair = np.minimum(first, second) * images + np.maximum(first, second)
-    pairs, codes = np.divmod(np.unique(pair * len(FLIPS) + codes.ravel()), len(FLIPS))
-    return np.stack([*np.divmod(pairs, max(images, 1)), codes], axis=1)
 
 
 def _identical(thumbnails: np.ndarray, contents: np.ndarray) -> pd.DataFrame:

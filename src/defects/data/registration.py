@@ -337,9 +337,9 @@ class PairComparison:
         for start in tqdm(range(0, len(proposed), PAIR_BLOCK), "shifting pairs", leave=False, disable=None):
             block = proposed[start : start + PAIR_BLOCK]
             for code in np.unique(block[:, 2]):
-                blocks += self._shifted(block[block[:, 2] == code, :2], int(code), max_shift)
+                for shifted in self._shifted(block[block[:, 2] == code, :2], int(code), max_shift):
+                    blocks.append(shifted[shifted[:, 5] >= LEAST_COARSE])
         table = pd.DataFrame(np.concatenate(blocks), columns=["i", "j", "code", "dy", "dx", "correlation"])
-        table = table[table["correlation"] >= LEAST_COARSE]
         best = table.groupby(["i", "j"])["correlation"].transform("max")
         table = table[table["correlation"] >= best - COARSE_MARGIN]
         integers = dict.fromkeys(["i", "j", "code", "dy", "dx"], int)
