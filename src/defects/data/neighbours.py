@@ -23,7 +23,7 @@ BLOCK = 512  # images compared at once
 TILE = 2**13  # with so many others: 16 MB of scores
 MOST_COMPARED = 2**15  # images; an index of so many would save a minute
 CELL_IMAGES = 256  # in a cell, on average
-CELLS_SEARCHED = 16  # the nearest ones
+CELLS_SEARCHED = 32  # the nearest ones
 TRAINING_IMAGES = 40  # for each cell, that k-means takes; faiss asks for 39
 
 
