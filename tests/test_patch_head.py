@@ -106,11 +106,18 @@ def test_patch_head_scores_the_mean_of_the_largest_logits(trained):
         logits = trained.head(
             trained.embed(defects_and_normals(2) | {"group": torch.full((4,), -1)})["features"]
         ).flatten(2)
-        trained.top_share = 0.1
+        trained.top_patches = 5
         score, maps = trained(images)
-        trained.top_share = 0.01
-    assert torch.allclose(score[:, 0], logits.topk(6, 2).values.mean(2).mean(1), atol=1e-5)
+        trained.top_patches = 8
+    assert torch.allclose(score[:, 0], logits.topk(5, 2).values.mean(2).mean(1), atol=1e-5)
     assert torch.allclose(maps.flatten(2)[:, 0], logits.mean(1).sigmoid(), atol=1e-5)
+
+
+def test_patch_head_scores_images_of_fewer_patches_by_all_of_them(trained):
+    with torch.inference_mode():
+        score, maps = trained(torch.rand(1, 3, 8, 16))
+    assert maps.shape[2] * maps.shape[3] < trained.top_patches
+    assert score.isfinite().all()
 
 
 def test_patch_head_comes_back_from_its_weights(trained):

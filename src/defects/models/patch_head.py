@@ -26,6 +26,8 @@ FLOOR = 1.0  # the smallest distance of whitened patches; that to another image'
 class PatchHead(Detector):
     """A logit for each patch and target; the raw score is the mean of the largest ones of the image.
 
+    How many is a number, not a share: a defect does not grow with the image that it is in.
+
     Layers of a frozen backbone are averaged over 3x3 neighbours, put on the grid of one of them and whitened
     with the statistics of normal images. Several heads, which differ in their random start, learn from the
     same batches and are averaged. Images teach the score; where masks are known, patches are taught too: a
@@ -60,7 +62,7 @@ class PatchHead(Detector):
         density: Fraction = 0.5,  # of a bank patch's spacing, taken off the distance to it
         width: Count = 100,  # channels of a head
         heads: Count = 3,  # that are averaged
-        top_share: Fraction = 0.01,  # of the patches, whose mean logit is the score; 0: the largest alone
+        top_patches: Count = 8,  # whose mean logit is the score
         noise: NotNegative = 0.3,  # deviation of what is added to whitened features in training
         map_loss: NotNegative = 1.0,  # weight of the patches' loss, beside that of the images
         pool_size: Annotated[int, Field(ge=16)] = 1500,  # training images, augmented ones, that are embedded
@@ -68,7 +70,7 @@ class PatchHead(Detector):
         super().__init__()
         self.targets = targets
         self.members = DIHEDRAL[symmetries]
-        self.top_share = top_share
+        self.top_patches = top_patches
         self.noise = noise
         self.map_loss = map_loss
         self.pool_size = pool_size
@@ -211,7 +213,7 @@ class PatchHead(Detector):
     def _score(self, logits: torch.Tensor) -> torch.Tensor:
         """[B, heads, C]"""
         patches = logits.flatten(3)
-        count = max(1, round(self.top_share * patches.shape[3]))
+        count = min(self.top_patches, patches.shape[3])
         return patches.topk(count, 3).values.mean(3)
 
 
