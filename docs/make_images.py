@@ -39,7 +39,7 @@ FOLDER = ROOT / "docs" / "images"
 DEFAULT = "demo_patch_head"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge", "chrome")
 REPORT_PIXELS = (1280, 1292)  # width, height of the browser's window
-REPORT_SCALE = 0.8  # of the picture
+REPORT_SCALE = 0.72  # of the picture
 DEFECTS, NORMALS = 5, 2  # columns of heat_maps.jpg
 MOST_BYTES = 150_000
 
@@ -70,7 +70,7 @@ def draw_heat_maps(tables: RunTables) -> bytes:
     if not limits:
         raise UserError(f"{tables.config.experiment} keeps no maps: name a run of another detector")
     rule = tables.config.threshold
-    threshold = estimate(tables.oof, rule.rule, rule.fpr)["score_threshold"]
+    threshold = estimate(tables.oof, rule)["score_threshold"]
     rows = choose_rows(tables.oof).to_dict("records")
     figure = Figure(figsize=(1.7 * len(rows), 3.7), layout="constrained")
     panels = figure.subplots(2, len(rows))
