@@ -141,3 +141,28 @@ def test_coco_refuses_a_file_that_ends_too_early(root):
     text = write_values(root / "coco.json", coco({"bbox": list(FIRST)})).read_text()
     write_text(root / "coco.json", text[:-30])
     assert "coco.json is no whole JSON file" in prepare_error(root, "coco.json")
+
+
+def test_coco_ids_that_are_written_as_fractions_are_the_same(root):
+    values = coco({"segmentation": [polygon(FIRST)], "image_id": 1.0, "category_id": 1.0})
+    write_values(root / "marks.json", values)
+    assert np.array_equal(masks_of(root, "marks.json")["a.png"], rectangle(FIRST))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]},
+            "the images a.png and b.png have the same id, 1: export it again",
+        ),
+        (
+            {"categories": [{"id": 1, "name": "scratch"}, {"id": 1, "name": "dent"}]},
+            "two categories have the id 1: export it again",
+        ),
+        ({"categories": []}, "which `categories` does not list (it is empty)"),
+    ],
+)
+def test_coco_ids_that_are_ambiguous_or_missing_are_refused(root, changes, problem):
+    write_values(root / "marks.json", coco({"segmentation": [polygon(FIRST)]}) | changes)
+    assert problem in prepare_error(root, "marks.json")

@@ -158,3 +158,21 @@ def test_label_studio_refuses(root, values, problem):
     write_values(root / "export.json", values)
     message = prepare_error(root, "export.json")
     assert problem in message and "export.json" in message
+
+
+def test_label_studio_regions_without_an_area_are_refused(root):
+    keypoint = {"x": 50, "y": 50, "width": 1, "keypointlabels": ["scratch"]}
+    write_values(root / "marks.json", [task(keypoint)])
+    assert "a region that marks no area (labels): only areas can be read" in prepare_error(root, "marks.json")
+
+
+def test_label_studio_result_that_is_no_list_is_refused(root):
+    values = task() | {"annotations": [{"id": 1, "result": "scratch"}]}
+    write_values(root / "marks.json", [values])
+    assert "a `result` that is no list" in prepare_error(root, "marks.json")
+
+
+def test_label_studio_tasks_without_any_answer_are_refused(root):
+    write_values(root / "marks.json", [task() | {"annotations": []}])
+    message = prepare_error(root, "marks.json")
+    assert "annotates no image; 1 tasks have no submitted annotation" in message

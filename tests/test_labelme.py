@@ -120,3 +120,15 @@ def test_labelme_refuses(root, values, problem):
     write_values(root / "images/a.json", values)
     message = prepare_error(root, "images")
     assert problem in message and "a.json" in message
+
+
+def test_labelme_points_of_three_coordinates_are_refused(root):
+    write_values(root / "labels/a.json", labelme(shape("polygon", [[1, 2, 3], [4, 5, 6]])))
+    assert "shape 0 has points of 3 coordinates in place of 2" in prepare_error(root, "labels")
+
+
+def test_labelme_shapes_without_a_label_are_noted(root, capsys):
+    shapes = [shape("polygon", corners(*FIRST), label=None), shape("polygon", corners(*SECOND))]
+    write_values(root / "labels/a.json", labelme(*shapes))
+    prepare_annotated(root, "labels")
+    assert "the categories without name, scratch count as one" in capsys.readouterr().out

@@ -121,3 +121,10 @@ def test_yolo_refuses_data_yaml_without_names(root):
     write_text(root / "labels/a.txt", box(0, *FIRST))
     write_text(root / "data.yaml", "train: images")
     assert "data.yaml has no list `names`" in prepare_error(root, "data.yaml")
+
+
+@pytest.mark.parametrize("separator", [",", ";", ", "])
+def test_yolo_labels_with_separators_are_refused(root, separator):
+    write_text(root / "labels/a.txt", box(0, *FIRST).replace(" ", separator))
+    write_text(root / "labels/b.txt", box(0, *SECOND))
+    assert "a.txt: line 1 has the class 0," in prepare_error(root, "labels").replace(";", ",")

@@ -31,29 +31,35 @@ def load(path: Path) -> Annotations:
 
 
 def _add_file(annotations: Annotations, file: Path, value: dict[str, Any]) -> None:
-    # Ids by their text: some tools write them as numbers in one place and as text in another.
     categories = {}
     for entry in _list_of(file, value, "categories"):
-        categories[str(entry.get("id"))] = category_name(entry.get("name"))
+        category_id = _id_text(entry.get("id"))
+        if category_id in categories:
+            raise UserError(f"{file}: two categories have the id {category_id}: export it again")
+        categories[category_id] = category_name(entry.get("name"))
     images = {}
     shapes: dict[str, list[Shape]] = {}
     for number, entry in enumerate(_list_of(file, value, "images")):
         if not isinstance(entry.get("file_name"), str) or "id" not in entry:
             raise UserError(f"{file}: image {number} has no id or no file_name: export it again")
-        images[str(entry["id"])] = entry
-        shapes[str(entry["id"])] = []
+        image_id = _id_text(entry["id"])
+        if image_id in images:
+            names = f"{images[image_id]['file_name']} and {entry['file_name']}"
+            raise UserError(f"{file}: the images {names} have the same id, {image_id}: export it again")
+        images[image_id] = entry
+        shapes[image_id] = []
     of_no_image = []
     for number, entry in enumerate(_list_of(file, value, "annotations")):
         name = entry.get("id", number)
-        image_id = str(entry.get("image_id"))
-        category_id = str(entry.get("category_id"))
+        image_id = _id_text(entry.get("image_id"))
+        category_id = _id_text(entry.get("category_id"))
         if image_id not in images:
             of_no_image.append(name)
             continue
         if category_id not in categories:
             raise UserError(
                 f"{file}: annotation {name} has category_id {category_id}, which `categories` does not list "
-                f"({shorten_names(categories)}): add it there, or remove the annotation"
+                f"({shorten_names(categories) or 'it is empty'}): add it there, or remove the annotation"
             )
         try:
             shapes[image_id] += _read_shapes(entry, categories[category_id], images[image_id])
@@ -69,6 +75,12 @@ def _add_file(annotations: Annotations, file: Path, value: dict[str, Any]) -> No
         size = as_size(entry.get("height"), entry.get("width"))
         annotations.images.append(AnnotatedImage((entry["file_name"],), shapes[image_id], file, size))
     annotations.files.append(file)
+
+
+def _id_text(value: Any) -> str:
+    """An id as text, since tools write 1, 1.0 and "1" for the same one."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)
 
 
 def _list_of(file: Path, value: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -52,14 +52,14 @@ def load(path: Path) -> Annotations:
             image = _find_image(task.get("data", {}) if _is_full(task) else task)
             if image is None:
                 raise UserError(f"{place} names no image in its data: export images, not other tasks")
-            answers = _list_answers(task)
-            if not answers:
-                unanswered.append(_file_name(image))
-                continue
-            if len(answers) > 1:
-                several.append(_file_name(image))
-            regions = [region for answer in answers for region in answer]
             try:
+                answers = _list_answers(task)
+                if not answers:
+                    unanswered.append(_file_name(image))
+                    continue
+                if len(answers) > 1:
+                    several.append(_file_name(image))
+                regions = [region for answer in answers for region in answer]
                 annotations.images.append(_read_regions(regions, _possible_names(image), file))
             except ValueError as error:
                 raise UserError(f"{place} ({_file_name(image)}) has {error}: correct or remove it") from None
@@ -121,7 +121,10 @@ def _list_answers(task: dict[str, Any]) -> list[list[dict[str, Any]]]:
         if not isinstance(answer, dict) or answer.get("was_cancelled"):
             continue
         regions = []
-        for result in answer.get("result") or []:
+        results = answer.get("result") or []
+        if not isinstance(results, list):
+            raise ValueError("a `result` that is no list")
+        for result in results:
             if isinstance(result, dict) and isinstance(result.get("value"), dict):
                 regions.append(result | result["value"])
         answers.append(regions)
@@ -143,7 +146,7 @@ def _read_regions(regions: list[dict[str, Any]], names: tuple[str, ...], file: P
 
 
 def _read_region(region: dict[str, Any], size: tuple[int, int] | None) -> Shape | None:
-    """None for what marks no area, such as a choice."""
+    """None for what says something of the whole image, such as a choice. Raises ValueError."""
     category = _find_category(region)
     if "rle" in region:
         if size is None:
@@ -165,6 +168,9 @@ def _read_region(region: dict[str, Any], size: tuple[int, int] | None) -> Shape 
         corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
         points = corner + rotate_points(corners, _rotation(region))
         return Shape(category, "box", _in_parts(points, size))
+    if category or "x" in region or "vertices" in region:
+        kind = region.get("type", "unknown type")
+        raise ValueError(f"a region that marks no area ({kind}): only areas can be read")
     return None
 
 

@@ -46,7 +46,7 @@ def label_by_annotations(
     if data.classes:
         marks, dropped = _with_classes_only(data, marks, notes)
     elif len(marks.categories) > 1:
-        names = shorten_names(sorted(marks.categories))
+        names = shorten_names(name or "without name" for name in sorted(marks.categories))
         notes.append(f"the categories {names} count as one, `defect`: data.classes tells them apart")
     labelled = {}
     for role, table in tables.items():
@@ -69,7 +69,11 @@ def _find_marks(tables: dict[str, pd.DataFrame], annotations: Annotations, notes
     of_image, unmatched = match_annotations(annotations, ids)
     if not of_image:
         names = shorten_names(entry.names[0] for entry in annotations.images)
-        raise UserError(f"{path} names {names or 'nothing'}, which is no image here: correct it or data.root")
+        if not names:
+            raise UserError(
+                f"{path} annotates no image{''.join(f'; {note}' for note in notes)}: export it again"
+            )
+        raise UserError(f"{path} names {names}, which is no image here: correct it or data.root")
     if unmatched:
         names = shorten_names(entry.names[0] for entry in unmatched)
         notes.append(f"{path} has annotations of {len(unmatched)} images that are not here: {names}")

@@ -96,9 +96,12 @@ def rotate_points(points: np.ndarray, degrees: float) -> np.ndarray:
 def as_points(values: Any) -> np.ndarray:
     """float [N, 2] of pairs or of x, y, x, y, ... Raises ValueError for what are no finite numbers."""
     try:
-        numbers = np.array(values, float).ravel()
+        numbers = np.array(values, float)
     except (TypeError, ValueError, OverflowError):
         raise ValueError("coordinates that are no numbers") from None
+    if numbers.ndim == 2 and numbers.size and numbers.shape[1] != 2:
+        raise ValueError(f"points of {numbers.shape[1]} coordinates in place of 2")
+    numbers = numbers.ravel()
     if len(numbers) % 2:
         raise ValueError(f"an odd number of coordinates ({len(numbers)})")
     if not np.isfinite(numbers).all():

@@ -5,6 +5,7 @@ a box (and a confidence in predictions), or x and y of at least three points; al
 image without a file is a normal one. Class names stand in data.yaml (`names`), classes.txt or obj.names.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ LARGEST_PART = 2.0  # of the image: larger numbers are pixels
 
 
 def is_format(file: Path) -> bool:
-    """Whether a text file begins with a number, or is empty."""
+    """Whether a text file begins with a number, or is empty.
+
+    Numbers with commas between them are labels too: reading these says what is wrong.
+    """
     if file.name.lower() in NAME_FILES:
         return False
-    words = read_text(file).split(maxsplit=1)
-    return not words or _is_number(words[0])
+    words = re.split(r"[\s,;]+", read_text(file).strip(), maxsplit=1)
+    return not words[0] or _is_number(words[0])
 
 
 def load(path: Path) -> Annotations:
