@@ -9,6 +9,7 @@ import argparse
 from defects import cli
 from defects.config_schema import ClaimsConfig
 from defects.evaluation.bounds import tabulate_needed
+from defects.evaluation.claims import format_confidence
 from defects.settings import Written, validate
 
 OPTIONS = {
@@ -28,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = {name: Written(getattr(arguments, name)) for name in OPTIONS}
     settings = validate(ClaimsConfig, values, "src/claims.py")
-    print(f"independent images needed, with {100 * settings.confidence:.6g} % confidence")
+    print(f"independent images needed, with {format_confidence(settings.confidence)} confidence")
     print(f"{'decided wrongly':>16}{'defects, for at most':>24}{'normal images, for at most':>30}")
     escape = f"{100 * settings.escape:.6g} % escapes"
     false_alarm = f"{100 * settings.false_alarm:.6g} % false alarms"

@@ -60,7 +60,7 @@ def main() -> None:
     if claim := find_claim(model.meta, model.path.name, arguments.threshold):
         print(f"may be claimed: {claim}", file=sys.stderr)
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
-    unread = 0
+    unread = []
     unwritten = []  # reasons
     with open_writer(output, model.meta, files) as write:
         predictions = predict(model, files, arguments.batch_size, arguments.threshold)
@@ -68,16 +68,17 @@ def main() -> None:
         for position, prediction in enumerate(bar):
             write(prediction)
             if prediction.error:
-                unread += 1
+                unread.append(prediction.path)
             elif pictures:
                 problem = save_overlay(pictures[position], prediction, model.meta)
                 if problem:
                     unwritten.append(problem)
     problems = []
     if unread:
-        problems.append(f"{unread} of {len(files)} files could not be read; the others are scored")
+        count = f"{len(unread)} of {len(files)} files"
+        problems.append(f"{count} could not be read ({shorten_names(unread)}); the others are scored")
     if unwritten:
-        count = f"{len(unwritten)} of {len(files) - unread} overlays"
+        count = f"{len(unwritten)} of {len(files) - len(unread)} overlays"
         problems.append(f"{count} could not be written ({unwritten[0]})")
     if problems:
         raise UserError("; ".join(problems))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from defects.evaluation.claims import RateBound, format_bound, write_sentence
+from defects.evaluation.claims import RateBound, format_bound, format_confidence, write_sentence
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,14 @@ def test_claims_bounds_are_rounded_up(upper, text):
 
 def test_claims_a_bound_that_is_unknown_is_said_to_be():
     assert format_bound(None) == "cannot be said"
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"),
+    [(0.95, "95 %"), (0.975, "97.5 %"), (0.9999, "99.99 %"), (0.999999999, "99.9999999 %")],
+)
+def test_claims_confidence_is_never_rounded_to_certainty(confidence, text):
+    assert format_confidence(confidence) == text
 
 
 def test_claims_without_normal_images_nothing_is_known_of_false_alarms():

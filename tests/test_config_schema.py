@@ -75,6 +75,10 @@ def test_category_a_mistyped_key_of_a_detector_is_told(tmp_path):
         ),
         ("threshold.costs={escape: 0, false_alarm: 1}", "threshold.costs.escape=0: Input should be greater"),
         ("threshold.costs={escape: 1, false_alarm: -1}", "threshold.costs.false_alarm=-1: Input should be"),
+        (
+            "threshold.costs={escape: 2, false_alarm: 1}",
+            "threshold.costs has no effect with threshold.rule=macro_f1: set threshold.rule=expected_cost",
+        ),
         ("threshold.costs={escape: 1}", "threshold.costs.false_alarm is missing"),
         ("threshold.costs={escape: 1, false_alarm: 1, defect_share: 1}", "threshold.costs.defect_share=1: "),
         ("claims.confidence=0.5", "claims.confidence=0.5: Input should be greater than 0.5"),

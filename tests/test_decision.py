@@ -34,7 +34,7 @@ def decisions_on(rng, rule, test_share, images=600, defects=40, tests=600):
     for label in (0, 1):
         folds[labels == label] = np.arange((labels == label).sum()) % 5
     sample = OutOfFoldScores(labels, scores[:, None], folds.astype(str), np.arange(images))
-    settings = ThresholdConfig(rule=rule, costs=COSTS)
+    settings = ThresholdConfig(rule=rule, costs=COSTS if rule == "expected_cost" else None)
     ensemble = Ensemble(["only"], sample, EnsembleConfig(), settings)
     prior = estimate_prior_shift(labels, scores, test_scores, settings)
     decisions = decide_for_shares(
@@ -105,7 +105,7 @@ def test_decision_describes_its_rule_in_words(rule, text):
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     scores = labels + rng.normal(size=40)
-    settings = ThresholdConfig(rule=rule, fpr=0.025, costs=COSTS)
+    settings = ThresholdConfig(rule=rule, fpr=0.025, costs=COSTS if rule == "expected_cost" else None)
     assert text in decide(labels, scores, None, np.arange(40), scores, settings).text().split(", ")
 
 

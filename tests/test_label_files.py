@@ -98,7 +98,7 @@ def test_label_files_leave_out_what_cannot_be_read(run, tmp_path, run_script):
     broken.write_bytes(broken.read_bytes()[:100])
     output = tmp_path / "found.coco.json"
     outcome = run_script("predict.py", run.export, broken, run.images, "--output", output)
-    assert outcome.code == 2 and "1 of 6 files could not be read" in outcome.stderr
+    assert outcome.code == 2 and f"1 of 6 files could not be read ({broken})" in outcome.stderr
     assert len(json.loads(output.read_text(encoding="utf-8"))["images"]) == 5
 
 

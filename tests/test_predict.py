@@ -48,7 +48,7 @@ def test_predict_states_what_may_be_claimed_of_the_model(run, tmp_path, run_scri
 def test_predict_claims_nothing_of_the_file_that_scores_differently():
     meta = SimpleNamespace(claims=make_claims())
     assert find_claim(meta, "openvino_int8.xml").startswith("nothing is claimed of INT8 scores")
-    assert find_claim(meta, "model.onnx") == meta.claims.sentence
+    assert find_claim(meta, "model.onnx") == f"{meta.claims.sentence}; {meta.claims.limits[0]}"
     assert find_claim(SimpleNamespace(claims=None), "model.onnx") == ""
 
 

@@ -78,7 +78,7 @@ def test_thresholds_expected_fpr_is_kept_and_no_lower_threshold_keeps_it(sample,
 @pytest.mark.parametrize("rule", RULES)
 def test_thresholds_one_class_alone_leaves_one_rule(rule):
     scores = np.arange(100.0)
-    settings = ThresholdConfig(rule=rule, costs=COSTS)
+    settings = ThresholdConfig(rule=rule, costs=COSTS if rule == "expected_cost" else None)
     assert 94 < thresholds.choose_threshold(np.zeros(100), scores, settings) <= 95
     assert thresholds.choose_threshold(np.ones(100), scores, settings) == 0
 
@@ -103,7 +103,7 @@ def test_thresholds_nested_predictions_follow_the_rule(rule):
     rng = np.random.default_rng(0)
     labels = (np.arange(60) % 4 == 0).astype(int)
     scores, folds = rng.normal(size=60) + labels, np.arange(60) % 3
-    settings = ThresholdConfig(rule=rule, fpr=0.1, costs=COSTS)
+    settings = ThresholdConfig(rule=rule, fpr=0.1, costs=COSTS if rule == "expected_cost" else None)
     predicted = thresholds.nested_predictions(labels, scores, folds, settings)
     for fold in range(3):
         held = folds == fold

@@ -283,10 +283,15 @@ class ThresholdConfig(Section):
     costs: CostConfig | None = None
 
     @model_validator(mode="after")
-    def _costs_needed(self) -> "ThresholdConfig":
+    def _costs_with_their_rule(self) -> "ThresholdConfig":
         if self.rule == "expected_cost" and self.costs is None:
             raise ValueError(
                 "threshold.rule=expected_cost needs threshold.costs, such as {escape: 100, false_alarm: 1}"
+            )
+        if self.rule != "expected_cost" and self.costs is not None:
+            raise ValueError(
+                f"threshold.costs has no effect with threshold.rule={self.rule}: set "
+                "threshold.rule=expected_cost, or threshold.costs=null"
             )
         return self
 

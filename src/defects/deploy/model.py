@@ -91,7 +91,7 @@ def find_claim(meta: Meta, file_name: str, threshold: float | None = None) -> st
         return f"nothing is claimed at the threshold {threshold:g}: claims are about the model's own"
     if file_name == INT8_FILE:
         return "nothing is claimed of INT8 scores: claims are about the FP32 files"
-    return meta.claims.sentence
+    return "; ".join([meta.claims.sentence, *meta.claims.limits])
 
 
 class Output(NamedTuple):

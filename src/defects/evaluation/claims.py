@@ -110,13 +110,20 @@ def format_bound(upper: float | None) -> str:
     return f"{min(rounded, 100):.{decimals}f} %"
 
 
+def format_confidence(confidence: float) -> str:
+    """`95 %`; with as many digits as it takes not to be 100 %."""
+    percent = 100 * confidence
+    digits = next((digits for digits in (6, 9, 12) if float(f"{percent:.{digits}g}") < 100), 17)
+    return f"{percent:.{digits}g} %"
+
+
 def write_sentence(
     condition: str, confidence: float, escape: RateBound | None, false_alarm: RateBound | None
 ) -> str:
     """The claim as a person may copy it; without any bound, that there is one of the classes alone."""
     if escape is None and false_alarm is None:
         return "every image is taken for defective, since no normal image was scored: see the classes"
-    start = f"{condition}, with {100 * confidence:g} % confidence,"
+    start = f"{condition}, with {format_confidence(confidence)} confidence,"
     if escape is None:
         rejected = f"at most {format_bound(false_alarm.upper)} of normal parts are rejected"
         return f"{start} {rejected}; nothing is known of escapes, since no defect was scored out of fold"

@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 
 from defects.config_schema import Config, resolve
-from defects.evaluation.claims import Claims, RateBound, describe_sample_sizes, format_bound
+from defects.evaluation.claims import (
+    Claims,
+    RateBound,
+    describe_sample_sizes,
+    format_bound,
+    format_confidence,
+)
 from defects.evaluation.detection_by_size import (
     ADVISED_IMAGES,
     DetectionCurve,
@@ -127,7 +133,7 @@ def build_bound_table(claims: Claims) -> pd.DataFrame:
                 "decided wrongly": f"{bound.errors:,} of {bound.images:,}",
                 "share": html.format_number(bound.rate, ".1%"),
                 "independent images": f"{bound.independent_images:,.1f}",
-                f"at most, {100 * claims.confidence:g} % confidence": format_bound(bound.upper),
+                f"at most, {format_confidence(claims.confidence)} confidence": format_bound(bound.upper),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -70,9 +70,8 @@ def _find_marks(tables: dict[str, pd.DataFrame], annotations: Annotations, notes
     if not of_image:
         names = shorten_names(entry.names[0] for entry in annotations.images)
         if not names:
-            raise UserError(
-                f"{path} annotates no image{''.join(f'; {note}' for note in notes)}: export it again"
-            )
+            reasons = "; ".join(["annotates no image", *notes])
+            raise UserError(f"{path} {reasons}: annotate images, and export it again")
         raise UserError(f"{path} names {names}, which is no image here: correct it or data.root")
     if unmatched:
         names = shorten_names(entry.names[0] for entry in unmatched)
