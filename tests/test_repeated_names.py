@@ -6,6 +6,7 @@ import pytest
 from defects.evaluation.repeated_names import find_repeated_names
 
 ORDINARY = {
+    "Roboflow without versions": [f"a{n}_png.rf.{n:032x}.jpg" for n in range(40)],
     "numbers": [f"normal/{number:04d}.png" for number in range(40)],
     "kinds": [f"test/{kind}/{number:03d}.png" for kind in ("crack", "hole") for number in range(20)],
     "kinds in names": [f"{kind}_{number}.png" for kind in ("crack", "hole", "dent") for number in range(5)],
@@ -18,6 +19,9 @@ ORDINARY = {
     "one copy": [*(f"part{number}.png" for number in range(40)), "part7 (1).png"],
 }
 REPEATED = {
+    "Roboflow's versions": [f"a{n}_png.rf.{3 * n + k:032x}.jpg" for n in range(20) for k in range(3)],
+    "flips": [f"p{n}{end}.png" for n in range(20) for end in ("", "_hflip", "_vflip")],
+    "copies by Windows in Korean": [f"부품{n:03}{end}.png" for n in range(20) for end in ("", " - 복사본")],
     "counts": [f"part{part:03d}_{count}.png" for part in range(20) for count in range(3)],
     "letters": [f"{part:04d}{letter}.png" for part in range(20) for letter in "ab"],
     "copies": [f"x{part}{suffix}.png" for part in range(20) for suffix in ("", " (1)")],

@@ -10,8 +10,12 @@ MOST_PHOTOGRAPHS = 12  # of one part; longer counts number the images of a serie
 LEAST_SHARE = 0.5  # of the images whose names repeat
 # What is added to the name of a part: a count, perhaps in brackets, one letter after a digit, or a word for a
 # copy or a view, perhaps with a number (degrees, a count).
-VIEWS = "copy|copie|kopie|copia|rot|rotated|flip|flipped|aug|augmented|left|right|top|bottom|front|back"
+VIEWS = (
+    "copy|copie|kopie|copia|복사본|rot|rotated|[hv]?flip|flipped|mirrored|aug|augmented|"
+    "left|right|top|bottom|front|back"
+)
 VIEW = re.compile(rf"[\s_.-]+(?:{VIEWS})[\s_.-]*\(?\d*\)?$", re.IGNORECASE)
+VERSION = re.compile(r"\.rf\.[0-9a-f]{16,}$", re.IGNORECASE)  # of an image in an export of Roboflow
 LETTER = re.compile(r"(?<=\d)[\s_.-]*[a-z]$", re.IGNORECASE)
 COUNT = re.compile(r"[\s_.-]*\(?(?<!\d)(\d+)\)?$")
 
@@ -56,7 +60,7 @@ def list_families(image_ids: list[str]) -> list[list[int]]:
 
 def split_name(stem: str) -> tuple[str, int | None]:
     """A path without extension as the name of the part, and the count behind it; None for other additions."""
-    view = VIEW.search(stem) or LETTER.search(stem)
+    view = VERSION.search(stem) or VIEW.search(stem) or LETTER.search(stem)
     if view:
         return stem[: view.start()], None
     count = COUNT.search(stem)
