@@ -316,7 +316,7 @@ def answer_lines(summary: dict) -> list[str]:
         scores = spread["nested_macro_f1"]
         lines.append(f"{_format_spread('of each seed', scores.values())} ({', '.join(scores)})")
     lines.append(
-        f"  confusion               {tp} defects detected, {fn} missed; {tn} normal passed, {fp} rejected"
+        f"  confusion, optimistic   {tp} defects detected, {fn} missed; {tn} normal passed, {fp} rejected"
     )
     if figures["auroc"] is not None:
         ranked = f"{figures['auroc']:.4f}, {figures['average_precision']:.4f}"
