@@ -18,18 +18,14 @@ from defects.data.listing import Listing, MaskNotes, RoleFolder, leave_out_masks
 from defects.files import sha256
 from defects.messages import UserError, shorten_names
 
-LABEL_FOLDERS = ("lable", "label", "labels", "Annotations")  # the first is the original's spelling
 MISSPELT = {"10_yaozhed": "10_yaozhe"}  # of one class, in some of the files
 
 
 def list_data(data: DataConfig) -> Listing:
     """Ids are paths below data.root. All images are defective: data.classes tells the kinds apart."""
     root = resolve(data.root)
-    label_folder = next((root / name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
-    if label_folder is None:
-        raise UserError(
-            f"{root} lacks the folder lable of XML files: unpack the data set there, or change data.root"
-        )
+    if data.annotations is None:
+        raise UserError("data.annotations is empty: name the folder of XML files, lable as it is downloaded")
     image_folders = [path for path in list_folders(root) if path.name.isdecimal()]
     if not image_folders:
         raise UserError(
@@ -43,7 +39,7 @@ def list_data(data: DataConfig) -> Listing:
         paths += folder.images
     notes = mask_notes.lines()
     table = make_rows(data, _without_repeated_names(paths, notes), root, "train", None)
-    annotations = _correct_names(load_annotations(label_folder, "voc"))
+    annotations = _correct_names(load_annotations(root / data.annotations.expanduser(), "voc"))
     tables, marks, annotation_notes = label_by_annotations(data, {"annotated": table}, annotations)
     return Listing(tables["annotated"], marks=marks, folders=opened, notes=notes + annotation_notes)
 

@@ -1,8 +1,8 @@
-"""Magnetic tiles as they are downloaded, MT_<kind>/Imgs, or brought into the defect/normal layout.
+"""Magnetic tiles as they are downloaded: MT_<kind>/Imgs.
 
 https://github.com/abin24/Magnetic-tile-defect-datasets. Images are .jpg files, their masks .png files of the
-same name, MT_Free is normal. A name, exp<setting>_num<frame>, holds the setting of the camera's exposure and a
-running number: photographs of one tile follow each other by some 10 to 90 numbers.
+same name, MT_Free is normal. A name, exp<setting>_num_<frame>, holds the setting of the camera's exposure and
+a running number: photographs of one tile follow each other by some 10 to 90 numbers.
 """
 
 import re
@@ -13,7 +13,6 @@ import pandas as pd
 
 from defects.config_schema import DataConfig, resolve
 from defects.data.folder_scan import list_folders
-from defects.data.layouts import defect_normal
 from defects.data.listing import (
     Listing,
     MaskNotes,
@@ -37,8 +36,6 @@ def list_data(data: DataConfig) -> Listing:
     Raises UserError for names without a running number, and without MT_Free.
     """
     root = resolve(data.root)
-    if (root / "train").is_dir():
-        return defect_normal.list_data(data)
     kinds = [path for path in list_folders(root) if path.name.startswith(PREFIX)]
     if NORMAL_FOLDER not in [path.name for path in kinds]:
         raise UserError(
