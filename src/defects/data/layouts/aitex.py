@@ -51,7 +51,7 @@ def list_data(data: DataConfig) -> Listing:
     root = resolve(data.root)
     if (root / "train").is_dir():
         return defect_normal.list_data(data)
-    lines = _divide_strips(root)
+    raw_folders, lines = _divide_strips(root)
     pieces = root / PIECES_FOLDER
     folders = [
         RoleFolder(role, pieces / name, f"{PIECES_FOLDER}/{name}") for role, name in ROLE_FOLDERS.items()
@@ -63,12 +63,13 @@ def list_data(data: DataConfig) -> Listing:
     }
     notes = MaskNotes(root)
     images = pd.concat(attach_by_role(data, tables, by_role, notes).values(), ignore_index=True)
-    return Listing(images, folders=list(by_role.values()), notes=notes.lines() + lines)
+    return Listing(images, folders=[*by_role.values(), *raw_folders], notes=notes.lines() + lines)
 
 
-def _divide_strips(root: Path) -> list[str]:
-    """Write the pieces unless those of the same files are there; lines for the inventory."""
-    strips, orphans = _list_strips(root)
+def _divide_strips(root: Path) -> tuple[list[RoleFolder], list[str]]:
+    """Write the pieces unless those of the same files are there; folders and lines for the inventory."""
+    folders = _open_raw_folders(root)
+    strips, orphans = _list_strips(folders)
     pieces = root / PIECES_FOLDER
     digest = _digest(root, strips)
     stamp = read_json(pieces / STAMP_FILE)
@@ -87,14 +88,18 @@ def _divide_strips(root: Path) -> list[str]:
         "defective strips have no mask that marks anything, and are left out": stamp["unmarked"],
         "pieces of one grey level are left out": stamp["flat"],
     }
-    return [f"{len(names)} {text}: {shorten_names(names)}" for text, names in texts.items() if names]
+    lines = [f"{len(names)} {text}: {shorten_names(names)}" for text, names in texts.items() if names]
+    return list(folders.values()), lines
 
 
-def _list_strips(root: Path) -> tuple[list[Strip], list[Path]]:
-    """All strips with their masks, and masks of no strip."""
+def _open_raw_folders(root: Path) -> dict[str, RoleFolder]:
     roles = [("abnormal", "Defect_images"), ("masks", "Mask_images"), ("normal", "NODefect_images")]
     opened = open_folders([RoleFolder(role, _find_folder(root, name), name) for role, name in roles])
-    by_role = {folder.role: folder for folder in opened}
+    return {folder.role: folder for folder in opened}
+
+
+def _list_strips(by_role: dict[str, RoleFolder]) -> tuple[list[Strip], list[Path]]:
+    """All strips with their masks, and masks of no strip; `by_role`: the folders as downloaded."""
     masks = by_role["masks"].scan.images
     defective = by_role["abnormal"].images
     matches = match_masks([path.name for path in defective], [path.name for path in masks])

@@ -48,10 +48,11 @@ def list_data(data: DataConfig) -> Listing:
     found = labels_of.loc[table["image_id"]]
     is_defective = (found["probability"] >= DEFECTIVE_FROM).to_numpy()
     is_doubtful = ~found["probability"].isin([0.0, 1.0]).to_numpy()
-    notes.append(
-        f"{int(is_doubtful.sum())} cells are neither surely intact nor surely defective, and count as "
-        f"defective from a probability of {DEFECTIVE_FROM} on"
-    )
+    if is_doubtful.any():
+        notes.append(
+            f"{int(is_doubtful.sum())} cells are neither surely intact nor surely defective, and count as "
+            f"defective from a probability of {DEFECTIVE_FROM} on"
+        )
     kinds = found["kind"].where(is_defective, "").to_numpy()
     images = table.assign(label=pd.array(is_defective.astype(int), "Int64"), kind=kinds)
     return Listing(images, folders=opened, notes=notes)
