@@ -37,9 +37,9 @@ def list_data(data: DataConfig) -> Listing:
             continue
         kinds = list_folders(root / name)
         if settings.normal not in [path.name for path in kinds]:
-            found = shorten_names(path.name for path in kinds) or "no folders"
+            content = shorten_names(path.name for path in kinds) or "no folders"
             raise UserError(
-                f"{root / name} lacks the folder {settings.normal} of normal images, and holds {found}: "
+                f"{root / name} lacks the folder {settings.normal} of normal images, and holds {content}: "
                 f"correct data.root or data.class_folders.{split}"
             )
         for path in kinds:

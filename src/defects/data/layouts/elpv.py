@@ -45,15 +45,15 @@ def list_data(data: DataConfig) -> Listing:
     missing = sorted(set(labels.index) - matched.keys())
     if missing:
         notes.append(f"{len(missing)} images of {LABELS_FILE} are not here: {shorten_names(missing)}")
-    found = labels_of.loc[table["image_id"]]
-    is_defective = (found["probability"] >= DEFECTIVE_FROM).to_numpy()
-    is_doubtful = ~found["probability"].isin([0.0, 1.0]).to_numpy()
+    rows = labels_of.loc[table["image_id"]]
+    is_defective = (rows["probability"] >= DEFECTIVE_FROM).to_numpy()
+    is_doubtful = ~rows["probability"].isin([0.0, 1.0]).to_numpy()
     if is_doubtful.any():
         notes.append(
             f"{int(is_doubtful.sum())} cells are neither surely intact nor surely defective, and count as "
             f"defective from a probability of {DEFECTIVE_FROM} on"
         )
-    kinds = found["kind"].where(is_defective, "").to_numpy()
+    kinds = rows["kind"].where(is_defective, "").to_numpy()
     images = table.assign(label=pd.array(is_defective.astype(int), "Int64"), kind=kinds)
     return Listing(images, folders=opened, notes=notes)
 
