@@ -25,6 +25,8 @@ REMOVED_SETTINGS = {
     "train.patience": None,
     "train.save_every": None,
 }
+# One of these is in the folder of a category: MVTec AD, DAGM 2007, VisA.
+CATEGORY_FOLDERS = ("train", "Train", "Data/Images")
 LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 
 
@@ -428,7 +430,11 @@ def categories(data: DataConfig) -> list[str]:
     """Sub-folders of data.root that hold training images."""
     from defects.data.folder_scan import list_folders  # not on top: it loads OpenCV
 
-    return [folder.name for folder in list_folders(resolve(data.root)) if (folder / "train").is_dir()]
+    names = []
+    for folder in list_folders(resolve(data.root)):
+        if any((folder / inner).is_dir() for inner in CATEGORY_FOLDERS):
+            names.append(folder.name)
+    return names
 
 
 def as_yaml(config: Config) -> str:

@@ -98,6 +98,24 @@ def make_rows(
     return table.astype({"label": "Int64"})[LISTING_COLUMNS]
 
 
+def separate_test(
+    tables: dict[str, pd.DataFrame], use_test_as: str
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Images and answers of a Listing with labelled test images; `tables`: `train` and `test`, or `train`.
+
+    With `use_test_as` = train (data.use_test_as) the test images join the training side, without answers.
+    """
+    train = tables["train"]
+    test = tables.get("test")
+    if test is None or test.empty:
+        return train.reset_index(drop=True), None
+    if use_test_as == "train":
+        return pd.concat([train, test.assign(split="train")], ignore_index=True), None
+    answers = test[["image_id", "label", "kind", "mask_path"]].reset_index(drop=True)
+    hidden = test.assign(label=pd.array([None] * len(test), "Int64"), mask_path="", kind="")
+    return pd.concat([train, hidden], ignore_index=True), answers
+
+
 def below(path: Path, root: Path) -> str:
     """A path relative to `root` if it lies below it, else as it is; with `/`."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
