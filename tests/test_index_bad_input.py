@@ -311,7 +311,7 @@ def test_prepare_a_file_where_the_output_folder_should_be(root, config_file, fai
     ("override", "text"),
     [
         ("data.bad_mask=drop", "did you mean data.bad_masks?"),
-        ("data.source=mvtek", "data.source=mvtek: the sources are defect_normal, demo, folders, mvtec"),
+        ("data.source=mvtek", "data.source=mvtek: the sources are aitex, class_folders, defect_normal"),
         ("data.root", "--set data.root: write section.key=value"),
     ],
 )
