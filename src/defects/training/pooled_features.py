@@ -23,10 +23,11 @@ def describe_images(config: Config, images: pd.DataFrame) -> np.ndarray:
     data.image_size. Raises UserError where the configuration names no network.
     """
     features = Features(config.model.backbone, None, config.data.image_size)
-    batches = tqdm(DeviceBatches(config, images, torch.device("cpu")), "features", disable=None)
-    return np.concatenate(
-        [_pool(features(batch["image"])) for batch in tqdm(batches, "features", disable=None)]
-    )
+    batches = DeviceBatches(config, images, torch.device("cpu"))
+    vectors = []
+    for batch in tqdm(batches, "features", disable=None):
+        vectors.append(_pool(features(batch["image"])))
+    return np.concatenate(vectors)
 
 
 def _pool(maps: list[torch.Tensor]) -> np.ndarray:
