@@ -49,10 +49,10 @@ def test_annotations_of_two_formats_are_refused_unless_one_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.json", '{"images": [', "is no whole JSON file"),
+        ("a.json", '{"images": [', "is not a complete JSON file"),
         ("a.json", '{"_via_settings": {}}', "holds no annotations that are known"),
         ("a.json", "[1, 2]", "holds no annotations that are known"),
-        ("a.json", "[" * 100_000, "is no whole JSON file"),
+        ("a.json", "[" * 100_000, "is not a complete JSON file"),
         ("a.zip", "PK", "is an archive: unpack it"),
         ("a.docx", "", "holds no annotations that are known"),
     ],

@@ -140,7 +140,7 @@ def test_coco_refuses(root, values, problem):
 def test_coco_refuses_a_file_that_ends_too_early(root):
     text = write_values(root / "coco.json", coco({"bbox": list(FIRST)})).read_text()
     write_text(root / "coco.json", text[:-30])
-    assert "coco.json is no whole JSON file" in prepare_error(root, "coco.json")
+    assert "coco.json is not a complete JSON file" in prepare_error(root, "coco.json")
 
 
 def test_coco_ids_that_are_written_as_fractions_are_the_same(root):

@@ -136,7 +136,7 @@ def test_voc_label_images_count_before_boxes(root, capsys):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (voc(from_one(*FIRST))[:-20], "a.xml is no whole XML file"),
+        (voc(from_one(*FIRST))[:-20], "a.xml is not a complete XML file"),
         (voc("<object><name>scratch</name></object>"), "a.xml: object 1 has no bndbox"),
         (voc(thing("left", 1, 2, 3)), "a.xml: object 1 has coordinates that are no numbers"),
         (f"<!DOCTYPE a [<!ENTITY b 'c'>]>{voc(from_one(*FIRST))}", "a.xml defines entities"),

@@ -40,7 +40,7 @@ def load_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no whole JSON file ({reason}): export or copy it again") from None
+        raise UserError(f"{path} is not a complete JSON file ({reason}): export or copy it again") from None
 
 
 def as_size(height: Any, width: Any) -> tuple[int, int] | None:

@@ -74,7 +74,7 @@ def _read_annotation(file: Path) -> AnnotatedImage | None:
     try:
         root = ElementTree.fromstring(_read_xml(file))
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{file} is no whole XML file ({error}): export or copy it again") from None
+        raise UserError(f"{file} is not a complete XML file ({error}): export or copy it again") from None
     if root.tag != "annotation":
         return None
     shapes = []
