@@ -9,7 +9,7 @@ import argparse
 from defects import cli
 from defects.config_schema import ClaimsConfig
 from defects.evaluation.bounds import tabulate_needed
-from defects.evaluation.claims import format_confidence
+from defects.evaluation.claim_records import format_confidence
 from defects.settings import Written, validate
 
 OPTIONS = {

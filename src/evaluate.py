@@ -12,7 +12,7 @@ from defects import cli, stages
 from defects.config_schema import Config, CostConfig, resolve
 from defects.data.index import image_sizes
 from defects.data.rle import all_pairs, check_runs, read_annotations
-from defects.evaluation.claims import Claims, format_bound
+from defects.evaluation.claim_records import Claims, format_bound
 from defects.evaluation.decision import SHARE_NAMES, Decision
 from defects.evaluation.metrics import dice_table, macro_f1, mean_dice
 from defects.evaluation.outcome import load_answers, outcome

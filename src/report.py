@@ -1,7 +1,7 @@
 """Draw the report of each run: output/<run>/report/report.html."""
 
 from defects import cli, stages
-from defects.evaluation.claims import summarise_claims
+from defects.evaluation.claim_records import summarise_claims
 from defects.reports.html import write_page
 from defects.reports.run_report import ONE_LABEL, build_run_report, load_run_tables
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from defects.config_schema import ClaimsConfig
 from defects.deploy.model import META, VERSION
 from defects.evaluation.acceptance import state_claims
-from defects.evaluation.claims import Claims
+from defects.evaluation.claim_records import Claims
 from defects.files import array_archive, sha256, write_json
 
 SIZE = 32  # pixels of an image in both directions

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from defects.config_schema import ClaimsConfig
 from defects.evaluation.acceptance import Predictions, bound_share, count_more, state_claims
 from defects.evaluation.bounds import bound_rate, count_needed
-from defects.evaluation.claims import Claims, summarise_claims
+from defects.evaluation.claim_records import Claims, summarise_claims
 
 SAME = {"train": 100, "test": 100, "auroc": 0.52, "interval_90": (0.46, 0.58)}
 DIFFERENT = SAME | {"auroc": 0.9, "interval_90": (0.85, 0.94)}

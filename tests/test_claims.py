@@ -2,7 +2,7 @@
 
 import pytest
 
-from defects.evaluation.claims import RateBound, format_bound, format_confidence, write_sentence
+from defects.evaluation.claim_records import RateBound, format_bound, format_confidence, write_sentence
 
 
 @pytest.mark.parametrize(

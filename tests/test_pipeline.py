@@ -7,7 +7,7 @@ import pytest
 from conftest import options_for, raising, run_at, runs_at, submitted_at, write_config, write_dataset
 
 from defects.config import load_config
-from defects.evaluation.claims import Claims
+from defects.evaluation.claim_records import Claims
 from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run

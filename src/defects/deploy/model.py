@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from defects.config_schema import Count
-from defects.evaluation.claims import Claims
+from defects.evaluation.claim_records import Claims
 from defects.files import sha256
 from defects.messages import UserError
 from defects.settings import Section, validate

@@ -1,4 +1,4 @@
-"""The acceptance statement of a decision, from nested out-of-fold predictions (records: claims.py).
+"""The acceptance statement of a decision, from nested out-of-fold predictions (records: claim_records.py).
 
 A claim that would be false is refused: predictions by a threshold that was chosen on the same images, or
 images taken to be independent although their names say that several show one part.
@@ -15,7 +15,7 @@ from defects.config_schema import ClaimsConfig, ThresholdConfig
 from defects.data.fold_files import DataTables, read_grouping
 from defects.evaluation.adversarial import is_distinguished, stored_comparison, summarise_comparison
 from defects.evaluation.bounds import bound_rate, count_needed, tabulate_needed
-from defects.evaluation.claims import (
+from defects.evaluation.claim_records import (
     AT_THRESHOLD,
     Claims,
     ErrorBounds,

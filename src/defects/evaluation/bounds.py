@@ -4,7 +4,7 @@ from bisect import bisect_left
 
 from scipy.special import betaincinv
 
-from defects.evaluation.claims import NeededImages
+from defects.evaluation.claim_records import NeededImages
 
 MOST_IMAGES = 10**12  # beyond it no number of images is looked for
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from defects.config_schema import Config, resolve
-from defects.evaluation.claims import (
+from defects.evaluation.claim_records import (
     Claims,
     RateBound,
     describe_sample_sizes,

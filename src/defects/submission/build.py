@@ -16,7 +16,7 @@ from defects.data.labels import DEFECT
 from defects.evaluation.acceptance import state_claims
 from defects.evaluation.adversarial import stored_comparison, summarise_comparison
 from defects.evaluation.blend import Blend, Ensemble, OutOfFoldScores, compare_methods
-from defects.evaluation.claims import Claims, summarise_claims
+from defects.evaluation.claim_records import Claims, summarise_claims
 from defects.evaluation.decision import Decision
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.scales import (

@@ -9,7 +9,7 @@ from defects.config_schema import Config
 from defects.data.fold_files import read_grouping
 from defects.evaluation.acceptance import Predictions, state_claims
 from defects.evaluation.adversarial import stored_comparison
-from defects.evaluation.claims import Claims
+from defects.evaluation.claim_records import Claims
 
 WITH_MASKS = "with these masks"  # the condition of the claim
 
