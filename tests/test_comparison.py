@@ -7,8 +7,7 @@ from conftest import defective, run_at, texture, write_png
 from runs import write_member, write_runs
 from sklearn.metrics import roc_auc_score
 
-from defects.config import load_config
-from defects.config_schema import of_category
+from defects.config import load_config, of_category
 from defects.data.images import read_image
 from defects.evaluation.metrics import macro_f1
 from defects.reports.comparison import build_text_table, summarise_figures

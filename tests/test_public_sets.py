@@ -6,7 +6,8 @@ from conftest import defective, texture, write_masks, write_pictures, write_png
 from listings import listing_error
 
 from defects.config import load_config
-from defects.config_schema import ROOT, categories
+from defects.config_schema import ROOT
+from defects.data.folder_scan import list_categories
 from defects.data.folds import find_stated_groups
 from defects.data.images import read_image
 from defects.data.layouts import list_data
@@ -87,7 +88,7 @@ def test_btad_has_categories_of_ok_and_ko(tmp_path):
     write_pictures(root, "01/train/ok/0000.png", "01/test/ok/0000.png", "01/test/ko/0000.png")
     write_masks(root, "01/ground_truth/ko/0000.png")
     (root / "02/train").mkdir(parents=True)
-    assert categories(_config("btad", root).data) == ["01", "02"]
+    assert list_categories(_config("btad", root).data.root) == ["01", "02"]
     listing = list_data(_config("btad", root / "01").data)
     assert _labels(listing.answers) == {"test/ko/0000.png": 1, "test/ok/0000.png": 0}
     assert listing.answers["mask_path"].tolist() == ["ground_truth/ko/0000.png", ""]
@@ -121,7 +122,7 @@ def visa(tmp_path):
 
 
 def test_visa_follows_the_split_of_one_class(visa):
-    assert categories(_config("visa", visa).data) == ["candle", "pcb1"]
+    assert list_categories(_config("visa", visa).data.root) == ["candle", "pcb1"]
     listing = list_data(_config("visa", visa / "candle").data)
     assert _split(listing, "train")["label"].tolist() == [0, 0]
     assert _labels(listing.answers) == {
@@ -183,7 +184,7 @@ def test_dagm_has_masks_of_defects_alone_in_a_folder_of_labels(tmp_path):
         write_pictures(tmp_path, f"Class1/{split}/0001.PNG", f"Class1/{split}/0576.PNG")
         write_masks(tmp_path, f"Class1/{split}/Label/0576_label.PNG")
         (tmp_path / f"Class1/{split}/Label/Labels.txt").write_text("1\n576\t1\t0576.PNG\t0\t0576_label.PNG\n")
-    assert categories(_config("dagm", tmp_path).data) == ["Class1"]
+    assert list_categories(_config("dagm", tmp_path).data.root) == ["Class1"]
     assert "--category" in listing_error(_config("dagm", tmp_path).data)
     listing = list_data(_config("dagm", tmp_path / "Class1").data)
     assert _labels(_split(listing, "train")) == {"Train/0001.PNG": 0, "Train/0576.PNG": 1}

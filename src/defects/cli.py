@@ -19,8 +19,8 @@ except UserError as wrong_versions:
     print(f"error: {wrong_versions}", file=sys.stderr)
     sys.exit(2)
 
-from defects.config import known_config_files, load_config  # noqa: E402
-from defects.config_schema import ROOT, Config, categories, of_category, resolve  # noqa: E402
+from defects.config import known_config_files, load_config, of_category  # noqa: E402
+from defects.config_schema import ROOT, Config, resolve  # noqa: E402
 
 if TYPE_CHECKING:
     from defects.runs import Run
@@ -110,7 +110,9 @@ def configs_from(arguments: argparse.Namespace, needs_model: bool = False) -> li
     config = load_config(path, arguments.set, arguments.data, arguments.model, needs_model)
     if arguments.category is None:
         return [config]
-    existing = categories(config.data)
+    from defects.data.folder_scan import list_categories  # not on top: it loads OpenCV
+
+    existing = list_categories(resolve(config.data.root))
     chosen = existing if arguments.category == "all" else [arguments.category]
     if not existing or not set(chosen) <= set(existing):
         content = ", ".join(existing) or "no folder with a train folder in it"

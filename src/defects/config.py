@@ -210,3 +210,15 @@ def _merge(base: dict[str, Any], top: dict[str, Any], model: type[BaseModel] | N
             value = _merge(base_value, value, section)
         result[key] = value
     return result
+
+
+def of_category(config: Config, category: str) -> Config:
+    """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
+    data = config.data.model_copy(
+        update={
+            "root": config.data.root / category,
+            "name": f"{config.data.name}_{category}",
+            "category": category,
+        }
+    )
+    return config.model_copy(update={"data": data, "experiment": f"{config.experiment}_{category}"})

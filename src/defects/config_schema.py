@@ -26,7 +26,6 @@ REMOVED_SETTINGS = {
     "train.save_every": None,
 }
 # One of these is in the folder of a category: MVTec AD, DAGM 2007, VisA.
-CATEGORY_FOLDERS = ("train", "Train", "Data/Images")
 LONGEST_NAME_BYTES = 150  # a file system takes 255 for a folder with all that is added to its name
 
 
@@ -412,29 +411,6 @@ def refuse_external(config: Config, setting: str, folder: Path) -> None:
             f"{setting}={folder}: data.external_data=false forbids images from outside {root}; "
             "leave the setting out, or name a folder of the data set"
         )
-
-
-def of_category(config: Config, category: str) -> Config:
-    """The same experiment on one category: a folder of data.root with a data set and a run of its own."""
-    data = config.data.model_copy(
-        update={
-            "root": config.data.root / category,
-            "name": f"{config.data.name}_{category}",
-            "category": category,
-        }
-    )
-    return config.model_copy(update={"data": data, "experiment": f"{config.experiment}_{category}"})
-
-
-def categories(data: DataConfig) -> list[str]:
-    """Sub-folders of data.root that hold training images."""
-    from defects.data.folder_scan import list_folders  # not on top: it loads OpenCV
-
-    names = []
-    for folder in list_folders(resolve(data.root)):
-        if any((folder / inner).is_dir() for inner in CATEGORY_FOLDERS):
-            names.append(folder.name)
-    return names
 
 
 def as_yaml(config: Config) -> str:

@@ -15,6 +15,7 @@ from defects.data.images import IMAGE_SUFFIXES
 from defects.messages import UserError, printable, shorten_names
 
 MOST_SUFFIXES = 6  # in a line
+CATEGORY_FOLDERS = ("train", "Train", "Data/Images")  # one of which a category of a data set has
 # What operating systems, archives and storage boxes leave between a user's own files; hidden ones go as well.
 JUNK_NAMES = {
     "__macosx",  # archives packed on a Mac
@@ -134,6 +135,15 @@ def list_folders(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
     return [path for path in sorted(folder / name for name in names) if path.is_dir()]
+
+
+def list_categories(root: Path) -> list[str]:
+    """Names of the sub-folders of `root` that hold training images."""
+    names = []
+    for folder in list_folders(root):
+        if any((folder / inner).is_dir() for inner in CATEGORY_FOLDERS):
+            names.append(folder.name)
+    return names
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -7,8 +7,9 @@ have none.
 
 from pathlib import Path
 
-from defects.config_schema import DataConfig, categories, resolve
+from defects.config_schema import DataConfig, resolve
 from defects.data.bounded_memory import in_threads
+from defects.data.folder_scan import list_categories
 from defects.data.labels import split_masks
 from defects.data.listing import (
     Listing,
@@ -38,9 +39,10 @@ def list_data(data: DataConfig) -> Listing:
     root = resolve(data.root)
     settings = data.labelled_by_masks
     names = {"train": settings.train, "test": settings.test}
-    if not (root / settings.train).is_dir() and categories(data):
+    categories = list_categories(root)
+    if categories and not (root / settings.train).is_dir():
         raise UserError(
-            f"{root} holds several categories: name one with --category ({shorten_names(categories(data))})"
+            f"{root} holds several categories: name one with --category ({shorten_names(categories)})"
         )
     folders = []
     splits = []

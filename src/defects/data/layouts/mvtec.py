@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defects.config_schema import DataConfig, categories, resolve
-from defects.data.folder_scan import count_image_files, list_folders
+from defects.config_schema import DataConfig, resolve
+from defects.data.folder_scan import count_image_files, list_categories, list_folders
 from defects.data.listing import (
     Listing,
     MaskNotes,
@@ -37,7 +37,7 @@ def list_data(data: DataConfig) -> Listing:
     in `validation` are training images: thresholds are chosen out of fold.
     """
     root = resolve(data.root)
-    names = categories(data)
+    names = list_categories(root)
     if names and not (root / "train").is_dir():
         raise UserError(f"{root} holds several categories: name one with --category ({shorten_names(names)})")
     opened = open_folders(_role_folders(data))

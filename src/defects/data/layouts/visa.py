@@ -5,7 +5,8 @@ from typing import Literal
 
 import pandas as pd
 
-from defects.config_schema import DataConfig, categories, resolve
+from defects.config_schema import DataConfig, resolve
+from defects.data.folder_scan import list_categories
 from defects.data.listing import (
     Listing,
     MaskNotes,
@@ -36,7 +37,7 @@ def list_data(data: DataConfig) -> Listing:
     table, and for images that it does not list.
     """
     root = resolve(data.root)
-    names = categories(data)
+    names = list_categories(root)
     if names:
         raise UserError(f"{root} holds several objects: name one with --category ({shorten_names(names)})")
     opened = open_folders(
