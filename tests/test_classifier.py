@@ -115,6 +115,26 @@ def test_classifier_what_cannot_be_built_is_told_in_one_line(build, backbone, we
         build((), backbone, map_loss=weight)
 
 
+def test_classifier_frozen_layers_stay_as_they_were_in_a_step(build):
+    detector = build(frozen_until="blocks.0").train()
+    before = {name: values.clone() for name, values in detector.network.state_dict().items()}
+    optimizer = torch.optim.AdamW(detector.parameter_groups(0.1), lr=0.1)
+    detector.training_loss(batch())["loss"].backward()  # the head is zero, so it alone moves in a first step
+    optimizer.step()
+    detector.training_loss(batch())["loss"].backward()
+    optimizer.step()
+    changed = {
+        name for name, values in detector.network.state_dict().items() if not values.equal(before[name])
+    }
+    assert not [name for name in changed if name.startswith(("conv_stem", "bn1", "blocks.0."))]
+    assert [name for name in changed if name.startswith("blocks.1.")]
+
+
+def test_classifier_frozen_until_a_layer_that_is_not_there_is_refused(build):
+    with pytest.raises(UserError, match=r"frozen_until=blocks\.9: .* has no such layer: it has .*blocks\.0"):
+        build(frozen_until="blocks.9")
+
+
 def test_classifier_only_probabilities_of_pixels_become_masks(tmp_path):
     for name, maps in {"segmenter": [np.uint8], "classifier": [np.float16], "nothing": []}.items():
         with array_archive(tmp_path / f"{name}.npz") as add:

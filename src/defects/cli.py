@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from defects.allocation import keep_freed_memory
 from defects.messages import UserError
 from defects.versions import check_versions
 
@@ -175,6 +176,7 @@ def run(main: Callable[[], None]) -> None:
         # A Windows console may not know every letter, and a file name may hold bytes that are no text; a log
         # file should not lag behind.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    keep_freed_memory()
     try:
         main()
     except UserError as error:

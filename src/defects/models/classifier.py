@@ -37,6 +37,7 @@ class Classifier(Detector):
         global_pool: Literal["avg", "max", "avgmax"]
         | None = None,  # max: a small defect is not averaged away
         map_loss: NotNegative = 0.0,  # weight of where, beside whether; 0: without masks
+        frozen_until: str | None = None,  # a layer of the network: it and those before it keep their weights
     ):
         super().__init__()
         self.targets = targets
@@ -50,12 +51,19 @@ class Classifier(Detector):
         self.network = create_backbone(backbone, view_sizes[0], num_classes=len(targets), **arguments)
         check_sizes(self.network, backbone.name, view_sizes)
         self.normalize = Normalize(self.network)
+        self._frozen = _freeze(self.network, backbone.name, frozen_until) if frozen_until else []
         # timm draws EfficientNet heads from U(-1, 1) / sqrt(classes): logits of +-10 for a single class.
         for parameter in self.network.get_classifier().parameters():
             nn.init.zeros_(parameter)
         if self.uses_masks:
             channels = _map_channels(self.network, backbone.name, view_sizes[0])
             self.where = nn.Conv2d(channels, max(1, len(targets) - 1), 1)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()  # its batch statistics stay those of ImageNet too
+        return self
 
     def training_loss(self, batch: Batch) -> Batch:
         logits, maps = self._logits(batch["image"])
@@ -85,6 +93,27 @@ class Classifier(Detector):
             return self.network(images), None
         features = self.network.forward_features(images)
         return self.network.forward_head(features), self.where(features).float()
+
+
+def _freeze(network: nn.Module, name: str, last: str) -> list[nn.Module]:
+    """The modules up to the layer `last`, whose weights get no gradient. UserError if it is not there."""
+    modules = dict(network.named_modules())
+    if last not in modules:
+        layers = [layer for layer in modules if layer and layer.count(".") < 2]
+        raise UserError(
+            f"model.options.frozen_until={last}: {name} has no such layer: it has {', '.join(layers)}"
+        )
+    frozen = []
+    has_begun = False
+    for layer, module in modules.items():
+        is_last = layer == last or layer.startswith(f"{last}.")
+        if has_begun and not is_last:
+            break
+        has_begun = is_last
+        holds_later_ones = not layer or last.startswith(f"{layer}.")
+        if not holds_later_ones:
+            frozen.append(module.requires_grad_(False))
+    return frozen
 
 
 def _map_channels(network: nn.Module, name: str, size: tuple[int, int]) -> int:

@@ -15,10 +15,10 @@ from timm.layers import to_2tuple
 from timm.models import create_feature_extractor, load_state_dict
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defects.config_schema import BackboneConfig, resolve
 from defects.messages import UserError
+from defects.models.folding import fold_norms
 from defects.processes import print_once
 
 # Packages of the Python index that hold ImageNet weights, by timm's name of the network. Apache-2.0.
@@ -303,6 +303,7 @@ class Features(nn.Module):
             raise UserError(
                 f"data.image_size={list(size)} does not suit {backbone.name}: {in_one_line(error)}"
             ) from None
+        fold_norms(self.network, size)
         self.channels = [grid.shape[1] for grid in maps]
         self.grids = [tuple(grid.shape[2:]) for grid in maps]
         if min(map(min, self.grids)) < 2:
@@ -363,7 +364,6 @@ class Trunk(nn.Module):
         self.layers = layers
         names = {f"trunk.{layer}": layer for layer in layers}
         self.graph = create_feature_extractor(WithoutHead(network), return_nodes=names).eval()
-        _fold_norms(self.graph)
         gc.collect()  # tracing leaves cycles, which keep the rest of the network: half a gigabyte of a VGG
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -380,16 +380,3 @@ class WithoutHead(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.trunk.forward_features(images)
-
-
-def _fold_norms(graph: nn.Module) -> None:
-    """Frozen batch normalisations go into the convolutions before them: same maps, a third more images/s."""
-    modules = dict(graph.named_modules())
-    for node in graph.graph.nodes:
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        pair = modules.get(getattr(before, "target", None)), modules.get(node.target)
-        if not (isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)):
-            continue
-        if len(before.users) == 1:  # else the convolution's own output is wanted too
-            graph.set_submodule(before.target, fuse_conv_bn_eval(*pair))
-            graph.set_submodule(node.target, getattr(pair[1], "act", nn.Identity()))

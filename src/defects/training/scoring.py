@@ -27,6 +27,7 @@ from defects.data.transforms import DIHEDRAL, turn, turn_back
 from defects.files import array_archive, join_archives, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.models import Detector
+from defects.models.folding import folded_norms
 from defects.runs import FULL, TEST_COLUMNS, TEST_MAPS, Run, name_model
 from defects.stamps import Stamp, differences, join_differences
 from defects.training.checkpoint import load_detector
@@ -126,14 +127,16 @@ def score_table(
     loader = accelerator.prepare(plain_loader(config, rows))
     ids = rows["image_id"].to_numpy()
     scores = np.full((len(rows), len(detector.targets)), np.nan)
-    scorer = Scorer(detector.to(accelerator.device), config.infer, config.data.symmetries)
+    scorer = Scorer(detector.cpu(), config.infer, config.data.symmetries)
     passes = scorer.count_passes(config.data.image_size)
     if passes > MANY_PASSES:
         accelerator.print(
             f"note: every image is scored {passes} times (infer.window={config.infer.window}, infer.tta="
             f"{config.infer.tta}): a larger window takes less time"
         )
-    with array_archive(maps) if accelerator.is_main_process else nullcontext() as add:
+    archive = array_archive(maps) if accelerator.is_main_process else nullcontext()
+    with folded_norms(detector, config.seen_size), archive as add:
+        scorer.to(accelerator.device)
         for index, score, batch_maps in score_batches(scorer, loader, accelerator):
             scores[index.numpy()] = score.numpy()
             if batch_maps is not None and add is not None:
