@@ -72,7 +72,9 @@ def test_processes_do_together_what_one_does(settings, run_script):
     selects = {"epochs": 3, "batch_size": 8, "ema": 0.9, "inner_holdout": 0.25, "select": "inner"}
     marked = {"model": model("test_efficientnet", map_loss=0.5), "train": selects}
     patches = {"model": model("test_resnet", "patchcore", max_patches=500), "train": {"inner_holdout": 0.25}}
-    sections = {"killed": marked, "whole": marked, "plain": plain, "patches": patches}
+    steps = {"steps": 6, "batch_size": 8, "warmup_epochs": 0}
+    head = {"model": model("test_resnet", "patch_head", bank=20, width=8), "train": steps}
+    sections = {"killed": marked, "whole": marked, "plain": plain, "patches": patches, "head": head}
     paths = {name: settings(name, **values) for name, values in sections.items()}
     kill_after(2, paths["killed"])
     folder = paths["whole"].parent
@@ -86,7 +88,7 @@ def test_processes_do_together_what_one_does(settings, run_script):
     for name in ("metrics.jsonl", "oof.csv", "best.pt"):
         whole, killed = ((folder_of(paths[name_]) / name).read_bytes() for name_ in ("whole", "killed"))
         assert whole == killed, name
-    for name in ("whole", "plain", "patches"):
+    for name in ("whole", "plain", "patches", "head"):
         assert_scored_as_by_one(paths[name], run_script)
     alone = {name: settings(f"{name}_alone", **sections[name]) for name in ("plain", "patches")}
     for path in alone.values():
