@@ -1,10 +1,17 @@
-"""Score images with an exported model: CSV, JSON lines or labels to correct, and pictures with heat maps."""
+"""Score images with an exported model: CSV, JSON lines or labels to correct, and pictures with heat maps.
+
+With --jobs or --ray several processes or machines score them in chunks; run the same command again to go on
+after an interruption. The model, the images and the output may then be URLs, such as s3://bucket/folder.
+"""
 
 import argparse
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 import cv2
@@ -13,52 +20,99 @@ from tqdm import tqdm
 from defects import cli
 from defects.data.images import read_image
 from defects.deploy.label_files import LABEL_FORMATS, LabelFile, find_label_format
-from defects.deploy.model import Meta, find_claim, find_note, load_model
+from defects.deploy.model import ExportedModel, Meta, find_claim, find_note, load_model
 from defects.deploy.prediction import (
     Prediction,
     WritePrediction,
-    csv_writer,
     find_files,
-    json_writer,
     locate,
     name_pictures,
     predict,
     without_dots,
 )
 from defects.deploy.regions import draw_overlay
+from defects.deploy.scoring_jobs import WRITERS, Scoring, fetch_export, list_images, score_in_chunks
+from defects.deploy.stores import StoreError, is_url
 from defects.files import write_bytes
 from defects.messages import UserError, shorten_names
-
-WRITERS = {".csv": csv_writer, ".jsonl": json_writer}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("model", type=Path, help="an export's folder, or one of the models in it")
+    parser.add_argument("model", help="an export's folder, or one of the models in it")
     parser.add_argument("paths", nargs="+", help="images, folders of images, globs")
     parser.add_argument(
         "--output",
-        type=Path,
         help="FILE.csv or FILE.jsonl, or labels to correct: FILE.coco.json, FILE.label-studio.json or the "
         "folder FOLDER.labelme; by default CSV on the console",
     )
     parser.add_argument("--overlays", type=Path, help="folder for pictures with heat maps")
     parser.add_argument("--threshold", type=cli.probability, help="a probability in place of the model's own")
     parser.add_argument("--batch-size", type=cli.positive, default=8)
-    parser.add_argument("--threads", type=cli.positive, help="default: as many as the runtime likes")
+    parser.add_argument(
+        "--threads",
+        type=cli.positive,
+        help="of the runtime; default: as many as it likes, or 1 in each process of --jobs and --ray",
+    )
+    cli.add_engine_options(parser, "score in chunks, in N processes")
     arguments = parser.parse_args()
+    if arguments.jobs or arguments.ray is not None or names_url(arguments):
+        predict_in_chunks(arguments)
+    else:
+        predict_here(arguments)
+
+
+def names_url(arguments: argparse.Namespace) -> bool:
+    return any(is_url(location) for location in [arguments.model, arguments.output or "", *arguments.paths])
+
+
+def predict_in_chunks(arguments: argparse.Namespace) -> None:
+    """Score in several processes, or on a cluster; files come and go by URL, too."""
     output = arguments.output
+    suffix = Path(output or "").suffix
+    if suffix not in WRITERS or find_label_format(Path(output)):
+        raise UserError(
+            "--jobs, --ray and URLs need --output FILE.csv or FILE.jsonl: chunks are kept beside it"
+        )
+    if arguments.overlays:
+        raise UserError("--overlays: pictures are drawn without --jobs, --ray and URLs; leave it out")
+    with TemporaryDirectory(prefix="defects_") as folder:
+        try:
+            path = fetch_export(arguments.model, Path(folder))
+            images = list_images(arguments.paths)
+        except StoreError as error:
+            raise UserError(str(error)) from None
+        threads = arguments.threads or 1
+        model = load_model(path, threads)
+        tell_about(model, arguments.threshold)
+        scoring = Scoring(model.path, suffix, arguments.batch_size, threads, arguments.threshold)
+        if arguments.ray is not None:
+            scoring = scoring.with_files()
+        start = partial(cli.start_engine, arguments, cpus=threads)
+        begin = time.perf_counter()
+        scored = score_in_chunks(scoring, model.meta, images, output, start)
+    seconds = time.perf_counter() - begin
+    speed = scored.scored_now / seconds
+    print(
+        f"wrote {output}: {scored.images} images, {scored.scored_now} of them scored now in {seconds:.1f} s "
+        f"({speed:.1f} images/s)",
+        file=sys.stderr,
+    )
+    if scored.unread:
+        raise UserError(tell_unread(scored.unread, scored.images))
+
+
+def predict_here(arguments: argparse.Namespace) -> None:
+    """Score in this process, and write down each image at once."""
+    output = Path(arguments.output) if arguments.output else None
     if output and output.suffix not in WRITERS and not find_label_format(output):
         endings = ", ".join([*WRITERS, *LABEL_FORMATS])
         raise UserError(f"--output {output}: end it in one of {endings}")
-    model = load_model(arguments.model, arguments.threads)
+    model = load_model(Path(arguments.model), arguments.threads)
     files = find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
-    if note := find_note(model.meta):
-        print(note, file=sys.stderr)
-    if claim := find_claim(model.meta, model.path.name, arguments.threshold):
-        print(f"may be claimed: {claim}", file=sys.stderr)
+    tell_about(model, arguments.threshold)
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
     unread = []
     unwritten = []  # reasons
@@ -75,13 +129,25 @@ def main() -> None:
                     unwritten.append(problem)
     problems = []
     if unread:
-        count = f"{len(unread)} of {len(files)} files"
-        problems.append(f"{count} could not be read ({shorten_names(unread)}); the others are scored")
+        problems.append(tell_unread(unread, len(files)))
     if unwritten:
         count = f"{len(unwritten)} of {len(files) - len(unread)} overlays"
         problems.append(f"{count} could not be written ({unwritten[0]})")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def tell_about(model: ExportedModel, threshold: float | None) -> None:
+    if note := find_note(model.meta):
+        print(note, file=sys.stderr)
+    if claim := find_claim(model.meta, model.path.name, threshold):
+        print(f"may be claimed: {claim}", file=sys.stderr)
+
+
+def tell_unread(unread: Sequence[object], count: int) -> str:
+    return (
+        f"{len(unread)} of {count} files could not be read ({shorten_names(unread)}); the others are scored"
+    )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from defects.config import known_config_files, load_config, of_category  # noqa:
 from defects.config_schema import ROOT, Config, resolve  # noqa: E402
 
 if TYPE_CHECKING:
+    from defects.engines import Engine, MakeWorker
     from defects.runs import Run
 
 WRITE_ERRORS = {
@@ -94,6 +95,31 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.default in (None, [], False) or "default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
+
+
+def add_engine_options(parser: argparse.ArgumentParser, jobs_help: str) -> None:
+    """Add the options of commands that consist of many jobs; see start_engine."""
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument("--jobs", type=positive, metavar="N", help=f"{jobs_help} at a time")
+    engine.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="do so on a Ray cluster; without an address: $RAY_ADDRESS, or what runs on this machine, or a "
+        "new one here",
+    )
+
+
+def start_engine(arguments: argparse.Namespace, make_worker: "MakeWorker", cpus: int) -> "Engine":
+    """The engine that add_engine_options has a command name; a job takes `cpus` processors."""
+    from defects.engines import InTurn, LocalProcesses, RayCluster
+
+    if arguments.ray is not None:
+        return RayCluster(make_worker, arguments.ray, cpus)
+    if (arguments.jobs or 1) == 1:
+        return InTurn(make_worker)
+    return LocalProcesses(make_worker, arguments.jobs)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

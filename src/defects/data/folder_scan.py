@@ -42,7 +42,7 @@ FolderKey = tuple[int, int] | str
 class FolderScan:
     """What lies under `folder`. All paths start with `folder` as it was named, and are sorted."""
 
-    folder: Path
+    folder: Path | str  # text if it is a URL
     images: list[Path] = field(default_factory=list)  # files with a suffix of images
     other_files: Counter[str] = field(default_factory=Counter)  # by suffix, "" for files without one
     junk: Counter[str] = field(default_factory=Counter)  # by name; all hidden ones are counted as "hidden"

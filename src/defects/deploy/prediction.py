@@ -24,6 +24,7 @@ from defects.data.folder_scan import list_files_to_score
 from defects.data.images import read_image_and_shape
 from defects.deploy.model import ExportedModel, Meta, Output
 from defects.deploy.regions import Region, find_regions
+from defects.deploy.stores import StoredImage, is_url
 from defects.evaluation.display_scales import AT_THRESHOLD, score_probabilities
 from defects.messages import UserError
 
@@ -41,7 +42,7 @@ class Prediction:
     targets present.
     """
 
-    path: Path
+    path: Path | StoredImage
     score: dict[str, float] = field(default_factory=dict)
     probability: dict[str, float] = field(default_factory=dict)
     defect_score: dict[str, float] = field(default_factory=dict)
@@ -134,11 +135,14 @@ def locate(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    model: ExportedModel, files: list[Path], batch_size: int, threshold: float | None = None
+    model: ExportedModel,
+    files: Sequence[Path | StoredImage],
+    batch_size: int,
+    threshold: float | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of `files`; a file that cannot be read has an error and stops nothing.
 
-    `threshold`: a probability in place of those of the model. Files are read by threads while the model runs.
+    Raises StoreError where a store of images is lost. `threshold`: a probability in place of those of the model. Files are read by threads while the model runs.
     """
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor() as pool:
@@ -151,16 +155,24 @@ def predict(
             yield from _predict_batch(model, queue.pop(0), threshold)
 
 
-def read_frame(path: Path, meta: Meta) -> Frame:
-    """Raises UserError for what is no image, damaged, or a pipe or device: reading that might never end."""
+def read_frame(path: Path | StoredImage, meta: Meta) -> Frame:
+    """Raises UserError for what is no image, damaged, or a pipe or device: reading that might never end.
+
+    StoreError where a StoredImage lies in a store that is lost.
+    """
     with suppress(OSError):  # reading it says what is wrong
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        if not is_url(str(path)) and _is_special(str(path)):
             raise UserError(f"{path} is no plain file: name an image")
     return Frame(*read_image_and_shape(path, meta.image_size, meta.bits, is_strict=True))
 
 
+def _is_special(path: str) -> bool:
+    mode = os.stat(path).st_mode  # noqa: PTH116 (text and Path alike)
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def _predict_batch(
-    model: ExportedModel, batch: list[tuple[Path, Future]], threshold: float | None
+    model: ExportedModel, batch: list[tuple[Path | StoredImage, Future]], threshold: float | None
 ) -> Iterator[Prediction]:
     """Predictions of one batch of paths with their frames to come, in one run of the model."""
     frames: dict[int, Frame] = {}  # by position in the batch
@@ -181,7 +193,12 @@ def _predict_batch(
 
 
 def _build_prediction(
-    meta: Meta, path: Path, output: Output, row: int, shape: tuple[int, int], threshold: float | None
+    meta: Meta,
+    path: Path | StoredImage,
+    output: Output,
+    row: int,
+    shape: tuple[int, int],
+    threshold: float | None,
 ) -> Prediction:
     """Of one row of the model's output, for an image of `shape` (height, width)."""
     scores = output.score[row]
@@ -272,7 +289,7 @@ def json_writer(stream: TextIO, _: Meta) -> WritePrediction:
     return write
 
 
-def path_text(path: PurePath | str) -> str:
+def path_text(path: PurePath | StoredImage | str) -> str:
     r"""The path as UTF-8 can hold it: a byte of a name that is no UTF-8 becomes `\xNN`.
 
     In such a path a backslash is doubled, so that bytes and text differ. All other paths stay
