@@ -1,7 +1,7 @@
-"""Many independent jobs: one after the other, in threads or processes of this machine, or on a Ray cluster.
+"""Many independent jobs: in turn, in threads or processes of this machine, or on a Ray cluster.
 
-Jobs must be repeatable: one whose process is lost is run again. What runs them is made by `make_worker`, which
-is called once in every process and returns a function of a job; for processes and Ray it must be picklable.
+Jobs must be repeatable: one whose process is lost is run again. What runs them is made by `make_worker`,
+which is called once in every process and returns a function of a job; processes and Ray have to pickle it.
 """
 
 import multiprocessing
@@ -123,8 +123,8 @@ class _Pool(Engine):
         jobs = [self._jobs.pop(future) for future in lost]
         if self._losses >= MOST_LOSSES:
             raise UserError(
-                f"{MOST_LOSSES} processes ended one after the other without a result (killed, or out of memory), "
-                f"at {jobs[0]} or soon after: take fewer --jobs, then run the same command again"
+                f"{MOST_LOSSES} processes ended one after the other without a result (killed, or out of "
+                f"memory), at {jobs[0]} or soon after: take fewer --jobs, then run the same command again"
             )
         self._executor = self._start_executor()
         for job in jobs:
@@ -200,14 +200,16 @@ class RayCluster(Engine):
     """Processes on all machines of a cluster, or of a new one on this machine where none is running.
 
     `address`: HOST:PORT; empty for $RAY_ADDRESS or what runs on this machine. A job takes `cpus` processors
-    and `gpus` graphics processors (a share, such as 0.5, too). Raises UserError where Ray is missing or no
-    cluster answers.
+    and `gpus` graphics processors (a share, such as 0.5, too); None: 1 where the cluster has any. Raises
+    UserError where Ray is missing or no cluster answers.
     """
 
-    def __init__(self, make_worker: MakeWorker, address: str, cpus: int, gpus: float = 0):
+    def __init__(self, make_worker: MakeWorker, address: str, cpus: int, gpus: float | None = 0):
         self._ray = _import_ray()
         _connect(self._ray, address)
         self._jobs: dict[Any, Any] = {}  # by their references
+        if gpus is None:
+            gpus = min(1, self._ray.cluster_resources().get("GPU", 0))
         self._made_by = self._ray.put(make_worker)  # once to every machine
         self._run = self._ray.remote(_run_on_ray).options(
             num_cpus=cpus, num_gpus=gpus, max_retries=MOST_LOSSES
@@ -215,7 +217,7 @@ class RayCluster(Engine):
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             print(
-                f"note: no machine of the Ray cluster has {cpus} CPUs and {gpus:g} GPUs for a job: waiting for one",
+                f"note: waiting for a machine of the Ray cluster with {cpus} CPUs and {gpus:g} GPUs",
                 file=sys.stderr,
             )
 
@@ -246,7 +248,7 @@ class RayCluster(Engine):
 
 
 def _run_on_ray(references: list[Any], folder: str, job: Any) -> Any:
-    """In a process of the cluster: as if it had been started in the command's `folder`, where there is one."""
+    """In a process of the cluster: as if started in the command's `folder`, where there is one."""
     (reference,) = references
     if reference not in _workers:
         _workers.clear()

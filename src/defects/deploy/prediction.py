@@ -142,7 +142,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predictions in the order of `files`; a file that cannot be read has an error and stops nothing.
 
-    Raises StoreError where a store of images is lost. `threshold`: a probability in place of those of the model. Files are read by threads while the model runs.
+    Raises StoreError where a store of images is lost. `threshold`: a probability in place of those of the
+    model. Files are read by threads while the model runs.
     """
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor() as pool:

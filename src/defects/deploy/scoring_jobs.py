@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TextIO
 from tqdm import tqdm
 
 from defects.deploy import stores
-from defects.deploy.model import MODEL_FILES, META, RUNTIMES, ExportedModel, Meta, list_parts, load_model
+from defects.deploy.model import META, MODEL_FILES, RUNTIMES, ExportedModel, Meta, list_parts, load_model
 from defects.deploy.prediction import WritePrediction, csv_writer, find_files, json_writer, path_text, predict
 from defects.deploy.stores import StoredImage, StoreError
 from defects.engines import Engine, MakeWorker

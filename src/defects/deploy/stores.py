@@ -193,8 +193,8 @@ class StoredImage:
             if error.errno not in LOST_DRIVE and os.path.isdir(path.parent):  # noqa: PTH112 (never raises)
                 raise
             raise StoreError(
-                f"{path.parent} cannot be read on {socket.gethostname()} ({error.strerror}): all machines need "
-                "the folders of the images; mount them, or name URLs"
+                f"{path.parent} cannot be read on {socket.gethostname()} ({error.strerror}): all machines "
+                "need the folders of the images; mount them, or name URLs"
             ) from None
 
     def _read_url(self) -> bytes:

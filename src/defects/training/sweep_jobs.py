@@ -1,16 +1,12 @@
-"""Many experiments from one YAML: their names, their jobs, and how one job is run.
+"""Many experiments from one YAML: their names, their jobs, and what is done of them.
 
-A job is one experiment on one fold, a process of src/train.py. Jobs are independent of each other: several
-sweep processes share them out by rank and meet again at the end (accelerate's launcher gives the ranks).
+A job is one experiment on one fold, a process of src/train.py; one more scores the test images.
 """
 
 import hashlib
 import itertools
 import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +17,12 @@ from pydantic import Field, field_validator, model_validator
 
 from defects.config import load_config, read_config_file
 from defects.config_schema import ROOT, Config, FolderName, Seed, resolve
-from defects.files import locked
+from defects.job_process import ScriptJob
 from defects.messages import UserError
 from defects.runs import FULL, Run, fold_names
 from defects.settings import Section, dump_yaml, validate
 from defects.training.checkpoint import load_detector
 
-# What launchers tell their processes, which a job must not take for its own.
-LAUNCHER = re.compile(
-    r"(ACCELERATE|TORCHELASTIC|OMPI_COMM|PMI|MV2_COMM)_.*|((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE)"
-    r"|LOCAL_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED"
-)
 LABEL = re.compile(r"[\w.+-]{1,24}")  # values that can stand in a folder's name
 FOLD_INDEPENDENT_SETTINGS = {"image_size", "answers"}  # settings of data that the folds do not depend on
 SET_BY_SWEEP = {"train.seed", "experiment", "output"}
@@ -130,37 +121,35 @@ def list_experiments(sweep: SweepConfig, overrides: Iterable[str] = ()) -> list[
     return members
 
 
-def job_environment() -> dict[str, str]:
-    """This process's environment less what the launcher added; of several GPUs, one for each local rank."""
-    environment = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    devices = range(torch.cuda.device_count()) if visible is None else visible.split(",")
-    if len(devices) > 1:
-        own = devices[int(os.environ.get("LOCAL_RANK", 0)) % len(devices)]
-        environment["CUDA_VISIBLE_DEVICES"] = str(own)
-    return environment
+def list_training_jobs(experiment: Experiment, folder: Path) -> dict[str, ScriptJob]:
+    """By fold, those that are not done; logs lie in `folder`."""
+    jobs = {}
+    for fold in experiment.folds:
+        if is_trained(experiment.run, fold):
+            print(f"{experiment.name} fold {fold} is finished")
+        else:
+            options = ("--fold", fold, *experiment.options)
+            jobs[fold] = _make_job(f"{experiment.name}_{fold}", "train.py", options, folder)
+    return jobs
 
 
-def run_job(experiment: Experiment, fold: str, folder: Path) -> Path | None:
-    """Train one fold in a process of its own unless that is done; the log file if it failed."""
-    if is_trained(experiment.run, fold):
-        print(f"{experiment.name} fold {fold} is finished")
+def make_scoring_job(experiment: Experiment, folder: Path) -> ScriptJob | None:
+    """The one that scores the test images; None if that is done, or not all folds are trained."""
+    complete = all(experiment.run.is_finished(fold) for fold in experiment.folds)
+    if not complete or _is_scored(experiment):
         return None
-    log = folder / f"{experiment.name}_{fold}.log"
-    return _run("train.py", ["--fold", fold, *experiment.options], log)
+    options = (str(experiment.run.folder), "--use", experiment.use)
+    return _make_job(f"{experiment.name}_infer", "infer.py", options, folder)
 
 
-def score_if_complete(experiment: Experiment, folder: Path) -> Path | None:
-    """Score the test images if all folds are trained and that is not done; the log file if it failed.
-
-    Of several processes that have trained folds of it, the last to ask finds them all.
-    """
-    with locked(folder / experiment.name, wait=True):
-        complete = all(experiment.run.is_finished(fold) for fold in experiment.folds)
-        if not complete or _is_scored(experiment):
-            return None
-        log = folder / f"{experiment.name}_infer.log"
-        return _run("infer.py", [str(experiment.run.folder), "--use", experiment.use], log)
+def list_devices() -> list[str]:
+    """Of several GPUs, a value of CUDA_VISIBLE_DEVICES for each; none where there are fewer than two."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        devices = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        devices = [name for name in visible.split(",") if name]
+    return devices if len(devices) > 1 else []
 
 
 def is_trained(run: Run, fold: str) -> bool:
@@ -222,14 +211,5 @@ def _split_settings(config: Config) -> dict[str, Any]:
     return config.data.model_dump(exclude=FOLD_INDEPENDENT_SETTINGS) | {"split": config.split.model_dump()}
 
 
-def _run(script: str, options: list[str], log: Path) -> Path | None:
-    """Run a script of src/ with its output in `log`; `log` if it failed."""
-    command = [sys.executable, str(ROOT / "src" / script), *options]
-    start = time.perf_counter()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{log.stem} started, see {log}", flush=True)
-    with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=job_environment())
-    state = "done" if done.returncode == 0 else "failed"
-    print(f"{log.stem} {state} in {time.perf_counter() - start:.0f} s", flush=True)
-    return log if done.returncode else None
+def _make_job(name: str, script: str, options: tuple[str, ...], folder: Path) -> ScriptJob:
+    return ScriptJob(name, ROOT / "src" / script, options, folder / f"{name}.log")
