@@ -93,6 +93,7 @@ def run_jobs(
                 raise UserError(f"{job.log} was written on another machine: the machines must share {folder}")
             if outcome.code:
                 failed.append((member.name, job.log))
+                continue
             scoring = make_scoring_job(member, folder) if has_scoring else None
             if scoring is not None and scoring not in owners:
                 owners[scoring] = member

@@ -1,16 +1,15 @@
-"""Sweeps: names, jobs, what a child is told, failures, going on, and two processes that share the jobs."""
+"""Sweeps: names, jobs, failures, going on, and what is refused."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from forked import start_two
 
+from defects import job_process
 from defects.config_schema import ROOT
+from defects.files import locked
+from defects.job_process import ScriptOutcome
 from defects.training import sweep_jobs as library
 
 
@@ -29,18 +28,19 @@ def write_sweep(make_dataset, config_file, tmp_path):
 
 @pytest.fixture
 def children(monkeypatch):
-    """The commands and environments that would be run; those whose text holds `children.broken` fail."""
+    """The jobs that would be run; those whose options hold `children.broken` fail."""
 
     class Calls(list):
         broken = "nothing"
 
-        def run(self, command, stdout, stderr, env):
-            self.append((command, env))
-            stdout.write("said by the child")
-            return subprocess.CompletedProcess(command, int(self.broken in " ".join(command)) * 2)
+        def run(self, job, environment):
+            self.append(job)
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text("said by the child", encoding="utf-8")
+            return ScriptOutcome(int(self.broken in " ".join(job.options)) * 2, 0.0)
 
     calls = Calls()
-    monkeypatch.setattr(library.subprocess, "run", calls.run)
+    monkeypatch.setattr(job_process, "run_script", calls.run)
     return calls
 
 
@@ -113,24 +113,17 @@ def test_load_sweep_refuses_wrong_files_in_one_line(
     assert not children
 
 
-def test_job_environment_knows_nothing_of_the_launcher(monkeypatch):
-    added = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_WORLD_SIZE"]
-    added += ["MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"]
-    for name in added:
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    told = library.job_environment()
-    assert not set(added) & set(told) and told["PATH"] == os.environ["PATH"]
-    assert told["CUDA_VISIBLE_DEVICES"] == "5"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert library.job_environment()["CUDA_VISIBLE_DEVICES"] == ""
+def test_list_devices_of_several_gpus(monkeypatch):
+    for visible, devices in [("4,5,6", ["4", "5", "6"]), ("4", []), ("", [])]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert library.list_devices() == devices
 
 
 def test_sweep_names_failed_jobs_at_the_end(write_sweep, run_script, children, tmp_path):
     children.broken = "train.lr=0.1"
     outcome = run_script("sweep.py", write_sweep(grid={"train.lr": [0.1, 0.2]}, infer=True))
     assert outcome.code == 2 and outcome.stderr.startswith("error: 2 jobs failed")
-    assert [command[command.index("--fold") + 1] for command, _ in children] == ["0", "1", "0", "1"]
+    assert [job.options[:2] for job in children] == 2 * [("--fold", "0"), ("--fold", "1")]
     lines = [line for line in outcome.stdout.splitlines() if line.startswith("failed: ")]
     folder = tmp_path / "output" / "sweeps" / "lrs"
     logs = [folder / f"tiny_lr0.1_{fold}.log" for fold in "01"]
@@ -139,33 +132,42 @@ def test_sweep_names_failed_jobs_at_the_end(write_sweep, run_script, children, t
     assert pd.read_csv(folder / "summary.csv")["experiment"].tolist() == ["tiny_lr0.2"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no gloo rendezvous by default")
-def test_sweep_shares_jobs_between_two_processes(write_sweep, run_script, children, tmp_path):
+def test_sweep_goes_on_where_it_stopped(write_sweep, run_script, children, tmp_path):
     path = write_sweep(seeds=[5])
     options = library.list_experiments(library.load_sweep(path))[0].options
-    assert run_script("train.py", *options, "--fold", "0").code == 0  # in this process, which is quicker
-    both = [process.end() for process in start_two(tmp_path, ROOT / "src" / "sweep.py", path)]
-    said = "".join(printed for _, printed in both)
-    assert [code for code, _ in both] == [0, 0], said
-    assert "tiny_seed5 fold 0 is finished" in said and "tiny_seed5_1 done" in said
-    folder = tmp_path / "output" / "sweeps" / "lrs"
-    before = pd.read_csv(folder / "summary.csv")
-    assert before[["seed", "folds"]].to_numpy().tolist() == [[5, 2]] and before.notna().all(axis=None)
-    (folder / "summary.csv").unlink()
+    assert run_script("train.py", *options, "--fold", "0").code == 0
+    outcome = run_script("sweep.py", path, "--jobs", 2)
+    assert "tiny_seed5 fold 0 is finished" in outcome.stdout and "tiny_seed5_1 done" in outcome.stdout
+    assert [job.name for job in children] == ["tiny_seed5_1"]
+    assert run_script("train.py", *options, "--fold", "1").code == 0
+    children.clear()
 
     outcome = run_script("sweep.py", path)
     assert outcome.code == 0 and not children
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "summary.csv"), before)
-    assert f"| tiny_seed5 | 5 | 2 | {before['macro-F1 (nested CV)'][0]:.3f} |" in outcome.stdout
+    table = pd.read_csv(tmp_path / "output" / "sweeps" / "lrs" / "summary.csv")
+    assert table[["seed", "folds"]].to_numpy().tolist() == [[5, 2]] and table.notna().all(axis=None)
+    assert f"| tiny_seed5 | 5 | 2 | {table['macro-F1 (nested CV)'][0]:.3f} |" in outcome.stdout
 
     assert run_script("sweep.py", write_sweep(seeds=[5], infer=True)).code == 0
-    ((infer, _),) = children
-    assert infer[1].endswith("infer.py") and infer[3:5] == ["--use", "folds"]
+    (infer,) = children
+    assert infer.script.name == "infer.py" and infer.options[1:] == ("--use", "folds")
     # A run of other settings is not taken for this one's.
     config = tmp_path / "tiny.yaml"
     config.write_text(config.read_text().replace("epochs: 1", "epochs: 2"))
     run_script("sweep.py", path)
-    assert [command[1].endswith("train.py") for command, _ in children[1:3]] == [True, True]
+    assert [job.script.name for job in children[1:3]] == ["train.py", "train.py"]
+
+
+def test_sweep_refuses_to_be_several_processes(write_sweep, fails_with_one_line, children, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--jobs N" in fails_with_one_line("sweep.py", write_sweep())
+    assert not children
+
+
+def test_sweep_refuses_a_second_command(write_sweep, fails_with_one_line, children, tmp_path):
+    with locked(tmp_path / "output" / "sweeps" / "lrs", wait=False):
+        assert "being written by another process" in fails_with_one_line("sweep.py", write_sweep())
+    assert not children
 
 
 def test_list_experiments_lets_sizes_of_images_share_the_folds(write_sweep):

@@ -13,7 +13,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import groupby
@@ -70,7 +70,7 @@ class Scoring:
         """The same, with the content of the model's files."""
         names = [META, *list_parts(self.model.name)]
         content = {name: (self.model.parent / name).read_bytes() for name in names}
-        return Scoring(self.model, self.suffix, self.batch_size, self.threads, self.threshold, content)
+        return replace(self, model_files=content)
 
 
 # --- in every process --------------------------------------------------------------------------------------
