@@ -222,7 +222,9 @@ def test_predict_goes_on_after_a_store_that_was_lost(memory, run_script, scored,
     with monkeypatch.context() as patch:
         patch.setattr(type(memory), "cat_file", losing)
         outcome = run_script("predict.py", *URLS)
-    assert outcome.code == 2 and outcome.stderr.splitlines()[-1].startswith("error: memory://images/b_2.png:")
+    message = outcome.stderr.splitlines()[-1]
+    assert outcome.code == 2 and message.startswith("error: memory://images/b_2.png:")
+    assert message.endswith("the chunks that are done stay: run the same command again")
     assert "/scores/new.csv.chunks/000000.chunk" in memory.find("/scores")
     assert "5 of them scored now" in run_script("predict.py", *URLS).stderr
     assert scored == [0, 1, 1]

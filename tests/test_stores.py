@@ -82,7 +82,7 @@ def test_stored_image_tells_a_lost_store_from_a_missing_file(memory, monkeypatch
     put(memory, "/new/a.png")
     with pytest.raises(FileNotFoundError):
         StoredImage("memory://new/b.png").read_bytes()
-    with pytest.raises(StoreError, match="memory://old is not there any more"):
+    with pytest.raises(StoreError, match="memory://old is not there"):
         StoredImage("memory://old/b.png").read_bytes()
     monkeypatch.setattr(type(memory), "cat_file", raising(error))
     with pytest.raises(StoreError, match=words):
@@ -117,6 +117,14 @@ def test_written_from_file_leaves_nothing_after_an_error(memory, tmp_path, locat
         path.write_bytes(b"half")
         raise UserError("stopped")
     assert stores.list_names(stores.split(location)[0]) == []
+
+
+def test_write_whole_names_a_missing_bucket(memory, monkeypatch):
+    monkeypatch.setattr(type(memory), "pipe_file", raising(FileNotFoundError("no such bucket")))
+    with pytest.raises(StoreError, match="memory://new/a: no such bucket"):
+        stores.write_whole("memory://new/a", b"")
+    with pytest.raises(StoreError, match="lease.json: no such bucket"), stores.owned("memory://new"):
+        pass
 
 
 @pytest.fixture

@@ -53,16 +53,17 @@ def install(folder: Path, package: str, version: str) -> None:
 
 
 def test_ranges_are_read_as_pip_reads_them():
+    for path in (versions.REQUIREMENTS, versions.CLUSTER_REQUIREMENTS):
+        own = {
+            name: Requirement(name + fitting.text).specifier for name, fitting in read_ranges(path).items()
+        }
+        assert own == {name: line.specifier for name, line in read_lines(path.name).items()}
     ranges = read_ranges()
-    lines = read_lines("requirements.txt")
-    assert {name: str(Requirement(name + fitting.text).specifier) for name, fitting in ranges.items()} == {
-        name: str(line.specifier) for name, line in lines.items()
-    }
     assert {*CORE_PACKAGES, *EXPORT_PACKAGES, "gradio", "kaggle", "wandb"} <= set(ranges)
 
 
 def test_constraints_name_every_requirement_within_its_range():
-    lines = read_lines("requirements.txt")
+    lines = read_lines("requirements.txt") | read_lines("requirements-cluster.txt")
     constraints = read_lines("constraints.txt")
     assert constraints.keys() == lines.keys()
     outside = []
@@ -116,6 +117,13 @@ def test_check_versions_names_the_package_its_range_and_the_remedy(tmp_path, mon
     message = str(raised.value)
     assert f"timm {version} (needs >=1.0.15,<2)" in message
     assert "run pip install -r requirements.txt" in message
+
+
+def test_check_versions_names_the_file_of_the_cluster(tmp_path, monkeypatch):
+    install(tmp_path, "ray", "1.13.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="ray 1.13.0 .* run pip install -r requirements-cluster.txt"):
+        check_versions(["ray"], versions.CLUSTER_REQUIREMENTS)
 
 
 def test_check_versions_passes_over_what_is_not_installed(monkeypatch):

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from defects.messages import UserError
+from defects.versions import CLUSTER_REQUIREMENTS, check_versions
 
 MOST_LOSSES = 3  # processes that end one after the other, without a job done in between
 CONNECTION_SECONDS = 20  # for a Ray cluster to answer
@@ -264,6 +265,7 @@ def _import_ray() -> ModuleType:
         import ray
     except ImportError:
         raise UserError(f"--ray needs the package ray: {INSTALL_CLUSTER}, or take --jobs N") from None
+    check_versions(["ray"], CLUSTER_REQUIREMENTS)
     return ray
 
 

@@ -1,4 +1,4 @@
-"""Installed versions of packages against the ranges of requirements.txt."""
+"""Installed versions of packages against the ranges of requirements.txt and requirements-cluster.txt."""
 
 import re
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from defects.messages import UserError, shorten_names
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+CLUSTER_REQUIREMENTS = REQUIREMENTS.with_name("requirements-cluster.txt")
 # The form of every line but comments, `name>=least,<below`. The library packaging reads any form, but takes
 # 15 ms to import.
 RANGE = re.compile(r"^([\w.-]+)>=([\d.]+),<([\d.]+)\s*(?:#|$)", re.MULTILINE)
@@ -60,15 +61,16 @@ def parse_release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.match(r"\d+(\.\d+)*", text)[0].split("."))
 
 
-def check_versions(packages: Iterable[str] = CORE_PACKAGES) -> None:
-    """Raise UserError where an installed version lies outside its range.
+def check_versions(packages: Iterable[str] = CORE_PACKAGES, path: Path | None = None) -> None:
+    """Raise UserError where an installed version lies outside its range in `path`, or in requirements.txt.
 
     A missing package is no fault here: a PC that only predicts has few. It may also have src/ alone, without
     requirements.txt; then there is nothing to compare with.
     """
-    if not REQUIREMENTS.exists():
+    path = REQUIREMENTS if path is None else path
+    if not path.exists():
         return
-    ranges = read_ranges()
+    ranges = read_ranges(path)
     outside = []
     for package in packages:
         try:
@@ -80,5 +82,5 @@ def check_versions(packages: Iterable[str] = CORE_PACKAGES) -> None:
             outside.append(f"{package} {installed} (needs {fitting.text})")
     if outside:
         raise UserError(
-            f"installed versions do not fit: {shorten_names(outside)}; run pip install -r requirements.txt"
+            f"installed versions do not fit: {shorten_names(outside)}; run pip install -r {path.name}"
         )

@@ -89,20 +89,17 @@ def make_scorer(scoring: Scoring) -> Callable[[Chunk], ChunkScores]:
 
 
 def score_chunk(model: ExportedModel, scoring: Scoring, chunk: Chunk) -> ChunkScores:
-    """Raises UserError where a store of images is lost; an image with an error of its own is a line."""
+    """Raises StoreError where a store of images is lost; an image with an error of its own is a line."""
     stream = io.StringIO()
     write = WRITERS[scoring.suffix](stream, model.meta)
     stream.seek(0)
     stream.truncate()  # the header comes once
     unread = []
     images = [StoredImage(location) for location in chunk.images]
-    try:
-        for prediction in predict(model, images, scoring.batch_size, scoring.threshold):
-            write(prediction)
-            if prediction.error:
-                unread.append(path_text(prediction.path))
-    except StoreError as error:
-        raise UserError(str(error)) from None
+    for prediction in predict(model, images, scoring.batch_size, scoring.threshold):
+        write(prediction)
+        if prediction.error:
+            unread.append(path_text(prediction.path))
     return ChunkScores(stream.getvalue().encode("utf-8"), unread)
 
 

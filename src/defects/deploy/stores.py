@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from defects.data.images import IMAGE_SUFFIXES
 from defects.engines import INSTALL_CLUSTER
 from defects.files import locked, partial, write_bytes
 from defects.messages import UserError
+from defects.versions import CLUSTER_REQUIREMENTS, check_versions
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -72,7 +74,7 @@ def read_bytes(location: str) -> bytes:
 
 def write_whole(location: str, content: bytes) -> None:
     """Written whole or not at all, where the store can do that (object stores can). Raises StoreError."""
-    with _store_errors(location):
+    with _store_errors(location, is_written=True):
         if not is_url(location):
             write_bytes(Path(location), content)
             return
@@ -84,7 +86,7 @@ def write_whole(location: str, content: bytes) -> None:
 @contextmanager
 def written_from_file(location: str, scratch: Path) -> Iterator[Path]:
     """A local path to be written, whose file then becomes `location` as a whole; `scratch` is for URLs."""
-    with _store_errors(location):
+    with _store_errors(location, is_written=True):
         if not is_url(location):
             with partial(Path(location)) as part:
                 yield part
@@ -139,6 +141,7 @@ def open_store(url: str) -> "tuple[AbstractFileSystem, str]":
         from fsspec.core import url_to_fs
     except ImportError:
         raise UserError(f"{url} needs the package fsspec: {INSTALL_CLUSTER}") from None
+    _check_fsspec()
     if "::" in url:
         raise UserError(f"{url}: chained URLs are not supported: unpack what is within the other")
     try:
@@ -149,6 +152,11 @@ def open_store(url: str) -> "tuple[AbstractFileSystem, str]":
         raise UserError(f"{url} is no URL that fsspec knows ({error}): correct it") from None
 
 
+@cache
+def _check_fsspec() -> None:
+    check_versions(["fsspec", "s3fs"], CLUSTER_REQUIREMENTS)
+
+
 def _make_folder(files: "AbstractFileSystem", path: str) -> None:
     """Where stores have folders, paths begin with a slash; elsewhere this might make a bucket."""
     if path.startswith("/"):
@@ -156,11 +164,16 @@ def _make_folder(files: "AbstractFileSystem", path: str) -> None:
 
 
 @contextmanager
-def _store_errors(location: str) -> Iterator[None]:
+def _store_errors(location: str, is_written: bool = False) -> Iterator[None]:
+    """A file that is to be read may be missing; one that is written then lacks its bucket or folder."""
     try:
         yield
-    except (UserError, StoreError, FileNotFoundError, FileExistsError):
+    except (UserError, StoreError):
         raise
+    except FileNotFoundError as error:
+        if not is_written:
+            raise
+        raise StoreError(f"{location}: {error.strerror or error}") from None
     except PermissionError:
         raise StoreError(f"{location}: access is denied") from None
     except Exception as error:
@@ -207,7 +220,7 @@ class StoredImage:
                 files.invalidate_cache()
                 is_there = files.exists(path)
             if not is_there:
-                raise StoreError(f"{folder} is not there any more") from None
+                raise StoreError(f"{folder} is not there") from None
             raise
 
 
@@ -314,7 +327,7 @@ def _take_lease(folder: str, location: str, lease: dict) -> None:
 def _create(location: str, lease: dict) -> bool:
     """Write the lease unless there is one; whether that was so."""
     content = json.dumps(lease).encode()
-    with _store_errors(location):
+    with _store_errors(location, is_written=True):
         files, path = open_store(location)
         _make_folder(files, path)
         try:
