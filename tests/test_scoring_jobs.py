@@ -147,6 +147,12 @@ def test_score_in_chunks_refuses_chunks_of_other_images_and_models(
     assert "model was model.onnx" in message
 
 
+def test_score_in_chunks_of_other_options_begin_where_no_chunk_is_done(interrupted, predict, scored):
+    (interrupted / "000000.chunk").unlink()
+    assert predict("--jobs", 1, "--threshold", 0.2).stderr.count("error:") == 1  # the broken image
+    assert scored == [0, 1]
+
+
 def test_score_in_chunks_names_a_damaged_description(interrupted, predict):
     (interrupted / "job.json").write_text("{")
     outcome = predict("--jobs", 1)

@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from defects.versions import CLUSTER_REQUIREMENTS, check_versions
 
 MOST_LOSSES = 3  # processes that end one after the other, without a job done in between
 CONNECTION_SECONDS = 20  # for a Ray cluster to answer
+CHECK_SECONDS = 10  # without a result, after which a cluster is asked whether it is there
 INSTALL_CLUSTER = "pip install -r requirements-cluster.txt"
 
 RunJob = Callable[[Any], Any]
@@ -229,8 +232,13 @@ class RayCluster(Engine):
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         errors = self._ray.exceptions
+        address = self._ray.get_runtime_context().gcs_address
         while self._jobs:
-            (reference,), _ = self._ray.wait(list(self._jobs))
+            done, _ = self._ray.wait(list(self._jobs), timeout=CHECK_SECONDS)
+            if not done:
+                _check_reachable(address)
+                continue
+            (reference,) = done
             job = self._jobs.pop(reference)
             try:
                 result = self._ray.get(reference)
@@ -284,6 +292,19 @@ def _connect(ray: ModuleType, address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"--ray {address}: no connection to a cluster ({reason})") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError where a cluster is gone; a minute later Ray would end this process by itself."""
+    host, _, port = address.rpartition(":")
+    for is_last in (False, True):
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=CHECK_SECONDS):
+            return
+        if not is_last:
+            time.sleep(1)
+    raise UserError(
+        f"--ray {address}: the Ray cluster is gone; what is done stays: run the same command again"
+    )
 
 
 def _check_cluster(address: str) -> None:

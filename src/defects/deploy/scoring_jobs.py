@@ -120,14 +120,16 @@ class ChunkFolder:
         try:
             earlier = json.loads(stores.read_bytes(location))
         except FileNotFoundError:
-            stores.write_whole(location, (json.dumps(self.job, indent=2) + "\n").encode())
+            self._write_job()
             return
         except ValueError:
             raise UserError(f"{location} is damaged: delete {self.location}, then run this again") from None
         if not isinstance(earlier, dict):
             earlier = {}
         different = [name for name in self.job if earlier.get(name) != self.job[name]]
-        if different:
+        if different and not self._list_chunks():
+            self._write_job()
+        elif different:
             changes = [f"{name} was {earlier.get(name)}, is {self.job[name]}" for name in different]
             raise UserError(
                 f"{self.location} holds results of another command ({'; '.join(changes)}): repeat that one, "
@@ -136,12 +138,8 @@ class ChunkFolder:
 
     def list_done(self) -> list[int]:
         """Numbers of the chunks that are there unharmed."""
-        numbers = []
-        for name in stores.list_names(self.location):
-            stem = name.removesuffix(CHUNK_SUFFIX)
-            if name.endswith(CHUNK_SUFFIX) and stem.isdecimal():
-                numbers.append(int(stem))
-        numbers.sort()
+        stems = [name.removesuffix(CHUNK_SUFFIX) for name in self._list_chunks()]
+        numbers = sorted(int(stem) for stem in stems if stem.isdecimal())
         return [number for number, scores in self._read_many(numbers) if scores is not None]
 
     def write(self, number: int, scores: ChunkScores) -> None:
@@ -157,9 +155,14 @@ class ChunkFolder:
             yield scores
 
     def remove(self) -> None:
-        names = stores.list_names(self.location)
-        own = [name for name in names if name.endswith(CHUNK_SUFFIX)]
-        stores.remove_files(self.location, [*own, JOB])
+        stores.remove_files(self.location, [*self._list_chunks(), JOB])
+
+    def _list_chunks(self) -> list[str]:
+        return [name for name in stores.list_names(self.location) if name.endswith(CHUNK_SUFFIX)]
+
+    def _write_job(self) -> None:
+        content = json.dumps(self.job, indent=2) + "\n"
+        stores.write_whole(stores.join(self.location, JOB), content.encode())
 
     def _locate(self, number: int) -> str:
         return stores.join(self.location, f"{number:06d}{CHUNK_SUFFIX}")
