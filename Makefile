@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 demo: .venv/installed  ## generated data -> folds -> training -> inference -> ensemble -> score
 	$(PY) src/split.py
-	.venv/bin/torchrun --nproc_per_node 2 src/sweep.py configs/sweeps/demo.yaml
+	$(PY) src/sweep.py configs/sweeps/demo.yaml --jobs 2
 	$(PY) src/ensemble.py demo_classifier_tiny demo_patch_head
 	$(PY) src/evaluate.py
 

@@ -92,7 +92,12 @@ class _Pool(Engine):
     def _submit_to(self, executor: Executor, job: Any) -> Future: ...
 
     def submit(self, job: Any) -> None:
-        future = self._submit_to(self._executor, job)
+        try:
+            future = self._submit_to(self._executor, job)
+        except BrokenProcessPool:  # a process has ended since the last job was submitted
+            self._start_again()
+            self.submit(job)
+            return
         self._jobs[future] = job
         future.add_done_callback(self._finished.put)
 
@@ -103,7 +108,7 @@ class _Pool(Engine):
             future = self._finished.get()
             if future not in self._jobs:  # of an earlier executor
                 continue
-            if isinstance(future_error(future), BrokenProcessPool):
+            if error is None and isinstance(future_error(future), BrokenProcessPool):
                 self._start_again()
                 continue
             job = self._jobs.pop(future)
@@ -128,7 +133,7 @@ class _Pool(Engine):
         if self._losses >= MOST_LOSSES:
             raise UserError(
                 f"{MOST_LOSSES} processes ended one after the other without a result (killed, or out of "
-                f"memory), at {jobs[0]} or soon after: take fewer --jobs, then run the same command again"
+                f"memory), at {(jobs or ['a job'])[0]} or soon after: take fewer --jobs, then run the same command again"
             )
         self._executor = self._start_executor()
         for job in jobs:
