@@ -111,8 +111,9 @@ def test_ray_cluster_waits_no_longer_than_its_limit(monkeypatch):
         RayCluster(make_squarer, "10.0.0.1:6379", 1)
 
 
-def test_ray_cluster_does_every_job_once_though_a_process_is_killed(tmp_path):
+def test_ray_cluster_does_every_job_once_though_a_process_is_killed(tmp_path, monkeypatch):
     pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # for its processes
     engine = RayCluster(partial(make_mortal, str(tmp_path)), "local", 1)
     assert do_all(engine, range(6)) == squares(6)
     assert len(list(tmp_path.glob("3_*"))) == 2

@@ -131,9 +131,10 @@ class _Pool(Engine):
         lost = [future for future in self._jobs if isinstance(future_error(future), BrokenProcessPool)]
         jobs = [self._jobs.pop(future) for future in lost]
         if self._losses >= MOST_LOSSES:
+            place = f", at {jobs[0]} or soon after" if jobs else ""
             raise UserError(
                 f"{MOST_LOSSES} processes ended one after the other without a result (killed, or out of "
-                f"memory), at {(jobs or ['a job'])[0]} or soon after: take fewer --jobs, then run the same command again"
+                f"memory){place}: take fewer --jobs, then run the same command again"
             )
         self._executor = self._start_executor()
         for job in jobs:
