@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
 from defects.config_schema import ROOT
 
@@ -110,6 +111,20 @@ def test_page_commands_exist(path):
         else:
             wrong += [f"{script} {option}" for option in given if option not in options_of(script)]
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "kubernetes").glob("*.yaml")), ids=page_id)
+def test_manifest_commands_exist(path):
+    (words,) = commands_of_manifest(yaml.safe_load(read(path))["spec"])
+    program = words[1].removeprefix("/app/")
+    given = {word for word in words if word.startswith("--")}
+    assert words[0] == "python" and given <= options_of(program)
+
+
+def commands_of_manifest(spec: dict) -> list[list[str]]:
+    if "entrypoint" in spec:
+        return [spec["entrypoint"].split()]
+    return [container["command"] for container in spec["template"]["spec"]["containers"]]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

@@ -295,9 +295,10 @@ def _connect(ray: ModuleType, address: str) -> None:
             logging_level="ERROR",
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises that very class, too
+        ray.shutdown()
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--ray {address}: no connection to a cluster ({reason})") from None
+        raise UserError(f"--ray {address}: no cluster could be joined or started ({reason})") from None
 
 
 def _check_reachable(address: str) -> None:
