@@ -1,6 +1,7 @@
 """src/predict.py in chunks: the same bytes however they come about, and going on after interruptions."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import fsspec
@@ -164,6 +165,13 @@ def test_score_in_chunks_refuses_a_second_command(predict, tmp_path, scored):
         outcome = predict("--jobs", 1)
     assert outcome.code == 2 and "is being written by another process" in outcome.stderr
     assert scored == []
+
+
+def test_score_in_chunks_leaves_nothing_of_a_command_that_did_not_begin(predict, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    outcome = predict("--ray")
+    assert outcome.code == 2 and "pip install -r requirements-cluster.txt" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_score_in_chunks_names_a_chunk_that_vanished(interrupted, predict, monkeypatch):

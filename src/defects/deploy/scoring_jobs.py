@@ -13,6 +13,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -136,6 +137,16 @@ class ChunkFolder:
                 "name another --output, or delete the folder"
             )
 
+    @contextmanager
+    def kept_if_begun(self) -> Iterator[None]:
+        """Nothing stays of a command that fails before a chunk is done."""
+        try:
+            yield
+        finally:
+            with suppress(StoreError):
+                if not self._list_chunks():
+                    self.remove()
+
     def list_done(self) -> list[int]:
         """Numbers of the chunks that are there unharmed."""
         stems = [name.removesuffix(CHUNK_SUFFIX) for name in self._list_chunks()]
@@ -248,7 +259,7 @@ def score_in_chunks(
     chunks = divide(images, scoring.batch_size)
     folder = ChunkFolder(output, describe_job(scoring, images))
     try:
-        with stores.owned(folder.location):
+        with stores.owned(folder.location), folder.kept_if_begun():
             folder.begin()
             done = set(folder.list_done())
             waiting = [chunk for chunk in chunks if chunk.number not in done]
@@ -257,7 +268,6 @@ def score_in_chunks(
             folder.remove()
     except StoreError as error:
         raise UserError(f"{error}; the chunks that are done stay: run the same command again") from None
-    stores.remove_empty_folder(folder.location)
     return Scored(len(images), sum(len(chunk.images) for chunk in waiting), unread)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def list_names(folder: str) -> list[str]:
 
 
 def remove_files(folder: str, names: list[str]) -> None:
-    """Remove files, and the folder if nothing remains in it. Raises StoreError."""
+    """Of those in a folder; some may be missing. Raises StoreError."""
     with _store_errors(folder):
         if not is_url(folder):
             for name in names:
@@ -123,7 +124,7 @@ def remove_files(folder: str, names: list[str]) -> None:
                 files.rm_file(f"{path}/{name}")
 
 
-def remove_empty_folder(folder: str) -> None:
+def _remove_empty_folder(folder: str) -> None:
     """Nothing happens where it is not empty."""
     with suppress(OSError, StoreError), _store_errors(folder):
         if not is_url(folder):
@@ -271,16 +272,20 @@ def _list_images(files: "AbstractFileSystem", folder: str, url: str) -> list[str
 
 @contextmanager
 def owned(folder: str) -> Iterator[None]:
-    """One command at a time in `folder`. Raises UserError if another one is at work there."""
-    if is_url(folder):
-        with _leased(folder):
-            yield
-        return
+    """One command at a time in `folder`, which is removed if it is empty in the end.
+
+    Raises UserError if another command is at work there.
+    """
+    if not is_url(folder) and find_spec("filelock") is None:
+        raise UserError("--jobs and --ray need the package filelock: pip install filelock")
+    is_owned = False
     try:
-        with locked(Path(folder), wait=False):
+        with _leased(folder) if is_url(folder) else locked(Path(folder), wait=False):
+            is_owned = True
             yield
-    except ImportError as error:
-        raise UserError(f"--jobs needs the package {error.name}: pip install {error.name}") from None
+    finally:
+        if is_owned:
+            _remove_empty_folder(folder)
 
 
 @contextmanager
