@@ -74,6 +74,8 @@ def predict_in_chunks(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--jobs, --ray and URLs need --output FILE.csv or FILE.jsonl: chunks are kept beside it"
         )
+    if not is_url(output) and Path(output).is_dir():
+        raise UserError(f"--output {output} is a folder: choose another name")
     if arguments.overlays:
         raise UserError("--overlays: pictures are drawn without --jobs, --ray and URLs; leave it out")
     with TemporaryDirectory(prefix="defects_") as folder:

@@ -191,9 +191,14 @@ def test_score_in_chunks_names_a_chunk_that_vanished(interrupted, predict, monke
     [
         (["--jobs", 2, "--overlays", "pictures"], "--overlays: pictures are drawn without --jobs"),
         (["--jobs", 2, "--output", "labels.coco.json"], "need --output FILE.csv or FILE.jsonl"),
+        (["--jobs", 2, "--output", "{folder}/folder.csv"], "folder.csv is a folder: choose another name"),
+        (["--jobs", 2, "--output", "{folder}/file.csv/a.csv"], "a.csv.chunks: Not a directory"),
     ],
 )
 def test_predict_in_chunks_refuses_other_outputs(made, fails_with_one_line, tmp_path, options, words):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file.csv").touch()
+    options = [str(option).format(folder=tmp_path) for option in options]
     arguments = ["--output", tmp_path / "scores.csv", *options]
     assert words in fails_with_one_line("predict.py", made.export, made.images, *arguments)
 

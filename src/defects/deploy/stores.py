@@ -278,6 +278,9 @@ def owned(folder: str) -> Iterator[None]:
     """
     if not is_url(folder) and find_spec("filelock") is None:
         raise UserError("--jobs and --ray need the package filelock: pip install filelock")
+    if not is_url(folder):
+        with _store_errors(folder, is_written=True):
+            Path(folder).mkdir(parents=True, exist_ok=True)
     is_owned = False
     try:
         with _leased(folder) if is_url(folder) else locked(Path(folder), wait=False):
