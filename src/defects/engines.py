@@ -298,7 +298,9 @@ def _connect(ray: ModuleType, address: str) -> None:
     except Exception as error:  # Ray raises that very class, too
         ray.shutdown()
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--ray {address}: no cluster could be joined or started ({reason})") from None
+        raise UserError(
+            f"{f'--ray {address}'.strip()}: no cluster could be joined or started ({reason})"
+        ) from None
 
 
 def _check_reachable(address: str) -> None:
