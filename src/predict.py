@@ -17,6 +17,7 @@ from defects.deploy.model import Meta, find_claim, find_note, load_model
 from defects.deploy.prediction import (
     Prediction,
     WritePrediction,
+    check_roi_masks,
     csv_writer,
     find_files,
     json_writer,
@@ -44,6 +45,9 @@ def main() -> None:
     )
     parser.add_argument("--overlays", type=Path, help="folder for pictures with heat maps")
     parser.add_argument("--threshold", type=cli.probability, help="a probability in place of the model's own")
+    parser.add_argument(
+        "--roi", type=Path, help="folder of masks named like the images, for a model of data.roi.folder"
+    )
     parser.add_argument("--batch-size", type=cli.positive, default=8)
     parser.add_argument("--threads", type=cli.positive, help="default: as many as the runtime likes")
     arguments = parser.parse_args()
@@ -55,6 +59,7 @@ def main() -> None:
     files = find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
+    check_roi_masks(model.meta, arguments.roi)
     if note := find_note(model.meta):
         print(note, file=sys.stderr)
     if claim := find_claim(model.meta, model.path.name, arguments.threshold):
@@ -63,7 +68,7 @@ def main() -> None:
     unread = []
     unwritten = []  # reasons
     with open_writer(output, model.meta, files) as write:
-        predictions = predict(model, files, arguments.batch_size, arguments.threshold)
+        predictions = predict(model, files, arguments.batch_size, arguments.threshold, arguments.roi)
         bar = tqdm(predictions, "predicting", len(files), leave=False, disable=None)
         for position, prediction in enumerate(bar):
             write(prediction)
@@ -141,7 +146,7 @@ def save_overlay(path: Path, prediction: Prediction, meta: Meta) -> str:
     """Write a PNG; the reason if that fails, since other images are still to be scored."""
     try:
         image = read_image(prediction.path, bits=meta.bits)
-        picture = draw_overlay(image, prediction.maps, meta.map, prediction.regions)
+        picture = draw_overlay(image, prediction.maps, meta.map, prediction.regions, prediction.inside)
         content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
         write_bytes(path, content)
     except UserError as error:

@@ -5,13 +5,13 @@ lies outside reaches no network through resizing. Neither torch nor pandas is im
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 
 from defects.config_schema import DataConfig, resolve
-from defects.data.annotations.shapes import count_windings
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image, resize
 from defects.data.mask_files import read_mask
@@ -67,16 +67,8 @@ class Roi:
         return scale_inside(find_foreground(image, self.settings.foreground), size)
 
     def find_mask(self, path: str) -> Path:
-        """Of `folder`, for an image: `a/b/c` for a/b/c.png, else `b/c`, else `c`. Raises UserError."""
-        parts = PurePosixPath(path).with_suffix("").parts
-        for start in range(len(parts)):
-            mask = self.masks.get("/".join(parts[start:]))
-            if mask is not None:
-                return mask
-        raise UserError(
-            f"data.roi.folder={self.settings.folder} holds no mask for {path}: add one named "
-            f"{parts[-1]}, with the suffix of an image"
-        )
+        """Of `folder`, for an image. Raises UserError if it has none."""
+        return find_roi_mask(self.masks, path, f"data.roi.folder={self.settings.folder}")
 
     def _draw_fixed(self, size: tuple[int, int]) -> np.ndarray:
         corners = self.settings.corners
@@ -87,13 +79,35 @@ def load_roi(data: DataConfig) -> Roi | None:
     """None where all of every image is judged. Raises UserError for files that cannot be read."""
     if data.roi is None:
         return None
-    return Roi(data.roi, resolve(data.root), data.image_size, data.bits)
+    named = data.roi.mask or data.roi.folder
+    path = None if named is None else resolve(named)
+    changed = path.stat().st_mtime_ns if path is not None and path.exists() else 0
+    return _load_roi(data.roi.model_dump_json(), resolve(data.root), data.image_size, data.bits, changed)
+
+
+@lru_cache(maxsize=4)
+def _load_roi(settings: str, root: Path, image_size: tuple[int, int], bits: int | None, changed: int) -> Roi:
+    """`changed`: when the file or folder was, so that another one is read again."""
+    return Roi(RoiSettings.model_validate_json(settings), root, image_size, bits)
+
+
+def find_roi_mask(masks: dict[str, Path], path: str, folder: str) -> Path:
+    """Of those of list_roi_masks: `a/b/c` for the image a/b/c.png, else `b/c`, else `c`.
+
+    Raises UserError, with `folder` as people know it, if there is none.
+    """
+    parts = PurePosixPath(path).with_suffix("").parts
+    for start in range(len(parts)):
+        mask = masks.get("/".join(parts[start:]))
+        if mask is not None:
+            return mask
+    raise UserError(f"{folder} holds no mask for {path}: add an image named {parts[-1]}")
 
 
 def list_roi_masks(folder: Path) -> dict[str, Path]:
     """The images of a folder by their path below it, without suffix. Raises UserError for repeated names."""
     if not folder.is_dir():
-        raise UserError(f"data.roi.folder={folder} is no folder: name one with a mask for each image")
+        raise UserError(f"{folder} is no folder: name one that holds a mask for each image")
     masks: dict[str, Path] = {}
     for path in list_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -110,8 +124,17 @@ def scale_inside(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize(inside.astype(np.float32), size) > WHOLLY
 
 
+def clear_plane(plane: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
+    """A map [h, w] of probabilities at the size of its image, 0 outside bool [H, W]; itself without."""
+    if inside is None:
+        return plane
+    return resize(plane.astype(np.float32), inside.shape) * inside
+
+
 def draw_inside(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool of `size`: pixels with all four corners within the polygon [N, 2], in parts of the image."""
+    from defects.data.annotations.shapes import count_windings  # needs pandas; prediction draws nothing
+
     points = corners * np.array([size[1], size[0]])
     inside = np.ones(size, bool)
     for across in (-CORNER, CORNER):

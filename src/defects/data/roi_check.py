@@ -46,8 +46,8 @@ def check_roi(data: DataConfig, images: pd.DataFrame) -> list[str]:
     partly = [row["path"] for row, fact in zip(rows, facts, strict=True) if fact.is_partly_outside]
     if partly:
         notes.append(
-            f"{len(partly)} images have defects that reach out of the region of interest, and count with what "
-            f"lies in it: {shorten_names(partly)}"
+            f"{len(partly)} images have defects that reach out of the region of interest; what lies in it "
+            f"counts: {shorten_names(partly)}"
         )
     return notes
 
@@ -91,6 +91,6 @@ def _refuse_shared_masks(roi: Roi, images: pd.DataFrame) -> None:
     shared = [mask for mask, count in counts.items() if count > 1]
     if shared:
         raise UserError(
-            f"{len(shared)} masks of data.roi.folder are named like several images ({shorten_names(shared)}): "
-            "put masks into folders named like those of the images"
+            f"{len(shared)} masks of data.roi.folder are named like several images "
+            f"({shorten_names(shared)}): put masks into folders named like those of the images"
         )
