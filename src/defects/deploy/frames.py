@@ -65,8 +65,8 @@ def check_array(array: Any, meta: Meta, name: str) -> None:
         raise UserError(f"{name} is of type {type(array).__name__}: give a NumPy array, np.asarray(image)")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise UserError(
-            f"{name} has the shape {array.shape}: give [height, width], or [height, width, 3] as RGB, without "
-            "alpha"
+            f"{name} has the shape {array.shape}: give [height, width], or [height, width, 3] in the order "
+            "RGB, without alpha"
         )
     if not array.size:
         raise UserError(f"{name} is empty, of shape {array.shape}: give an image with pixels")

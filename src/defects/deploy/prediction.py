@@ -168,8 +168,8 @@ def predict_images(
     """
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(
-            "predict_images takes a list of images, or one array [images, height, width, 3], not one of shape "
-            f"{images.shape}: give [image] for a single one"
+            "predict_images takes a list of images, or one array [images, height, width, 3], and this one has "
+            f"the shape {images.shape}: give [image] for a single one"
         )
     if roi_masks is not None and len(roi_masks) != len(images):
         raise UserError(f"{len(roi_masks)} masks for {len(images)} images: give one for each")

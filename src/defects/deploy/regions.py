@@ -65,7 +65,8 @@ def mark_pixels(
 ) -> np.ndarray:
     """bool [K, H, W]: the masks of all classes by the model's rules, all taken to be present.
 
-    With `inside` bool [H, W] nothing is marked elsewhere. Maps are rounded to bytes first, as those that submissions are made from.
+    With `inside` bool [H, W] nothing is marked elsewhere. Maps are rounded to bytes first, as those that
+    submissions are made from.
     """
     rounded = (np.round(255 * maps) / np.float32(255)).astype(np.float16)
     rules = [Rule(pixel=rule.pixel, component=rule.component, area=rule.area) for rule in meta.rules]
