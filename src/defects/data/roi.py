@@ -21,8 +21,8 @@ from defects.messages import UserError
 WHOLLY = 1 - 1e-3  # share of a pixel that lies inside, rounding apart
 CORNER = 0.5 - 1e-6  # pixels from the centre of a pixel to its sides
 BLUR_SHARE = 0.01  # deviation of the blur before Otsu's threshold, times the shorter side
-GAP_SHARE = 0.03  # width of notches that are closed, times the shorter side
-SMALLEST_PART = 0.1  # of the area of the largest part, from which a part of the foreground is kept
+GAP_SHARE = 0.03  # width of lines that are left out and of gaps that are closed, times the shorter side
+SMALLEST_PART = 0.25  # of the area of the largest part, from which a part of the foreground is kept
 
 
 class Roi:
@@ -146,8 +146,9 @@ def draw_inside(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def find_foreground(image: np.ndarray, foreground: str) -> np.ndarray:
     """bool [H, W]: what stands out of a background that is dark (`on_dark`) or bright, in uint8 [H, W, 3].
 
-    Otsu's threshold of the blurred grey levels; notches are closed and holes filled, since a defect may look
-    like the background; parts smaller than SMALLEST_PART of the largest are left out.
+    Otsu's threshold of the blurred grey levels. What is thinner than a gap is left out, parts a gap apart are
+    joined, and parts smaller than SMALLEST_PART of the largest are left out. Of the others the convex hull is
+    judged: a hole or a broken edge looks like the background, and is what is looked for.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shorter_side = min(grey.shape)
@@ -155,18 +156,18 @@ def find_foreground(image: np.ndarray, foreground: str) -> np.ndarray:
     kind = cv2.THRESH_BINARY if foreground == "on_dark" else cv2.THRESH_BINARY_INV
     _, mask = cv2.threshold(blurred, 0, 1, kind | cv2.THRESH_OTSU)
     gap = max(1, round(GAP_SHARE * shorter_side / 2))
-    mask = cv2.copyMakeBorder(
-        mask, *[2 * gap] * 4, cv2.BORDER_REPLICATE
-    )  # or closing would end at the border
+    margin = 2 * gap  # continued beyond the border, where parts may end
+    mask = cv2.copyMakeBorder(mask, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * gap + 1, 2 * gap + 1))
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)[2 * gap : -2 * gap, 2 * gap : -2 * gap]
-    outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = cv2.drawContours(np.zeros_like(grey), outlines, -1, 1, cv2.FILLED)
-    _, parts, boxes, _ = cv2.connectedComponentsWithStats(filled, connectivity=8)
-    areas = boxes[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # the background
-    is_kept = (areas >= SMALLEST_PART * areas.max()) & (areas > 0)
-    return is_kept[parts]
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)[margin:-margin, margin:-margin].copy()
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    areas = [cv2.contourArea(outline) for outline in outlines]
+    inside = np.zeros_like(grey)
+    for outline, area in zip(outlines, areas, strict=True):
+        if area >= SMALLEST_PART * max(areas):
+            cv2.fillConvexPoly(inside, cv2.convexHull(outline), 1)
+    return inside > 0
 
 
 def summarise_shares(shares: Iterable[float]) -> str:

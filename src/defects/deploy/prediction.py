@@ -168,7 +168,7 @@ def predict_images(
     """
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(
-            "predict_images takes a list of images, or one array [images, height, width, 3], and this one has "
+            "predict_images takes a list of images, or an array [images, height, width, 3]; this one has "
             f"the shape {images.shape}: give [image] for a single one"
         )
     if roi_masks is not None and len(roi_masks) != len(images):
