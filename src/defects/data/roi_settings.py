@@ -17,7 +17,7 @@ class RoiSettings(Section):
 
     mask: Path | None = None  # an image file, not black where judged: the same for all images, of their size
     folder: Path | None = None  # such a file for each image, named like it
-    polygon: Annotated[list[Point], Field(min_length=3)] | None = None
+    polygon: list[Point] | None = None
     rectangle: tuple[Part, Part, Part, Part] | None = None  # left, top, right, bottom
     # Of each image what Otsu's threshold separates from a background that is dark, or bright.
     foreground: Literal["on_dark", "on_bright"] | None = None
@@ -25,8 +25,8 @@ class RoiSettings(Section):
     @field_validator("polygon")
     @classmethod
     def _has_area(cls, polygon: list[Point] | None) -> list[Point] | None:
-        if polygon is not None and not np.ptp(np.array(polygon), axis=0).all():
-            raise ValueError("the polygon encloses nothing")
+        if polygon is not None and (len(polygon) < 3 or not np.ptp(np.array(polygon), axis=0).all()):
+            raise ValueError("the polygon encloses nothing: write three points or more, [[x, y], ...]")
         return polygon
 
     @field_validator("rectangle")
@@ -41,7 +41,7 @@ class RoiSettings(Section):
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
             ways = ", ".join(type(self).model_fields)
-            raise ValueError(f"set exactly one of {ways}; set are {', '.join(given) or 'none'}")
+            raise ValueError(f"data.roi: set exactly one of {ways}; set are {', '.join(given) or 'none'}")
         return self
 
     @property
