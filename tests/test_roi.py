@@ -55,7 +55,7 @@ def rows_of(root: Path, marked: slice = np.s_[8:12, 20:24]) -> pd.DataFrame:
         ("{foreground: on_dark, rectangle: [0, 0, 1, 1]}", "set are rectangle, foreground"),
         ("{rectangle: [0.5, 0, 0.5, 1]}", "left below right"),
         ("{rectangle: [10, 10, 200, 200]}", "less than or equal to 1"),
-        ("{polygon: [[0, 0], [1, 1]]}", "at least 3"),
+        ("{polygon: [[0, 0], [1, 1]]}", "encloses nothing: write three points"),
         ("{polygon: [[0, 0.5], [0.4, 0.5], [1, 0.5]]}", "encloses nothing"),
         ("{foreground: dark}", "on_dark"),
     ],
@@ -220,6 +220,5 @@ def test_pixel_metrics_count_the_region_alone(tmp_path):
 
 def test_fit_map_limits_of_cells_and_of_planes():
     planes = np.arange(12, dtype=np.float16).reshape(1, 3, 4)
-    assert fit_map_limits([planes], 0.5, False, True) == fit_map_limits(
-        [planes.reshape(1, 12)], 0.5, False, True
-    )
+    of_cells = fit_map_limits([planes.reshape(1, 12)], 0.5, False, True)
+    assert of_cells == fit_map_limits([planes], 0.5, False, True)
