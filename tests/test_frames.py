@@ -42,13 +42,8 @@ def test_predict_images_is_what_predict_makes_of_files(model, tmp_path):
         for of_file, of_array in zip(of_files, predict_images(model, arrays, batch_size=3), strict=True):
             assert_same(of_file, of_array)
             assert of_array.path is None
-    assert [prediction.verdict for prediction in of_files] == [
-        "normal",
-        "defect",
-        "normal",
-        "defect",
-        "normal",
-    ]
+    verdicts = [prediction.verdict for prediction in of_files]
+    assert verdicts == ["normal", "defect", "normal", "defect", "normal"]
     assert of_files[1].regions[0].kind == "defect" and of_files[1].maps.shape == (1, CELLS, CELLS)
 
 
