@@ -1,6 +1,8 @@
 """Regions of interest: how they are told, what lies in them, and that training carries them along."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,9 +16,17 @@ from defects.data.datasets import ImageDataset, as_input
 from defects.data.labels import Labels
 from defects.data.roi import draw_inside, find_foreground, load_roi, scale_inside
 from defects.data.roi_check import check_roi
+from defects.deploy.exporter import describe_roi, read_shared_inside
+from defects.deploy.frames import decode_inside
+from defects.deploy.graph import Graph, load_portable, save_portable
+from defects.deploy.model import MapMeta
+from defects.deploy.outlines import outline_prediction
+from defects.deploy.prediction import Prediction
+from defects.deploy.regions import draw_overlay, find_regions
 from defects.evaluation.pixels import NOT_JUDGED, masked_maps, pixel_metrics
 from defects.evaluation.thresholds import fit_map_limits
 from defects.messages import UserError
+from defects.models import build_detector
 
 SIDE = 32
 RIGHT = {"rectangle": [0.5, 0, 1, 1]}
@@ -222,3 +232,66 @@ def test_fit_map_limits_of_cells_and_of_planes():
     planes = np.arange(12, dtype=np.float16).reshape(1, 3, 4)
     of_cells = fit_map_limits([planes.reshape(1, 12)], 0.5, False, True)
     assert of_cells == fit_map_limits([planes], 0.5, False, True)
+
+
+# --- exports -----------------------------------------------------------------------------------------------
+
+
+def test_graph_holds_a_region_that_all_images_share(make_config, make_dataset, tmp_path):
+    """As PyTorch file too, which knows nothing of the data; what lies outside changes nothing."""
+    config = make_config(
+        make_dataset(tests=0),
+        "data.roi.rectangle=[0.5, 0, 1, 1]",
+        "model.options.map_loss=1",
+        "infer.tta=false",
+    )
+    graph = Graph(build_detector(config), config, read_shared_inside(config))
+    images = torch.randint(0, 255, (3, SIDE, SIDE, 3), dtype=torch.uint8)
+    inside = torch.from_numpy(255 * right_half().astype(np.uint8)).expand(3, -1, -1)[..., None]
+    other = torch.where(inside > 0, images, torch.randint(0, 255, images.shape, dtype=torch.uint8))
+    with torch.inference_mode():
+        expected_score, expected_map = graph.scorer(torch.cat([images, inside], 3))
+        outputs = graph(images)
+        assert torch.equal(outputs["score"], expected_score) and torch.equal(outputs["map"], expected_map)
+        assert torch.equal(graph(other)["score"], expected_score)
+    save_portable(tmp_path / "model.pt", graph, config)
+    loaded = load_portable(tmp_path / "model.pt")(other.numpy())
+    np.testing.assert_array_equal(loaded["score"], expected_score.numpy())
+    roi = describe_roi(graph, config)
+    np.testing.assert_array_equal(decode_inside(roi.inside_png), right_half())
+
+
+def test_graph_takes_regions_that_differ_as_a_fourth_channel(make_config, make_dataset):
+    config = make_config(make_dataset(tests=0), "data.roi.foreground=on_bright")
+    assert read_shared_inside(config) is None
+    graph = Graph(build_detector(config), config)
+    assert describe_roi(graph, config).foreground == "on_bright"
+    with torch.inference_mode():
+        assert graph(torch.zeros(2, SIDE, SIDE, 4, dtype=torch.uint8))["score"].shape == (2, 1)
+
+
+@pytest.mark.parametrize("side", [SIDE, 4 * SIDE])
+def test_predictions_mark_nothing_outside(tmp_path, side):
+    """Boxes, outlines and overlays, of images of the network's size and of larger ones."""
+    meta = MapMeta(size=(4, 4), classes=["defect"], normal=[0.0], threshold=[0.5])
+    maps = np.ones((1, 4, 4), np.float32)
+    inside = right_half()
+    inside[:, : SIDE // 2 + 3] = False  # no border of cells
+    regions = find_regions(maps, (side, side), meta, inside)
+    border = side * (SIDE // 2 + 3) / SIDE
+    assert len(regions) == 1 and border <= regions[0].x < border + 0.1 * side
+    image = np.full((side, side, 3), 90, np.uint8)
+    overlay = draw_overlay(image, maps, meta, [], inside)
+    outside = overlay[:, : int(border)]
+    assert (outside == 30).all() and np.ptp(overlay[0, -1]) > 20
+    prediction = Prediction(
+        probability={"defect": 0.9},
+        labels=["defect"],
+        regions=regions,
+        maps=maps,
+        shape=(side, side),
+        inside=inside,
+    )
+    for shown in (prediction, replace(prediction, regions=[])):
+        (outline,) = outline_prediction(shown, SimpleNamespace(map=meta))
+        assert outline.points[:, 0].min() >= border

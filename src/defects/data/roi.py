@@ -79,8 +79,8 @@ def load_roi(data: DataConfig) -> Roi | None:
     """None where all of every image is judged. Raises UserError for files that cannot be read."""
     if data.roi is None:
         return None
-    named = data.roi.mask or data.roi.folder
-    path = None if named is None else resolve(named)
+    source = data.roi.mask or data.roi.folder
+    path = None if source is None else resolve(source)
     changed = path.stat().st_mtime_ns if path is not None and path.exists() else 0
     return _load_roi(data.roi.model_dump_json(), resolve(data.root), data.image_size, data.bits, changed)
 

@@ -38,10 +38,10 @@ class RoiSettings(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> "RoiSettings":
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
+        chosen = [name for name, value in self if value is not None]
+        if len(chosen) != 1:
             ways = ", ".join(type(self).model_fields)
-            raise ValueError(f"data.roi: set exactly one of {ways}; set are {', '.join(given) or 'none'}")
+            raise ValueError(f"data.roi: set exactly one of {ways}; set are {', '.join(chosen) or 'none'}")
         return self
 
     @property
