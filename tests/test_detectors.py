@@ -286,9 +286,9 @@ def test_detector_masks_outside_the_region_teach_nothing(detector):
     inside = np.zeros((SIZE, SIZE), bool)
     inside[:, :32] = True
     batch = as_batch([painted(plain(5), 1), plain(6), plain(7), plain(8)], inside)
-    other = batch | {"mask": batch["mask"].clone()}
-    other["mask"][1:, :, :, 48:] = 1
+    marked = batch | {"mask": batch["mask"].clone()}
+    marked["mask"][1:, :, :, 48:] = 1
     loss = loss_of(detector, batch)
     assert torch.isfinite(loss)
     if detector.uses_masks:
-        assert loss_of(detector, other).item() == pytest.approx(loss.item(), rel=1e-5)
+        assert loss_of(detector, marked).item() == pytest.approx(loss.item(), rel=1e-5)

@@ -248,14 +248,14 @@ def test_graph_holds_a_region_that_all_images_share(make_config, make_dataset, t
     graph = Graph(build_detector(config), config, read_shared_inside(config))
     images = torch.randint(0, 255, (3, SIDE, SIDE, 3), dtype=torch.uint8)
     inside = torch.from_numpy(255 * right_half().astype(np.uint8)).expand(3, -1, -1)[..., None]
-    other = torch.where(inside > 0, images, torch.randint(0, 255, images.shape, dtype=torch.uint8))
+    noisy = torch.where(inside > 0, images, torch.randint(0, 255, images.shape, dtype=torch.uint8))
     with torch.inference_mode():
         expected_score, expected_map = graph.scorer(torch.cat([images, inside], 3))
         outputs = graph(images)
         assert torch.equal(outputs["score"], expected_score) and torch.equal(outputs["map"], expected_map)
-        assert torch.equal(graph(other)["score"], expected_score)
+        assert torch.equal(graph(noisy)["score"], expected_score)
     save_portable(tmp_path / "model.pt", graph, config)
-    loaded = load_portable(tmp_path / "model.pt")(other.numpy())
+    loaded = load_portable(tmp_path / "model.pt")(noisy.numpy())
     np.testing.assert_array_equal(loaded["score"], expected_score.numpy())
     roi = describe_roi(graph, config)
     np.testing.assert_array_equal(decode_inside(roi.inside_png), right_half())
@@ -292,6 +292,6 @@ def test_predictions_mark_nothing_outside(tmp_path, side):
         shape=(side, side),
         inside=inside,
     )
-    for shown in (prediction, replace(prediction, regions=[])):
-        (outline,) = outline_prediction(shown, SimpleNamespace(map=meta))
+    for case in (prediction, replace(prediction, regions=[])):
+        (outline,) = outline_prediction(case, SimpleNamespace(map=meta))
         assert outline.points[:, 0].min() >= border
