@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from defects import cli
 from defects.deploy.model import find_note, load_model
 from defects.deploy.similar import load_normals
+from defects.messages import UserError
 from defects.versions import check_versions
 
 
@@ -20,6 +21,10 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="open none")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
+    if model.meta.needs_masks:
+        raise UserError(
+            f"{model.meta.experiment} needs a mask for each image: use src/predict.py --roi FOLDER"
+        )
     normals = load_normals(model.path.parent, arguments.normals, model.meta.bits)
     if note := find_note(model.meta):
         print(note, file=sys.stderr)

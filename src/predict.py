@@ -24,6 +24,7 @@ from defects.deploy.model import ExportedModel, Meta, find_claim, find_note, loa
 from defects.deploy.prediction import (
     Prediction,
     WritePrediction,
+    check_roi_masks,
     find_files,
     locate,
     name_pictures,
@@ -48,6 +49,9 @@ def main() -> None:
     )
     parser.add_argument("--overlays", type=Path, help="folder for pictures with heat maps")
     parser.add_argument("--threshold", type=cli.probability, help="a probability in place of the model's own")
+    parser.add_argument(
+        "--roi", type=Path, help="folder of masks named like the images, for a model of data.roi.folder"
+    )
     parser.add_argument("--batch-size", type=cli.positive, default=8)
     parser.add_argument(
         "--threads",
@@ -78,6 +82,8 @@ def predict_in_chunks(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {output} is a folder: choose another name")
     if arguments.overlays:
         raise UserError("--overlays: pictures are drawn without --jobs, --ray and URLs; leave it out")
+    if arguments.roi:
+        raise UserError("--roi: masks are read without --jobs, --ray and URLs; leave these out")
     with TemporaryDirectory(prefix="defects_") as folder:
         try:
             path = fetch_export(arguments.model, Path(folder))
@@ -114,12 +120,13 @@ def predict_here(arguments: argparse.Namespace) -> None:
     files = find_files(arguments.paths)
     if arguments.overlays and model.meta.map is None:
         raise UserError(f"--overlays: {model.meta.detector} makes no maps; leave it out")
+    check_roi_masks(model.meta, arguments.roi)
     tell_about(model, arguments.threshold)
     pictures = plan_pictures(arguments.overlays, files) if arguments.overlays else None
     unread = []
     unwritten = []  # reasons
     with open_writer(output, model.meta, files) as write:
-        predictions = predict(model, files, arguments.batch_size, arguments.threshold)
+        predictions = predict(model, files, arguments.batch_size, arguments.threshold, arguments.roi)
         bar = tqdm(predictions, "predicting", len(files), leave=False, disable=None)
         for position, prediction in enumerate(bar):
             write(prediction)
@@ -209,7 +216,7 @@ def save_overlay(path: Path, prediction: Prediction, meta: Meta) -> str:
     """Write a PNG; the reason if that fails, since other images are still to be scored."""
     try:
         image = read_image(prediction.path, bits=meta.bits)
-        picture = draw_overlay(image, prediction.maps, meta.map, prediction.regions)
+        picture = draw_overlay(image, prediction.maps, meta.map, prediction.regions, prediction.inside)
         content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
         write_bytes(path, content)
     except UserError as error:

@@ -1,5 +1,6 @@
 """What every detector does, whatever is inside: train, calibrate, score, come back from its file."""
 
+import copy
 import json
 from contextlib import nullcontext
 
@@ -19,6 +20,7 @@ from defects.deploy.model import load_model
 from defects.deploy.prediction import predict
 from defects.messages import UserError
 from defects.models import build_detector
+from defects.models.supersimplenet import SuperSimpleNet
 from defects.runs import Run
 from defects.stages import ensure_images, ensure_tables
 from defects.training.checkpoint import load_detector
@@ -221,3 +223,72 @@ def test_detector_a_score_does_not_depend_on_the_other_images(detector):
     together = scores(detector, images)[0]
     alone = torch.cat([scores(detector, [image])[0] for image in images])
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+# --- regions of interest -----------------------------------------------------------------------------------
+
+
+def as_batch(images, inside=None):
+    """Labelled as normal; with `inside` bool [H, W] as the fourth channel of all images."""
+    colours = torch.from_numpy(np.stack([np.stack([image] * 3) for image in images])).float() / 255
+    plane = torch.ones(len(images), 1, SIZE, SIZE)
+    if inside is not None:
+        colours = torch.cat([colours, plane * torch.from_numpy(inside).float()], 1)
+    label = torch.zeros(len(images), 1)
+    label[0] = 1
+    mask = torch.zeros_like(plane)
+    mask[0, :, 4:12, 4:12] = 1
+    groups = torch.arange(len(images))
+    return {"image": colours, "label": label, "mask": mask, "masked": torch.ones_like(label), "group": groups}
+
+
+def loss_of(detector, batch):
+    learner = copy.deepcopy(detector)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    with torch.no_grad():
+        if learner.trains_on_features:
+            batch = learner.eval().embed(batch)
+        return learner.train().training_loss(batch)["loss"]
+
+
+def test_detector_a_region_of_all_pixels_changes_nothing(detector):
+    images = [painted(plain(5), 1), plain(6), plain(7)]
+    whole = np.ones((SIZE, SIZE), bool)
+    with torch.inference_mode():
+        expected = detector(as_batch(images)["image"])
+        score, maps = detector(as_batch(images, whole)["image"])
+    torch.testing.assert_close(score, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(maps, expected[1], rtol=1e-3, atol=1e-4)
+    if any(weights.requires_grad for weights in detector.parameters()):
+        losses = [loss_of(detector, as_batch(images, inside)) for inside in (None, whole)]
+        assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
+
+
+def test_detector_what_lies_outside_the_region_does_not_raise_the_score(detector):
+    """Without the fill that hides it from the network: a stain is seen, but its cells do not count."""
+    if isinstance(detector, SuperSimpleNet) and detector.supervised:
+        pytest.skip("its score is learnt, and need not rise with the map")
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[:, :24] = True
+    stained = cv2.circle(plain(2000), (52, 32), 8, 220, -1)
+    with torch.inference_mode():
+        raised, full_map = detector(as_batch([stained])["image"])
+        score, _ = detector(as_batch([stained], inside)["image"])
+    width = full_map.shape[3]
+    assert full_map[..., width // 2 :].max() > full_map[..., : width // 3].max()  # it is what is seen
+    assert score.item() < raised.item()
+
+
+def test_detector_masks_outside_the_region_teach_nothing(detector):
+    if not any(weights.requires_grad for weights in detector.parameters()):
+        pytest.skip("it does not learn from losses")
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[:, :32] = True
+    batch = as_batch([painted(plain(5), 1), plain(6), plain(7), plain(8)], inside)
+    marked = batch | {"mask": batch["mask"].clone()}
+    marked["mask"][1:, :, :, 48:] = 1
+    loss = loss_of(detector, batch)
+    assert torch.isfinite(loss)
+    if detector.uses_masks:
+        assert loss_of(detector, marked).item() == pytest.approx(loss.item(), rel=1e-5)

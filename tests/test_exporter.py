@@ -114,10 +114,10 @@ def test_export_files_get_the_scores_of_training(run, name, batch_size):
 def test_an_export_that_scores_differently_is_not_written(run, monkeypatch, fails_with_one_line):
     before = sorted(path.stat().st_mtime_ns for path in run[1].iterdir())
 
-    def distort(path, detector, config):
-        bias = detector.network.get_classifier().bias
+    def distort(path, graph, config):
+        bias = graph.scorer.detector.network.get_classifier().bias
         bias.data += 0.01
-        save_portable(path, detector, config)
+        save_portable(path, graph, config)
         bias.data -= 0.01
 
     monkeypatch.setattr(exporter, "save_portable", distort)

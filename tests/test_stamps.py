@@ -46,6 +46,7 @@ STALE = {
     "data.unlisted_classes": "index",
     "data.bits": "run index folds comparison teacher",
     "data.inverted_masks": "index",
+    "data.roi": "run index folds comparison",
     "split.folds": "folds",
     "split.seed": "run folds",
     "split.group_file": "folds",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from defects.data.layouts import find_layout_settings, layout_names
+from defects.data.roi_settings import RoiSettings
 from defects.messages import UserError
 from defects.settings import CONTROL, Section, convert, dump_yaml
 
@@ -123,6 +124,7 @@ class DataConfig(Section):
     inverted_masks: bool | None = None  # masks are white where nothing is; None: all masks together decide
     # Of the original images, for sizes of defects in millimetres; None: sizes are in pixels.
     pixel_size_mm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    roi: RoiSettings | None = None  # what of the images is judged; None: all
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ ABOUT_THE_INDEX = {
 }
 # Settings that name files: what counts is what these hold, wherever they lie.
 FILE_SETTINGS = (
+    "data.roi.mask",
+    "data.roi.folder",
     "model.backbone.weights",
     "model.options.teacher",
     "model.options.textures",

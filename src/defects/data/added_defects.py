@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 
+from defects.data.black_out import covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import Labels, is_marked, read_masks
+from defects.data.roi import Roi
 from defects.data.transforms import DIHEDRAL
 from defects.messages import UserError
 from defects.numerics import derive_seed
@@ -54,6 +56,16 @@ class AddedDefect(NamedTuple):
     mask: np.ndarray  # uint8 [H, W, K], 1 where the defect is
     label: np.ndarray  # float32 [C]
 
+    def within(self, inside: np.ndarray, image: np.ndarray) -> "AddedDefect | None":
+        """Of it what lies in `inside`, bool [H, W], the rest as in `image`; None if nothing does."""
+        mask = self.mask * inside[..., None]
+        is_present = mask.any(axis=(0, 1))
+        if not is_present.any():
+            return None
+        label = self.label.copy()
+        label[: len(is_present)] = is_present  # of several classes; the last stays, for any defect
+        return AddedDefect(np.where(inside[..., None], self.image, image), mask, label)
+
 
 # --- pasted defects --------------------------------------------------------------------------------------
 
@@ -74,10 +86,12 @@ class Paste:
         labels: Labels,
         seed: int,
         bits: int | None = None,
+        roi: Roi | None = None,
     ):
         self.rows = rows.to_dict("records")
         self.root = root
         self.size = size
+        self.roi = roi
         self.probability = probability
         self.symmetries = symmetries
         self.labels = labels
@@ -96,20 +110,35 @@ class Paste:
         if self.rows[row]["label"] != 0 or random.random() >= self.probability:
             return None
         source = self.rows[self.marked[random.integers(len(self.marked))]]
-        piece = self._choose_piece(source, random)
+        pixels = read_image(self.root / source["path"], self.size, self.bits)
+        inside = None
+        if self.roi is not None:
+            inside = self.roi.read(source["path"], self.size, pixels)
+            pixels = covered(pixels, ~inside)
+        piece = self._choose_piece(source, inside, random)
+        if piece is None:
+            return None
         matrix = place_piece(piece.max(axis=2), self.symmetries, random)
         mask = np.stack([_warp(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
-        pixels = read_image(self.root / source["path"], self.size, self.bits)
         mixed = blend_patch(image, _warp(pixels, matrix), mask.any(axis=2))
         is_present = mask.any(axis=(0, 1))
         label = np.append(is_present if self.labels.classes else [], is_present.any())
         return AddedDefect(mixed, mask.astype(np.uint8), label.astype(np.float32))
 
-    def _choose_piece(self, row: dict[str, Any], random: Generator) -> np.ndarray:
-        """float32 [H, W, K]: one connected defect of a row, drawn in proportion to its area."""
+    def _choose_piece(
+        self, row: dict[str, Any], inside: np.ndarray | None, random: Generator
+    ) -> np.ndarray | None:
+        """float32 [H, W, K]: one connected defect of a row, drawn in proportion to its area.
+
+        None if no pixel of it lies in `inside`.
+        """
         planes = np.moveaxis(read_masks(row, self.root, self.labels.classes), 2, 0)
         masks = np.stack([resize_mask(plane, self.size) for plane in planes], axis=2)
+        if inside is not None:
+            masks &= inside[..., None]
         is_defective = masks.any(axis=2)
+        if not is_defective.any():
+            return None
         _, parts = cv2.connectedComponents(cv2.dilate(is_defective.astype(np.uint8), GAP))
         number = random.choice(parts[is_defective])
         return (masks & (parts == number)[..., None]).astype(np.float32)

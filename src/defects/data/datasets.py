@@ -17,6 +17,7 @@ from defects.data.added_defects import Paste, Synthetic
 from defects.data.black_out import BlackOut, covered
 from defects.data.images import read_image, resize_mask, windows
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, is_marked, read_masks, target_labels
+from defects.data.roi import Roi, load_roi
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
 from defects.messages import UserError
 from defects.numerics import derive_seed
@@ -28,7 +29,9 @@ Item = int | tuple[int, int]  # row, or epoch and row
 class TrainingImage(NamedTuple):
     """An image, and what is known of it."""
 
-    targets: dict[str, np.ndarray]  # image uint8 [H, W, 3], and where masks are needed mask uint8 [H, W, K]
+    # image uint8 [H, W, 3], where masks are needed mask uint8 [H, W, K], with a region of interest inside
+    # uint8 [H, W, 1], 1 where the image is judged
+    targets: dict[str, np.ndarray]
     label: np.ndarray  # float32 [C]
 
 
@@ -38,7 +41,8 @@ class ImageDataset(Dataset):
     An item is asked for by (epoch, row), or by row alone where nothing is augmented:
     image uint8 [H, W, 3], label float32 [C] (NaN if unknown), row; with `labels.masks` also
     mask uint8 [H, W, K] (1: defect; K classes, or 1) and masked float32 [1] (1: the mask is known); with
-    `labels.groups` also group, a number that the images of one group share.
+    `labels.groups` also group, a number that the images of one group share. With `roi` an image has a fourth
+    channel, 255 in the region of interest and 0 outside; what lies outside is in neither image nor mask.
     With `black_out` some items are covered, and labels and mask of those that are hidden by it are 0; with
     `painters` some normal items get a defect, and with it its labels and mask. Where `steps` crop,
     labels are those of the defects that lie in the crop.
@@ -58,6 +62,7 @@ class ImageDataset(Dataset):
         black_out: BlackOut | None = None,
         painters: Sequence[Paste | Synthetic] = (),
         bits: int | None = None,
+        roi: Roi | None = None,
     ):
         self.root = root
         self.paths = rows["path"].tolist()
@@ -69,6 +74,7 @@ class ImageDataset(Dataset):
         self.flips = rows.get("flip", pd.Series("none", rows.index)).tolist()
         self.size = size
         self.bits = bits
+        self.roi = roi
         self.seed = seed
         self.compose = build_augmentation(steps)
         self.is_cropped = self.compose is not None and "mask_path" in rows and has_crop(self.compose)
@@ -104,6 +110,8 @@ class ImageDataset(Dataset):
         targets = {"image": np.zeros((*self.size, 3), np.uint8)}
         if self.mask_rows:
             targets["mask"] = self._empty_mask()
+        if self.roi is not None:
+            targets["inside"] = np.zeros((*self.size, 1), np.uint8)
         return augmented_size(self.compose, **targets)
 
     def _load(self, item: Item) -> TrainingImage:
@@ -111,8 +119,13 @@ class ImageDataset(Dataset):
         epoch, row = item if isinstance(item, tuple) else (0, item)
         label = self.labels[row]
         targets = {"image": read_image(self.root / self.paths[row], self.size, self.bits)}
+        inside = None
+        if self.roi is not None:
+            inside = self.roi.read(self.paths[row], self.size, targets["image"])
+            targets["image"] = covered(targets["image"], ~inside)
+            targets["inside"] = inside[..., None].astype(np.uint8)
         if self.mask_rows is not None:
-            targets["mask"] = self._read_mask(self.mask_rows[row])
+            targets["mask"] = self._read_mask(self.mask_rows[row], inside)
         if self.black_out is not None:
             cover = self.black_out.cover(epoch, row)
             if cover is not None:
@@ -123,8 +136,10 @@ class ImageDataset(Dataset):
                     targets["mask"] = self._empty_mask()
         for paint in self.painters:
             painted = paint(epoch, row, targets["image"])
+            if painted is not None and inside is not None:
+                painted = painted.within(inside, targets["image"])
             if painted is not None:
-                targets = {name: getattr(painted, name) for name in targets}
+                targets |= {name: getattr(painted, name) for name in ("image", "mask") if name in targets}
                 label = painted.label
                 break
         angle = self.angles[row]
@@ -133,11 +148,13 @@ class ImageDataset(Dataset):
             {name: rotate_flip(pixels, angle, flip) for name, pixels in targets.items()}, label
         )
 
-    def _read_mask(self, row: dict[str, Any]) -> np.ndarray:
+    def _read_mask(self, row: dict[str, Any], inside: np.ndarray | None) -> np.ndarray:
         masks = read_masks(row, self.root, self.classes)
         if masks is None:
             return self._empty_mask()
         planes = [resize_mask(plane, self.size) for plane in np.moveaxis(masks, 2, 0)]
+        if inside is not None:
+            planes = [plane & inside for plane in planes]
         return np.stack(planes, axis=2).astype(np.uint8)
 
     def _empty_mask(self) -> np.ndarray:
@@ -154,8 +171,11 @@ class ImageDataset(Dataset):
             is_present = targets["mask"].any(axis=(0, 1))
             label = np.append(is_present, is_present.any()) if self.classes else is_present
             label = label.astype(np.float32)
+        pixels = targets["image"]
+        if self.roi is not None:
+            pixels = np.concatenate([pixels, 255 * targets["inside"]], axis=2)
         sample = {
-            "image": torch.from_numpy(targets["image"]),
+            "image": torch.from_numpy(pixels),
             "label": torch.from_numpy(label),
             "row": row,
         }
@@ -199,6 +219,7 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
     root = resolve(data.root)
     size = data.image_size
     seed = train.seed
+    roi = load_roi(data)
     black_out = BlackOut(rows, root, size, train.black_out, seed) if train.black_out else None
     painters: list[Paste | Synthetic] = []
     if train.paste and not any(is_marked(row) for row in rows.to_dict("records")):
@@ -207,10 +228,12 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
             "mask: nothing is pasted"
         )
     elif train.paste:
-        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, data.bits))
+        painters.append(Paste(rows, root, size, train.paste, data.symmetries, labels, seed, data.bits, roi))
     if train.synthetic:
         painters.append(Synthetic(rows, train.synthetic, seed))
-    dataset = ImageDataset(rows, root, size, config.augment, seed, labels, black_out, painters, data.bits)
+    dataset = ImageDataset(
+        rows, root, size, config.augment, seed, labels, black_out, painters, data.bits, roi
+    )
     sampler = EpochSampler(len(rows), train.seed)
     # A last batch of one image would break batch normalisation.
     return _loader(dataset, train.batch_size, train.workers, sampler, drop_last=len(rows) > train.batch_size)
@@ -219,12 +242,14 @@ def training_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEF
 def plain_loader(config: Config, rows: pd.DataFrame, labels: Labels = ANY_DEFECT) -> DataLoader:
     """Batches of images in the order of `rows`, never augmented."""
     data = config.data
-    dataset = ImageDataset(rows, resolve(data.root), data.image_size, [], 0, labels, bits=data.bits)
+    root = resolve(data.root)
+    roi = load_roi(data)
+    dataset = ImageDataset(rows, root, data.image_size, [], 0, labels, bits=data.bits, roi=roi)
     return _loader(dataset, config.infer.batch_size, config.train.workers)
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict:
-    """A loader's batch as detectors take it: on the device, image float32 [B, 3, H, W] in [0, 1].
+    """A loader's batch as detectors take it: on the device, image as by `as_input`.
 
     A batch without images, of their features, is moved alone.
     """
@@ -271,8 +296,18 @@ class DeviceBatches:
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]; channels-last memory comes for free."""
-    return images.permute(0, 3, 1, 2).float() / 255
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]; channels-last memory comes for free.
+
+    A fourth channel, not 0 in the region of interest, becomes 1 there and 0 outside. What lies outside gets
+    the mean colour of what lies inside, whatever it was: no network sees it, and the edge is faint.
+    """
+    values = images.permute(0, 3, 1, 2).float() / 255
+    if images.shape[3] == 3:
+        return values
+    inside = (values[:, 3:] > 0).float()
+    colours = values[:, :3] * inside
+    mean = colours.sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.cat([colours + (1 - inside) * mean, inside], 1)
 
 
 def _loader(

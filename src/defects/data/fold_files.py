@@ -12,14 +12,24 @@ import pandas as pd
 
 from defects.config_schema import Config, DuplicateConfig, resolve
 from defects.data import duplicates
+from defects.data.black_out import covered
 from defects.data.bounded_memory import allocate_array, in_threads
 from defects.data.folds import find_stated_groups, make_training_rows, plan_folds
 from defects.data.images import read_image
 from defects.data.index import load_images, training_sha256
+from defects.data.roi import load_roi
 from defects.files import locked, read_csv, read_json, write_csv, write_json
 from defects.messages import UserError
 from defects.runs import FULL, fold_names
-from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, join_differences, settings_but
+from defects.stamps import (
+    ABOUT_THE_INDEX,
+    Stamp,
+    content_of,
+    differences,
+    file_contents,
+    join_differences,
+    settings_but,
+)
 
 STRICTER = [0.95, 0.98, 0.99, 0.995, 0.999, 1.0]  # correlations tried where groups would be too few for folds
 SEARCH_FILE = "siblings.json"
@@ -136,9 +146,12 @@ def _thumbnails(
     """uint8 [N, S, S], and widths over heights of the images [N]."""
     root = resolve(config.data.root)
     side = settings.thumbnail_size
+    roi = load_roi(config.data)
 
     def read_thumbnail(path: str) -> tuple[np.ndarray, float]:
         image = read_image(root / path, bits=config.data.bits)
+        if roi is not None:
+            image = covered(image, ~roi.read(path, image.shape[:2]))
         if settings.ignore:
             top, left, bottom, right = settings.ignore
             image[top:bottom, left:right] = 0
@@ -158,7 +171,7 @@ def _stamp(config: Config) -> Stamp:
     files = {"images.csv": training_sha256(config)}
     if config.split.group_file:
         files["split.group_file"] = content_of(config.split.group_file)
-    return {"settings": settings, "files": files}
+    return {"settings": settings, "files": files | file_contents(settings)}
 
 
 def load_tables(config: Config, images: pd.DataFrame | None = None) -> DataTables:

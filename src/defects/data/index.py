@@ -15,10 +15,18 @@ from defects.data.labels import RUNS, class_columns
 from defects.data.layouts import list_data
 from defects.data.listing import Listing
 from defects.data.rle import check_runs, read_rle_table, table_form
+from defects.data.roi_check import check_roi
 from defects.data.user_tables import match_ids, read_user_table
 from defects.files import locked, read_csv, read_json, same_text, write_bytes, write_csv, write_json
 from defects.messages import SHOWN_NAMES, UserError, shorten_names
-from defects.stamps import Stamp, content_of, differences, join_differences, settings_but
+from defects.stamps import (
+    Stamp,
+    content_of,
+    differences,
+    file_contents,
+    join_differences,
+    settings_but,
+)
 
 LISTED_PROBLEMS = 20  # lines on the console about files that cannot be used; all of them go to a file
 IMAGE_COLUMNS = ["image_id", "path", "split", "label", "mask_path", "kind", "width", "height", "sha256"]
@@ -68,7 +76,8 @@ def prepare_locked(config: Config) -> pd.DataFrame:
         images, mark_facts = mark_images(data, images, listing.marks)
         columns += [] if data.classes else [RUNS]
     images = images.sort_values("image_id", ignore_index=True)[columns]
-    inventory = take_inventory(data, images, listing.folders, listing.notes, examination, mark_facts)
+    notes = listing.notes + check_roi(data, images)
+    inventory = take_inventory(data, images, listing.folders, notes, examination, mark_facts)
     # Gone first, written last: after an interruption, load_images prepares again instead of mixing tables.
     (folder / "prepare.json").unlink(missing_ok=True)
     write_csv(folder / "images.csv", images)
@@ -167,7 +176,8 @@ def _stamp(data: DataConfig) -> Stamp:
     if data.annotations is not None:
         path = resolve(data.root) / data.annotations.expanduser()
         files["data.annotations"] = annotations_sha256(path)
-    return {"settings": settings_but(data, NOT_THE_INDEX, "data."), "files": files}
+    settings = settings_but(data, NOT_THE_INDEX, "data.")
+    return {"settings": settings, "files": files | file_contents(settings)}
 
 
 def _refuse_output_inside(config: Config, listing: Listing) -> None:

@@ -77,12 +77,20 @@ def augmented_size(compose: albumentations.Compose, **targets: np.ndarray) -> tu
 
 
 def augment(compose: albumentations.Compose, *key: int, **targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Augment image (and mask) with a generator of this item alone, key = (seed, epoch, row).
+    """Augment image (and mask, and inside) with a generator of this item alone, key = (seed, epoch, row).
 
     A seed given once to Compose would repeat itself in every worker and every epoch.
     """
     compose.set_random_seed(derive_seed(*key))
-    return compose(**targets)
+    if "inside" not in targets:
+        return compose(**targets)
+    # As one more plane of the mask: an added target would need a Compose of its own.
+    planes = [targets[name] for name in ("mask", "inside") if name in targets]
+    augmented = compose(image=targets["image"], mask=np.concatenate(planes, axis=2))
+    image = augmented["image"]
+    masks = augmented["mask"].reshape(*image.shape[:2], -1)
+    parts = {"mask": masks[..., :-1], "inside": masks[..., -1:]}
+    return {"image": image} | {name: part for name, part in parts.items() if name in targets}
 
 
 def _step(step: dict[str, Any]) -> albumentations.BasicTransform | albumentations.OneOf:

@@ -2,11 +2,13 @@
 differently."""
 
 import shutil
+from base64 import b64encode
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -17,6 +19,7 @@ from defects.config_schema import Config, resolve
 from defects.data.datasets import plain_loader
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image
+from defects.data.roi import load_roi
 from defects.deploy.graph import Graph, save_portable, write_int8, write_onnx, write_openvino
 from defects.deploy.model import (
     META,
@@ -25,6 +28,7 @@ from defects.deploy.model import (
     MaskRule,
     Meta,
     Output,
+    RoiMeta,
     list_parts,
     load_model,
     read_meta,
@@ -33,7 +37,7 @@ from defects.deploy.parity import MAP_LIMIT, SCORE_LIMIT, build_parity_table, co
 from defects.deploy.similar import NORMAL_IMAGES, shrink, spread_positions
 from defects.evaluation.acceptance import state_run_claims
 from defects.evaluation.mask_rules import Rule
-from defects.evaluation.pixels import Maps
+from defects.evaluation.pixels import Maps, judged_cells
 from defects.evaluation.scales import align_oof, rescale
 from defects.evaluation.thresholds import choose_threshold, fit_map_limits
 from defects.files import array_archive, locked, sha256, write_csv, write_json
@@ -66,7 +70,7 @@ def export(
     detector = load_detector(run, fold)
     if not formats:
         formats = [name for name in EXPORT_FORMATS if detector.int8 or name != "openvino_int8"]
-    graph = Graph(detector, run.config)
+    graph = Graph(detector, run.config, read_shared_inside(run.config))
     check_copies(graph, run.config, formats)
     folder = run.fold_folder(fold) / "export"
     part = folder.with_name(".export.part")
@@ -84,6 +88,25 @@ def export(
             for path in (part, old):
                 shutil.rmtree(path, ignore_errors=True)
     return folder, table
+
+
+def read_shared_inside(config: Config) -> torch.Tensor | None:
+    """uint8 [H, W, 1] at data.image_size, 255 inside a region that all images share; None if they do not."""
+    roi = load_roi(config.data)
+    if roi is None or not roi.settings.is_fixed:
+        return None
+    inside = roi.read("", config.data.image_size)
+    return torch.from_numpy(255 * inside.astype(np.uint8)[..., None])
+
+
+def describe_roi(graph: Graph, config: Config) -> RoiMeta | None:
+    """For model.json."""
+    if config.data.roi is None:
+        return None
+    if graph.inside is None:
+        return RoiMeta(foreground=config.data.roi.foreground)
+    content = cv2.imencode(".png", graph.inside.numpy())[1].tobytes()
+    return RoiMeta(inside_png=b64encode(content).decode())
 
 
 def check_copies(graph: Graph, config: Config, formats: list[str]) -> None:
@@ -162,17 +185,17 @@ def _write_models(
     onnx = folder / "model.onnx"
     fp32 = folder / "openvino_fp32.xml"
     if "torch" in formats:
-        save_portable(folder / "model.pt", detector, config)
+        save_portable(folder / "model.pt", graph, config)
     if formats == ["torch"]:
         return
     rows = select_learnt(detector, training)
-    write_onnx(graph, next(_image_batches(config, rows[:1])), onnx)
+    write_onnx(graph, next(_image_batches(config, graph, rows[:1])), onnx)
     if "openvino" in formats or "openvino_int8" in formats:
         write_openvino(onnx, fp32)
     if "openvino_int8" in formats:
         single = config.model_copy(update={"infer": config.infer.model_copy(update={"batch_size": 1})})
         sample = _spread(rows, CALIBRATION_IMAGES)
-        write_int8(fp32, folder / "openvino_int8.xml", _image_batches(single, sample), len(sample))
+        write_int8(fp32, folder / "openvino_int8.xml", _image_batches(single, graph, sample), len(sample))
     for name in EXPORT_FORMATS.keys() - set(formats):  # written on the way only
         for part in list_parts(EXPORT_FORMATS[name][0]):
             (folder / part).unlink(missing_ok=True)
@@ -183,10 +206,15 @@ def select_learnt(detector: Detector, training: pd.DataFrame) -> pd.DataFrame:
     return training[training["label"] == 0] if detector.learns_from == "normal" else training
 
 
-def _image_batches(config: Config, rows: pd.DataFrame) -> Iterator[np.ndarray]:
-    """The graph's input, uint8 [B, H, W, 3]."""
+def _image_batches(config: Config, graph: Graph, rows: pd.DataFrame) -> Iterator[np.ndarray]:
+    """The graph's input, uint8 [B, H, W, 3], with a fourth channel if regions of interest differ."""
     for batch in plain_loader(config, rows):
-        yield batch["image"].numpy()
+        yield _as_graph_input(batch["image"], graph).numpy()
+
+
+def _as_graph_input(images: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """Without the region of interest that the graph holds itself."""
+    return images if graph.inside is None else images[..., :3].contiguous()
 
 
 @torch.inference_mode()
@@ -194,9 +222,10 @@ def _score_as_training(
     config: Config, graph: Graph, rows: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, Output]]:
     """Batches of images, and their scores, probabilities and maps as training computes them."""
-    for images in tqdm(_image_batches(config, rows), "comparing", leave=False, disable=None):
-        score, maps = graph.scorer(torch.from_numpy(images))
+    for batch in tqdm(plain_loader(config, rows), "comparing", leave=False, disable=None):
+        score, maps = graph.scorer(batch["image"])
         probability = _probability(graph.scorer.detector, score.numpy())
+        images = _as_graph_input(batch["image"], graph).numpy()
         yield images, Output(score.numpy(), probability, None if maps is None else maps.numpy())
 
 
@@ -220,7 +249,8 @@ def _write_meta(
     config = run.config
     detector = graph.scorer.detector
     with torch.inference_mode():
-        blank = torch.zeros(1, *config.data.image_size, 3, dtype=torch.uint8)
+        channels = 3 if config.data.roi is None or graph.inside is not None else 4
+        blank = torch.zeros(1, *config.data.image_size, channels, dtype=torch.uint8)
         maps = graph(blank).get("map")
     thresholds = choose_thresholds(run, tables, detector, fold)
     choice = choose_mask_rules(run, tables, detector)
@@ -243,6 +273,7 @@ def _write_meta(
         checkpoint_sha256=sha256(run.fold_folder(fold) / "best.pt"),
         image_size=config.data.image_size,
         bits=config.data.bits,
+        roi=describe_roi(graph, config),
         targets=list(detector.targets),
         threshold=thresholds,
         claims=state_run_claims(run, tables, masks),
@@ -318,15 +349,18 @@ def measure_map_limits(
     choices = (normal[normal["fold"] == fold], normal, oof[oof["fold"] == fold], oof)
     rows = next(choice for choice in choices if len(choice))
     has_normal = (rows["label"] == 0).all()
-    return fit_map_limits(_read_maps(run, rows), run.config.threshold.fpr, detector.segments, has_normal)
+    planes = _read_maps(run, tables, rows)
+    return fit_map_limits(planes, run.config.threshold.fpr, detector.segments, has_normal)
 
 
-def _read_maps(run: Run, rows: pd.DataFrame) -> Iterator[np.ndarray]:
-    """float16 [K, h, w] of each of these out-of-fold rows."""
+def _read_maps(run: Run, tables: DataTables, rows: pd.DataFrame) -> Iterator[np.ndarray]:
+    """float16 [K, ...]: the cells of each of these out-of-fold rows that are judged."""
+    roi = load_roi(run.config.data)
+    paths = tables.folds.set_index("image_id")["path"]
     for fold, of_fold in rows.groupby("fold"):
         maps = Maps(run.fold_folder(fold) / OOF_MAPS)
         for image_id in tqdm(of_fold["image_id"], "scale of the maps", leave=False, disable=None):
-            yield maps.of_classes(image_id)
+            yield judged_cells(maps.of_classes(image_id), roi, paths[image_id])
 
 
 def choose_mask_rules(run: Run, tables: DataTables, detector: Detector) -> RuleChoice | None:

@@ -28,13 +28,20 @@ EXAMPLE_BATCH = 2  # images that the graph is traced with: 1 would be taken for 
 
 
 class Graph(torch.nn.Module):
-    """What is exported: images uint8 [B, H, W, 3] -> score and probability [B, C], map [B, K, h, w]."""
+    """What is exported: images uint8 [B, H, W, 3] -> score and probability [B, C], map [B, K, h, w].
 
-    def __init__(self, detector: Detector, config: Config):
+    `inside` uint8 [H, W, 1] is a region of interest that all images share, 255 inside. One that differs
+    between images is their fourth channel.
+    """
+
+    def __init__(self, detector: Detector, config: Config, inside: torch.Tensor | None = None):
         super().__init__()
+        self.register_buffer("inside", inside)
         self.scorer = Scorer(detector, config.infer, config.data.symmetries).eval()
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.inside is not None:
+            image = torch.cat([image, self.inside.expand(image.shape[0], -1, -1, -1)], 3)
         score, maps = self.scorer(image)
         outputs = {"score": score, "probability": self.scorer.detector.probability(score)}
         if maps is not None:
@@ -42,29 +49,33 @@ class Graph(torch.nn.Module):
         return outputs
 
 
-def save_portable(path: Path, detector: Detector, config: Config) -> None:
+def save_portable(path: Path, graph: Graph, config: Config) -> None:
     """Weights and the settings they need, without the folders of this machine."""
     values = config.model_dump(mode="json", include=PORTABLE_SECTIONS, exclude_defaults=True)
     values["data"]["root"] = "."
+    values["data"].pop("roi", None)  # it is in the graph, or comes with the images
     model = values["model"]
     options = model.get("options", {})
     model["options"] = {name: value for name, value in options.items() if name not in SOURCE_OPTIONS}
     if "backbone" in model:
         model["backbone"]["weights"] = "none"
-    checkpoint.save(path, {"config": values, "detector": detector.state_dict()})
+    content = {"config": values, "detector": graph.scorer.detector.state_dict()}
+    if graph.inside is not None:
+        content["inside"] = graph.inside
+    checkpoint.save(path, content)
 
 
 def load_portable(path: Path, threads: int | None = None) -> ScoreImages:
     """Raises UserError when the file is truncated, or holds anything but tensors and plain values."""
     content = checkpoint.load(path)
-    if set(content) != {"config", "detector"}:
+    if set(content) - {"inside"} != {"config", "detector"}:
         raise UserError(f"{path} is no portable model: src/export.py writes one")
     config = validate_config(content["config"], str(path))
     detector = build_detector(config, pretrained=False)
     detector.load_state_dict(content["detector"])
     if threads is not None:
         torch.set_num_threads(threads)
-    graph = Graph(detector, config)
+    graph = Graph(detector, config, content.get("inside"))
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> Arrays:

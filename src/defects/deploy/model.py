@@ -4,11 +4,12 @@ Nothing of what training needs is imported here, but for the PyTorch file.
 """
 
 import json
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -51,6 +52,18 @@ class MapMeta(Section):
     rules: list[MaskRule] | None = None
 
 
+class RoiMeta(Section):
+    """Which part of the images is judged. Without both, a mask has to come with every image."""
+
+    # The same for all images, as part of the graph too: a PNG of image_size in base64, not black inside.
+    inside_png: str | None = None
+    foreground: Literal["on_dark", "on_bright"] | None = None  # what data.roi.find_foreground finds
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.inside_png is not None
+
+
 class Meta(Section):
     """model.json: `threshold` holds the probability from which each of `targets` counts as present."""
 
@@ -62,6 +75,7 @@ class Meta(Section):
     image_size: tuple[Count, Count]  # height, width in pixels
     # data.bits of 16-bit images. Exports from before there was a choice were made without, as None says.
     bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    roi: RoiMeta | None = None  # None: all of an image is judged
     targets: list[str]
     threshold: dict[str, float]
     # Of all folds of the run, by these thresholds; None in exports from before there were claims.
@@ -69,6 +83,16 @@ class Meta(Section):
     map: MapMeta | None
     files: dict[str, str]  # name -> sha256
     packages: dict[str, str]  # what wrote it
+
+    @property
+    def channels(self) -> int:
+        """Of the graph's input: RGB, and 255 inside a region of interest that differs between images."""
+        return 3 if self.roi is None or self.roi.is_fixed else 4
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a mask has to come with every image."""
+        return self.channels == 4 and self.roi.foreground is None
 
 
 def find_note(meta: Meta) -> str:
@@ -103,7 +127,11 @@ class Output(NamedTuple):
 
 
 class ExportedModel:
-    """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output."""
+    """An exported model: images uint8 [B, H, W, 3] RGB of `meta.image_size` -> Output.
+
+    With four `meta.channels` the last is 255 in the region of interest of each image, 0 outside. May be
+    called by several threads at a time.
+    """
 
     def __init__(self, path: Path, meta: Meta, run: ScoreImages):
         self.path = path
@@ -202,9 +230,12 @@ def _open_openvino(path: Path, threads: int | None) -> ScoreImages:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino_core().compile_model(path, "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
+    of_thread = threading.local()  # a request must not be used by two threads at a time
 
     def run(images: np.ndarray) -> Arrays:
-        outputs = compiled({"image": images})
+        if not hasattr(of_thread, "request"):
+            of_thread.request = compiled.create_infer_request()
+        outputs = of_thread.request.infer({"image": images})
         return {name: outputs[name] for name in names}
 
     return run

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from defects.data.images import resize
+from defects.data.roi import scale_inside
 from defects.deploy.model import MapMeta, Meta
 from defects.deploy.prediction import Prediction
 from defects.deploy.regions import mark_pixels
@@ -23,20 +24,21 @@ class Outline(NamedTuple):
 
 
 def outline_prediction(prediction: Prediction, meta: Meta) -> list[Outline]:
-    """The parts of the kinds that are present, by kind; the whole image if a defect has no part."""
+    """The parts of the kinds that are present, by kind; all that is judged if a defect has no part."""
+    judged = None if prediction.inside is None else scale_inside(prediction.inside, prediction.shape)
     outlines = []
     kinds = {region.kind for region in prediction.regions}
-    masks = _mark_kinds(prediction, meta.map) if kinds else {}
+    masks = _mark_kinds(prediction, meta.map, judged) if kinds else {}
     for kind, mask in masks.items():
         if kind in kinds:
             target = kind if kind in prediction.probability else "defect"
             probability = prediction.probability[target]
             outlines += [Outline(kind, points, probability) for points in outline_mask(mask)]
     if not outlines and prediction.labels:
-        height, width = prediction.shape
         kind = prediction.labels[0]
-        corners = np.array([(0, 0), (width, 0), (width, height), (0, height)])
-        outlines.append(Outline(kind, corners, prediction.probability[kind]))
+        everything = np.ones(prediction.shape, bool) if judged is None else judged
+        for points in outline_mask(everything):
+            outlines.append(Outline(kind, points, prediction.probability[kind]))
     return outlines
 
 
@@ -60,15 +62,17 @@ def _drop_repeated(points: np.ndarray) -> np.ndarray:
     return points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
 
 
-def _mark_kinds(prediction: Prediction, meta: MapMeta) -> dict[str, np.ndarray]:
+def _mark_kinds(prediction: Prediction, meta: MapMeta, judged: np.ndarray | None) -> dict[str, np.ndarray]:
     """bool [H, W] by kind, on the pixels of the image."""
     if meta.rules is not None:
-        masks = mark_pixels(prediction.maps, prediction.shape, meta)
+        masks = mark_pixels(prediction.maps, prediction.shape, meta, judged)
     else:
         masks = [
             _mark_smoothly(plane, threshold, prediction.shape)
             for plane, threshold in zip(prediction.maps, meta.threshold, strict=True)
         ]
+        if judged is not None:
+            masks = [mask & judged for mask in masks]
     return dict(zip(meta.classes, masks, strict=True))
 
 

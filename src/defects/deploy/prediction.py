@@ -9,22 +9,24 @@ import glob
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from defects.data.folder_scan import list_files_to_score
-from defects.data.images import read_image_and_shape
+from defects.data.mask_files import read_mask
+from defects.data.roi import find_roi_mask, list_roi_masks
+from defects.deploy.frames import Frame, make_frame, read_frame, stack_frames
 from defects.deploy.model import ExportedModel, Meta, Output
 from defects.deploy.regions import Region, find_regions
-from defects.deploy.stores import StoredImage, is_url
+from defects.deploy.stores import StoredImage
 from defects.evaluation.display_scales import AT_THRESHOLD, score_probabilities
 from defects.messages import UserError
 
@@ -42,7 +44,7 @@ class Prediction:
     targets present.
     """
 
-    path: Path | StoredImage
+    path: Path | StoredImage | None = None  # None: of an image in memory
     score: dict[str, float] = field(default_factory=dict)
     probability: dict[str, float] = field(default_factory=dict)
     defect_score: dict[str, float] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Prediction:
     candidate_regions: list[Region] = field(default_factory=list)
     maps: np.ndarray | None = None  # [K, h, w]
     shape: tuple[int, int] = (0, 0)  # height, width of the image in pixels
+    inside: np.ndarray | None = None  # bool [h, w], as the model sees the image: what is judged; None: all
     error: str = ""  # why there is nothing else
 
     @property
@@ -60,13 +63,6 @@ class Prediction:
             return ""
         kinds = [target for target in self.labels if target != "defect"]  # say more than that there is one
         return "+".join(kinds or self.labels) or "normal"
-
-
-class Frame(NamedTuple):
-    """An image as the model sees it, and the (height, width) it had."""
-
-    image: np.ndarray
-    shape: tuple[int, int]
 
 
 # --- which files -------------------------------------------------------------------------------------------
@@ -139,16 +135,20 @@ def predict(
     files: Sequence[Path | StoredImage],
     batch_size: int,
     threshold: float | None = None,
+    roi_masks: Path | None = None,
 ) -> Iterator[Prediction]:
     """Predictions in the order of `files`; a file that cannot be read has an error and stops nothing.
 
-    Raises StoreError where a store of images is lost. `threshold`: a probability in place of those of the
-    model. Files are read by threads while the model runs.
+    `threshold`: a probability in place of those of the model. `roi_masks`: a folder of masks, named like the
+    files, of their regions of interest. Raises StoreError where a store of images is lost. Files are read by
+    threads while the model runs.
     """
+    masks = check_roi_masks(model.meta, roi_masks)
+    read = partial(_read_with_mask, model.meta, masks, roi_masks)
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor() as pool:
         waiting = (  # a generator: what is far ahead is not read yet
-            [(path, pool.submit(read_frame, path, model.meta)) for path in batch] for batch in batches
+            [(path, pool.submit(read, path)) for path in batch] for batch in batches
         )
         queue = list(islice(waiting, BATCHES_AHEAD))
         while queue:
@@ -156,20 +156,67 @@ def predict(
             yield from _predict_batch(model, queue.pop(0), threshold)
 
 
-def read_frame(path: Path | StoredImage, meta: Meta) -> Frame:
-    """Raises UserError for what is no image, damaged, or a pipe or device: reading that might never end.
+def predict_images(
+    model: ExportedModel,
+    images: Sequence[np.ndarray],
+    threshold: float | None = None,
+    roi_masks: Sequence[np.ndarray] | None = None,
+    batch_size: int = 8,
+) -> list[Prediction]:
+    """Predictions of images in memory, in their order: uint8 [H, W] grey or [H, W, 3] RGB, of any sizes.
 
-    StoreError where a StoredImage lies in a store that is lost.
+    `roi_masks`: bool [H, W] of each, for a model that needs them. May be called by several threads at a time
+    with the same model. Raises UserError, before anything is scored, for an array that is no such image.
     """
-    with suppress(OSError):  # reading it says what is wrong
-        if not is_url(str(path)) and _is_special(str(path)):
-            raise UserError(f"{path} is no plain file: name an image")
-    return Frame(*read_image_and_shape(path, meta.image_size, meta.bits, is_strict=True))
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise UserError(
+            "predict_images takes a list of images, or an array [images, height, width, 3]; this one has "
+            f"the shape {images.shape}: give [image] for a single one"
+        )
+    if roi_masks is not None and len(roi_masks) != len(images):
+        raise UserError(f"{len(roi_masks)} masks for {len(images)} images: give one for each")
+    masks = [None] * len(images) if roi_masks is None else roi_masks
+    frames = []
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        frames.append(make_frame(image, model.meta, mask, f"image {number}"))
+    predictions = []
+    for start in range(0, len(frames), batch_size):
+        predictions += predict_frames(model, frames[start : start + batch_size], threshold)
+    return predictions
 
 
-def _is_special(path: str) -> bool:
-    mode = os.stat(path).st_mode  # noqa: PTH116 (text and Path alike)
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+def predict_frames(
+    model: ExportedModel, frames: Sequence[Frame], threshold: float | None = None
+) -> list[Prediction]:
+    """Predictions of frames in one run of the model; there may be none."""
+    if not frames:
+        return []
+    output = model(stack_frames(frames, model.meta))
+    return [_build_prediction(model.meta, frame, output, row, threshold) for row, frame in enumerate(frames)]
+
+
+def check_roi_masks(meta: Meta, folder: Path | None) -> dict[str, Path] | None:
+    """The masks of regions of interest in a folder, by name; None where the model needs none.
+
+    Raises UserError if it needs them and there is no folder, and the reverse.
+    """
+    if meta.needs_masks and folder is None:
+        raise UserError(
+            f"{meta.experiment} judges a part of each image that a mask tells: name a folder of masks, named "
+            "like the images, with --roi"
+        )
+    if not meta.needs_masks and folder is not None:
+        raise UserError(f"--roi {folder}: {meta.experiment} needs no masks; leave it out")
+    return None if folder is None else list_roi_masks(folder)
+
+
+def _read_with_mask(
+    meta: Meta, masks: dict[str, Path] | None, folder: Path | None, path: Path | StoredImage
+) -> Frame:
+    if masks is None:
+        return read_frame(path, meta)
+    mask = read_mask(find_roi_mask(masks, path.as_posix(), str(folder)))
+    return read_frame(path, meta, mask)
 
 
 def _predict_batch(
@@ -183,38 +230,32 @@ def _predict_batch(
             frames[position] = future.result()
         except UserError as error:
             errors[position] = str(error)
-    output = model(np.stack([frame.image for frame in frames.values()])) if frames else None
-    rows = {position: row for row, position in enumerate(frames)}  # of the output
+    predictions = iter(predict_frames(model, list(frames.values()), threshold))
     for position, (path, _) in enumerate(batch):
         if position in errors:
             yield Prediction(path, error=errors[position])
         else:
-            shape = frames[position].shape
-            yield _build_prediction(model.meta, path, output, rows[position], shape, threshold)
+            yield replace(next(predictions), path=path)
 
 
 def _build_prediction(
-    meta: Meta,
-    path: Path | StoredImage,
-    output: Output,
-    row: int,
-    shape: tuple[int, int],
-    threshold: float | None,
+    meta: Meta, frame: Frame, output: Output, row: int, threshold: float | None
 ) -> Prediction:
-    """Of one row of the model's output, for an image of `shape` (height, width)."""
+    """Of one row of the model's output, for the image of this frame."""
     scores = output.score[row]
     probabilities = output.probability[row]
     maps = None if output.map is None else output.map[row]
     thresholds = [meta.threshold[target] if threshold is None else threshold for target in meta.targets]
     defect_scores = score_probabilities(probabilities.astype(float), np.array(thresholds))
+    regions = [] if maps is None else find_regions(maps, frame.shape, meta.map, frame.inside)
     prediction = Prediction(
-        path,
         score=dict(zip(meta.targets, scores.tolist(), strict=True)),
         probability=dict(zip(meta.targets, probabilities.tolist(), strict=True)),
         defect_score=dict(zip(meta.targets, defect_scores.tolist(), strict=True)),
-        candidate_regions=[] if maps is None else find_regions(maps, shape, meta.map),
+        candidate_regions=regions,
         maps=maps,
-        shape=shape,
+        shape=frame.shape,
+        inside=frame.inside,
     )
     return relabel(prediction, dict.fromkeys(meta.targets, AT_THRESHOLD), meta)
 

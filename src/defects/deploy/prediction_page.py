@@ -197,7 +197,7 @@ def draw_heat_map(picture: bytes, prediction: Prediction, meta: MapMeta) -> byte
     factor = max(1, DRAWING_PIXELS // max(image.shape[:2]))
     image = resize(image, (factor * image.shape[0], factor * image.shape[1]))
     regions = [scale_region(region, prediction.shape, image.shape[:2]) for region in prediction.regions]
-    return encode_jpeg(draw_overlay(image, prediction.maps, meta, regions))
+    return encode_jpeg(draw_overlay(image, prediction.maps, meta, regions, prediction.inside))
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 
 from defects.data.images import resize
+from defects.data.roi import clear_plane, scale_inside
 from defects.deploy.model import MapMeta
-from defects.evaluation.display_scales import LIMIT_COLOUR, compute_heat, paint_heat
+from defects.evaluation.display_scales import LIMIT_COLOUR, compute_heat, darken_outside, paint_heat
 from defects.evaluation.mask_rules import Rule, mask_if_present
 
 
@@ -22,17 +23,24 @@ class Region(NamedTuple):
     peak: float
 
 
-def find_regions(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> list[Region]:
+def find_regions(
+    maps: np.ndarray, shape: tuple[int, int], meta: MapMeta, inside: np.ndarray | None = None
+) -> list[Region]:
     """Regions of maps [K, h, w] in an image of `shape` (height, width), highest peak first.
 
     By the mask rules where the model has them, on the grid of the image as in a submission; else cells of the
-    map at their threshold. Whether the class is present is not asked.
+    map at their threshold. Whether the class is present is not asked. With `inside` bool [h, w], an image's
+    region of interest at any size, nothing reaches out of it.
     """
+    judged = None if inside is None else scale_inside(inside, shape)
     if meta.rules is None:
         masks = maps >= np.array(meta.threshold, np.float32)[:, None, None]
         planes = maps
+        if judged is not None:
+            masks = [enlarge_cells(mask, shape) & judged for mask in masks]
+            planes = [enlarge_cells(plane, shape) for plane in maps]
     else:
-        masks = mark_pixels(maps, shape, meta)
+        masks = mark_pixels(maps, shape, meta, judged)
         planes = [resize(plane, shape) for plane in maps]
     regions = []
     for plane, mask, kind in zip(planes, masks, meta.classes, strict=True):
@@ -45,14 +53,26 @@ def find_regions(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> lis
     return sorted(regions, key=lambda region: -region.peak)
 
 
-def mark_pixels(maps: np.ndarray, shape: tuple[int, int], meta: MapMeta) -> np.ndarray:
+def enlarge_cells(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map or mask [h, w] with its cells as rectangles of pixels, [H, W]."""
+    height, width = shape
+    pixels = plane.astype(np.uint8) if plane.dtype == bool else plane
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST).astype(plane.dtype)
+
+
+def mark_pixels(
+    maps: np.ndarray, shape: tuple[int, int], meta: MapMeta, inside: np.ndarray | None = None
+) -> np.ndarray:
     """bool [K, H, W]: the masks of all classes by the model's rules, all taken to be present.
 
-    Maps are rounded to bytes first, as those that submissions are made from.
+    With `inside` bool [H, W] nothing is marked elsewhere. Maps are rounded to bytes first, as those that
+    submissions are made from.
     """
     rounded = (np.round(255 * maps) / np.float32(255)).astype(np.float16)
     rules = [Rule(pixel=rule.pixel, component=rule.component, area=rule.area) for rule in meta.rules]
-    masks = [mask_if_present(plane, shape, rule) for plane, rule in zip(rounded, rules, strict=True)]
+    masks = []
+    for plane, rule in zip(rounded, rules, strict=True):
+        masks.append(mask_if_present(clear_plane(plane, inside), shape, rule))
     return np.stack(masks)
 
 
@@ -67,13 +87,26 @@ def scale_region(region: Region, shape: tuple[int, int], size: tuple[int, int]) 
     return region._replace(x=x, y=y, width=max(1, right - x), height=max(1, bottom - y))
 
 
-def draw_overlay(image: np.ndarray, maps: np.ndarray, meta: MapMeta, regions: list[Region]) -> np.ndarray:
-    """uint8 [H, W, 3]: the image under its heat map (see display_scales), with frames around the regions."""
+def draw_overlay(
+    image: np.ndarray,
+    maps: np.ndarray,
+    meta: MapMeta,
+    regions: list[Region],
+    inside: np.ndarray | None = None,
+) -> np.ndarray:
+    """uint8 [H, W, 3]: the image under its heat map (see display_scales), with frames around the regions.
+
+    Dark outside the region of interest, `inside` bool [h, w] of any size.
+    """
     heats = [
         compute_heat(plane, normal, threshold)
         for plane, normal, threshold in zip(maps, meta.normal, meta.threshold, strict=True)
     ]
-    picture = paint_heat(image, resize(np.max(heats, axis=0), image.shape[:2]))
+    heat = resize(np.max(heats, axis=0), image.shape[:2])
+    if inside is not None:
+        inside = scale_inside(inside, image.shape[:2])
+        heat = heat * inside
+    picture = darken_outside(paint_heat(image, heat), inside)
     line = max(1, round(max(image.shape[:2]) / 300))
     for region in regions:
         corner = (region.x + region.width - 1, region.y + region.height - 1)

@@ -21,10 +21,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.contrib.concurrent import thread_map
 
 from defects.config_schema import Config, DataConfig, DuplicateConfig, resolve
+from defects.data.black_out import covered
 from defects.data.duplicates import group_ids, search_siblings
 from defects.data.fold_files import DataTables
 from defects.data.images import read_image
 from defects.data.registration import thumbnail
+from defects.data.roi import Roi, load_roi
 from defects.files import read_json
 from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, settings_but
 
@@ -204,7 +206,7 @@ def appearance_table(config: Config, tables: DataTables) -> pd.DataFrame:
     """
     images = _sample(tables.images)
     settings = config.split.duplicates
-    measure = partial(_measure_one, config.data, settings)
+    measure = partial(_measure_one, config.data, load_roi(config.data), settings)
     rows = images.to_dict("records")
     measured = thread_map(measure, rows, desc="measuring images", leave=False, disable=None)
     table = pd.DataFrame([features for features, _ in measured])
@@ -248,13 +250,15 @@ def _groups(
 
 
 def _measure_one(
-    data: DataConfig, settings: DuplicateConfig, row: dict[str, Any]
+    data: DataConfig, roi: Roi | None, settings: DuplicateConfig, row: dict[str, Any]
 ) -> tuple[dict[str, float], np.ndarray]:
     """Features of a row of images.csv, and its thumbnail for the search for siblings."""
     width = row["width"]
     height = row["height"]
     path = resolve(data.root) / row["path"]
     image = read_image(path, (MEASURED_SIDE, MEASURED_SIDE), bits=data.bits)
+    if roi is not None:
+        image = covered(image, ~roi.read(row["path"], image.shape[:2]))
     of_file = {
         "width": float(width),
         "height": float(height),

@@ -24,6 +24,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from defects.data.labels import is_marked, read_masks
+from defects.data.roi import Roi
 from defects.evaluation.metrics import effective_number
 
 MEASURES = {"longest_side": 1, "area": 2}  # with the power of a length that they are
@@ -81,7 +82,7 @@ class DetectionCurve:
 # --- sizes -------------------------------------------------------------------------------------------------
 
 
-def measure_defect_sizes(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
+def measure_defect_sizes(rows: pd.DataFrame, root: Path, roi: Roi | None = None) -> pd.DataFrame:
     """`longest_side` and `area` in pixels of the largest defect of each of `rows` of images.csv, as indexed.
 
     A defect is an 8-connected part of the mask, its longest side that of the smallest rectangle around it, at
@@ -90,6 +91,8 @@ def measure_defect_sizes(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
     sizes = []
     for row in rows.to_dict("records"):
         masks = read_masks(row, root, []) if is_marked(row) else None
+        if masks is not None and roi is not None:
+            masks = masks * roi.read(row["path"], masks.shape[:2])[..., None]
         sizes.append((np.nan, np.nan) if masks is None or not masks.any() else measure_largest(masks[..., 0]))
     return pd.DataFrame(sizes, index=rows.index, columns=["longest_side", "area"], dtype=float)
 

@@ -12,6 +12,7 @@ SMALLEST_DISTANCE = 1e-8  # of a written probability from 0 and from 1
 AT_THRESHOLD_HEAT = 50.0
 MAX_HEAT = 100.0
 OPACITY = 0.75  # of the colours over the image, from the threshold on; below it they fade out
+DARKENING = 3  # what grey levels outside a region of interest are divided by
 HEAT_COLOURMAP = cv2.COLORMAP_INFERNO
 # RGB of frames and outlines of what reaches the threshold: cyan, which the colour map lacks.
 LIMIT_COLOUR = (0, 255, 255)
@@ -77,6 +78,13 @@ def paint_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     colours = cv2.cvtColor(cv2.applyColorMap(levels, HEAT_COLOURMAP), cv2.COLOR_BGR2RGB)
     opacity = OPACITY * np.minimum(heat / AT_THRESHOLD_HEAT, 1)[..., None]
     return (opacity * colours + (1 - opacity) * image).round().astype(np.uint8)
+
+
+def darken_outside(image: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
+    """A copy of uint8 [H, W, 3], dark where bool [H, W] is False; the image itself without a region."""
+    if inside is None:
+        return image
+    return np.where(inside[..., None], image, image // DARKENING)
 
 
 def paint_scale(width: int, height: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
 
-from defects.data.images import resize
+from defects.data.images import resize, resize_mask
 from defects.data.labels import has_mask, read_masks
+from defects.data.roi import Roi
 from defects.messages import UserError
 
 FPR_LIMIT = 0.3  # AUPRO looks no further
@@ -18,9 +19,13 @@ LEVELS = 1 << 16  # distinct half-precision numbers
 
 SIGN = np.uint16(0x8000)
 
+NOT_JUDGED = -1  # in a mask: outside the region of interest
+
 
 def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
-    """`pixel_auroc` and `aupro` of pairs (map [h, w], mask bool [H, W]) of one model; None without defects.
+    """`pixel_auroc` and `aupro` of pairs (map [h, w], mask [H, W]) of one model; None without defects.
+
+    A mask is 1 where a defect is, 0 elsewhere and NOT_JUDGED outside a region of interest, which is left out.
 
     A map is brought bilinearly to the size of its mask, which is the image's own, and compared in half
     precision, in which maps are kept: memory does not grow with the number of pixels. Maps are kept at
@@ -35,23 +40,37 @@ def pixel_metrics(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, f
     normal, defect, overlap = np.zeros((3, LEVELS))
     for scores, mask in pairs:
         level = _levels(resize(scores.astype(np.float32), mask.shape))
-        normal += np.bincount(level[~mask], minlength=LEVELS)
-        if mask.any():
-            defect += np.bincount(level[mask], minlength=LEVELS)
-            overlap += np.bincount(level[mask], weights=_region_shares(mask), minlength=LEVELS)
+        normal += np.bincount(level[mask == 0], minlength=LEVELS)
+        is_defect = mask == 1
+        if is_defect.any():
+            defect += np.bincount(level[is_defect], minlength=LEVELS)
+            overlap += np.bincount(level[is_defect], weights=_region_shares(is_defect), minlength=LEVELS)
     return {"pixel_auroc": _area(normal, defect, 1.0), "aupro": _area(normal, overlap, FPR_LIMIT)}
 
 
 def masked_maps(
-    rows: pd.DataFrame, maps: Mapping[str, np.ndarray], root: Path
+    rows: pd.DataFrame, maps: Mapping[str, np.ndarray], root: Path, roi: Roi | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(map, mask of all defects) of `rows` of images.csv; defects of unknown mask left out."""
+    """(map, mask of all defects) of `rows` of images.csv; defects of unknown mask left out.
+
+    With `roi` a mask is NOT_JUDGED outside it.
+    """
     for row in rows[rows["image_id"].isin(set(maps))].to_dict("records"):
         if not has_mask(row):
             continue
         mask = read_masks(row, root, [])
         size = (row["height"], row["width"])
-        yield maps[row["image_id"]], np.zeros(size, bool) if mask is None else mask[..., 0] > 0
+        is_defect = np.zeros(size, bool) if mask is None else mask[..., 0] > 0
+        if roi is not None:
+            is_defect = np.where(roi.read(row["path"], size), is_defect.astype(np.int8), NOT_JUDGED)
+        yield maps[row["image_id"]], is_defect
+
+
+def judged_cells(planes: np.ndarray, roi: Roi | None, path: str) -> np.ndarray:
+    """Of maps [K, h, w] of the image at `path` the cells with any pixel in the region of interest, [K, N]."""
+    if roi is None:
+        return planes
+    return planes[:, resize_mask(roi.read(path, roi.image_size), planes.shape[1:])]
 
 
 class Maps(Mapping[str, np.ndarray]):
@@ -119,7 +138,7 @@ class CellCounts:
         self.counts = np.zeros(LEVELS, np.int64)  # by the bits of the value
 
     def add(self, plane: np.ndarray) -> None:
-        """Take in a map, float16 [h, w]."""
+        """Take in a map, float16 [h, w], or some of its cells."""
         bits = np.ascontiguousarray(plane, np.float16).view(np.uint16)
         self.counts += np.bincount(bits.ravel(), minlength=LEVELS)
 

@@ -354,7 +354,7 @@ def estimate_prior_shift(
 def fit_map_limits(
     maps: Iterable[np.ndarray], fpr: float, has_probabilities: bool, has_normal: bool
 ) -> tuple[list[float], list[float]]:
-    """Of each plane of `maps` [K, h, w]: the median over all images, and from which value a cell is marked.
+    """Of each plane of `maps` [K, ...]: the median over all images, and from which value a cell is marked.
 
     The latter is reached anywhere in a share `fpr` of these images, which are normal ones. Without normal
     ones (`has_normal` False) both are quantiles of all cells of all images. A probability of a pixel is
@@ -366,7 +366,7 @@ def fit_map_limits(
         counts = counts or [CellCounts() for _ in planes]
         for plane, count in zip(planes, counts, strict=True):
             count.add(plane)
-        highest.append(planes.max((1, 2)).astype(float))
+        highest.append(planes.reshape(len(planes), -1).max(axis=1).astype(float))
     medians = [count.quantile(0.5) for count in counts]
     if has_probabilities:
         return medians, [MARKED_PROBABILITY] * len(medians)

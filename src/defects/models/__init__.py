@@ -31,7 +31,16 @@ __all__ = [
 ]
 
 # Modules that hold no detector but what detectors are made of.
-SHARED_PARTS = {"base", "coreset", "features", "folding", "losses", "statistics", "synthetic_anomalies"}
+SHARED_PARTS = {
+    "base",
+    "coreset",
+    "features",
+    "folding",
+    "inside",
+    "losses",
+    "statistics",
+    "synthetic_anomalies",
+}
 
 
 def build_detector(config: Config, pretrained: bool = True) -> Detector:

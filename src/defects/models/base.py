@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from defects.data.images import windows
 from defects.data.labels import DEFECT, Labels
+from defects.models.inside import lower_empty
 from defects.models.statistics import exact_quantile
 
 Batch = dict[str, torch.Tensor]
@@ -34,7 +35,8 @@ class Batches(Protocol):
 class Detector(nn.Module):
     """Images in, defect scores out; normalisation, smoothing and score scaling live inside `forward`.
 
-    A batch holds image [B, 3, H, W] float32 in [0, 1], label [B, C] (1: defective); for a detector that
+    A batch holds image [B, 3, H, W] float32 in [0, 1], with a fourth channel (see models.inside) where the
+    data have a region of interest, label [B, C] (1: defective); for a detector that
     `uses_masks` also mask [B, K, H, W] (1: defect) and masked [B, 1] (1: the mask is known, as it is for
     every normal image); for one that `uses_groups` also group [B], a number for each group of folds.csv.
     C counts `targets`, the last of which is whether there is any defect;
@@ -106,9 +108,10 @@ class Detector(nn.Module):
         """Once, after the epochs, in evaluation mode, over the inner hold-out: quantiles, score scale."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, 3, H, W] -> score [B, C] (raw, higher = more defective), map [B, K, h, w] or None.
+        """[B, 3 or 4, H, W] -> score [B, C] (raw, higher = more defective), map [B, K, h, w] or None.
 
-        The map covers the whole image, whatever its resolution; a probability where `segments`.
+        Of the region of interest alone, if there is a fourth channel; maps may hold anything outside. The map
+        covers the whole image, whatever its resolution; a probability where `segments`.
         """
         raise NotImplementedError
 
@@ -157,12 +160,13 @@ class AnomalyDetector(Detector):
     def calibrate(self, batches: Batches) -> None:
         scores = []
         for batch in batches:
-            in_windows = torch.stack([self(window)[0] for window in self.split_windows(batch["image"])])
+            windows_of_batch = self.split_windows(batch["image"])
+            in_windows = torch.stack([lower_empty(self(window)[0], window) for window in windows_of_batch])
             scores.append(in_windows.amax(0).flatten().cpu())
         self.set_scale(torch.cat(scores))
 
     def split_windows(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The windows in which images [B, 3, H, W] are scored: their highest score is that of the image."""
+        """The windows in which images [B, C, H, W] are scored: their highest score is that of the image."""
         return [images[..., rows, columns] for rows, columns in windows(images.shape[2:], self.window)]
 
     def set_scale(self, scores: torch.Tensor) -> None:

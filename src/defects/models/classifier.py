@@ -11,6 +11,7 @@ from defects.config_schema import BackboneConfig, Fraction, NotNegative
 from defects.messages import UserError
 from defects.models.base import Batch, Detector
 from defects.models.features import Normalize, check_sizes, create_backbone
+from defects.models.inside import cells_inside, split_inside
 
 
 class Classifier(Detector):
@@ -66,7 +67,7 @@ class Classifier(Detector):
         return self
 
     def training_loss(self, batch: Batch) -> Batch:
-        logits, maps = self._logits(batch["image"])
+        logits, maps, inside = self._logits(batch["image"])
         label = batch["label"]
         if self.loss == "focal":
             losses = sigmoid_focal_loss(logits, label, alpha=-1, gamma=self.focal_gamma)
@@ -76,23 +77,25 @@ class Classifier(Detector):
         score = {"score": logits.detach()}
         if maps is None:
             return {"loss": loss} | score
-        map_loss = balanced_map_loss(maps, batch["mask"], batch["masked"])
+        map_loss = balanced_map_loss(maps, batch["mask"], batch["masked"], inside)
         return {"loss": loss + self.map_loss * map_loss, "map": map_loss.detach()} | score
 
     def validation(self, batch: Batch) -> Batch:
         return self.training_loss(batch)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits, maps = self._logits(images)
+        logits, maps, _ = self._logits(images)
         return logits, None if maps is None else maps.sigmoid()
 
-    def _logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, C], and with `map_loss` [B, K, h, w]."""
-        images = self.normalize(images)
+    def _logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """[B, C], with `map_loss` [B, K, h, w], and of those the cells inside, bool [B, 1, h, w]."""
+        colours, inside = split_inside(images)
+        colours = self.normalize(colours)
         if not self.uses_masks:
-            return self.network(images), None
-        features = self.network.forward_features(images)
-        return self.network.forward_head(features), self.where(features).float()
+            return self.network(colours), None, None
+        features = self.network.forward_features(colours)
+        maps = self.where(features).float()
+        return self.network.forward_head(features), maps, cells_inside(inside, maps.shape[2:])
 
 
 def _freeze(network: nn.Module, name: str, last: str) -> list[nn.Module]:
@@ -130,12 +133,17 @@ def _map_channels(network: nn.Module, name: str, size: tuple[int, int]) -> int:
     return shape[0]
 
 
-def balanced_map_loss(maps: torch.Tensor, masks: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+def balanced_map_loss(
+    maps: torch.Tensor, masks: torch.Tensor, masked: torch.Tensor, inside: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross entropy of logits [B, K, h, w], half of it in the cells of defects in `masks` [B, K, H, W].
 
-    Images whose mask is not known (0 in `masked` [B, 1]) do not count.
+    Images whose mask is not known (0 in `masked` [B, 1]) do not count, nor cells but those of `inside`
+    [B, 1, h, w].
     """
     has_mask = masked[..., None, None]
+    if inside is not None:
+        has_mask = has_mask * inside
     target = functional.adaptive_max_pool2d(masks, maps.shape[2:])
     losses = functional.binary_cross_entropy_with_logits(maps, target, reduction="none")
     total = 0

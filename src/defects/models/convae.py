@@ -7,6 +7,7 @@ from torch import nn
 
 from defects.config_schema import Count, Positive
 from defects.models.base import AnomalyDetector, Batch, pad_to_multiple
+from defects.models.inside import average_inside, clear_outside, mean_inside, split_inside
 from defects.models.losses import check_window, ssim
 from defects.models.statistics import GaussianSmoothing
 
@@ -67,21 +68,23 @@ class ConvAE(AnomalyDetector):
         return restored[..., :height, :width].float()
 
     def training_loss(self, batch: Batch) -> Batch:
-        loss = self._errors(batch["image"]).mean()
+        loss = mean_inside(*self._errors(batch["image"]))
         return {"loss": loss, self.error: loss.detach()}
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = self.smooth(self._errors(images))
+        errors, inside = self._errors(images)
+        maps = clear_outside(average_inside(errors, inside, self.smooth), inside, 0.0)
         return maps.amax((2, 3)), maps
 
-    def _errors(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, 1, H, W], before smoothing."""
-        restored = self.restore(images)
+    def _errors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, 1, H, W], before smoothing, and which of them are inside."""
+        colours, inside = split_inside(images)
+        restored = self.restore(colours)
         if self.error == "ssim":
-            errors = 1 - ssim(images, restored, self.ssim_window)
+            errors = 1 - ssim(colours, restored, self.ssim_window)
         else:
-            errors = (images - restored).square()
-        return errors.mean(1, keepdim=True)
+            errors = (colours - restored).square()
+        return errors.mean(1, keepdim=True), inside
 
 
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:

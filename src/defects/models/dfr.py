@@ -10,6 +10,7 @@ from torch.nn import functional
 from defects.config_schema import BackboneConfig, Count
 from defects.models.base import AnomalyDetector, Batch, Batches
 from defects.models.features import Features
+from defects.models.inside import cells_inside, clear_outside, mean_inside, select_inside, split_inside
 from defects.models.statistics import (
     StreamingCovariance,
     exact_quantile,
@@ -60,8 +61,11 @@ class DFR(AnomalyDetector):
     def prepare(self, batches: Batches) -> None:
         stream = StreamingCovariance(self.channels, self.mean.device)
         for batch in batches:
-            for grid in self._common_grid(batch["image"]):
-                stream.update(grid.flatten(1).T)
+            images, inside = split_inside(batch["image"])
+            grid = self._common_grid(images)
+            cells = cells_inside(inside, grid.shape[2:])
+            for place, maps in enumerate(grid):
+                stream.update(select_inside(maps, None if cells is None else cells[place]))
         covariance = stream.covariance
         if self.standardize:
             std = raise_small_deviations(covariance.diagonal().sqrt())
@@ -71,22 +75,25 @@ class DFR(AnomalyDetector):
         self._build_autoencoder(explained_components(covariance, self.variance))
 
     def training_loss(self, batch: Batch) -> Batch:
-        loss = self._errors(batch["image"]).mean()
+        loss = mean_inside(*self._errors(batch["image"]))
         return {"loss": loss, "mse": loss.detach()}
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = self._errors(images)
+        maps = clear_outside(*self._errors(images), 0.0)
         return maps.amax((2, 3)), maps
 
     def calibrate(self, batches: Batches) -> None:
-        maps = []
+        highest = []
+        cells = []
         for batch in batches:
-            in_windows = [self(window)[1].cpu() for window in self.split_windows(batch["image"])]
-            maps.append(torch.stack(in_windows, 1))
-        maps = torch.cat(maps)  # [N, windows, 1, h, w]
-        self.set_scale(maps.amax((1, 2, 3, 4)))
+            in_windows = [self._errors(window) for window in self.split_windows(batch["image"])]
+            of_windows = [clear_outside(*errors, 0.0).amax((1, 2, 3)) for errors in in_windows]
+            highest.append(torch.stack(of_windows).amax(0).cpu())
+            for errors, inside in in_windows:
+                cells.append((errors.flatten() if inside is None else errors[inside]).cpu())
+        self.set_scale(torch.cat(highest))
         self.image_cut.copy_(self.cut)
-        self.pixel_cut.copy_(exact_quantile(maps.flatten(), 1 - self.expected_fpr))
+        self.pixel_cut.copy_(exact_quantile(torch.cat(cells), 1 - self.expected_fpr))
         if self.calibrated_on == "pixel":
             self.cut.copy_(self.pixel_cut)
 
@@ -126,11 +133,13 @@ class DFR(AnomalyDetector):
                 layers.append(functional.interpolate(maps, grid, mode="bilinear"))
         return torch.cat(layers, 1)
 
-    def _errors(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, 1, h, w]"""
-        features = (self._common_grid(images) - self.mean) / self.std
+    def _errors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, 1, h, w], and which of them are inside."""
+        colours, inside = split_inside(images)
+        features = (self._common_grid(colours) - self.mean) / self.std
         restored = self.decoder(self.encoder(features))
-        return (restored.float() - features).square().mean(1, keepdim=True)
+        errors = (restored.float() - features).square().mean(1, keepdim=True)
+        return errors, cells_inside(inside, errors.shape[2:])
 
 
 def _pixel_block(inputs: int, outputs: int) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from defects.data.datasets import as_input
 from defects.data.transforms import rotate_flip
 from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batch, Batches, pad_to_multiple
+from defects.models.inside import clear_outside, mean_inside, split_inside
 from defects.models.losses import focal, ssim
 from defects.models.synthetic_anomalies import FolderTextures, TextureSource, draw_texture, paste_anomaly
 
@@ -41,6 +42,7 @@ class Samples(NamedTuple):
     mask: torch.Tensor  # float32 [B, 1, H, W], 1: anomaly
     restorable: torch.Tensor  # bool [B, 1, H, W], False where the clean image is not known
     weight: torch.Tensor  # float32 [B], 0 where the mask is not known
+    inside: torch.Tensor | None  # bool [B, 1, H, W]
 
 
 class Draem(AnomalyDetector):
@@ -114,22 +116,29 @@ class Draem(AnomalyDetector):
         logits = logits.float()
         # A pixel compared with itself costs nothing, in the windows of its neighbours neither.
         target = torch.where(samples.restorable, samples.clean, reconstruction.detach())
-        per_image = focal(logits, samples.mask, DRAEM_GAMMA).flatten(1).mean(dim=1)
+        costs = focal(logits, samples.mask, DRAEM_GAMMA)
+        if samples.inside is None:
+            per_image = costs.flatten(1).mean(dim=1)
+        else:
+            shares = samples.inside.flatten(1).float().mean(dim=1).clamp(min=1e-6)
+            per_image = clear_outside(costs, samples.inside, 0.0).flatten(1).mean(dim=1) / shares
         losses = {
-            "l2": functional.mse_loss(reconstruction, target),
-            "ssim": 1 - ssim(reconstruction, target, self.ssim_window).mean(),
+            "l2": mean_inside((reconstruction - target).square(), samples.inside),
+            "ssim": mean_inside(1 - ssim(reconstruction, target, self.ssim_window), samples.inside),
             "focal": (per_image * samples.weight).mean(),
         }
         return losses | {"loss": sum(losses.values())}
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self._run_networks(images)[1].float()
-        return self.score(logits), logits.softmax(dim=1)[:, 1:]
+        colours, inside = split_inside(images)
+        logits = self._run_networks(colours)[1].float()
+        return self.score(logits, inside), logits.softmax(dim=1)[:, 1:]
 
-    def score(self, logits: torch.Tensor) -> torch.Tensor:
-        """[B, 2, H, W], of normal and anomalous -> [B, 1]."""
+    def score(self, logits: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, 2, H, W], of normal and anomalous -> [B, 1]. What is not `inside` counts as the border does."""
         margin = [self.score_window // 2] * 4
-        anomalous = functional.pad(logits[:, 1:] - logits[:, :1], margin, value=-torch.inf)
+        differences = clear_outside(logits[:, 1:] - logits[:, :1], inside, -torch.inf)
+        anomalous = functional.pad(differences, margin, value=-torch.inf)
         # One minus a probability near 1 has no digits left; its complement has them all.
         probability = _box_mean(anomalous.sigmoid(), self.score_window).clamp(min=1e-37)
         complement = _box_mean((-anomalous).sigmoid(), self.score_window).clamp(min=1e-37)
@@ -142,7 +151,7 @@ class Draem(AnomalyDetector):
         if not self.samples:
             return None
         rows = []
-        for image in _pixels(batch["image"])[: self.samples]:
+        for image in _pixels(split_inside(batch["image"])[0])[: self.samples]:
             mixed, mask = paste_anomaly(image, self.texture_source)
             mask_over_image = np.where(mask[..., None], np.uint8(255), image // 4)
             rows.append(np.hstack([image, mask_over_image, mixed]))
@@ -159,14 +168,23 @@ class Draem(AnomalyDetector):
     def synthesise(self, batch: Batch) -> Samples:
         """What a training step sees of a batch; defects are left as they are."""
         device = batch["image"].device
+        colours, inside = split_inside(batch["image"])
         examples = []
-        for image, label in zip(_pixels(batch["image"]), batch["label"][:, 0].tolist(), strict=True):
+        labels = batch["label"][:, 0].tolist()
+        for place, (image, label) in enumerate(zip(_pixels(colours), labels, strict=True)):
+            judged = np.ones((*image.shape[:2], 1), np.uint8)
+            if inside is not None:
+                judged = inside[place, 0].cpu().numpy().astype(np.uint8)[..., None]
             without = np.zeros(image.shape[:2], bool)
-            examples.append((image, image, without) if label == 1 else self._add_anomaly(image))
-        clean, mixed, mask = (
+            is_defect = label == 1
+            examples.append(
+                (image, image, without, judged) if is_defect else self._add_anomaly(image, judged)
+            )
+        clean, mixed, mask, judged = (
             torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*examples, strict=True)
         )
         mask = mask[:, None].float()
+        judged = None if inside is None else judged.permute(0, 3, 1, 2) > 0
         restorable = torch.ones_like(mask, dtype=torch.bool)
         weight = torch.ones(len(mask), device=device)
         if self.uses_masks:
@@ -174,24 +192,30 @@ class Draem(AnomalyDetector):
             mask = torch.maximum(mask, batch["mask"])
             restorable = (batch["mask"] == 0) & (has_mask.view(-1, 1, 1, 1) > 0)
             weight = has_mask
-        return Samples(as_input(clean), as_input(mixed), mask, restorable, weight)
+        return Samples(as_input(clean), as_input(mixed), mask, restorable, weight, judged)
 
-    def _add_anomaly(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] -> the same rotated or not, with an anomaly or not, the mask of the anomaly."""
+    def _add_anomaly(
+        self, image: np.ndarray, inside: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """uint8 [H, W, 3] and what of it is judged, uint8 [H, W, 1] -> the image, with an anomaly or not,
+        the mask of the anomaly and what is judged, all of them rotated or not."""
         if np.random.rand() < ROTATED:
-            image = self._rotate(image)
-        if np.random.rand() < ANOMALOUS:
-            return image, *paste_anomaly(image, self.texture_source)
-        return image, image, np.zeros(image.shape[:2], bool)
+            angle = self._draw_angle(image.shape[:2])
+            image = rotate_flip(image, angle, "none")
+            inside = rotate_flip(inside, angle, "none")
+        if np.random.rand() >= ANOMALOUS:
+            return image, image, np.zeros(image.shape[:2], bool), inside
+        mixed, mask = paste_anomaly(image, self.texture_source)
+        return image, np.where(inside > 0, mixed, image), mask & (inside[..., 0] > 0), inside
 
-    def _rotate(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
+    def _draw_angle(self, size: tuple[int, int]) -> float:
+        """Degrees by which an image of `size` is rotated."""
         if self.symmetries == "rotations":
-            return rotate_flip(image, np.random.uniform(-90, 90), "none")
+            return np.random.uniform(-90, 90)
         if self.symmetries == "dihedral":
             # A quarter turn of a strip does not fit into its frame.
-            return rotate_flip(image, np.random.choice([-90.0, 90.0]) if height == width else 180.0, "none")
-        return image
+            return np.random.choice([-90.0, 90.0]) if size[0] == size[1] else 180.0
+        return 0.0
 
 
 class Reconstructive(nn.Module):

@@ -20,6 +20,15 @@ from defects.data.folder_scan import list_images
 from defects.data.images import read_image
 from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batch, Batches
+from defects.models.inside import (
+    LOWEST,
+    cells_inside,
+    clear_outside,
+    lower_outside,
+    mean_inside,
+    mean_of_largest,
+    split_inside,
+)
 from defects.models.statistics import ChannelMoments, exact_quantile
 from defects.numerics import load_tensors
 from defects.settings import Section
@@ -117,39 +126,48 @@ class EfficientAD(AnomalyDetector):
             print("note: model.options.penalty names no folder, so the student learns without the penalty")
         moments = ChannelMoments(self.channels)
         for batch in batches:
-            moments.add(self.teacher(batch["image"]))
+            colours, inside = split_inside(batch["image"])
+            described = self.teacher(colours)
+            moments.add(described, patches_inside(inside, described.shape[2:]))
         mean, std = moments.result()
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def training_loss(self, batch: Batch) -> Batch:
-        images = batch["image"]
+        images, inside = split_inside(batch["image"])
         channels = self.channels
         jittered = jitter(images)
-        hard = hard_mean(self._teach(images), self.student(images)[:, :channels], self.hard_quantile)
         target = self._teach(jittered)
-        rebuilt = self.autoencoder(jittered, target.shape[2:])
+        cells = patches_inside(inside, target.shape[2:])
+        hard = hard_mean(self._teach(images), self.student(images)[:, :channels], self.hard_quantile, cells)
+        rebuilt = self.autoencoder(jittered, target.shape[2:]).float()
+        imitated = self.student(jittered)[:, channels:].float()
         losses = {
             "st": hard + self._penalty(len(images), images.device),
-            "ae": functional.mse_loss(rebuilt.float(), target),
-            "stae": functional.mse_loss(self.student(jittered)[:, channels:].float(), rebuilt.float()),
+            "ae": mean_inside((rebuilt - target).square(), cells),
+            "stae": mean_inside((imitated - rebuilt).square(), cells),
         }
         return {"loss": sum(losses.values())} | losses
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = self.quantiles.view(2, 2, 1, 1, 1, 1).unbind(1)
-        maps = torch.stack(self._differences(images))
+        colours, inside = split_inside(images)
+        maps = torch.stack(self._differences(colours))
         combined = (AT_HIGH * (maps - low) / (high - low).clamp(min=1e-12)).mean(0)
-        return combined.amax((2, 3)), over_image(combined, images.shape[2:])
+        cells = patches_inside(inside, combined.shape[2:])
+        score = clear_outside(combined, cells, LOWEST).amax((2, 3))
+        return score, over_image(lower_outside(combined, cells), images.shape[2:])
 
     def calibrate(self, batches: Batches) -> None:
         from_teacher = []
         from_autoencoder = []
         for batch in batches:
             for images in self.split_windows(batch["image"]):
-                differences = self._differences(images)
-                from_teacher.append(differences[0].flatten().cpu())
-                from_autoencoder.append(differences[1].flatten().cpu())
+                colours, inside = split_inside(images)
+                differences = self._differences(colours)
+                cells = patches_inside(inside, differences[0].shape[2:])
+                for values, maps in zip((from_teacher, from_autoencoder), differences, strict=True):
+                    values.append((maps.flatten() if cells is None else maps[cells]).cpu())
         for row, differences in enumerate((from_teacher, from_autoencoder)):
             values = torch.cat(differences)
             self.quantiles[row, 0] = exact_quantile(values, LOW)
@@ -272,14 +290,32 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([kinds[kind](image, factor) for image, kind, factor in draws])
 
 
-def hard_mean(target: torch.Tensor, student: torch.Tensor, quantile: float) -> torch.Tensor:
+def hard_mean(
+    target: torch.Tensor, student: torch.Tensor, quantile: float, inside: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean of each image's squared differences [B, C, h, w] from their quantile on, the hard features.
 
+    With `inside` bool [B, 1, h, w] of those of these cells.
     torch.quantile, which interpolates between two values and so keeps the same ones, refuses more than 2^24.
     """
     squares = (target - student.float()).square().flatten(1)
     below = -int(-quantile * (squares.shape[1] - 1) // 1)
+    if inside is not None:
+        judged = inside.expand_as(target).flatten(1)
+        return mean_of_largest(squares, squares.shape[1] - below, judged, is_share=True).mean()
     return squares.topk(squares.shape[1] - below, dim=1, sorted=False).values.mean()
+
+
+def patches_inside(inside: torch.Tensor | None, grid: torch.Size) -> torch.Tensor | None:
+    """bool [B, 1, H, W] -> [B, 1, h, w]: patches with any pixel inside among the innermost ones.
+
+    These are as many as there are between neighbouring patches.
+    """
+    if inside is None:
+        return None
+    first = (PATCH_PIXELS - PATCH_STRIDE_PIXELS + 1) // 2
+    height, width = (PATCH_STRIDE_PIXELS * cells for cells in grid)
+    return cells_inside(inside[..., first : first + height, first : first + width], grid)
 
 
 def over_image(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:

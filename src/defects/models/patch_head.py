@@ -14,6 +14,7 @@ from defects.models.base import Batch, Batches, Detector
 from defects.models.classifier import balanced_map_loss
 from defects.models.coreset import greedy_coreset
 from defects.models.features import Features, check_sizes
+from defects.models.inside import cells_inside, mean_of_largest, select_inside, split_inside
 from defects.models.patchcore import correct_distances, measure_spacing
 from defects.models.statistics import StreamingCovariance, Whitening
 from defects.processes import print_once
@@ -108,11 +109,14 @@ class PatchHead(Detector):
         defective = PatchSample(self.whitening.weight, batches.images)
         small = marked = 0
         for batch in batches:
-            patches = self.features.patches(batch["image"], self.grid)
+            colours, inside = split_inside(batch["image"])
+            patches = self.features.patches(colours, self.grid)
+            cells = cells_inside(inside, patches.shape[2:])
             is_defective = batch["label"][:, -1] > 0
             for row, maps in enumerate(patches):
                 sample = defective if is_defective[row] else normal
-                sample.add(maps.flatten(1).T, batch["group"][row])
+                judged = select_inside(maps, None if cells is None else cells[row])
+                sample.add(judged, batch["group"][row])
             pixels = batch["mask"].amax(1).sum((1, 2))
             cell_pixels = batch["mask"][0, 0].numel() / patches[0, 0].numel()
             marked += int((pixels > 0).sum())
@@ -157,7 +161,8 @@ class PatchHead(Detector):
 
     def _describe_patches(self, images: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
         """Images [B, 3, H, W] -> what the head is given [B, C, h, w]; `groups` [B] are those learnt from."""
-        features = self.whitening(self.features.patches(images, self.grid))
+        colours, _ = split_inside(images)
+        features = self.whitening(self.features.patches(colours, self.grid))
         if not self.bank_size:
             return features
         distances = self._measure_distances(features, groups)
@@ -166,27 +171,33 @@ class PatchHead(Detector):
         return torch.cat([features, distances], 1).contiguous(memory_format=torch.channels_last)
 
     def embed(self, batch: Batch) -> Batch:
-        """What the head is given [B, C, h, w], and for each patch and class whether it is defective."""
+        """What the head is given [B, C, h, w], and for each patch and class whether it is defective.
+
+        With a region of interest also which patches are inside, [B, 1, h, w].
+        """
         features = self._describe_patches(batch["image"], batch["group"])
         mask = functional.adaptive_max_pool2d(batch["mask"], features.shape[2:])
-        return {
+        embedded = {
             "features": features,
             "mask": mask,
             "masked": batch["masked"],
             "label": batch["label"],
         }
+        inside = cells_inside(split_inside(batch["image"])[1], features.shape[2:])
+        return embedded if inside is None else embedded | {"inside": inside.float()}
 
     def training_loss(self, batch: Batch) -> Batch:
         member = self.members[int(torch.randint(len(self.members), ()))]
         features = turn(batch["features"].float(), *member)
         mask = turn(batch["mask"], *member)
+        inside = turn(batch["inside"], *member) > 0 if "inside" in batch else None
         logits = self._logits(features + self.noise * self._draw_noise(features))
-        scores = self._score(logits)
+        scores = self._score(logits, inside)
         label = batch["label"][:, None].expand_as(scores)
         image_loss = functional.binary_cross_entropy_with_logits(scores, label)
         if len(self.targets) > 1:
             mask = torch.cat([mask, mask.amax(1, keepdim=True)], 1)
-        of_heads = [balanced_map_loss(maps, mask, batch["masked"]) for maps in logits.unbind(1)]
+        of_heads = [balanced_map_loss(maps, mask, batch["masked"], inside) for maps in logits.unbind(1)]
         map_loss = torch.stack(of_heads).mean()
         return {
             "loss": image_loss + self.map_loss * map_loss,
@@ -197,7 +208,8 @@ class PatchHead(Detector):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self._logits(self._describe_patches(images))
         classes = max(1, len(self.targets) - 1)
-        return self._score(logits).mean(1), logits.mean(1)[:, :classes].sigmoid()
+        inside = cells_inside(split_inside(images)[1], logits.shape[3:])
+        return self._score(logits, inside).mean(1), logits.mean(1)[:, :classes].sigmoid()
 
     @staticmethod
     def _draw_noise(like: torch.Tensor) -> torch.Tensor:
@@ -210,11 +222,10 @@ class PatchHead(Detector):
         logits = self.head(features).float()
         return logits.unflatten(1, (-1, len(self.targets)))
 
-    def _score(self, logits: torch.Tensor) -> torch.Tensor:
-        """[B, heads, C]"""
-        patches = logits.flatten(3)
-        count = min(self.top_patches, patches.shape[3])
-        return patches.topk(count, 3).values.mean(3)
+    def _score(self, logits: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
+        """[B, heads, C], of the patches inside, bool [B, 1, h, w]."""
+        judged = None if inside is None else inside.flatten(2)[:, None]
+        return mean_of_largest(logits.flatten(3), self.top_patches, judged)
 
 
 class PatchSample:
@@ -228,7 +239,7 @@ class PatchSample:
         self.generator = torch.Generator().manual_seed(0)
 
     def add(self, patches: torch.Tensor, group: torch.Tensor) -> None:
-        """Patches [P, C] of one image."""
+        """Patches [P, C] of one image; there may be none."""
         self.statistics.update(patches)
         chosen = torch.randperm(len(patches), generator=self.generator)[: self.per_image]
         self.patches.append(patches[chosen.to(patches.device), :, None, None])

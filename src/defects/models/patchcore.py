@@ -14,7 +14,15 @@ from defects.messages import UserError
 from defects.models.base import AnomalyDetector, Batches
 from defects.models.coreset import Coreset, greedy_coreset
 from defects.models.features import Features
+from defects.models.inside import (
+    average_inside,
+    cells_inside,
+    clear_outside,
+    mean_of_largest,
+    split_inside,
+)
 from defects.models.statistics import GaussianSmoothing, StreamingCovariance, Whitening
+from defects.numerics import derive_seed
 from defects.processes import add_up
 
 CELL_PIXELS = 4  # of the image per pixel of the map
@@ -90,7 +98,7 @@ class PatchCore(AnomalyDetector):
     def prepare(self, batches: Batches) -> None:
         if self.whitening is not None:
             self._fit_whitening(batches)
-        pool = add_up(self.candidates(batches))
+        pool = self._drop_empty(add_up(self.candidates(batches)))
         chosen = self._choose(pool, self._bank_size(len(pool)))
         bank = pool[chosen.indices]
         self._set_bank(bank, chosen.radius)
@@ -101,7 +109,11 @@ class PatchCore(AnomalyDetector):
         """From the patches of all images, those of other processes included."""
         statistics = StreamingCovariance(self.memory_bank.shape[1], self.memory_bank.device)
         for batch in tqdm(batches, "whitening", leave=False, disable=None):
-            statistics.update(self.features.patches(batch["image"]).permute(0, 2, 3, 1).flatten(0, 2))
+            colours, inside = split_inside(batch["image"])
+            patches = self.features.patches(colours)
+            cells = cells_inside(inside, patches.shape[2:])
+            vectors = patches.permute(0, 2, 3, 1).flatten(0, 2)
+            statistics.update(vectors if cells is None else vectors[cells.flatten()])
         self.whitening.fit(statistics.join_processes())
 
     def update(self, batches: Batches) -> int:
@@ -110,7 +122,7 @@ class PatchCore(AnomalyDetector):
         New is what lies beyond the radius within which the bank covered its own candidates. With
         `max_bank` exceeded the whole bank is thinned by the same choice, and covers a wider radius.
         """
-        pool = self.candidates(batches)
+        pool = self._drop_empty(self.candidates(batches))
         radius = float(self.radius)
         new = self._choose(pool, len(pool), self._project(self.memory_bank), radius)
         bank = torch.cat([self.memory_bank, pool[new.indices]])
@@ -132,12 +144,14 @@ class PatchCore(AnomalyDetector):
         grid = self.patches(images)
         patches = grid.flatten(1, 2)
         distances = self._measure_distances(patches.flatten(0, 1)).view(images.shape[0], -1)
-        score = self._weight_score(patches, distances)
-        return score[:, None], self._make_map(distances.view(-1, 1, *grid.shape[1:3]), images.shape[2:])
+        inside = cells_inside(split_inside(images)[1], grid.shape[1:3])
+        score = self._weight_score(patches, distances, None if inside is None else inside.flatten(1))
+        maps = distances.view(-1, 1, *grid.shape[1:3])
+        return score[:, None], self._make_map(maps, images.shape[2:], inside)
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C], float32; whitened with `whiten`."""
-        patches = self.features.patches(images)
+        patches = self.features.patches(split_inside(images)[0])
         if self.whitening is not None:
             patches = self.whitening(patches)
         return patches.permute(0, 2, 3, 1)
@@ -165,19 +179,22 @@ class PatchCore(AnomalyDetector):
         """Squared distances of [N, C] to part of the bank, less the vectors' own squares."""
         return torch.addmm(self.bank_norms[part], vectors, self.memory_bank[part].T, alpha=-2)
 
-    def _weight_score(self, patches: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+    def _weight_score(
+        self, patches: torch.Tensor, distances: torch.Tensor, inside: torch.Tensor | None
+    ) -> torch.Tensor:
         """Image scores [B]: the largest distances, less where the match lies in a crowd (equation 7).
 
-        patches [B, P, C], distances [B, P].
+        patches [B, P, C], distances [B, P]; with `inside` bool [B, P] of those patches alone.
         """
         top = max(1, round(self.top_share * distances.shape[1]))
         if self.density:
-            return distances.topk(top, 1).values.mean(1)
+            return mean_of_largest(distances, top, inside, is_share=True)
+        distances = clear_outside(distances, inside, -1.0)  # below all of them
         images = torch.arange(patches.shape[0], device=patches.device)
         patch = patches[images, distances.argmax(1)]
         match = self.memory_bank[self._compare(patch).argmin(1)]
         largest = (patch - match).square().sum(1).sqrt()  # from differences: to all its digits
-        score = largest if top == 1 else distances.topk(top, 1).values.mean(1)
+        score = largest if top == 1 else mean_of_largest(distances, top, inside, is_share=True)
         count = min(self.neighbours, len(self.memory_bank))
         if count < 2:
             return score
@@ -185,19 +202,43 @@ class PatchCore(AnomalyDetector):
         away = (patch[:, None] - around).square().sum(2).sqrt()
         return (1 - (largest - away.logsumexp(1)).exp()) * score
 
-    def _make_map(self, distances: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """[B, 1, h, w] on the grid of patches -> [B, 1, H / 4, W / 4]."""
-        return self.smooth(_resize(distances, [max(1, round(side / CELL_PIXELS)) for side in size]))
+    def _make_map(
+        self, distances: torch.Tensor, size: torch.Size, inside: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[B, 1, h, w] on the grid of patches -> [B, 1, H / 4, W / 4], of the patches inside alone."""
+        grid = [max(1, round(side / CELL_PIXELS)) for side in size]
+        return average_inside(distances, inside, lambda maps: self.smooth(_resize(maps, grid)))
 
     def candidates(self, batches: Batches) -> torch.Tensor:
-        """Candidate patches [N, C] of all images, or a random part of each; 0 for images not in `batches`."""
+        """Candidate patches [N, C] of all images, or a random part of each.
+
+        0 for images not in `batches`, and in place of patches outside the region of interest.
+        """
         count = min(self.cells, max(1, self.max_patches // batches.images))  # patches of an image
         pool = self._allocate(count * batches.images)
         chosen = self._draw_patches(count, batches.images)
         for batch in tqdm(batches, "patches", leave=False, disable=None):
-            for row, patches in zip(batch["row"].tolist(), self.patches(batch["image"]), strict=True):
-                pool[row * count : (row + 1) * count] = patches.flatten(0, 1)[chosen[row]]
+            grid = self.patches(batch["image"])
+            inside = cells_inside(split_inside(batch["image"])[1], grid.shape[1:3])
+            for place, row in enumerate(batch["row"].tolist()):
+                patches = grid[place].flatten(0, 1)
+                if inside is None:
+                    drawn = patches[chosen[row]]
+                else:
+                    drawn = self._draw_inside(patches[inside[place].flatten()], count, row)
+                pool[row * count : row * count + len(drawn)] = drawn
         return pool
+
+    def _draw_inside(self, patches: torch.Tensor, count: int, row: int) -> torch.Tensor:
+        """Up to `count` random ones of the patches [P, C] that image number `row` has inside."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, row))
+        return patches[torch.randperm(len(patches), generator=generator)[:count].to(patches.device)]
+
+    @staticmethod
+    def _drop_empty(pool: torch.Tensor) -> torch.Tensor:
+        """Without the rows of zeros, which stand for no patch."""
+        is_patch = pool.any(1)
+        return pool if is_patch.all() else pool[is_patch]
 
     def _draw_patches(self, count: int, images: int) -> list[torch.Tensor | slice]:
         """Positions of `count` candidates in each image; the same however many processes share the images."""

@@ -12,6 +12,7 @@ from defects.config_schema import BackboneConfig, Fraction, Share
 from defects.messages import UserError
 from defects.models.base import Batch, Detector, pad_to_multiple
 from defects.models.features import REFUSALS, Normalize, create_backbone, in_one_line, size_arguments
+from defects.models.inside import LOWEST, clear_outside, mean_inside, mean_of_largest, split_inside
 
 DECODER_STRIDE_PIXELS = 32  # heights and widths that can be halved five times are multiples of it
 # DPT stands on plain transformers alone, by another kind of encoder.
@@ -56,11 +57,13 @@ class Segmenter(Detector):
 
     def training_loss(self, batch: Batch) -> Batch:
         logits = self.logits(batch["image"])
+        _, inside = split_inside(batch["image"])
         has_mask = batch["masked"][:, 0] > 0
         losses = {"loss": 0 * logits.sum()}  # of all parameters, or distributed training would wait for them
         if has_mask.any():
-            losses = self._losses(logits[has_mask], batch["mask"][has_mask])
-        return losses | {"score": self.score(logits).detach()}
+            judged = None if inside is None else inside[has_mask]
+            losses = self._losses(logits[has_mask], batch["mask"][has_mask], judged)
+        return losses | {"score": self.score(logits, inside).detach()}
 
     def validation(self, batch: Batch) -> Batch:
         """The losses, and Dice at 0.5 over pairs of image and class, empty against empty counting 1.
@@ -68,7 +71,8 @@ class Segmenter(Detector):
         Only of images whose mask is known, as in training.
         """
         logits = self.logits(batch["image"])
-        score = {"score": self.score(logits)}
+        _, inside = split_inside(batch["image"])
+        score = {"score": self.score(logits, inside)}
         has_mask = batch["masked"][:, 0] > 0
         if not has_mask.any():
             return score
@@ -78,29 +82,36 @@ class Segmenter(Detector):
         overlap = (predicted * truth).sum((2, 3))
         total = (predicted + truth).sum((2, 3))
         dice = torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1.0).mean()
-        return score | self._losses(logits, truth) | {"dice": dice}
+        judged = None if inside is None else inside[has_mask]
+        return score | self._losses(logits, truth, judged) | {"dice": dice}
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.logits(images)
-        return self.score(logits), logits.sigmoid()
+        _, inside = split_inside(images)
+        return self.score(logits, inside), logits.sigmoid()
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, K, H, W]"""
+        """[B, K, H, W], LOWEST outside the region of interest."""
+        colours, inside = split_inside(images)
         height, width = images.shape[2:]
-        padded = pad_to_multiple(self.normalize(images), DECODER_STRIDE_PIXELS)
-        return self.network(padded)[..., :height, :width].float()
+        padded = pad_to_multiple(self.normalize(colours), DECODER_STRIDE_PIXELS)
+        logits = self.network(padded)[..., :height, :width].float()
+        return clear_outside(logits, inside, LOWEST)
 
-    def score(self, logits: torch.Tensor) -> torch.Tensor:
+    def score(self, logits: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
         """[B, K, H, W] -> [B, C]"""
         pixels = logits.flatten(2)
-        surest = pixels.topk(max(1, round(self.top_share * pixels.shape[2])), dim=2)
-        scores = surest.values.mean(2)
+        count = max(1, round(self.top_share * pixels.shape[2]))
+        judged = None if inside is None else inside.flatten(2)
+        scores = mean_of_largest(pixels, count, judged, is_share=True)
         return torch.cat([scores, scores.amax(1, keepdim=True)], 1) if len(self.targets) > 1 else scores
 
-    def _losses(self, logits: torch.Tensor, masks: torch.Tensor) -> Batch:
+    def _losses(self, logits: torch.Tensor, masks: torch.Tensor, inside: torch.Tensor | None) -> Batch:
+        """Outside logits are LOWEST and masks 0, which costs nothing and teaches nothing."""
         if self.other_loss is not None:
             return {"loss": self.other_loss(logits, masks)}
-        bce = functional.binary_cross_entropy_with_logits(logits, masks)
+        costs = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+        bce = mean_inside(costs, inside)
         dice = self.dice(logits, masks)
         loss = (1 - self.dice_share) * bce + self.dice_share * dice
         return {"loss": loss, "bce": bce.detach(), "soft_dice": dice.detach()}

@@ -26,6 +26,8 @@ class StreamingCovariance:
 
     def update(self, vectors: torch.Tensor) -> None:
         """Take in `vectors` [N, C]."""
+        if not len(vectors):
+            return
         for block in vectors.split(FLOAT64_VECTORS):
             block = as_double(block)
             mean = block.mean(0)
@@ -104,9 +106,10 @@ class ChannelMoments:
         self.sums = torch.zeros(2, channels, dtype=torch.float64)  # of the values, of their squares
         self.count = 0
 
-    def add(self, maps: torch.Tensor) -> None:
-        for values in maps.flatten(2):
-            values = as_double(values)
+    def add(self, maps: torch.Tensor, inside: torch.Tensor | None = None) -> None:
+        """Take in maps, or their cells `inside`, bool [B, 1, h, w]."""
+        for place, values in enumerate(maps.flatten(2)):
+            values = as_double(values if inside is None else values[:, inside[place].flatten()])
             self.sums += torch.stack([values.sum(1), values.square().sum(1)]).cpu()
             self.count += values.shape[1]
 

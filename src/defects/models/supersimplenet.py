@@ -4,6 +4,7 @@ Rolih et al., ICPR 2024 (arXiv 2408.03143); weak and mixed supervision from the 
 (arXiv 2508.19060).
 """
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -16,6 +17,7 @@ from torchvision.ops import sigmoid_focal_loss
 from defects.config_schema import BackboneConfig, Count, Positive
 from defects.models.base import AnomalyDetector, Batch, Batches
 from defects.models.features import Features, check_sizes
+from defects.models.inside import average_inside, cells_inside, clear_outside, lower_outside, split_inside
 from defects.models.statistics import ChannelMoments, GaussianSmoothing, raise_small_deviations
 from defects.models.synthetic_anomalies import perlin_mask
 
@@ -92,26 +94,36 @@ class SuperSimpleNet(AnomalyDetector):
             return
         moments = ChannelMoments(self.mean.shape[1])
         for batch in batches:
-            moments.add(self._common_grid(batch["image"]))
+            colours, inside = split_inside(batch["image"])
+            grid = self._common_grid(colours)
+            moments.add(grid, cells_inside(inside, grid.shape[2:]))
         self.mean.copy_(moments.mean.float().view_as(self.mean))
         self.std.copy_(raise_small_deviations(moments.std).float().view_as(self.std))
 
     def training_loss(self, batch: Batch) -> Batch:
-        features = self._features(batch["image"])
+        colours, inside = split_inside(batch["image"])
+        features = self._features(colours)
         defect, free, has_mask = self._truth(batch, features.shape[2:])
+        cells = cells_inside(inside, features.shape[2:])
+        if cells is not None:
+            free = free * cells
+            has_mask = has_mask * cells
+            cells = _twice(cells)
         noisy = _twice(free) * self._draw_blotches(2 * len(features), features)
         noise = self._draw_noise(noisy, features)
         adapted = _twice(self.adaptor(features)) + noise
-        maps, score = self._heads(adapted, _twice(features) + noise)
+        maps, score = self._heads(adapted, _twice(features) + noise, cells)
         target = torch.maximum(_twice(defect), noisy)
         label = torch.maximum(_twice(batch["label"]), noisy.amax((2, 3)))
         return _losses(maps, score, target, label, _twice(has_mask))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self._features(images)
-        maps, score = self._heads(self.adaptor(features), features)
-        maps = functional.interpolate(maps.float(), size=images.shape[2:], mode="bilinear")
-        return score.float(), self.smooth(maps)
+        colours, inside = split_inside(images)
+        features = self._features(colours)
+        cells = cells_inside(inside, features.shape[2:])
+        maps, score = self._heads(self.adaptor(features), features, cells)
+        enlarge = partial(functional.interpolate, size=images.shape[2:], mode="bilinear")
+        return score.float(), average_inside(maps.float(), cells, lambda part: self.smooth(enlarge(part)))
 
     def calibrate(self, batches: Batches) -> None:
         if not self.supervised:
@@ -140,16 +152,18 @@ class SuperSimpleNet(AnomalyDetector):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return (self._common_grid(images) - self.mean) / self.std
 
-    def _heads(self, adapted: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _heads(
+        self, adapted: torch.Tensor, features: torch.Tensor, inside: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         maps = self.segmentation(adapted)
         # Unsupervised, the map learns from its own losses alone.
         classified = maps if self.supervised else maps.detach()
-        return maps, self.classification(features, classified)
+        return maps, self.classification(features, classified, inside)
 
     def _truth(self, batch: Batch, grid: torch.Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is known of real defects, [B, 1, h, w] each: where they are, where noise may go; [B, 1, 1, 1]:
         whether that is known."""
-        images = batch["image"]
+        images = split_inside(batch["image"])[0]
         if not self.supervised:
             nowhere = images.new_zeros(len(images), 1, *grid)
             everywhere = images.new_ones(len(images), 1, 1, 1)
@@ -175,7 +189,7 @@ class SuperSimpleNet(AnomalyDetector):
 
 
 class ClassHead(nn.Module):
-    """Features [B, C, h, w] and map [B, 1, h, w] -> logit [B, 1]."""
+    """Features [B, C, h, w] and map [B, 1, h, w] -> logit [B, 1], of the cells inside, bool [B, 1, h, w]."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -184,9 +198,18 @@ class ClassHead(nn.Module):
         )
         self.logit = nn.Linear(2 * width + 2, 1)
 
-    def forward(self, features: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features: torch.Tensor, maps: torch.Tensor, inside: torch.Tensor | None
+    ) -> torch.Tensor:
         hidden = self.block(torch.cat([features, maps], 1))
-        pooled = [pool((2, 3)) for values in (hidden, maps) for pool in (values.amax, values.mean)]
+        if inside is None:
+            pooled = [pool((2, 3)) for values in (hidden, maps) for pool in (values.amax, values.mean)]
+            return self.logit(torch.cat(pooled, 1))
+        pooled = []
+        count = inside.sum((2, 3)).clamp(min=1)
+        for values in (hidden, maps):
+            pooled.append(lower_outside(values, inside).amax((2, 3)))
+            pooled.append(clear_outside(values, inside, 0.0).sum((2, 3)) / count)
         return self.logit(torch.cat(pooled, 1))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from defects.config_schema import Config, resolve
+from defects.data.roi import load_roi
 from defects.evaluation.claim_records import (
     Claims,
     RateBound,
@@ -79,7 +80,8 @@ def load_claim_tables(
 ) -> ClaimTables:
     """`images`: rows of images.csv with label and group, out of fold; reads the masks of defects."""
     labels = images["label"].to_numpy(dtype=int)
-    sizes = measure_defect_sizes(images[labels == 1], resolve(config.data.root)).reindex(images.index)
+    root = resolve(config.data.root)
+    sizes = measure_defect_sizes(images[labels == 1], root, load_roi(config.data)).reindex(images.index)
     return ClaimTables(
         claims=claims,
         labels=labels,

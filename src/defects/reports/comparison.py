@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defects.config import known_config_files, with_model
-from defects.config_schema import Config, resolve
+from defects.config_schema import Config
 from defects.data.fold_files import DataTables
 from defects.evaluation.estimate import aligned_oof, estimate, without_seeds
 from defects.evaluation.outcome import load_answers, outcome
@@ -137,10 +137,9 @@ def _measure_folds(
     run: Run, rows: pd.DataFrame, maps_file: str, metrics: list[str], prefix: str = ""
 ) -> Iterator[Value]:
     """Of each fold's model on its `rows` (label, raw, fold, and those of images.csv)."""
-    root = resolve(run.config.data.root)
     for fold, of_fold in rows.groupby("fold"):
         maps = Maps(run.fold_folder(fold) / maps_file)
-        figures = measure_fold(of_fold, maps, run.read_costs(fold), root)
+        figures = measure_fold(of_fold, maps, run.read_costs(fold), run.config.data)
         for name in metrics:
             yield fold, prefix + name, figures[name]
 

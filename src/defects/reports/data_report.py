@@ -40,8 +40,10 @@ from defects.reports.figures import (
     build_side_by_side,
     draw_side_by_side,
     mark_defects,
+    read_inside,
     read_tile,
 )
+from defects.reports.roi_section import draw_roi_extremes
 
 PART_COLOURS = {"train defect": DEFECT_COLOUR, "train normal": NORMAL_COLOUR, "test": TEST_COLOUR}
 KIND_COLOUR = "#f2abaa"
@@ -82,6 +84,7 @@ def build_data_report(
             "Charts", [html.Text(CHARTS_TEXT), html.Charts([draw_panel(panel) for panel in panels])]
         ),
         html.PageSection("Images", draw_example_images(data, images)),
+        html.PageSection("Region of interest", draw_roi_extremes(data, pick_spread(images, MEASURED_IMAGES))),
         html.PageSection("How alike photographs are", siblings),
         html.PageSection("Photographs of the same thing", draw_groups(data, folds)),
     ]
@@ -198,7 +201,9 @@ def measure_images(data: DataConfig, images: pd.DataFrame) -> pd.DataFrame:
 def _measure_one(data: DataConfig, row: dict[str, Any]) -> tuple[float, float, float]:
     root = resolve(data.root)
     image = read_image(root / row["path"], bits=data.bits)
-    mean, deviation = cv2.meanStdDev(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    inside = read_inside(data, row, image.shape[:2])
+    judged = None if inside is None else inside.astype(np.uint8)
+    mean, deviation = cv2.meanStdDev(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), mask=judged)
     mask = read_masks(row, root, [])
     area = np.nan if mask is None else 100 * float(mask.mean())
     return mean.item(), deviation.item(), area

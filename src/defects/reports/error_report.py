@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from defects.config_schema import Config, DataConfig
 from defects.data.fold_files import DataTables, read_grouping
+from defects.data.roi import load_roi
 from defects.evaluation.acceptance import state_claims
 from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.blend import Ensemble, OutOfFoldScores
@@ -40,6 +41,7 @@ from defects.reports.figures import (
     draw_legend,
     fit_limits,
     mark_defects,
+    read_inside,
     read_tile,
 )
 from defects.reports.run_report import load_aligned_oof
@@ -162,7 +164,8 @@ def load_ensemble_tables(runs: list[Run], tables: DataTables) -> EnsembleTables:
     members = []
     for run in runs:
         maps = {fold: Maps(run.fold_folder(fold) / OOF_MAPS) for fold in images["fold"].unique()}
-        limits = fit_limits(images.reset_index(), maps, run.config.threshold.fpr)
+        roi = load_roi(run.config.data)
+        limits = fit_limits(images.reset_index(), maps, run.config.threshold.fpr, roi)
         name = run.name.removeprefix(f"{run.config.data.name}_")
         members.append(RatedMember(name, scores[run.name], margins[run.name], maps, limits))
     return EnsembleTables(images, blend, members, load_blend_claims(runs[0].config, images, blend))
@@ -336,7 +339,8 @@ def draw_member_card(data: DataConfig, tables: EnsembleTables, row: Row) -> html
     for member in tables.members:
         maps = member.maps[row["fold"]]
         if image_id in maps:
-            heat = draw_heat_tile(tile, maps[image_id], member.limits[row["fold"]])
+            inside = read_inside(data, row, tile.shape[:2])
+            heat = draw_heat_tile(tile, maps[image_id], member.limits[row["fold"]], inside)
             alt = f"heat map of {name} by {member.name}"
             pictures.append(html.embed_jpeg(heat, alt, describe(member), is_wrong(member)))
         else:

@@ -11,14 +11,16 @@ import pandas as pd
 from defects.config_schema import DataConfig, resolve
 from defects.data.images import read_image, resize, resize_mask
 from defects.data.labels import read_masks
+from defects.data.roi import Roi, load_roi
 from defects.evaluation.display_scales import (
     AT_THRESHOLD_HEAT,
     LIMIT_COLOUR,
     compute_heat,
+    darken_outside,
     paint_heat,
     paint_scale,
 )
-from defects.evaluation.pixels import Maps
+from defects.evaluation.pixels import Maps, judged_cells
 from defects.evaluation.thresholds import fit_map_limits
 from defects.reports import html
 
@@ -33,11 +35,22 @@ MapLimits = dict[str, tuple[float, float]]  # by fold: median of normal pixels, 
 
 
 def read_tile(data: DataConfig, row: Row, pixels: int = TILE_PIXELS) -> np.ndarray:
-    """uint8 [h, w, 3] of a row of images.csv, brought to an area of about `pixels`."""
+    """uint8 [h, w, 3] of a row of images.csv, brought to an area of about `pixels`.
+
+    What lies outside a region of interest is dark.
+    """
     image = read_image(resolve(data.root) / row["path"], bits=data.bits)
     height, width = image.shape[:2]
     scale = min((pixels / (height * width)) ** 0.5, LONGEST_SIDE / max(height, width))
-    return np.ascontiguousarray(resize(image, (max(3, round(scale * height)), max(3, round(scale * width)))))
+    size = (max(3, round(scale * height)), max(3, round(scale * width)))
+    tile = np.ascontiguousarray(resize(image, size))
+    return darken_outside(tile, read_inside(data, row, size))
+
+
+def read_inside(data: DataConfig, row: Row, size: tuple[int, int]) -> np.ndarray | None:
+    """bool of `size` (height, width): what of a row of images.csv is judged; None where all of it is."""
+    roi = load_roi(data)
+    return None if roi is None else roi.read(row["path"], size)
 
 
 def mark_defects(tile: np.ndarray, data: DataConfig, row: Row) -> np.ndarray:
@@ -48,9 +61,19 @@ def mark_defects(tile: np.ndarray, data: DataConfig, row: Row) -> np.ndarray:
     return outline_around(tile, mask[..., 0], MASK_COLOUR)
 
 
-def draw_heat_tile(tile: np.ndarray, anomaly_map: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """uint8 [h, w, 3]: the heat of a map over a tile, with a cyan line around what reaches the threshold."""
+def draw_heat_tile(
+    tile: np.ndarray,
+    anomaly_map: np.ndarray,
+    limits: tuple[float, float],
+    inside: np.ndarray | None = None,
+) -> np.ndarray:
+    """uint8 [h, w, 3]: the heat of a map over a tile, with a cyan line around what reaches the threshold.
+
+    With `inside` bool [h, w] there alone.
+    """
     heat = compute_heat(resize(anomaly_map.astype(np.float32), tile.shape[:2]), *limits)
+    if inside is not None:
+        heat = heat * inside
     return outline(paint_heat(tile, heat), heat >= AT_THRESHOLD_HEAT, LIMIT_COLOUR)
 
 
@@ -72,11 +95,11 @@ def outline(tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) ->
     return drawn
 
 
-def fit_limits(rows: pd.DataFrame, maps: Mapping[str, Maps], fpr: float) -> MapLimits:
+def fit_limits(rows: pd.DataFrame, maps: Mapping[str, Maps], fpr: float, roi: Roi | None = None) -> MapLimits:
     """Median of normal pixels and threshold of the maps of each fold, as an export of the fold has them.
 
-    `rows` are out-of-fold ones (image_id, label, fold), `fpr` is threshold.fpr. Folds without maps are left
-    out.
+    `rows` are out-of-fold ones (image_id, path, label, fold), `fpr` is threshold.fpr. Folds without maps are
+    left out.
     """
     limits = {}
     for fold, part in rows.groupby("fold"):
@@ -85,7 +108,10 @@ def fit_limits(rows: pd.DataFrame, maps: Mapping[str, Maps], fpr: float) -> MapL
         normal = mapped[mapped["label"] == 0]
         chosen = mapped if normal.empty else normal
         if len(chosen):
-            planes = (fold_maps[image_id][None] for image_id in chosen["image_id"])
+            planes = (
+                judged_cells(fold_maps[row["image_id"]][None], roi, row.get("path"))
+                for row in chosen.to_dict("records")
+            )
             medians, thresholds = fit_map_limits(planes, fpr, fold_maps.segment, has_normal=len(normal) > 0)
             limits[fold] = (medians[0], thresholds[0])
     return limits

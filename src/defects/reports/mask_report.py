@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from defects.config_schema import DataConfig, resolve
 from defects.data.labels import read_masks
+from defects.data.roi import clear_plane, load_roi
 from defects.evaluation.display_scales import LIMIT_COLOUR
 from defects.evaluation.mask_rules import Rule, make_mask
 from defects.evaluation.metrics import pair_dice
@@ -28,16 +29,20 @@ def make_masks(
     By the untuned rule, from the maps of each fold.
     """
     root = resolve(data.root)
+    roi = load_roi(data)
     images = rows.groupby("image_id", sort=False)
     for image_id, of_image in tqdm(images, "masks of the folds", leave=False, disable=None):
         image = of_image.iloc[0].to_dict()
         size = (image["height"], image["width"])
         planes = maps[image["fold"]].of_classes(image_id)
         truths = read_masks(image, root, data.classes)
+        inside = None if roi is None else roi.read(image["path"], size)
         labels = of_image.set_index("target")["probability"]
         for index, name in enumerate(data.classes):
             truth = np.zeros(size, bool) if truths is None else truths[..., index] > 0
-            plane = planes[index]
+            if inside is not None:
+                truth &= inside
+            plane = clear_plane(planes[index], inside)
             candidate = Candidate(image_id, name, image["fold"], labels[name], plane, truth)
             yield candidate, make_mask(plane, labels[name], size, Rule())
 

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defects.config_schema import Config, ThresholdConfig, resolve
+from defects.config_schema import Config, DataConfig, ThresholdConfig, resolve
 from defects.data.fold_files import DataTables
+from defects.data.roi import load_roi
 from defects.evaluation.acceptance import state_run_claims
 from defects.evaluation.decision import describe_rule
 from defects.evaluation.display_scales import compute_defect_scores, format_defect_score, format_probability
@@ -32,6 +33,7 @@ from defects.reports.figures import (
     draw_legend,
     fit_limits,
     mark_defects,
+    read_inside,
     read_tile,
 )
 from defects.reports.mask_report import build_dice_table, draw_mask_cards, measure_dice
@@ -140,27 +142,23 @@ def load_aligned_oof(run: Run, tables: DataTables) -> pd.DataFrame:
 
 
 def measure_fold(
-    rows: pd.DataFrame, maps: Maps, costs: dict[str, Any], root: Path
+    rows: pd.DataFrame, maps: Maps, costs: dict[str, Any], data: DataConfig
 ) -> dict[str, float | str | None]:
-    """Figures of one model on `rows` (label, raw, and those of images.csv), and what it cost.
-
-    `root` is the folder of the data set.
-    """
+    """Figures of one model on `rows` (label, raw, and those of images.csv of `data`), and what it cost."""
     labels = rows["label"].to_numpy(dtype=int)
     return {
         "images": len(rows),
         "defects": int(labels.sum()),
         **rank_metrics(labels, rows["raw"].to_numpy()),
-        **pixel_metrics(masked_maps(rows, maps, root)),
+        **pixel_metrics(masked_maps(rows, maps, resolve(data.root), load_roi(data))),
         **{name: costs.get(name) for name in FOLD_COSTS},
     }
 
 
 def measure_folds(tables: RunTables) -> pd.DataFrame:
     """measure_fold of every fold out of fold, a row each, indexed by fold."""
-    root = resolve(tables.config.data.root)
     figures = {
-        fold: measure_fold(rows, tables.maps[fold], tables.costs[fold], root)
+        fold: measure_fold(rows, tables.maps[fold], tables.costs[fold], tables.config.data)
         for fold, rows in tables.oof.groupby("fold")
     }
     return pd.DataFrame.from_dict(figures, orient="index").rename_axis("fold")
@@ -292,7 +290,8 @@ def build_fold_table(folds: pd.DataFrame) -> pd.DataFrame:
 
 def draw_gallery(tables: RunTables, threshold: float) -> list[html.Block]:
     """The worst images of each class and its clearest, by the `threshold` in log-odds."""
-    limits = fit_limits(tables.oof, tables.maps, tables.config.threshold.fpr)
+    config = tables.config
+    limits = fit_limits(tables.oof, tables.maps, config.threshold.fpr, load_roi(config.data))
     blocks: list[html.Block] = [html.Text(GALLERY)]
     if limits:
         blocks.append(draw_legend())
@@ -313,7 +312,8 @@ def draw_image_card(tables: RunTables, row: Row, limits: MapLimits, threshold: f
     pictures = [html.embed_jpeg(mark_defects(tile, tables.config.data, row), name)]
     fold_maps = tables.maps[row["fold"]]
     if row["image_id"] in fold_maps:
-        heat = draw_heat_tile(tile, fold_maps[row["image_id"]], limits[row["fold"]])
+        inside = read_inside(tables.config.data, row, tile.shape[:2])
+        heat = draw_heat_tile(tile, fold_maps[row["image_id"]], limits[row["fold"]], inside)
         pictures.append(html.embed_jpeg(heat, f"heat map of {name}"))
     is_wrong = (row["score"] >= threshold) != (row["label"] == 1)
     score = compute_defect_scores(row["score"], threshold).item()

@@ -15,6 +15,7 @@ from defects.data.images import resize
 from defects.data.index import image_sizes, sample_ids
 from defects.data.labels import read_masks
 from defects.data.rle import Form, check_runs, encode, read_rle_table, table_form, write_rle_table
+from defects.data.roi import clear_plane, load_roi
 from defects.evaluation.adversarial import stored_comparison
 from defects.evaluation.decision import Decision
 from defects.evaluation.mask_rules import Rule, make_mask
@@ -312,6 +313,7 @@ def read_candidates(
     config = runs[0].config
     classes = config.data.classes
     root = resolve(config.data.root)
+    roi = load_roi(config.data)
     blend = MapBlend(runs, oof, OOF_MAPS)
     folds = next(iter(oof.values())).drop_duplicates("image_id").set_index("image_id")["fold"]
     rows = images.set_index("image_id", drop=False).loc[folds.index].to_dict("records")
@@ -319,10 +321,14 @@ def read_candidates(
         image_id = row["image_id"]
         maps = blend.maps(image_id)
         masks = read_masks(row, root, classes)
-        nothing = np.zeros((row["height"], row["width"]), bool)
+        size = (row["height"], row["width"])
+        inside = None if roi is None else roi.read(row["path"], size)
         for index, name in enumerate(classes):
-            truth = nothing if masks is None else masks[..., index] > 0
-            yield Candidate(image_id, name, folds[image_id], blend.labels[image_id, name], maps[index], truth)
+            truth = np.zeros(size, bool) if masks is None else masks[..., index] > 0
+            if inside is not None:
+                truth &= inside
+            plane = clear_plane(maps[index], inside)
+            yield Candidate(image_id, name, folds[image_id], blend.labels[image_id, name], plane, truth)
 
 
 def make_test_masks(
@@ -337,6 +343,7 @@ def make_test_masks(
     All choices in one pass, since reading a map takes longer than applying a rule.
     """
     classes = runs[0].config.data.classes
+    roi = load_roi(runs[0].config.data)
     blend = MapBlend(runs, test, TEST_MAPS)
     rows = images[images["split"] == "test"].to_dict("records")
     masks = {choice: {} for choice in choices}
@@ -344,10 +351,12 @@ def make_test_masks(
         image_id = row["image_id"]
         size = (row["height"], row["width"])
         maps = blend.maps(image_id)
+        inside = None if roi is None else roi.read(row["path"], size)
         for index, name in enumerate(classes):
+            plane = clear_plane(maps[index], inside)
             label = blend.labels[image_id, name]
             for choice, rules in choices.items():
-                masks[choice][image_id, name] = encode(make_mask(maps[index], label, size, rules[name]))
+                masks[choice][image_id, name] = encode(make_mask(plane, label, size, rules[name]))
     pairs = list(order[PAIR].itertuples(index=False, name=None))
     tables = {}
     for choice, masks_of_choice in masks.items():

@@ -44,6 +44,7 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "data.image_size",
     "data.symmetries",
     "data.classes",
+    "data.roi",
     "split",
     "model.name",
     "model.options.teacher",

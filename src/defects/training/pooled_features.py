@@ -11,6 +11,7 @@ from tqdm import tqdm
 from defects.config_schema import Config
 from defects.data.datasets import DeviceBatches
 from defects.models.features import Features
+from defects.models.inside import split_inside
 
 INVERSE_PENALTY = 0.01  # scikit-learn's C; thirty defects against hundreds of features
 
@@ -26,7 +27,8 @@ def describe_images(config: Config, images: pd.DataFrame) -> np.ndarray:
     batches = DeviceBatches(config, images, torch.device("cpu"))
     vectors = []
     for batch in tqdm(batches, "features", disable=None):
-        vectors.append(_pool(features(batch["image"])))
+        colours, _ = split_inside(batch["image"])
+        vectors.append(_pool(features(colours)))
     return np.concatenate(vectors)
 
 

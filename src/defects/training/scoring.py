@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from defects.files import array_archive, join_archives, read_csv, read_json, wri
 from defects.messages import UserError
 from defects.models import Detector
 from defects.models.folding import folded_norms
+from defects.models.inside import average_inside, cells_inside, lower_empty, lower_outside, split_inside
 from defects.runs import FULL, TEST_COLUMNS, TEST_MAPS, Run, name_model
 from defects.stamps import Stamp, differences, join_differences
 from defects.training.checkpoint import load_detector
@@ -40,6 +42,9 @@ Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 class Scorer(nn.Module):
     """A detector as it scores: images uint8 [B, H, W, 3] -> raw score [B, C], map [B, K, h, w] or None.
+
+    With a fourth channel (see data.datasets.as_input) of the region of interest alone; outside it a map holds
+    the smallest value that it has inside.
 
     Averaged over the label-preserving members of the dihedral group if `infer.tta`, from overlapping windows
     of images larger than `infer.window`; the longer side of a map is at most `infer.map_size`. What is
@@ -59,14 +64,19 @@ class Scorer(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         images = as_input(images)
+        _, inside = split_inside(images)
         scores = []
         maps = []
         for view in self.views:
             score, view_maps = _score_windows(self.detector, turn(images, *view), self.infer.window)
             scores.append(score)
             if view_maps is not None:
-                maps.append(_shrink_maps(turn_back(view_maps, *view), self.infer.map_size))
-        return torch.stack(scores).mean(dim=0), torch.stack(maps).mean(dim=0) if maps else None
+                maps.append(_shrink_maps(turn_back(view_maps, *view), self.infer.map_size, inside))
+        score = torch.stack(scores).mean(dim=0)
+        if not maps:
+            return score, None
+        mean = torch.stack(maps).mean(dim=0)
+        return score, lower_outside(mean, cells_inside(inside, mean.shape[2:]))
 
 
 @torch.inference_mode()
@@ -94,24 +104,33 @@ def _score_windows(
     if len(grid) == 1:
         return detector(images)
     scores, maps = zip(*(detector(images[..., rows, columns]) for rows, columns in grid), strict=True)
-    score = torch.stack(scores).amax(0)
+    of_windows = [
+        lower_empty(score, images[..., rows, columns])
+        for score, (rows, columns) in zip(scores, grid, strict=True)
+    ]
+    score = torch.stack(of_windows).amax(0)
     if maps[0] is None:
         return score, None
+    _, inside = split_inside(images)
     total = images.new_zeros(images.shape[0], maps[0].shape[1], *size)
     times = images.new_zeros(size)
     for (rows, columns), window_maps in zip(grid, maps, strict=True):
         part = total[..., rows, columns]
-        part += functional.interpolate(window_maps.float(), part.shape[2:], mode="bilinear")
+        enlarge = partial(functional.interpolate, size=part.shape[2:], mode="bilinear")
+        cells = None if inside is None else cells_inside(inside[..., rows, columns], window_maps.shape[2:])
+        part += average_inside(window_maps.float(), cells, enlarge)
         times[rows, columns] += 1
     return score, total / times
 
 
-def _shrink_maps(maps: torch.Tensor, size: int) -> torch.Tensor:
+def _shrink_maps(maps: torch.Tensor, size: int, inside: torch.Tensor | None) -> torch.Tensor:
+    """Maps [B, K, h, w] with longer sides of `size` cells at most; `inside` is that of the images."""
     longer = max(maps.shape[2:])
     if longer <= size:
         return maps
     height, width = (max(1, round(side * size / longer)) for side in maps.shape[2:])
-    return functional.interpolate(maps, (height, width), mode="area")
+    shrink = partial(functional.interpolate, size=(height, width), mode="area")
+    return average_inside(maps, cells_inside(inside, maps.shape[2:]), shrink)
 
 
 # --- tables of scores --------------------------------------------------------------------------------------
