@@ -1,0 +1,494 @@
+"""What a folder of images is: a public data set, sorted folders, images beside annotations, or normal images.
+
+`recognise` reads names of folders and files, and of annotations what they begin with; whether all of it
+can be used is for src/prepare.py to say.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from defects.data.annotations import recognise_formats
+from defects.data.annotations.rle_csv import FORMS
+from defects.data.folder_scan import FolderScan, is_junk, list_categories, list_folders, scan_folder
+from defects.data.layouts.mvtec import GOOD_NAMES
+from defects.data.mask_matching import split_off_masks
+from defects.data.user_tables import read_user_table
+from defects.messages import UserError, printable, shorten_names
+from defects.start.folder_names import NameRole, names_defect, tell_role
+
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".wmv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".ts"}
+TABLES = {".csv", ".tsv"}
+TEXTS_OF_TOOLS = {".json", ".xml", ".txt"}
+MOST_TABLE_BYTES = 2_000_000  # of a table that may list images, looked into for their names
+THREE_LAYOUTS = (
+    "looked for were (1) folders of normal images and of defects, such as good/ and bad/ (and masks/, test/), "
+    "(2) train/good and test/<kind>, as in MVTec AD, (3) images beside an export of an annotation tool (COCO, "
+    "YOLO, VOC, labelme, Label Studio)"
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """`settings` of a data file, less names and sizes; `lines` say what was understood."""
+
+    root: Path
+    settings: dict[str, Any]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in `root`, the deepest folder that holds all images and annotations."""
+
+    root: Path
+    scan: FolderScan
+
+    @cached_property
+    def own_images(self) -> list[Path]:
+        return self.images_in(self.root)
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        """Those directly in `root` that hold images, at any depth."""
+        return [path for path in list_folders(self.root) if self.has_images(path)]
+
+    def images_in(self, folder: Path) -> list[Path]:
+        """The images directly in `folder`."""
+        return [path for path in self.scan.images if path.parent == folder]
+
+    def has_images(self, folder: Path) -> bool:
+        """Whether images lie in `folder` or below it."""
+        return any(path.is_relative_to(folder) for path in self.scan.images)
+
+    def of_role(self, role: NameRole, folder: Path | None = None) -> list[Path]:
+        """The folders with images directly in `folder` (by default `root`) whose names say so."""
+        inside = self.folders if folder is None else list_folders(folder)
+        return [path for path in inside if tell_role(path) == role and self.has_images(path)]
+
+    def below(self, path: Path) -> str:
+        """As a setting: relative to `root`."""
+        return path.relative_to(self.root).as_posix()
+
+
+def recognise(folder: Path) -> Recognised:
+    """What `folder` holds. Raises UserError, in one line, for what is none or cannot be told."""
+    check_is_folder(folder)
+    scan = scan_folder(folder)
+    check_has_images(scan)
+    contents = descend(Contents(folder, scan))
+    if tell_role(contents.root) == "abnormal" and contents.own_images and not contents.folders:
+        raise UserError(only_defects_text(contents.root))
+    recognisers = (
+        recognise_public_set,
+        recognise_train_and_test,
+        recognise_annotated,
+        recognise_sorted,
+        recognise_masked,
+        recognise_normal_alone,
+    )
+    for recogniser in recognisers:
+        recognised = recogniser(contents)
+        if recognised is not None:
+            return recognised
+    names = [f"{path.name}/" for path in contents.folders]
+    if contents.own_images:
+        names.append(f"{len(contents.own_images)} images")
+    raise UserError(f"{folder} is not understood: it holds {shorten_names(names)}; {THREE_LAYOUTS}")
+
+
+# --- what is no folder of images ---------------------------------------------------------------------------
+
+
+def check_is_folder(path: Path) -> None:
+    """Raises UserError for what is missing, a file or an archive, and for folders that cannot be read."""
+    if not path.exists():
+        raise UserError(f"{printable(str(path))} does not exist: name a folder of images")
+    if path.is_dir():
+        return
+    suffix = path.suffix.lower()
+    if suffix in ARCHIVES:
+        raise UserError(f"{path} is an archive: unpack it, and name the folder")
+    if suffix in VIDEOS:
+        raise UserError(f"{path} is a video: take pictures out of it, and name their folder")
+    raise UserError(f"{path} is a file: name the folder of images that it lies in, {path.parent}")
+
+
+def check_has_images(scan: FolderScan) -> None:
+    """Raises UserError for a folder without images, or with one, saying what else there is."""
+    if len(scan.images) > 1:
+        return
+    folder = printable(str(scan.folder))
+    if scan.images:
+        raise UserError(
+            f"{folder} holds a single image, {scan.images[0].name}: fifty normal images are a start, and "
+            "twenty with defects where there are any"
+        )
+    problems = scan.problems()
+    if problems:
+        raise UserError(f"{shorten_names(problems, '; ')}: mend what is named")
+    suffixes = set(scan.other_files)
+    content = f"but {scan.not_taken()}" if scan.not_taken() else "nor anything else"
+    advice = "images are .jpg, .png, .tif and what OpenCV reads"
+    if suffixes & VIDEOS:
+        advice = "take pictures out of the videos, and name their folder"
+    elif suffixes & ARCHIVES:
+        advice = "unpack the archives"
+    raise UserError(f"{folder} holds no images, {content}: {advice}")
+
+
+def only_defects_text(folder: Path) -> str:
+    return (
+        f"{folder} holds defects alone: every detector here needs normal images too; put them beside the "
+        "defects, into folders such as good and bad, and name the folder above both"
+    )
+
+
+def descend(contents: Contents) -> Contents:
+    """Into the only folder with images, as archives unpack to, where nothing else says what they are."""
+    root = contents.root
+    while True:
+        inner = Contents(root, contents.scan)
+        is_only = len(inner.folders) == 1 and not inner.own_images
+        if not is_only or tell_role(inner.folders[0]) != "unknown" or list_annotation_files(root):
+            return inner
+        if is_public_folder(inner):
+            return inner
+        root = inner.folders[0]
+
+
+# --- public data sets, as they are downloaded ---------------------------------------------------------------
+
+
+def is_public_folder(contents: Contents) -> bool:
+    names = {path.name for path in contents.folders}
+    return "Data" in names or any(name.startswith("MT_") for name in names)
+
+
+def recognise_public_set(contents: Contents) -> Recognised | None:
+    """Sets whose layout has a reader of its own, and folders of several data sets."""
+    root = contents.root
+    names = {path.name for path in contents.folders}
+    if {"defect_images", "normal_images"} <= {path.name for path in list_folders(root / "train")}:
+        data: dict[str, Any] = {"source": "defect_normal"}
+        if (root / "test" / "sample_submission.csv").is_file():
+            data["sample_submission"] = "test/sample_submission.csv"
+        return Recognised(root, {"data": data}, ("the layout of the defect/normal competition",))
+    if "MT_Free" in names:
+        data = {"source": "magnetic_tile", "bad_masks": "drop", "contradictions": "report"}
+        split = {"group_pattern": r"^(tile\d+)/"}
+        return Recognised(root, {"data": data, "split": split}, ("magnetic tiles, as downloaded",))
+    if "NODefect_images" in names:
+        split = {"group_pattern": r"_([bg]\d+)_\d+"}
+        return Recognised(root, {"data": {"source": "aitex"}, "split": split}, ("AITEX, as downloaded",))
+    if (root / "labels.csv").is_file() and (root / "labels.csv").read_bytes()[:7] == b"images/":
+        return Recognised(root, {"data": {"source": "elpv"}}, ("ELPV, as downloaded",))
+    if (root / "Data" / "Images" / "Normal").is_dir() and (root / "Data" / "Images" / "Anomaly").is_dir():
+        folders = {"normal": "Data/Images/Normal", "abnormal": "Data/Images/Anomaly"}
+        if (root / "Data" / "Masks" / "Anomaly").is_dir():
+            folders["masks"] = "Data/Masks/Anomaly"
+        return as_folders(contents, folders, "an object of VisA, all of its images to learn from")
+    categories = list_categories(root)
+    if categories and not any(contents.of_role(role) for role in ("train", "normal", "abnormal")):
+        raise UserError(
+            f"{root} holds several data sets ({shorten_names(categories)}): start with one of them, "
+            f"{root / categories[0]}"
+        )
+    return None
+
+
+# --- train and test ------------------------------------------------------------------------------------------
+
+
+def recognise_train_and_test(contents: Contents) -> Recognised | None:
+    """train/good and test/<kind>, as in MVTec AD, or train/{good,bad} and test."""
+    root = contents.root
+    train_folders = contents.of_role("train")
+    if len(train_folders) != 1 or contents.own_images:
+        return None
+    train = train_folders[0]
+    normal = contents.of_role("normal", train)
+    kinds = [path for path in list_folders(train) if contents.has_images(path) and path not in normal]
+    kinds = [path for path in kinds if tell_role(path) != "masks"]
+    if len(normal) != 1:
+        return None
+    test = next(iter(contents.of_role("test")), None)
+    test_kinds = [] if test is None else [path for path in list_folders(test) if contents.has_images(path)]
+    test_kinds = [path for path in test_kinds if tell_role(path) != "masks"]
+    is_labelled = test is not None and bool(test_kinds) and not contents.images_in(test)
+    is_mvtec_test = is_labelled and test == root / "test"
+    if not kinds and is_mvtec_test and train == root / "train" and normal[0].name.casefold() in GOOD_NAMES:
+        lines = (
+            "train/good and test/<kind>, as in MVTec AD",
+            "the labelled test images are learnt from too, since the training images have no defects "
+            "(data.use_test_as: test leaves them for a test, as papers do)",
+        )
+        return Recognised(root, {"data": {"source": "mvtec", "use_test_as": "train"}}, lines)
+    has_same_test = is_labelled and normal[0].name in [path.name for path in test_kinds]
+    masks = contents.of_role("masks")
+    if has_same_test and not masks:
+        settings = {"train": train.name, "test": test.name, "normal": normal[0].name}
+        data = {"source": "class_folders", "class_folders": settings}
+        lines = [f"a folder for each kind in {train.name} and {test.name}; {normal[0].name} is normal"]
+        if not kinds:
+            data["use_test_as"] = "train"
+            lines.append("the test images are learnt from too, since the training images have no defects")
+        return Recognised(root, {"data": data}, tuple(lines))
+    folders = {"normal": contents.below(normal[0])}
+    if kinds:
+        folders["abnormal"] = contents.below(kinds[0] if len(kinds) == 1 else train)
+        if masks:
+            folders["masks"] = contents.below(masks[0])
+    if test is not None:
+        folders["test"] = contents.below(test)
+    return as_folders(contents, folders, f"{train.name}/{normal[0].name} is normal")
+
+
+# --- annotations ---------------------------------------------------------------------------------------------
+
+
+def recognise_annotated(contents: Contents) -> Recognised | None:
+    """Images beside, or above, what an annotation tool wrote."""
+    root = contents.root
+    test = find_test_images(contents)
+    train = next(iter(contents.of_role("train")), None)
+    places = [root]
+    if train is not None:
+        places.insert(0, train)
+    for place in places:
+        source = find_annotations(contents, place)
+        if source is None:
+            continue
+        path, format = source
+        normal = contents.of_role("normal", place)
+        abnormal = contents.of_role("abnormal", place)
+        folders: dict[str, str | None] = {"normal": None}
+        if normal:
+            folders["normal"] = contents.below(normal[0])
+        if abnormal:
+            folders["abnormal"] = contents.below(abnormal[0])
+        images = find_annotated_images(contents, place)
+        if images is not None and not abnormal and images not in normal:
+            folders["images"] = contents.below(images)
+        if not {"images", "abnormal"} & folders.keys() or (abnormal and not normal):
+            return None
+        if test is not None and test != images:
+            folders["test"] = contents.below(test)
+        data = {"source": "folders", "folders": folders, "annotations": contents.below(path)}
+        where = "beside the images" if path == images else contents.below(path)
+        return Recognised(root, {"data": data}, (f"annotations ({format}): {where}",))
+    return None
+
+
+def find_annotations(contents: Contents, place: Path) -> tuple[Path, str] | None:
+    """The file or folder of annotations in `place`, and its format.
+
+    Raises UserError for several formats, and for files that begin as annotations and are broken.
+    """
+    files = list_annotation_files(place)
+    if len(files) > 1:
+        training = [file for file in files if "train" in file.stem.casefold()]
+        files = training or files
+    if len(files) == 1:
+        return files[0], recognise_formats(files[0])[0]
+    if files:
+        is_one_by_image = {file.stem for file in files} & {path.stem for path in contents.images_in(place)}
+        if not is_one_by_image:
+            raise UserError(
+                f"{place} holds several exports of annotations ({shorten_names(file.name for file in files)}): "
+                "leave one of them there"
+            )
+    folders = [place]
+    for path in list_folders(place):
+        if tell_role(path) in ("annotations", "masks", "images", "train"):
+            folders.insert(-1, path)
+    for folder in folders:
+        inner = [path for path in list_folders(folder) if tell_role(path) == "train"]
+        for candidate in (*inner, folder):
+            if not holds_texts(candidate, is_deep=candidate != place):
+                continue
+            formats = recognise_formats(candidate)
+            if len(formats) > 1:
+                raise UserError(
+                    f"{candidate} holds annotations of several formats ({', '.join(formats)}): leave those "
+                    "of one there"
+                )
+            if formats:
+                return candidate, formats[0]
+    return None
+
+
+def list_annotation_files(folder: Path) -> list[Path]:
+    """The files directly in `folder` that hold annotations of all images: JSON, or a table of runs."""
+    files = []
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if is_junk(path.name) or not path.is_file():
+            continue
+        is_table = suffix in TABLES and is_table_of_runs(path)
+        if is_table or (suffix == ".json" and recognise_formats(path)):
+            files.append(path)
+    return files
+
+
+def is_table_of_runs(path: Path) -> bool:
+    columns = sorted({name for form in FORMS for name in form})
+    try:
+        table = read_user_table(path, columns)
+    except UserError:
+        return False
+    return set(table.columns) in [set(form) for form in FORMS] and table["EncodedPixels"].ne("").any()
+
+
+def holds_texts(folder: Path, is_deep: bool) -> bool:
+    """Whether files of annotation tools lie in `folder`, or below it if `is_deep`."""
+    files = folder.rglob("*") if is_deep else folder.iterdir()
+    return any(path.suffix.lower() in TEXTS_OF_TOOLS and not is_junk(path.name) for path in files)
+
+
+def find_annotated_images(contents: Contents, place: Path) -> Path | None:
+    """The folder of the images that annotations in `place` are about."""
+    if contents.images_in(place):
+        return place
+    inside = [path for path in list_folders(place) if contents.has_images(path)]
+    for role in ("images", "train", "unknown"):
+        fitting = [path for path in inside if tell_role(path) == role]
+        if len(fitting) == 1:
+            inner = contents.of_role("train", fitting[0]) or contents.of_role("images", fitting[0])
+            return inner[0] if inner else fitting[0]
+    return None
+
+
+def find_test_images(contents: Contents) -> Path | None:
+    """test, test/images or images/test."""
+    for folder in (contents.root, *contents.of_role("images")):
+        for test in contents.of_role("test", folder):
+            inner = contents.of_role("images", test)
+            return inner[0] if inner else test
+    return None
+
+
+# --- folders of normal images and of defects ---------------------------------------------------------------
+
+
+def recognise_sorted(contents: Contents) -> Recognised | None:
+    """Folders whose names say normal, defect, masks, test; or a folder of normal images among kinds."""
+    root = contents.root
+    normal = contents.of_role("normal")
+    abnormal = contents.of_role("abnormal")
+    if not normal:
+        if abnormal and not (contents.of_role("images") or contents.of_role("unknown") or contents.own_images):
+            raise UserError(only_defects_text(abnormal[0]))
+        return None
+    if len(normal) > 1:
+        names = shorten_names((path.name for path in normal), " and ")
+        raise UserError(f"{root} holds {names}, all normal by their names: put them into one folder")
+    kinds = abnormal + contents.of_role("unknown")
+    masks = contents.of_role("masks")
+    test = contents.of_role("test")
+    others = [path for role in ("images", "train", "validation") for path in contents.of_role(role)]
+    if contents.own_images or others:
+        names = [f"{path.name}/" for path in others]
+        names += [f"{len(contents.own_images)} images"] if contents.own_images else []
+        raise UserError(
+            f"{root} holds {normal[0].name}/ and {shorten_names(names)}: whether these are normal is not "
+            "said; put them into good/, bad/ or test/, or elsewhere"
+        )
+    name = normal[0].name
+    if len(kinds) > 1 and not masks and not test:
+        settings = {"train": ".", "test": None, "normal": name}
+        line = f"{name} is normal; kinds of defects: {shorten_names(path.name for path in kinds)}"
+        return Recognised(root, {"data": {"source": "class_folders", "class_folders": settings}}, (line,))
+    folders = {"normal": name}
+    if kinds:
+        folders["abnormal"] = kinds[0].name if len(kinds) == 1 else "."
+        if masks:
+            folders["masks"] = masks[0].name
+    if test:
+        folders["test"] = test[0].name
+    line = f"{name} is normal"
+    if kinds:
+        line += f"; defects are in {shorten_names(path.name for path in kinds)}"
+    return as_folders(contents, folders, line)
+
+
+def as_folders(contents: Contents, folders: dict[str, str], line: str) -> Recognised:
+    """The layout `folders`."""
+    lines = [line]
+    if "masks" in folders:
+        lines.append(f"masks of the defects are in {folders['masks']}")
+    if "test" in folders:
+        lines.append(f"images to be scored are in {folders['test']}")
+    data = {"source": "folders", "folders": folders}
+    return Recognised(contents.root, {"data": data}, tuple(lines))
+
+
+# --- masks among the images, and images alone --------------------------------------------------------------
+
+
+def recognise_masked(contents: Contents) -> Recognised | None:
+    """Images with their masks beside them, which say what is defective."""
+    root = contents.root
+    train = next(iter(contents.of_role("train")), None)
+    test = next(iter(contents.of_role("test")), None)
+    is_whole = train is None and test is None
+    if not is_whole and (train is None or contents.own_images):
+        return None
+    place = root if train is None else train
+    files = [path for path in contents.scan.images if path.is_relative_to(place)]
+    if not split_off_masks(files, str(place)).masks:
+        return None
+    settings = {"train": contents.below(place)}
+    if test is not None:
+        test_files = [path for path in contents.scan.images if path.is_relative_to(test)]
+        has_masks = bool(split_off_masks(test_files, str(test)).masks)
+        settings["test"] = contents.below(test) if has_masks else None
+    data = {"source": "labelled_by_masks", "labelled_by_masks": settings}
+    return Recognised(root, {"data": data}, ("masks lie beside the images: an image is defective if its mask is",))
+
+
+def recognise_normal_alone(contents: Contents) -> Recognised | None:
+    """Images without any word of what they show are taken for normal ones; not where words are there."""
+    root = contents.root
+    test = contents.of_role("test")
+    images = [path for path in contents.folders if path not in test]
+    if contents.own_images and not images:
+        place = root
+    elif len(images) == 1 and not contents.own_images and tell_role(images[0]) in ("images", "train"):
+        place = images[0]
+    else:
+        return None
+    files = [path for path in contents.scan.images if path.is_relative_to(place)]
+    files = [path for path in files if not (test and path.is_relative_to(test[0]))]
+    refuse_labels_elsewhere(root, place, files)
+    folders = {"normal": contents.below(place)}
+    if test:
+        folders["test"] = contents.below(test[0])
+    return as_folders(contents, folders, "no folder and no annotation names a defect: all are taken for normal")
+
+
+def refuse_labels_elsewhere(root: Path, place: Path, files: Sequence[Path]) -> None:
+    """Raises UserError if names of files, or a table beside them, may say which images are defective."""
+    named = [path.name for path in files if names_defect(path)]
+    if named:
+        raise UserError(
+            f"{place}: {len(named)} of {len(files)} files are defects by their names "
+            f"({shorten_names(named)}): put these into {root / 'bad'} and the others into {root / 'good'}"
+        )
+    for path in sorted({*root.iterdir(), *place.iterdir()}):
+        is_text = path.is_file() and path.suffix.lower() in TABLES | TEXTS_OF_TOOLS
+        if is_text and not is_junk(path.name) and lists_any(path, files):
+            raise UserError(
+                f"{path} names the images, but is no export of an annotation tool that is known: sort the "
+                f"images by it into {root / 'good'} and {root / 'bad'}"
+            )
+
+
+def lists_any(table: Path, files: Sequence[Path]) -> bool:
+    with table.open("rb") as stream:
+        content = stream.read(MOST_TABLE_BYTES)
+    return any(path.name.encode() in content for path in files[:200])
+
