@@ -191,7 +191,7 @@ def recognise_public_set(contents: Contents) -> Recognised | None:
         if (root / "Data" / "Masks" / "Anomaly").is_dir():
             folders["masks"] = "Data/Masks/Anomaly"
         return as_folders(contents, folders, "an object of VisA, all of its images to learn from")
-    categories = list_categories(root)
+    categories = [name for name in list_categories(root) if tell_role(root / name) == "unknown"]
     if categories and not any(contents.of_role(role) for role in ("train", "normal", "abnormal")):
         raise UserError(
             f"{root} holds several data sets ({shorten_names(categories)}): start with one of them, "
