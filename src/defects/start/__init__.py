@@ -1,1 +1,1 @@
-"""From a folder of images to an answer, in one command: what the folder is, what fits the time, all stages."""
+"""From a folder of images to an answer, in one command: its layout, a plan for the time, all stages."""

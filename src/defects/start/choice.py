@@ -46,7 +46,7 @@ def choose_detector(runs: list[Run], tables: DataTables) -> Choice:
             best_of_fold[fold] = choose_best(others, labels[~is_val])
             predicted[is_val] = nested[best_of_fold[fold]][is_val]
     run = next(run for run in runs if run.name == best)
-    has_estimate = predicted is not None and 0 < labels.mean()
+    has_estimate = predicted is not None and labels.mean() > 0
     groups = images["group"].to_numpy()
     return Choice(
         run=run,

@@ -1,4 +1,4 @@
-"""The data file of a folder, configs/data/<name>.yaml: its name, its text, and whether a person has edited it."""
+"""The data file of a folder, configs/data/<name>.yaml: its name, its settings and its text."""
 
 import hashlib
 import re
@@ -27,7 +27,13 @@ LONG_FROM = 1.5  # ratio of the sides from which images are not scaled to square
 LONGEST_RATIO = 4
 SAMPLED_IMAGES = 12  # whose sizes are read
 NAME_LETTERS = 60  # of a name made from a folder's
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)),
+}
 MOST_NAMES = 100  # tried: parts, parts_2, parts_3, ...
 HEAD = """\
 # yaml-language-server: $schema={schema}

@@ -10,30 +10,32 @@ NameRole = Literal[
     "normal", "abnormal", "masks", "annotations", "test", "train", "validation", "images", "unknown"
 ]
 
-USUAL_NAMES: dict[NameRole, frozenset[str]] = {
-    "normal": frozenset(
-        "good ok okay normal normals pass passed clean intact perfect defect_free defectfree no_defect "
-        "no_defects nodefect non_defect non_defective nondefective not_defective ok_front "
-        "정상 정상품 양품 합격 무결함".split()
-    ),
-    "abnormal": frozenset(
-        "bad ng nok ko not_ok not_good defect defects defective abnormal abnormals anomaly anomalies "
-        "anomalous fail failed fault faults faulty reject rejects rejected damaged scrap def_front "
-        "불량 불량품 결함 결함품 비정상 이상 불합격".split()
-    ),
-    "masks": frozenset(
-        "mask masks ground_truth groundtruth gt label labels segmentation segmentations defect_mask "
-        "defect_masks segmentationclass 마스크 라벨 레이블".split()
-    ),
-    "annotations": frozenset("annotation annotations anns ann json jsons xml xmls 어노테이션 주석".split()),
-    "test": frozenset(
-        "test tests testing unlabelled unlabeled unknown unsorted new to_score predict inference "
-        "시험 테스트 미분류".split()
-    ),
-    "train": frozenset("train training 학습 훈련".split()),
-    "validation": frozenset("val valid validation dev 검증".split()),
-    "images": frozenset("image images img imgs imagery jpegimages picture pictures photo photos 이미지 사진".split()),
+NAMES_OF_ROLES: dict[NameRole, str] = {
+    "normal": """
+        good ok okay normal normals pass passed clean intact perfect defect_free defectfree no_defect no_defects
+        nodefect non_defect non_defective nondefective not_defective ok_front
+        정상 정상품 양품 합격 무결함
+    """,
+    "abnormal": """
+        bad ng nok ko not_ok not_good defect defects defective abnormal abnormals anomaly anomalies anomalous
+        fail failed fault faults faulty reject rejects rejected damaged scrap def_front
+        불량 불량품 결함 결함품 비정상 이상 불합격
+    """,
+    "masks": """
+        mask masks ground_truth groundtruth gt label labels segmentation segmentations defect_mask defect_masks
+        segmentationclass
+        마스크 라벨 레이블
+    """,
+    "annotations": "annotation annotations anns ann json jsons xml xmls 어노테이션 주석",
+    "test": """
+        test tests testing unlabelled unlabeled unknown unsorted new to_score predict inference
+        시험 테스트 미분류
+    """,
+    "train": "train training 학습 훈련",
+    "validation": "val valid validation dev 검증",
+    "images": "image images img imgs jpegimages picture pictures photo photos 이미지 사진",
 }
+USUAL_NAMES = {role: frozenset(text.split()) for role, text in NAMES_OF_ROLES.items()}
 SEPARATORS = re.compile(r"[\s\-.]+")
 NUMBER_IN_FRONT = re.compile(r"^\d+_+")  # 0_good, 1_bad
 WHAT_IS_IN_IT = re.compile(r"_(images?|imgs?|pictures?|photos?|samples?|parts?|products?|data|이미지|사진)$")

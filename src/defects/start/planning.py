@@ -1,4 +1,4 @@
-"""What of the recipe fits the minutes: this machine's speed, arithmetic, and the first plan that is short enough.
+"""What of the recipe fits the minutes: this machine's speed, arithmetic, the first plan that is short enough.
 
 The arithmetic is that of docs/scaling.md: 2 quiet cores and 582 magnetic tiles of 224x224 take 33 s for a
 fold of the patch head, 10 s of PatchCore and 119 s of the classifier. Everything but the reading of files
@@ -80,7 +80,9 @@ class Plan:
     def describe(self, minutes: float) -> list[str]:
         """Lines for the console."""
         height, width = self.image_size
-        lines = [f"plan        {len(self.settings)} detectors, {self.folds} folds, images of {height}x{width}"]
+        lines = [
+            f"plan        {len(self.settings)} detectors, {self.folds} folds, images of {height}x{width}"
+        ]
         for name, texts in self.settings.items():
             changes = f" ({', '.join(texts)})" if texts else ""
             lines.append(f"  {name}{changes}: about {format_seconds(self.seconds[name])}")
@@ -93,7 +95,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-# --- the probe -----------------------------------------------------------------------------------------------
+# --- the probe ----------------------------------------------------------------------------------------------
 
 
 def measure_speed(config: Config, files: list[Path]) -> Speed:
@@ -148,7 +150,7 @@ def time_reading(config: Config, files: list[Path]) -> float:
     return (time.perf_counter() - start) / len(sample)
 
 
-# --- arithmetic ----------------------------------------------------------------------------------------------
+# --- arithmetic ---------------------------------------------------------------------------------------------
 
 
 def estimate_seconds(configs: dict[str, Config], counts: Counts, speed: Speed) -> dict[str, float]:
@@ -204,7 +206,7 @@ def count_megapixels(config: Config) -> float:
     return height * width / MEGAPIXEL
 
 
-# --- the plan ------------------------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------------------
 
 
 def list_plans(

@@ -25,9 +25,9 @@ TABLES = {".csv", ".tsv"}
 TEXTS_OF_TOOLS = {".json", ".xml", ".txt"}
 MOST_TABLE_BYTES = 2_000_000  # of a table that may list images, looked into for their names
 THREE_LAYOUTS = (
-    "looked for were (1) folders of normal images and of defects, such as good/ and bad/ (and masks/, test/), "
-    "(2) train/good and test/<kind>, as in MVTec AD, (3) images beside an export of an annotation tool (COCO, "
-    "YOLO, VOC, labelme, Label Studio)"
+    "looked for were (1) folders of normal images and of defects, such as good/ and bad/ (and masks/, "
+    "test/), (2) train/good and test/<kind>, as in MVTec AD, (3) images beside an export of an annotation "
+    "tool (COCO, YOLO, VOC, labelme, Label Studio)"
 )
 
 
@@ -100,7 +100,7 @@ def recognise(folder: Path) -> Recognised:
     raise UserError(f"{folder} is not understood: it holds {shorten_names(names)}; {THREE_LAYOUTS}")
 
 
-# --- what is no folder of images ---------------------------------------------------------------------------
+# --- what is no folder of images ----------------------------------------------------------------------------
 
 
 def check_is_folder(path: Path) -> None:
@@ -200,7 +200,7 @@ def recognise_public_set(contents: Contents) -> Recognised | None:
     return None
 
 
-# --- train and test ------------------------------------------------------------------------------------------
+# --- train and test -----------------------------------------------------------------------------------------
 
 
 def recognise_train_and_test(contents: Contents) -> Recognised | None:
@@ -247,7 +247,7 @@ def recognise_train_and_test(contents: Contents) -> Recognised | None:
     return as_folders(contents, folders, f"{train.name}/{normal[0].name} is normal")
 
 
-# --- annotations ---------------------------------------------------------------------------------------------
+# --- annotations --------------------------------------------------------------------------------------------
 
 
 def recognise_annotated(contents: Contents) -> Recognised | None:
@@ -297,9 +297,9 @@ def find_annotations(contents: Contents, place: Path) -> tuple[Path, str] | None
     if files:
         is_one_by_image = {file.stem for file in files} & {path.stem for path in contents.images_in(place)}
         if not is_one_by_image:
+            names = shorten_names(file.name for file in files)
             raise UserError(
-                f"{place} holds several exports of annotations ({shorten_names(file.name for file in files)}): "
-                "leave one of them there"
+                f"{place} holds several exports of annotations ({names}): leave one of them there"
             )
     folders = [place]
     for path in list_folders(place):
@@ -371,7 +371,7 @@ def find_test_images(contents: Contents) -> Path | None:
     return None
 
 
-# --- folders of normal images and of defects ---------------------------------------------------------------
+# --- folders of normal images and of defects ----------------------------------------------------------------
 
 
 def recognise_sorted(contents: Contents) -> Recognised | None:
@@ -380,7 +380,9 @@ def recognise_sorted(contents: Contents) -> Recognised | None:
     normal = contents.of_role("normal")
     abnormal = contents.of_role("abnormal")
     if not normal:
-        if abnormal and not (contents.of_role("images") or contents.of_role("unknown") or contents.own_images):
+        if abnormal and not (
+            contents.of_role("images") or contents.of_role("unknown") or contents.own_images
+        ):
             raise UserError(only_defects_text(abnormal[0]))
         return None
     if len(normal) > 1:
@@ -426,7 +428,7 @@ def as_folders(contents: Contents, folders: dict[str, str], line: str) -> Recogn
     return Recognised(contents.root, {"data": data}, tuple(lines))
 
 
-# --- masks among the images, and images alone --------------------------------------------------------------
+# --- masks among the images, and images alone ---------------------------------------------------------------
 
 
 def recognise_masked(contents: Contents) -> Recognised | None:
@@ -447,7 +449,9 @@ def recognise_masked(contents: Contents) -> Recognised | None:
         has_masks = bool(split_off_masks(test_files, str(test)).masks)
         settings["test"] = contents.below(test) if has_masks else None
     data = {"source": "labelled_by_masks", "labelled_by_masks": settings}
-    return Recognised(root, {"data": data}, ("masks lie beside the images: an image is defective if its mask is",))
+    return Recognised(
+        root, {"data": data}, ("masks lie beside the images: an image is defective if its mask is",)
+    )
 
 
 def recognise_normal_alone(contents: Contents) -> Recognised | None:
@@ -467,7 +471,9 @@ def recognise_normal_alone(contents: Contents) -> Recognised | None:
     folders = {"normal": contents.below(place)}
     if test:
         folders["test"] = contents.below(test[0])
-    return as_folders(contents, folders, "no folder and no annotation names a defect: all are taken for normal")
+    return as_folders(
+        contents, folders, "no folder and no annotation names a defect: all are taken for normal"
+    )
 
 
 def refuse_labels_elsewhere(root: Path, place: Path, files: Sequence[Path]) -> None:
@@ -491,4 +497,3 @@ def lists_any(table: Path, files: Sequence[Path]) -> bool:
     with table.open("rb") as stream:
         content = stream.read(MOST_TABLE_BYTES)
     return any(path.name.encode() in content for path in files[:200])
-
