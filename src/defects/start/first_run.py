@@ -114,7 +114,7 @@ def start(
         return load_config(None, [*overrides, *more], str(path), model)
 
     config = load(NORMAL_ONLY, [])
-    print(f"data file   {path}: correct it where it is wrong, and run this again")
+    print(f"data file   {show_path(path)}: correct it where it is wrong, and run this again")
     images = prepare(config)
     counts = count_images(config, images)
     minutes = minutes or state.minutes or DEFAULT_MINUTES
@@ -157,7 +157,7 @@ def describe_data(folder: Path, path: Path, state: State) -> bool:
     """Write the data file unless a person has; whether it is this command's own."""
     is_there = path.exists()
     if is_there and content_sha256(path) != state.data_file:
-        print(f"data        as {path} says")
+        print(f"data        as {show_path(path)} says")
         return False
     recognised = recognise(folder)
     text = draft_data_file(recognised, path)
@@ -360,11 +360,17 @@ def list_results(
         lines.append(f"expected macro-F1         {text}")
     lines += summarise_claims(choice.claims)
     if submission is not None:
-        lines.append(f"test images               {submission}: scored by all detectors together")
+        lines.append(f"test images               {show_path(submission)}: scored by all detectors together")
     lines += [
-        f"report                    {report}",
-        f"model                     {exported}",
-        f"next                      python src/predict.py {exported} IMAGES",
-        f"                          python src/page.py {exported}",
+        f"report                    {show_path(report)}",
+        f"model                     {show_path(exported)}",
+        f"next                      python src/predict.py {show_path(exported)} IMAGES",
+        f"                          python src/page.py {show_path(exported)}",
     ]
     return lines
+
+
+def show_path(path: Path) -> Path:
+    """As short as can be written where the command runs."""
+    present = Path.cwd()
+    return path.relative_to(present) if path.is_relative_to(present) else path

@@ -12,18 +12,18 @@ NameRole = Literal[
 
 NAMES_OF_ROLES: dict[NameRole, str] = {
     "normal": """
-        good ok okay normal normals pass passed clean intact perfect defect_free defectfree no_defect no_defects
-        nodefect non_defect non_defective nondefective not_defective ok_front
+        good ok okay normal normals pass passed clean intact perfect defect_free defectfree no_defect
+        no_defects nodefect non_defect non_defective nondefective not_defective ok_front
         정상 정상품 양품 합격 무결함
     """,
     "abnormal": """
-        bad ng nok ko not_ok not_good defect defects defective abnormal abnormals anomaly anomalies anomalous
-        fail failed fault faults faulty reject rejects rejected damaged scrap def_front
+        bad ng nok ko not_ok not_good defect defects defective abnormal abnormals anomaly anomalies
+        anomalous fail failed fault faults faulty reject rejects rejected damaged scrap def_front
         불량 불량품 결함 결함품 비정상 이상 불합격
     """,
     "masks": """
-        mask masks ground_truth groundtruth gt label labels segmentation segmentations defect_mask defect_masks
-        segmentationclass
+        mask masks ground_truth groundtruth gt label labels segmentation segmentations defect_mask
+        defect_masks segmentationclass
         마스크 라벨 레이블
     """,
     "annotations": "annotation annotations anns ann json jsons xml xmls 어노테이션 주석",

@@ -5,6 +5,7 @@ fold of the patch head, 10 s of PatchCore and 119 s of the classifier. Everythin
 is proportional to the pixels, and to the time of the network's forward pass.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +32,8 @@ CORESET_SHARE = 0.01
 CELL = 8 * 8  # pixels of a patch
 POOL_SIZE = 1500  # the patch head's default
 BANK_PASSES = 1.25  # forward passes that it takes to score an image with a memory bank
-EXPORT_SECONDS = 40.0  # with all that follows the training, on the machine of the constants
+EXPORT_SECONDS = 30.0  # with all that follows the training, on the machine of the constants
+SLOWEST_MACHINE = 4.0  # times the seconds of the constants, at most, for what does not depend on the images
 MARGIN = 0.85  # of the time that is planned with
 FEW_FOLDS = 3
 REDUCED_EPOCHS = "train.epochs=4"
@@ -80,9 +82,8 @@ class Plan:
     def describe(self, minutes: float) -> list[str]:
         """Lines for the console."""
         height, width = self.image_size
-        lines = [
-            f"plan        {len(self.settings)} detectors, {self.folds} folds, images of {height}x{width}"
-        ]
+        count = f"{len(self.settings)} detector{'s' * (len(self.settings) > 1)}"
+        lines = [f"plan        {count}, {self.folds} folds, images scaled to {height}x{width}"]
         for name, texts in self.settings.items():
             changes = f" ({', '.join(texts)})" if texts else ""
             lines.append(f"  {name}{changes}: about {format_seconds(self.seconds[name])}")
@@ -129,16 +130,16 @@ def measure_speed(config: Config, files: list[Path]) -> Speed:
 
 
 def time_pass(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds that `work` takes, once warm."""
+    """Seconds that `work` takes, once warm: the median of several times, since a machine is rarely quiet."""
     work()
-    passes = 0
-    start = time.perf_counter()
-    while passes < 2 or time.perf_counter() - start < PROBE_SECONDS:
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < PROBE_SECONDS:
+        start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        passes += 1
-    return (time.perf_counter() - start) / passes
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def time_reading(config: Config, files: list[Path]) -> float:
@@ -164,7 +165,8 @@ def estimate_seconds(configs: dict[str, Config], counts: Counts, speed: Speed) -
         seconds[name] = round(folds * (of_fold + of_test), 1)
         longest_fold = max(longest_fold, of_fold * folds / (folds - 1))
     # The detector to be exported is fitted once more, on all images.
-    end = longest_fold + max(1.0, speed.forward / REFERENCE_FORWARD) * EXPORT_SECONDS
+    slowness = min(max(1.0, speed.forward / REFERENCE_FORWARD), SLOWEST_MACHINE)
+    end = longest_fold + slowness * EXPORT_SECONDS
     if counts.test:
         end += 2 * speed.reading * (counts.training + counts.test)  # training and test images are compared
     return seconds | {"end": round(end, 1)}
