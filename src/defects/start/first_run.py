@@ -7,7 +7,7 @@ Everything between the stages lies where the single commands put it, so that eac
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ MOST_FOLDS = 5
 LEAST_NORMAL = 10  # images, for a detector and a claim that are worth the name
 LEAST_DEFECTS = 5  # images to learn from; fewer only test the detector of normal images
 EXPORT_FORMATS = ["onnx", "openvino"]
+PLANNED = ("data.image_size", "split.folds")  # settings of the plan that the data file holds
 EXPORT_IMAGES = 64  # compared with training's scores
 
 
@@ -108,6 +109,7 @@ def start(
     path = choose_data_file(folder, name, output, data_files)
     state = State.read(output / path.stem / STATE_FILE)
     is_own = describe_data(folder, path, state)
+    is_free = is_own and not any(names_setting(text, PLANNED) for text in overrides)
     models = load_sweep(RECIPE).models
 
     def load(model: str, more: list[str]) -> Config:
@@ -125,9 +127,9 @@ def start(
     }
     if state.plan is None or state.made_from != made_from | {"data_file": content_sha256(path)}:
         state.plan = make_plan(
-            load, models, counts, images, is_own, 60 * minutes - (time.monotonic() - began)
+            load, models, counts, images, is_free, 60 * minutes - (time.monotonic() - began)
         )
-        if is_own:
+        if is_free:
             write_planned(folder, path, state)
         state.minutes = minutes
         state.made_from = made_from | {"data_file": content_sha256(path)}
@@ -146,8 +148,13 @@ def start(
 
 def find_output(overrides: list[str]) -> Path:
     """The folder that holds the runs, by `output=FOLDER` among the settings."""
-    places = [text.partition("=")[2] for text in overrides if text.partition("=")[0].strip() == "output"]
+    places = [text.partition("=")[2] for text in overrides if names_setting(text, ("output",))]
     return resolve(places[-1].strip() if places else "output")
+
+
+def names_setting(override: str, keys: Collection[str]) -> bool:
+    """Whether a `key=value` sets one of `keys`."""
+    return override.partition("=")[0].strip() in keys
 
 
 # --- the data -----------------------------------------------------------------------------------------------
@@ -218,10 +225,10 @@ def make_plan(
     models: list[str],
     counts: Counts,
     images: pd.DataFrame,
-    is_own: bool,
+    is_free: bool,
     seconds: float,
 ) -> Plan:
-    """What fits into `seconds`. `is_own`: folds and image size may be changed."""
+    """What fits into `seconds`. `is_free`: folds and image size may be changed."""
     if counts.defects < LEAST_DEFECTS:
         text = (
             f"{counts.defects} defects are too few to learn from"
@@ -231,13 +238,13 @@ def make_plan(
         print(f"note: {text}: {NORMAL_ONLY} learns from the normal images alone")
         models = [NORMAL_ONLY]
     base = load(NORMAL_ONLY, [])
-    if is_own:
+    if is_free:
         folds = fit_folds(load, images, min(MOST_FOLDS, counts.normal, counts.defects or MOST_FOLDS))
         base = load(NORMAL_ONLY, [f"split.folds={folds}"])
     root = resolve(base.data.root)
     files = [root / path for path in images.loc[images["split"] == "train", "path"]]
     speed = measure_speed(load("classifier_reduced", []), files)
-    plan = choose_plan(models, base, not is_own, load, counts, speed, seconds)
+    plan = choose_plan(models, base, not is_free, load, counts, speed, seconds)
     left_out = [name for name in models if name not in plan.settings]
     if left_out:
         print(f"note: {', '.join(left_out)} would take too long: left out; --minutes N allows more")

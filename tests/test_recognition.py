@@ -1,0 +1,209 @@
+"""What a folder of images is, by names of folders and files, annotations and masks; or one clear line."""
+
+import json
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_png
+
+from defects.config_schema import data_config_class
+from defects.messages import UserError
+from defects.start.folder_names import names_defect, tell_role
+from defects.start.recognition import recognise
+
+
+@cache
+def encode(value: int) -> bytes:
+    """A PNG of 16x16 pixels: a gradient, or for 255 a mask."""
+    image = np.tile(np.arange(16, dtype=np.uint8) * 8 + value, (16, 1))
+    if value == 255:
+        image = np.zeros((16, 16), np.uint8)
+        image[4:9, 4:9] = 255
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def add_images(folder, count=3, name="a{}.png", value=10):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / name.format(number)).write_bytes(encode(value))
+
+
+def write_coco(path, names):
+    images = [
+        {"id": number, "file_name": name, "width": 16, "height": 16} for number, name in enumerate(names)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+
+
+def data_of(folder):
+    """The settings that were recognised; valid ones of a configuration."""
+    data = recognise(folder).settings["data"]
+    values = data | {"name": "x", "root": "x", "image_size": [64, 64]}
+    data_config_class(values).model_validate(values)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("normal", "abnormal"),
+    [("good", "bad"), ("OK", "NG"), ("Normal", "abnormal"), ("정상", "불량"), ("0_ok parts", "1_not-ok")],
+)
+def test_recognise_takes_usual_names_of_folders(tmp_path, normal, abnormal):
+    add_images(tmp_path / normal)
+    add_images(tmp_path / abnormal)
+    add_images(tmp_path / "ground truth", name="a{}_mask.png", value=255)
+    add_images(tmp_path / "Unlabelled")
+    folders = {"normal": normal, "abnormal": abnormal, "masks": "ground truth", "test": "Unlabelled"}
+    assert data_of(tmp_path) == {"source": "folders", "folders": folders}
+
+
+def test_recognise_goes_into_the_only_folder(tmp_path):
+    for name in ("good", "bad"):
+        add_images(tmp_path / "photos of 2024" / "parts" / name)
+    recognised = recognise(tmp_path)
+    assert recognised.root == tmp_path / "photos of 2024" / "parts"
+    assert recognised.settings["data"]["folders"] == {"normal": "good", "abnormal": "bad"}
+
+
+def test_recognise_takes_several_kinds_of_defects(tmp_path):
+    for name in ("good", "scratch", "dent"):
+        add_images(tmp_path / name)
+    settings = {"train": ".", "test": None, "normal": "good"}
+    assert data_of(tmp_path) == {"source": "class_folders", "class_folders": settings}
+    add_images(tmp_path / "test")
+    assert data_of(tmp_path)["folders"] == {"normal": "good", "abnormal": ".", "test": "test"}
+
+
+def test_recognise_takes_train_and_test_folders(tmp_path):
+    add_images(tmp_path / "a" / "train" / "good")
+    add_images(tmp_path / "a" / "test" / "good")
+    add_images(tmp_path / "a" / "test" / "scratch")
+    assert data_of(tmp_path / "a") == {"source": "mvtec", "use_test_as": "train"}
+    for part in ("train", "test"):
+        for kind in ("ok_front", "def_front"):
+            add_images(tmp_path / "b" / part / kind)
+    settings = {"train": "train", "test": "test", "normal": "ok_front"}
+    assert data_of(tmp_path / "b") == {"source": "class_folders", "class_folders": settings}
+    add_images(tmp_path / "c" / "Train" / "ok")
+    add_images(tmp_path / "c" / "Train" / "bad")
+    add_images(tmp_path / "c" / "Test")
+    expected = {"normal": "Train/ok", "abnormal": "Train/bad", "test": "Test"}
+    assert data_of(tmp_path / "c")["folders"] == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "expected"),
+    [
+        (".", "export.json", {"images": ".", "annotations": "export.json"}),
+        ("images", "annotations/instances.json", {"images": "images", "annotations": "annotations"}),
+        (
+            "train",
+            "train/_annotations.coco.json",
+            {"images": "train", "annotations": "train/_annotations.coco.json"},
+        ),
+    ],
+)
+def test_recognise_takes_a_coco_export(tmp_path, images, annotations, expected):
+    add_images(tmp_path / images)
+    write_coco(tmp_path / annotations, ["a0.png"])
+    data = data_of(tmp_path)
+    assert data["annotations"] == expected["annotations"]
+    assert data["folders"] == {"normal": None, "images": expected["images"]}
+
+
+def test_recognise_takes_text_files_of_tools(tmp_path):
+    add_images(tmp_path / "yolo" / "images" / "train")
+    labels = tmp_path / "yolo" / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "a0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    data = data_of(tmp_path / "yolo")
+    assert (data["folders"]["images"], data["annotations"]) == ("images/train", "labels/train")
+    add_images(tmp_path / "labelme")
+    shape = {"label": "dent", "points": [[1, 1], [4, 1], [4, 4]], "shape_type": "polygon"}
+    for number in range(2):
+        values = {"shapes": [shape], "imagePath": f"a{number}.png", "imageWidth": 16, "imageHeight": 16}
+        (tmp_path / "labelme" / f"a{number}.json").write_text(json.dumps(values))
+    data = data_of(tmp_path / "labelme")
+    assert (data["folders"]["images"], data["annotations"]) == (".", ".")
+    add_images(tmp_path / "runs" / "train_images")
+    add_images(tmp_path / "runs" / "test_images")
+    (tmp_path / "runs" / "train.csv").write_text("ImageId,EncodedPixels\na0.png,1 3\n")
+    data = data_of(tmp_path / "runs")
+    assert data["annotations"] == "train.csv"
+    assert data["folders"] == {"normal": None, "images": "train_images", "test": "test_images"}
+
+
+def test_recognise_takes_masks_among_images(tmp_path):
+    add_images(tmp_path / "train", name="a{}.png")
+    add_images(tmp_path / "train", name="a{}_GT.png", value=255)
+    assert data_of(tmp_path) == {"source": "labelled_by_masks", "labelled_by_masks": {"train": "train"}}
+
+
+def test_recognise_takes_images_alone_for_normal(tmp_path):
+    add_images(tmp_path / "plain")
+    assert data_of(tmp_path / "plain")["folders"] == {"normal": "."}
+    add_images(tmp_path / "정상만" / "정상")
+    assert data_of(tmp_path / "정상만")["folders"] == {"normal": "정상"}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no images, nor anything else"),
+        ({"clip.mp4": b"x"}, "1 .mp4: take pictures out of the videos"),
+        ({"all.zip": b"x"}, "1 .zip: unpack the archives"),
+        ({"a.png": encode(1)}, "a single image, a.png"),
+        ({"NG/a.png": encode(1), "NG/b.png": encode(2)}, "NG holds defects alone"),
+        ({"ok_1.png": encode(1), "ng_1.png": encode(2)}, "1 of 2 files are defects by their names"),
+        ({"a.png": encode(1), "b.png": encode(2), "l.csv": b"a.png,1"}, "l.csv names the images"),
+        ({"a.png": encode(1), "b.png": encode(2), "c.json": b'{"images": ['}, "not a complete JSON file"),
+        ({"x/a.png": encode(1), "y/b.png": encode(2)}, r"holds x/, y/; looked for were \(1\) folders"),
+        ({"good/a.png": encode(1), "ok/b.png": encode(2)}, "good and ok, all normal by their names"),
+        ({"good/a.png": encode(1), "b.png": encode(2)}, "whether these are normal is not said"),
+        ({f"{name}/train/good/a.png": encode(1) for name in ("b", "c")}, "holds several data sets"),
+    ],
+)
+def test_recognise_refuses_in_one_line(tmp_path, files, message):
+    for name, content in files.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=message) as refused:
+        recognise(tmp_path / "data")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "does not exist"),
+        ("a.zip", "is an archive"),
+        ("a.avi", "is a video"),
+        ("a.png", "is a file"),
+    ],
+)
+def test_recognise_refuses_what_is_no_folder(tmp_path, name, message):
+    if name != "missing":
+        write_png(tmp_path / name, np.zeros((8, 8), np.uint8))
+    with pytest.raises(UserError, match=message):
+        recognise(tmp_path / name)
+
+
+def test_tell_role_knows_spellings(tmp_path):
+    expected = {
+        "Defect-Free": "normal",
+        "NG images": "abnormal",
+        "GT": "masks",
+        "테스트": "test",
+        "mug": "unknown",
+    }
+    assert {name: tell_role(tmp_path / name) for name in expected} == expected
+
+
+def test_names_defect_reads_words(tmp_path):
+    defects = ["NG_01.png", "part 3 bad.jpg", "불량-1.bmp", "ng12.png"]
+    normal = ["string_1.png", "defect_free_1.png", "ok.png", "no_defect_2.png", "badge.png"]
+    assert [names_defect(tmp_path / name) for name in defects + normal] == [True] * 4 + [False] * 5
