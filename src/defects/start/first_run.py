@@ -59,6 +59,7 @@ STATE_FILE = "start.json"
 MOST_FOLDS = 5
 LEAST_NORMAL = 10  # images, for a detector and a claim that are worth the name
 LEAST_DEFECTS = 5  # images to learn from; fewer only test the detector of normal images
+STEADY_SECONDS = 60.0  # of a training; a shorter one says less of how long the next will take
 EXPORT_FORMATS = ["onnx", "openvino"]
 PLANNED = ("data.image_size", "split.folds")  # settings of the plan that the data file holds
 EXPORT_IMAGES = 64  # compared with training's scores
@@ -281,7 +282,8 @@ def train_all(
     for name in names:
         config = load(name, list(plan.settings[name]))
         run = Run(config)
-        slowness = max(1.0, (time.monotonic() - began) / expected) if expected else 1.0
+        spent = time.monotonic() - began
+        slowness = max(1.0, (spent + STEADY_SECONDS) / (expected + STEADY_SECONDS))
         needed = slowness * (plan.seconds[name] + plan.seconds["end"])
         is_begun = run.folder.exists()
         if runs and not is_begun and time.monotonic() + needed > until:

@@ -32,6 +32,7 @@ CORESET_SHARE = 0.01
 CELL = 8 * 8  # pixels of a patch
 POOL_SIZE = 1500  # the patch head's default
 BANK_PASSES = 1.25  # forward passes that it takes to score an image with a memory bank
+FOLD_SECONDS = 1.0  # of each fold, whatever it learns from
 EXPORT_SECONDS = 30.0  # with all that follows the training, on the machine of the constants
 SLOWEST_MACHINE = 4.0  # times the seconds of the constants, at most, for what does not depend on the images
 MARGIN = 0.85  # of the time that is planned with
@@ -156,16 +157,16 @@ def time_reading(config: Config, files: list[Path]) -> float:
 
 def estimate_seconds(configs: dict[str, Config], counts: Counts, speed: Speed) -> dict[str, float]:
     """Seconds for all folds of each of these experiments, and `end` for all that follows."""
+    slowness = min(max(1.0, speed.forward / REFERENCE_FORWARD), SLOWEST_MACHINE)
     seconds = {}
     longest_fold = 0.0
     for name, config in configs.items():
         folds = config.split.folds
         of_fold = estimate_fold(config, counts, speed)
         of_test = counts.test * estimate_score(config, counts, speed)
-        seconds[name] = round(folds * (of_fold + of_test), 1)
+        seconds[name] = round(folds * (of_fold + of_test + slowness * FOLD_SECONDS), 1)
         longest_fold = max(longest_fold, of_fold * folds / (folds - 1))
     # The detector to be exported is fitted once more, on all images.
-    slowness = min(max(1.0, speed.forward / REFERENCE_FORWARD), SLOWEST_MACHINE)
     end = longest_fold + slowness * EXPORT_SECONDS
     if counts.test:
         end += 2 * speed.reading * (counts.training + counts.test)  # training and test images are compared
