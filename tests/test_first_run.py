@@ -1,4 +1,4 @@
-"""start.py from a folder to an answer: interrupted, corrected, short of time, and given what cannot be used."""
+"""start.py from a folder to an answer: interrupted, corrected, short of time, given what cannot be used."""
 
 import contextlib
 import io
@@ -94,7 +94,7 @@ def test_start_goes_on_after_an_interruption(finished):
 
 
 def test_start_of_normal_images_claims_false_alarms(finished):
-    assert "there are no defects: patchcore_reduced learns from the normal images alone" in finished.text
+    assert "plan        1 detector, 5 folds, images scaled to 64x64" in finished.text
     assert "expected macro-F1         unknown: there are no defects" in finished.text
     assert "of normal parts are rejected; nothing is known of escapes" in finished.text
     assert (finished.run / "report" / "report.html").is_file()
@@ -102,14 +102,23 @@ def test_start_of_normal_images_claims_false_alarms(finished):
     assert meta["claims"]["false_alarm"]["images"] == NORMAL
 
 
-def test_start_takes_a_persons_correction(finished):
+def test_start_takes_a_persons_correction(finished, monkeypatch, capsys):
     text = finished.data_file.read_text().replace("symmetries: dihedral", "symmetries: none")
     finished.data_file.write_text(text)
-    printed = finished.start()
-    assert finished.data_file.read_text() == text
+    trained = []
+
+    def stopped_train_fold(config, fold, folds):
+        trained.append(config.data.symmetries)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first_run, "train_fold", stopped_train_fold)
+    with pytest.raises(KeyboardInterrupt):
+        start(finished.folder, None, None, finished.overrides, finished.data_files)
+    printed = capsys.readouterr().out
     assert f"as {finished.data_file} says" in printed
     assert "my_parts_patchcore_reduced is of an earlier plan: trained anew" in printed
-    assert Run.open(finished.run).config.data.symmetries == "none"
+    assert finished.data_file.read_text() == text
+    assert trained == ["none"]
 
 
 def test_describe_data_follows_the_folder_until_a_person_edits(tmp_path):
