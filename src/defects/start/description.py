@@ -79,7 +79,7 @@ def choose_data_file(folder: Path, name: str | None, output: Path, data_files: P
         if is_taken(path, folder, output):
             raise UserError(f"--name {name}: {path} or {output / name} is of other data: choose another name")
         return path
-    base = make_name(folder)
+    base = make_name(folder.resolve())
     for number in range(1, MOST_NAMES):
         path = data_files / f"{base if number == 1 else f'{base}_{number}'}.yaml"
         if not is_taken(path, folder, output):

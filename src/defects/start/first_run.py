@@ -118,7 +118,7 @@ def start(
 
     config = load(NORMAL_ONLY, [])
     print(f"data file   {show_path(path)}: correct it where it is wrong, and run this again")
-    images = prepare(config)
+    images = prepare_described(config, path, is_own)
     counts = count_images(config, images)
     minutes = minutes or state.minutes or DEFAULT_MINUTES
     made_from = {
@@ -197,6 +197,18 @@ def write_planned(folder: Path, path: Path, state: State) -> None:
     recognised = recognise(folder)
     folds = None if state.plan.folds == MOST_FOLDS else state.plan.folds
     write_own(path, compose_data_file(recognised, state.plan.image_size, folds, path.parent), state)
+
+
+def prepare_described(config: Config, path: Path, is_own: bool) -> pd.DataFrame:
+    """images.csv. UserError for data that are not as `path` says, with what to do if a person wrote it."""
+    try:
+        return prepare(config)
+    except UserError as error:
+        if is_own:
+            raise
+        raise UserError(
+            f"{error} (so says {show_path(path)}: correct it, or choose another --name)"
+        ) from None
 
 
 def count_images(config: Config, images: pd.DataFrame) -> Counts:
