@@ -382,6 +382,9 @@ def list_results(
     lines += summarise_claims(choice.claims)
     if submission is not None:
         lines.append(f"test images               {show_path(submission)}: scored by all detectors together")
+        if (choice.run.config.dataset_dir / "answers.csv").exists():
+            command = f"python src/evaluate.py --submission {show_path(submission)}"
+            lines.append(f"  their answers are known {command}, once, at the end")
     lines += [
         f"report                    {show_path(report)}",
         f"model                     {show_path(exported)}",
