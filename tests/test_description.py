@@ -7,8 +7,8 @@ from conftest import write_png
 
 from defects.config import load_config
 from defects.messages import UserError
+from defects.start.contents import Recognised
 from defects.start.description import choose_data_file, choose_image_size, compose_data_file, make_name
-from defects.start.recognition import Recognised
 
 
 @pytest.mark.parametrize(

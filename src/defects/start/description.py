@@ -15,7 +15,7 @@ from defects.data.images import read_image
 from defects.files import same_text, write_bytes
 from defects.messages import UserError
 from defects.settings import dump_yaml
-from defects.start.recognition import Recognised
+from defects.start.contents import Recognised
 
 Size = tuple[int, int]  # height, width in pixels
 

@@ -31,6 +31,7 @@ from defects.reports.run_report import build_run_report, load_run_tables
 from defects.runs import FULL, Run, fold_names
 from defects.stamps import content_of
 from defects.start.choice import Choice, choose_detector
+from defects.start.contents import Recognised, check_is_folder, only_defects_text
 from defects.start.description import (
     DATA_FILES,
     choose_data_file,
@@ -47,7 +48,7 @@ from defects.start.planning import (
     format_seconds,
     measure_speed,
 )
-from defects.start.recognition import Recognised, check_is_folder, only_defects_text, recognise
+from defects.start.recognition import recognise
 from defects.submission.build import build_and_print, load_scores
 from defects.training.fold import train_fold
 from defects.training.loop import make_accelerator

@@ -5,73 +5,29 @@ can be used is for src/prepare.py to say.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from defects.data.annotations import recognise_formats
-from defects.data.annotations.rle_csv import FORMS
-from defects.data.folder_scan import FolderScan, is_junk, list_categories, list_folders, scan_folder
+from defects.data.folder_scan import is_junk, list_categories, list_folders, scan_folder
 from defects.data.layouts.mvtec import GOOD_NAMES
 from defects.data.mask_matching import split_off_masks
-from defects.data.user_tables import read_user_table
-from defects.messages import UserError, printable, shorten_names
-from defects.start.folder_names import NameRole, names_defect, tell_role
+from defects.messages import UserError, shorten_names
+from defects.start.annotated import TABLES, TEXTS_OF_TOOLS, list_annotation_files, recognise_annotated
+from defects.start.contents import (
+    Contents,
+    Recognised,
+    check_has_images,
+    check_is_folder,
+    only_defects_text,
+)
+from defects.start.folder_names import names_defect, tell_role
 
-ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".wmv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".ts"}
-TABLES = {".csv", ".tsv"}
-TEXTS_OF_TOOLS = {".json", ".xml", ".txt"}
 MOST_TABLE_BYTES = 2_000_000  # of a table that may list images, looked into for their names
 THREE_LAYOUTS = (
     "looked for were (1) folders of normal images and of defects, such as good/ and bad/ (and masks/, "
     "test/), (2) train/good and test/<kind>, as in MVTec AD, (3) images beside an export of an annotation "
     "tool (COCO, YOLO, VOC, labelme, Label Studio)"
 )
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """`settings` of a data file, less names and sizes; `lines` say what was understood."""
-
-    root: Path
-    settings: dict[str, Any]
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What lies in `root`, the deepest folder that holds all images and annotations."""
-
-    root: Path
-    scan: FolderScan
-
-    @cached_property
-    def own_images(self) -> list[Path]:
-        return self.images_in(self.root)
-
-    @cached_property
-    def folders(self) -> list[Path]:
-        """Those directly in `root` that hold images, at any depth."""
-        return [path for path in list_folders(self.root) if self.has_images(path)]
-
-    def images_in(self, folder: Path) -> list[Path]:
-        """The images directly in `folder`."""
-        return [path for path in self.scan.images if path.parent == folder]
-
-    def has_images(self, folder: Path) -> bool:
-        """Whether images lie in `folder` or below it."""
-        return any(path.is_relative_to(folder) for path in self.scan.images)
-
-    def of_role(self, role: NameRole, folder: Path | None = None) -> list[Path]:
-        """The folders with images directly in `folder` (by default `root`) whose names say so."""
-        inside = self.folders if folder is None else list_folders(folder)
-        return [path for path in inside if tell_role(path) == role and self.has_images(path)]
-
-    def below(self, path: Path) -> str:
-        """As a setting: relative to `root`."""
-        return path.relative_to(self.root).as_posix()
 
 
 def recognise(folder: Path) -> Recognised:
@@ -100,51 +56,7 @@ def recognise(folder: Path) -> Recognised:
     raise UserError(f"{folder} is not understood: it holds {shorten_names(names)}; {THREE_LAYOUTS}")
 
 
-# --- what is no folder of images ----------------------------------------------------------------------------
-
-
-def check_is_folder(path: Path) -> None:
-    """Raises UserError for what is missing, a file or an archive, and for folders that cannot be read."""
-    if not path.exists():
-        raise UserError(f"{printable(str(path))} does not exist: name a folder of images")
-    if path.is_dir():
-        return
-    suffix = path.suffix.lower()
-    if suffix in ARCHIVES:
-        raise UserError(f"{path} is an archive: unpack it, and name the folder")
-    if suffix in VIDEOS:
-        raise UserError(f"{path} is a video: take pictures out of it, and name their folder")
-    raise UserError(f"{path} is a file: name the folder of images that it lies in, {path.parent}")
-
-
-def check_has_images(scan: FolderScan) -> None:
-    """Raises UserError for a folder without images, or with one, saying what else there is."""
-    if len(scan.images) > 1:
-        return
-    folder = printable(str(scan.folder))
-    if scan.images:
-        raise UserError(
-            f"{folder} holds a single image, {scan.images[0].name}: fifty normal images are a start, and "
-            "twenty with defects where there are any"
-        )
-    problems = scan.problems()
-    if problems:
-        raise UserError(f"{shorten_names(problems, '; ')}: mend what is named")
-    suffixes = set(scan.other_files)
-    content = f"but {scan.not_taken()}" if scan.not_taken() else "nor anything else"
-    advice = "images are .jpg, .png, .tif and what OpenCV reads"
-    if suffixes & VIDEOS:
-        advice = "take pictures out of the videos, and name their folder"
-    elif suffixes & ARCHIVES:
-        advice = "unpack the archives"
-    raise UserError(f"{folder} holds no images, {content}: {advice}")
-
-
-def only_defects_text(folder: Path) -> str:
-    return (
-        f"{folder} holds defects alone: every detector here needs normal images too; put them beside the "
-        "defects, into folders such as good and bad, and name the folder above both"
-    )
+# --- the folder that is meant -------------------------------------------------------------------------------
 
 
 def descend(contents: Contents) -> Contents:
@@ -245,130 +157,6 @@ def recognise_train_and_test(contents: Contents) -> Recognised | None:
     if test is not None:
         folders["test"] = contents.below(test)
     return as_folders(contents, folders, f"{train.name}/{normal[0].name} is normal")
-
-
-# --- annotations --------------------------------------------------------------------------------------------
-
-
-def recognise_annotated(contents: Contents) -> Recognised | None:
-    """Images beside, or above, what an annotation tool wrote."""
-    root = contents.root
-    test = find_test_images(contents)
-    train = next(iter(contents.of_role("train")), None)
-    places = [root]
-    if train is not None:
-        places.insert(0, train)
-    for place in places:
-        source = find_annotations(contents, place)
-        if source is None:
-            continue
-        path, format = source
-        normal = contents.of_role("normal", place)
-        abnormal = contents.of_role("abnormal", place)
-        folders: dict[str, str | None] = {"normal": None}
-        if normal:
-            folders["normal"] = contents.below(normal[0])
-        if abnormal:
-            folders["abnormal"] = contents.below(abnormal[0])
-        images = find_annotated_images(contents, place)
-        if images is not None and not abnormal and images not in normal:
-            folders["images"] = contents.below(images)
-        if not {"images", "abnormal"} & folders.keys() or (abnormal and not normal):
-            return None
-        if test is not None and test != images:
-            folders["test"] = contents.below(test)
-        data = {"source": "folders", "folders": folders, "annotations": contents.below(path)}
-        where = "beside the images" if path == images else contents.below(path)
-        return Recognised(root, {"data": data}, (f"annotations ({format}): {where}",))
-    return None
-
-
-def find_annotations(contents: Contents, place: Path) -> tuple[Path, str] | None:
-    """The file or folder of annotations in `place`, and its format.
-
-    Raises UserError for several formats, and for files that begin as annotations and are broken.
-    """
-    files = list_annotation_files(place)
-    if len(files) > 1:
-        training = [file for file in files if "train" in file.stem.casefold()]
-        files = training or files
-    if len(files) == 1:
-        return files[0], recognise_formats(files[0])[0]
-    if files:
-        is_one_by_image = {file.stem for file in files} & {path.stem for path in contents.images_in(place)}
-        if not is_one_by_image:
-            names = shorten_names(file.name for file in files)
-            raise UserError(
-                f"{place} holds several exports of annotations ({names}): leave one of them there"
-            )
-    folders = [place]
-    for path in list_folders(place):
-        if tell_role(path) in ("annotations", "masks", "images", "train"):
-            folders.insert(-1, path)
-    for folder in folders:
-        inner = [path for path in list_folders(folder) if tell_role(path) == "train"]
-        for candidate in (*inner, folder):
-            if not holds_texts(candidate, is_deep=candidate != place):
-                continue
-            formats = recognise_formats(candidate)
-            if len(formats) > 1:
-                raise UserError(
-                    f"{candidate} holds annotations of several formats ({', '.join(formats)}): leave those "
-                    "of one there"
-                )
-            if formats:
-                return candidate, formats[0]
-    return None
-
-
-def list_annotation_files(folder: Path) -> list[Path]:
-    """The files directly in `folder` that hold annotations of all images: JSON, or a table of runs."""
-    files = []
-    for path in sorted(folder.iterdir()):
-        suffix = path.suffix.lower()
-        if is_junk(path.name) or not path.is_file():
-            continue
-        is_table = suffix in TABLES and is_table_of_runs(path)
-        if is_table or (suffix == ".json" and recognise_formats(path)):
-            files.append(path)
-    return files
-
-
-def is_table_of_runs(path: Path) -> bool:
-    columns = sorted({name for form in FORMS for name in form})
-    try:
-        table = read_user_table(path, columns)
-    except UserError:
-        return False
-    return set(table.columns) in [set(form) for form in FORMS] and table["EncodedPixels"].ne("").any()
-
-
-def holds_texts(folder: Path, is_deep: bool) -> bool:
-    """Whether files of annotation tools lie in `folder`, or below it if `is_deep`."""
-    files = folder.rglob("*") if is_deep else folder.iterdir()
-    return any(path.suffix.lower() in TEXTS_OF_TOOLS and not is_junk(path.name) for path in files)
-
-
-def find_annotated_images(contents: Contents, place: Path) -> Path | None:
-    """The folder of the images that annotations in `place` are about."""
-    if contents.images_in(place):
-        return place
-    inside = [path for path in list_folders(place) if contents.has_images(path)]
-    for role in ("images", "train", "unknown"):
-        fitting = [path for path in inside if tell_role(path) == role]
-        if len(fitting) == 1:
-            inner = contents.of_role("train", fitting[0]) or contents.of_role("images", fitting[0])
-            return inner[0] if inner else fitting[0]
-    return None
-
-
-def find_test_images(contents: Contents) -> Path | None:
-    """test, test/images or images/test."""
-    for folder in (contents.root, *contents.of_role("images")):
-        for test in contents.of_role("test", folder):
-            inner = contents.of_role("images", test)
-            return inner[0] if inner else test
-    return None
 
 
 # --- folders of normal images and of defects ----------------------------------------------------------------
