@@ -79,3 +79,6 @@ def test_choose_image_size_follows_the_images(tmp_path, shape, size):
     write_png(tmp_path / "a.png", np.zeros(shape, np.uint8))
     (tmp_path / "broken.png").write_bytes(b"")
     assert choose_image_size(tmp_path) == size
+    write_png(tmp_path / "b.png", np.zeros(shape[::-1], np.uint8))
+    height, width = choose_image_size(tmp_path)
+    assert height == width

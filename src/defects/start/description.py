@@ -137,7 +137,8 @@ def compose_lines(settings: dict[str, Any]) -> Iterable[str]:
 def choose_image_size(root: Path) -> Size:
     """Height and width for detectors, by those of some images below `root`.
 
-    Squares of USUAL_SIDE at most; images that are much longer than wide keep about their proportions.
+    Squares of USUAL_SIDE at most. Where nearly all images are much longer than wide, or wider than long, they
+    keep about their proportions.
     """
     files = scan_folder(root).images
     positions = np.linspace(0, len(files) - 1, min(len(files), SAMPLED_IMAGES)).astype(int)
@@ -151,11 +152,13 @@ def choose_image_size(root: Path) -> Size:
         return USUAL_SIDE, USUAL_SIDE
     height, width = np.median(sizes, axis=0)
     short = round_side(min(height, width, USUAL_SIDE))
-    ratio = max(height, width) / min(height, width)
-    if ratio < LONG_FROM:
+    ratios = [height / width for height, width in sizes]
+    lowest, highest = np.quantile(ratios, [0.1, 0.9])
+    if lowest < LONG_FROM and highest > 1 / LONG_FROM:
         return short, short
-    long = round_side(short * min(ratio, LONGEST_RATIO))
-    return (long, short) if height > width else (short, long)
+    ratio = float(np.median(ratios))
+    long = round_side(short * min(max(ratio, 1 / ratio), LONGEST_RATIO))
+    return (long, short) if ratio > 1 else (short, long)
 
 
 def round_side(pixels: float) -> int:
