@@ -180,7 +180,8 @@ def test_detector_loaded_from_its_file_it_scores_the_same(trained, detector):
     with torch.inference_mode():
         batches = DeviceBatches(config, held, torch.device("cpu"))
         again = torch.cat([detector(batch["image"])[0][:, 0] for batch in batches])
-    assert again.tolist() == oof.loc[held["image_id"], "score"].tolist()
+    # Scores are made with batch normalisations folded into convolutions, which rounds otherwise.
+    assert again.tolist() == pytest.approx(oof.loc[held["image_id"], "score"].tolist(), rel=1e-5, abs=1e-5)
 
 
 def test_detector_built_for_a_checkpoint_it_needs_no_other_file(trained):
