@@ -114,3 +114,8 @@ def test_job_environment_knows_nothing_of_the_launcher(monkeypatch):
     assert environment["OMP_NUM_THREADS"] == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert job_environment(3)["OMP_NUM_THREADS"] == "3"
+
+
+def test_job_environment_sets_a_number_of_threads_that_is_empty(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert job_environment(3)["OMP_NUM_THREADS"] == "3"

@@ -65,8 +65,8 @@ def make_script_runner(threads: int | None, devices: Sequence[str]) -> Callable[
 def job_environment(threads: int | None) -> dict[str, str]:
     """This process's environment less what a launcher added."""
     environment = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
-    if threads is not None:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    if threads is not None and not environment.get("OMP_NUM_THREADS"):
+        environment["OMP_NUM_THREADS"] = str(threads)
     return environment
 
 
