@@ -7,7 +7,7 @@ from timm.utils import ModelEmaV3
 
 from defects.config_schema import TrainConfig
 from defects.messages import UserError
-from defects.training.loop import average_weights, make_scheduler
+from defects.training.loop import average_weights, count_epochs, make_scheduler
 
 LR = 0.01
 
@@ -18,7 +18,8 @@ def rates(batches: int, **settings) -> np.ndarray:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
     scheduler = make_scheduler(train, optimizer, batches)
     learning_rates = []
-    for step in range(train.steps or train.epochs * -(-batches // train.accumulate)):
+    steps_of_epoch = -(-batches // train.accumulate)
+    for step in range(train.steps or count_epochs(train, steps_of_epoch) * steps_of_epoch):
         scheduler.step_update(step)
         learning_rates.append(optimizer.param_groups[0]["lr"])
     return np.array(learning_rates)
@@ -68,6 +69,26 @@ def test_make_scheduler_takes_milestones_as_shares_of_all_steps_in_any_order():
 def test_make_scheduler_refuses_a_warm_up_that_does_not_fit(settings, message):
     with pytest.raises(UserError, match=message):
         rates(10, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"epochs": 8}, 8),
+        ({"epochs": 8, "least_steps": 80}, 8),
+        ({"epochs": 8, "least_steps": 81}, 9),
+        ({"epochs": 0, "warmup_epochs": 0, "least_steps": 81}, 0),
+        ({"epochs": 8, "steps": 25, "least_steps": 81}, 3),
+    ],
+)
+def test_count_epochs_makes_more_of_them_for_least_steps(settings, epochs):
+    assert count_epochs(TrainConfig(**settings), 10) == epochs
+
+
+def test_make_scheduler_comes_down_over_the_epochs_of_least_steps():
+    lr = rates(10, epochs=2, warmup_epochs=1, least_steps=75)
+    assert len(lr) == 80
+    assert lr[-1] < 0.01 * LR < lr[60]
 
 
 def test_train_config_refuses_a_warm_up_longer_than_the_epochs():

@@ -72,6 +72,13 @@ def test_choose_plan_leaves_a_persons_settings():
     assert list(plan.settings) == [NORMAL_ONLY]
 
 
+def test_choose_plan_counts_the_least_steps_of_a_classifier():
+    few = Counts(normal=25, defects=10, test=0)
+    doubled = Counts(normal=50, defects=20, test=0)
+    seconds = [plan_for(1e9, counts=counts).seconds["classifier_reduced"] for counts in (few, doubled)]
+    assert seconds[1] < 1.5 * seconds[0]
+
+
 def test_plan_is_the_same_after_json():
     plan = plan_for(280)
     assert Plan.from_json(plan.to_json()) == plan

@@ -227,6 +227,7 @@ class TrainConfig(Section):
     batch_size: Count = 16
     accumulate: Count = 1  # batches per optimiser step
     steps: Count | None = None  # optimiser steps; rounded up to whole epochs, they replace `epochs`
+    least_steps: Count | None = None  # more epochs where images are so few that `epochs` make fewer steps
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     milestones: list[Fraction] | None = None  # lower lr by lr_factor at these shares; None: cosine to 0

@@ -5,6 +5,7 @@ patch head, 10 s for PatchCore, and 119 s for five epochs of a classifier all of
 Everything but the reading of files is proportional to the pixels, and to the time of the forward pass.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from defects.data.images import read_image
 from defects.data.transforms import DIHEDRAL
 from defects.models import build_detector
 from defects.start.description import Size, round_side
+from defects.training.loop import count_epochs
 
 RECIPE = ROOT / "configs" / "sweeps" / "recipe.yaml"
 NORMAL_ONLY = "patchcore_reduced"  # of the recipe's detectors the one that learns from normal images alone
@@ -37,7 +39,7 @@ EXPORT_SECONDS = 30.0  # with all that follows the training, on the machine of t
 SLOWEST_MACHINE = 4.0  # times the seconds of the constants, at most, for what does not depend on the images
 MARGIN = 0.85  # of the time that is planned with
 FEW_FOLDS = 3
-REDUCED_EPOCHS = "train.epochs=4"
+REDUCED_CLASSIFIER = ("train.epochs=4", "train.least_steps=100")
 REDUCED_HEAD = ("train.steps=150", "model.options.pool_size=750")
 
 
@@ -193,7 +195,8 @@ def estimate_fold(config: Config, counts: Counts, speed: Speed) -> float:
         return learnt * forward + pool * forward + heads + out_of_fold
     rows = share * (counts.normal + max(counts.defects, config.split.balance.ratio * counts.normal))
     training = speed.training * count_megapixels(config) + speed.reading
-    return train.epochs * rows * training + out_of_fold
+    epochs = count_epochs(train, math.ceil(rows / train.batch_size))
+    return epochs * rows * training + out_of_fold
 
 
 def estimate_score(config: Config, counts: Counts, speed: Speed) -> float:
@@ -226,7 +229,7 @@ def list_plans(
     least = folds if is_fixed else 2
     yield with_settings(models), folds, image_size
     if len(cheap) < len(models):
-        yield with_settings(models, classifier=(REDUCED_EPOCHS,)), folds, image_size
+        yield with_settings(models, classifier=REDUCED_CLASSIFIER), folds, image_size
         yield with_settings(cheap), folds, image_size
     yield with_settings(cheap), few, image_size
     yield with_settings(cheap), few, smaller

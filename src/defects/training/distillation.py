@@ -59,6 +59,7 @@ NOT_THE_TEACHER = ABOUT_THE_INDEX | {
     "train.batch_size",
     "train.accumulate",
     "train.steps",
+    "train.least_steps",
     "train.optimizer",
     "train.lr",
     "train.milestones",

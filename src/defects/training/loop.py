@@ -69,13 +69,22 @@ def count_steps(train: TrainConfig, batches: int) -> int:
     return math.ceil(batches / train.accumulate)
 
 
+def count_epochs(train: TrainConfig, steps_of_epoch: int) -> int:
+    """Epochs to train: as many as the config says, in epochs or in steps."""
+    if train.steps:
+        return math.ceil(train.steps / steps_of_epoch)
+    if train.least_steps and train.epochs:
+        return max(train.epochs, math.ceil(train.least_steps / steps_of_epoch))
+    return train.epochs
+
+
 def plan_steps(train: TrainConfig, batches: int) -> tuple[int, int]:
     """Optimiser steps of all epochs, and of the warm-up among them, for epochs of so many batches.
 
     Raises UserError for a warm-up that outlasts the training or reaches a milestone.
     """
     steps_of_epoch = count_steps(train, batches)
-    steps = train.steps or train.epochs * steps_of_epoch
+    steps = train.steps or count_epochs(train, steps_of_epoch) * steps_of_epoch
     warmup = round(train.warmup_epochs * steps_of_epoch)
     length = f"train.warmup_epochs={train.warmup_epochs:g} ({warmup} optimiser steps)"
     if 0 < steps < warmup:
@@ -186,7 +195,12 @@ class Trainer:
         self.loader = prepare_data_loader(training, split_batches=True)  # a part of each batch per process
         self.epoch_steps = count_steps(train, len(self.loader))
         if self.epochs is None:
-            self.epochs = math.ceil(train.steps / self.epoch_steps) if train.steps else train.epochs
+            self.epochs = count_epochs(train, self.epoch_steps)
+            if train.steps is None and self.epochs > train.epochs:
+                self.accelerator.print(
+                    f"note: {self.epochs} epochs, not train.epochs={train.epochs}: fewer make less than "
+                    f"train.least_steps={train.least_steps} optimiser steps (null: {train.epochs} epochs)"
+                )
         self.scheduler = make_scheduler(train, optimizer, len(self.loader))
         self.average = average_weights(train, self.detector)
         if self.history:
