@@ -1,7 +1,7 @@
 """Images/s of exported models beside PyTorch, of predict.py beside its runtime, and its start-up.
 
-EfficientNet-B0, and PatchCore on EfficientNet-Lite0 features, both at 256 px, with random weights: speed does not
-depend on them. Everything that is compared takes turns, round by round.
+EfficientNet-B0, and PatchCore on EfficientNet-Lite0 features, both at 256 px, with random weights: speed does
+not depend on them. Everything that is compared takes turns, round by round.
 """
 
 import argparse
