@@ -6,6 +6,7 @@ import json
 import time
 from functools import partial
 
+import pandas as pd
 import pytest
 from conftest import texture, write_png
 
@@ -14,7 +15,7 @@ from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.start import first_run
-from defects.start.first_run import State, begin_run, describe_data, start, train_all
+from defects.start.first_run import State, begin_run, count_images, describe_data, start, train_all
 from defects.start.planning import Plan, Speed
 
 FAST = Speed(forward=0.01, training=0.01, reading=0.001)
@@ -194,3 +195,13 @@ def test_start_refuses_minutes_that_are_none(run_script, tmp_path, minutes):
 
 def test_start_of_no_folder_ends_in_one_line(fails_with_one_line, tmp_path):
     assert "does not exist" in fails_with_one_line("start.py", tmp_path / "missing")
+
+
+def test_count_images_says_that_the_annotations_name_no_normal_image(tmp_path):
+    root = tmp_path / "parts"
+    path = tmp_path / "parts.yaml"
+    path.write_text("data: {name: parts, source: folders, annotations: a.json, image_size: [64, 64]}")
+    config = load_config(None, [f"data.root={root}"], str(path), "patchcore_reduced")
+    images = pd.DataFrame({"split": ["train"], "label": [1]})
+    with pytest.raises(UserError, match=f"name no normal image.* put normal images into {root / 'good'}"):
+        count_images(config, images)

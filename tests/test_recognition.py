@@ -6,6 +6,7 @@ from functools import cache
 import cv2
 import numpy as np
 import pytest
+from annotation_sets import write_text
 from conftest import write_png
 
 from defects.config_schema import data_config_class
@@ -135,10 +136,89 @@ def test_recognise_takes_text_files_of_tools(tmp_path):
     assert data["folders"] == {"normal": None, "images": "train_images", "test": "test_images"}
 
 
+BOX_OF_YOLO = "0 0.5 0.5 0.2 0.2\n"
+BOX_OF_VOC = "<annotation><filename>{}</filename></annotation>"
+
+
+def test_recognise_joins_training_and_validation_images(tmp_path):
+    for part in ("train", "valid", "test"):
+        add_images(tmp_path / "coco" / part)
+        write_coco(tmp_path / "coco" / part / "_annotations.coco.json", ["a0.png"])
+        add_images(tmp_path / "voc" / part)
+        write_text(tmp_path / "voc" / part / "a0.xml", BOX_OF_VOC.format("a0.png"))
+        add_images(tmp_path / "yolo" / part / "images")
+        write_text(tmp_path / "yolo" / part / "labels" / "a0.txt", BOX_OF_YOLO)
+    for part in ("train2017", "val2017"):
+        add_images(tmp_path / "years" / part)
+        write_coco(tmp_path / "years" / "annotations" / f"instances_{part}.json", ["a0.png"])
+    for part in ("train", "val"):
+        add_images(tmp_path / "ultralytics" / "images" / part)
+        write_text(tmp_path / "ultralytics" / "labels" / part / "a0.txt", BOX_OF_YOLO)
+    found = {}
+    for folder in sorted(tmp_path.iterdir()):
+        data = data_of(folder)
+        found[folder.name] = (data["folders"]["images"], data["folders"].get("test"), data["annotations"])
+    assert found == {
+        "coco": (".", "test", "."),
+        "ultralytics": ("images", None, "."),
+        "voc": (".", "test", "."),
+        "years": (".", None, "annotations"),
+        "yolo": (".", "test/images", "."),
+    }
+
+
+def test_recognise_leaves_validation_images_that_nobody_annotated(tmp_path):
+    for part in ("train", "val"):
+        add_images(tmp_path / "images" / part)
+    write_text(tmp_path / "labels" / "train" / "a0.txt", BOX_OF_YOLO)
+    data = data_of(tmp_path)
+    assert (data["folders"]["images"], data["annotations"]) == ("images/train", "labels/train")
+
+
+def test_recognise_takes_label_images_with_names_of_classes(tmp_path):
+    add_images(tmp_path / "JPEGImages")
+    add_images(tmp_path / "SegmentationClass", value=255)
+    assert data_of(tmp_path)["source"] == "labelled_by_masks"
+    write_text(tmp_path / "labelmap.txt", "background:0,0,0::\ndent:128,0,0::\n")
+    data = data_of(tmp_path)
+    assert (data["folders"]["images"], data["annotations"]) == ("JPEGImages", "SegmentationClass")
+
+
+def test_recognise_takes_public_sets_as_downloaded(tmp_path):
+    add_images(tmp_path / "kolektor" / "kos01", name="Part{}.png")
+    add_images(tmp_path / "kolektor" / "kos02", name="Part{}.png")
+    add_images(tmp_path / "kolektor" / "kos01", name="Part{}_label.png", value=255)
+    assert recognise(tmp_path / "kolektor").settings["split"] == {"group_pattern": r"(kos\d+)/"}
+    add_images(tmp_path / "can" / "train" / "good", name="00{}_regular.png")
+    add_images(tmp_path / "can" / "test_public" / "bad", name="00{}_shift_1.png")
+    assert data_of(tmp_path / "can") == {"source": "mvtec", "use_test_as": "train"}
+    assert recognise(tmp_path / "can").settings["split"] == {"group_pattern": r"^(.+/\d+)"}
+    add_images(tmp_path / "Class1" / "Train", count=5)
+    add_images(tmp_path / "Class1" / "Train" / "Label", name="a{}_label.png", value=255)
+    write_text(tmp_path / "Class1" / "Train" / "Label" / "Labels.txt", "1\n1\t1\ta0.png\t1\ta0_label.png\n")
+    assert data_of(tmp_path / "Class1")["labelled_by_masks"] == {"train": "Train"}
+
+
+def test_recognise_refuses_annotations_of_unknown_tools(tmp_path):
+    add_images(tmp_path / "supervisely" / "img")
+    write_text(tmp_path / "supervisely" / "ann" / "a0.png.json", '{"objects": []}')
+    with pytest.raises(UserError, match=r"ann holds files named like images \(a0.png.json\), .* export COCO"):
+        recognise(tmp_path / "supervisely")
+    add_images(tmp_path / "beside")
+    write_text(tmp_path / "beside" / "a0.json", '{"objects": []}')
+    with pytest.raises(UserError, match="beside holds files named like images"):
+        recognise(tmp_path / "beside")
+
+
 def test_recognise_takes_masks_among_images(tmp_path):
     add_images(tmp_path / "train", name="a{}.png")
     add_images(tmp_path / "train", name="a{}_GT.png", value=255)
     assert data_of(tmp_path) == {"source": "labelled_by_masks", "labelled_by_masks": {"train": "train"}}
+    add_images(tmp_path / "valid", name="a{}.png")
+    add_images(tmp_path / "valid", name="a{}_mask.png", value=255)
+    assert data_of(tmp_path)["labelled_by_masks"] == {"train": "."}
+    add_images(tmp_path / "test", name="a{}.png")  # without masks: these would count as normal
+    assert data_of(tmp_path)["labelled_by_masks"] == {"train": "train", "test": None}
 
 
 def test_recognise_takes_images_alone_for_normal(tmp_path):

@@ -221,6 +221,11 @@ def count_images(config: Config, images: pd.DataFrame) -> Counts:
         test=int((images["split"] == "test").sum()),
     )
     root = resolve(config.data.root)
+    if counts.defects and not counts.normal and config.data.annotations is not None:
+        raise UserError(
+            f"{root}: the annotations name no normal image, and every detector here needs some: put normal "
+            f"images into {root / 'good'}, or save them in the annotation tool without a mark"
+        )
     if counts.defects and not counts.normal:
         raise UserError(only_defects_text(root))
     if counts.normal < LEAST_NORMAL:
