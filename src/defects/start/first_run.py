@@ -257,10 +257,11 @@ def make_plan(
         print(f"note: {text}: {NORMAL_ONLY} learns from the normal images alone")
         models = [NORMAL_ONLY]
     base = load(NORMAL_ONLY, [])
+    root = resolve(base.data.root)
     if is_free:
         folds = fit_folds(load, images, min(MOST_FOLDS, counts.normal, counts.defects or MOST_FOLDS))
-        base = load(NORMAL_ONLY, [f"split.folds={folds}"])
-    root = resolve(base.data.root)
+        height, width = choose_image_size(root)  # the data file holds that of an earlier plan
+        base = load(NORMAL_ONLY, [f"split.folds={folds}", f"data.image_size=[{height}, {width}]"])
     files = [root / path for path in images.loc[images["split"] == "train", "path"]]
     speed = measure_speed(load("classifier_reduced", []), files)
     plan = choose_plan(models, base, not is_free, load, counts, speed, seconds)
