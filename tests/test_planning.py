@@ -98,5 +98,6 @@ def test_format_seconds_is_short(seconds):
 
 def test_plan_says_that_it_is_the_least():
     plan = Plan({"patchcore_reduced": ()}, 2, (64, 64), {"patchcore_reduced": 50.0, "end": 50.0})
-    assert plan.describe(1.0)[-1] == "  in all about 2 min, the least that is possible; --minutes 1 are allowed"
+    least = "  in all about 2 min, the least that is possible; --minutes 1 are allowed"
+    assert plan.describe(1.0)[-1] == least
     assert plan.describe(2.0)[-1] == "  in all about 2 min; --minutes 2 are allowed"

@@ -41,7 +41,7 @@ FULL_FIT = (
     "trains folds"
 )
 ALL_REJECTED = "no normal image is out of fold, so that every image is taken for defective: add normal images"
-NOT_COMPARED = "for images like the training ones; test images were not compared (src/explore.py does it)"
+NOT_COMPARED = "for images like the training ones; no test images were compared (src/explore.py does it)"
 TOO_FEW_COMPARED = "for images like the training ones; they are too few to be compared with the test images"
 DISTINGUISHED = "for images like the training ones only, since the test images differ from them"
 NOT_SEARCHED = (
