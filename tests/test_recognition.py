@@ -60,6 +60,17 @@ def test_recognise_takes_usual_names_of_folders(tmp_path, normal, abnormal):
     assert data_of(tmp_path) == {"source": "folders", "folders": folders}
 
 
+def test_recognise_takes_sorted_folders_below_a_folder_of_images(tmp_path):
+    add_images(tmp_path / "images" / "good")
+    add_images(tmp_path / "images" / "bad")
+    expected = {"normal": "images/good", "abnormal": "images/bad"}
+    assert data_of(tmp_path)["folders"] == expected
+    add_images(tmp_path / "masks" / "bad", value=255)
+    add_images(tmp_path / "test")
+    expected |= {"masks": "masks", "test": "test"}
+    assert data_of(tmp_path)["folders"] == expected
+
+
 def test_recognise_goes_into_the_only_folder(tmp_path):
     for name in ("good", "bad"):
         add_images(tmp_path / "photos of 2024" / "parts" / name)
@@ -240,6 +251,8 @@ def test_recognise_takes_images_alone_for_normal(tmp_path):
         ({"a.png": encode(1), "b.png": encode(2), "l.csv": b"a.png,1"}, "l.csv names the images"),
         ({"a.png": encode(1), "b.png": encode(2), "c.json": b'{"images": ['}, "not a complete JSON file"),
         ({"x/a.png": encode(1), "y/b.png": encode(2)}, r"holds x/, y/; looked for were \(1\) folders"),
+        ({"train/0/a.png": encode(1), "train/1/b.png": encode(2)}, "in train/0/, train/1/: which of these"),
+        ({"train/x/ng/a.png": encode(1), "train/x/ng/b.png": encode(2)}, "in train/x/ng/: which of these"),
         ({"good/a.png": encode(1), "ok/b.png": encode(2)}, "good and ok, all normal by their names"),
         ({"good/a.png": encode(1), "b.png": encode(2)}, "whether these are normal is not said"),
         ({f"{name}/train/good/a.png": encode(1) for name in ("b", "c")}, "holds several data sets"),

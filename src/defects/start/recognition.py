@@ -177,52 +177,61 @@ def recognise_train_and_test(contents: Contents) -> Recognised | None:
             folders["masks"] = contents.below(masks[0])
     if test is not None:
         folders["test"] = contents.below(test)
-    return as_folders(contents, folders, "; ".join([f"{train.name}/{normal[0].name} is normal", *unused]))
+    line = f"{train.name}/{normal[0].name} is normal"
+    if kinds:
+        line += f"; defects are in {folders['abnormal']}"
+    return as_folders(contents, folders, "; ".join([line, *unused]))
 
 
 # --- folders of normal images and of defects ----------------------------------------------------------------
 
 
 def recognise_sorted(contents: Contents) -> Recognised | None:
-    """Folders whose names say normal, defect, masks, test; or a folder of normal images among kinds."""
+    """Folders whose names say normal, defect, masks, test; or a folder of normal images among kinds.
+
+    Those of images may lie in a folder such as `images`.
+    """
     root = contents.root
-    normal = contents.of_role("normal")
-    abnormal = contents.of_role("abnormal")
+    above = root
+    images = contents.of_role("images")
+    if len(images) == 1 and not contents.of_role("normal") and not contents.own_images:
+        above = images[0]
+    normal = contents.of_role("normal", above)
+    abnormal = contents.of_role("abnormal", above)
+    own_images = contents.images_in(above)
     if not normal:
-        if abnormal and not (
-            contents.of_role("images") or contents.of_role("unknown") or contents.own_images
-        ):
+        if abnormal and not (images or contents.of_role("unknown", above) or own_images):
             raise UserError(only_defects_text(abnormal[0]))
         return None
     if len(normal) > 1:
         names = shorten_names((path.name for path in normal), " and ")
-        raise UserError(f"{root} holds {names}, all normal by their names: put them into one folder")
-    kinds = abnormal + contents.of_role("unknown")
-    masks = contents.of_role("masks")
-    test = contents.of_role("test")
-    others = [path for role in ("images", "train", "validation") for path in contents.of_role(role)]
-    if contents.own_images or others:
+        raise UserError(f"{above} holds {names}, all normal by their names: put them into one folder")
+    kinds = abnormal + contents.of_role("unknown", above)
+    masks = contents.of_role("masks") or contents.of_role("masks", above)
+    test = contents.of_role("test") or contents.of_role("test", above)
+    others = [path for role in ("images", "train", "validation") for path in contents.of_role(role, above)]
+    if own_images or others:
         names = [f"{path.name}/" for path in others]
-        names += [f"{len(contents.own_images)} images"] if contents.own_images else []
+        names += [f"{len(own_images)} images"] if own_images else []
         raise UserError(
-            f"{root} holds {normal[0].name}/ and {shorten_names(names)}: whether these are normal is not "
+            f"{above} holds {normal[0].name}/ and {shorten_names(names)}: whether these are normal is not "
             "said; put them into good/, bad/ or test/, or elsewhere"
         )
-    name = normal[0].name
+    name = contents.below(normal[0])
     if len(kinds) > 1 and not masks and not test:
-        settings = {"train": ".", "test": None, "normal": name}
+        settings = {"train": contents.below(above), "test": None, "normal": normal[0].name}
         line = f"{name} is normal; kinds of defects: {shorten_names(path.name for path in kinds)}"
         return Recognised(root, {"data": {"source": "class_folders", "class_folders": settings}}, (line,))
     folders = {"normal": name}
     if kinds:
-        folders["abnormal"] = kinds[0].name if len(kinds) == 1 else "."
+        folders["abnormal"] = contents.below(kinds[0] if len(kinds) == 1 else above)
         if masks:
-            folders["masks"] = masks[0].name
+            folders["masks"] = contents.below(masks[0])
     if test:
-        folders["test"] = test[0].name
+        folders["test"] = contents.below(test[0])
     line = f"{name} is normal"
     if kinds:
-        line += f"; defects are in {shorten_names(path.name for path in kinds)}"
+        line += f"; defects are in {shorten_names(contents.below(path) for path in kinds)}"
     return as_folders(contents, folders, line)
 
 
@@ -288,6 +297,13 @@ def recognise_normal_alone(contents: Contents) -> Recognised | None:
         return None
     files = [path for path in contents.scan.images if path.is_relative_to(place)]
     files = [path for path in files if not (test and path.is_relative_to(test[0]))]
+    folders_with_images = sorted({path.parent for path in files})
+    if len(folders_with_images) > 1 or tell_role(folders_with_images[0]) == "abnormal":
+        names = shorten_names(f"{contents.below(path)}/" for path in folders_with_images)
+        raise UserError(
+            f"{root} holds images in {names}: which of these are normal is not said; put normal images into "
+            f"{root / 'good'} and defects into {root / 'bad'}"
+        )
     refuse_labels_elsewhere(root, place, files)
     folders = {"normal": contents.below(place)}
     if test:
