@@ -122,6 +122,16 @@ def test_start_takes_a_persons_correction(finished, monkeypatch, capsys):
     assert trained == ["none"]
 
 
+def test_start_refuses_classes(tmp_path):
+    folder = tmp_path / "parts"
+    write_images(folder / "good", 2)
+    (tmp_path / "parts.yaml").write_text(
+        f"data: {{source: folders, root: {folder}, classes: [dent], image_size: [64, 64]}}"
+    )
+    with pytest.raises(UserError, match="has data.classes, .* train the classes: python src/train.py"):
+        start(folder, None, None, [f"output={tmp_path / 'output'}"], tmp_path)
+
+
 def test_describe_data_follows_the_folder_until_a_person_edits(tmp_path):
     path = tmp_path / "parts.yaml"
     folder = tmp_path / "parts"

@@ -118,6 +118,12 @@ def start(
         return load_config(None, [*overrides, *more], str(path), model)
 
     config = load(NORMAL_ONLY, [])
+    if config.data.classes:
+        raise UserError(
+            f"{show_path(path)} has data.classes, and this command tells defective and normal images apart: "
+            f"remove it, or train the classes: python src/train.py --data {path.stem} "
+            "--model classifier_reduced --set train.synthetic=0 --fold all"
+        )
     print(f"data file   {show_path(path)}: correct it where it is wrong, and run this again")
     images = prepare_described(config, path, is_own)
     counts = count_images(config, images)
