@@ -219,6 +219,9 @@ def test_recognise_refuses_annotations_of_unknown_tools(tmp_path):
     write_text(tmp_path / "beside" / "a0.json", '{"objects": []}')
     with pytest.raises(UserError, match="beside holds files named like images"):
         recognise(tmp_path / "beside")
+    add_images(tmp_path / "empty")
+    write_text(tmp_path / "empty" / "a0.txt", "")  # as YOLO's of an image without a defect
+    assert data_of(tmp_path / "empty")["folders"] == {"normal": "."}
 
 
 def test_recognise_takes_masks_among_images(tmp_path):

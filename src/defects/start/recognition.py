@@ -327,7 +327,8 @@ def refuse_labels_elsewhere(root: Path, place: Path, files: Sequence[Path]) -> N
             raise UserError(f"{path} names the images, {unknown_export_text(root)}")
     stems = {path.stem for path in files} | {path.name for path in files}
     for folder in sorted({place, *list_folders(root)}):
-        named_alike = [path for path in find_files(folder, TABLES | TEXTS_OF_TOOLS) if path.stem in stems]
+        texts = [path for path in find_files(folder, TABLES | TEXTS_OF_TOOLS) if path.stat().st_size]
+        named_alike = [path for path in texts if path.stem in stems]
         if named_alike:
             names = shorten_names(path.name for path in named_alike)
             raise UserError(f"{folder} holds files named like images ({names}), {unknown_export_text(root)}")
