@@ -236,6 +236,9 @@ def test_recognise_takes_masks_among_images(tmp_path):
 
 
 def test_recognise_takes_images_alone_for_normal(tmp_path):
+    add_images(tmp_path / "with a note")
+    write_text(tmp_path / "with a note" / "readme.txt", "Camera 1, March\n")
+    assert data_of(tmp_path / "with a note")["folders"] == {"normal": "."}
     add_images(tmp_path / "plain")
     assert data_of(tmp_path / "plain")["folders"] == {"normal": "."}
     add_images(tmp_path / "정상만" / "정상")

@@ -148,6 +148,9 @@ def find_annotations(contents: Contents, place: Path) -> tuple[Path, str] | None
             if not has_texts and not holds_label_images(candidate):
                 continue
             formats = recognise_formats(candidate)
+            is_guess = formats == ["voc"] and not find_files(candidate, {".xml"})  # any folder of PNG files
+            if is_guess and not holds_label_images(candidate):
+                continue
             if len(formats) > 1:
                 raise UserError(
                     f"{candidate} holds annotations of several formats ({', '.join(formats)}): leave those "
