@@ -73,7 +73,7 @@ def names_url(arguments: argparse.Namespace) -> bool:
 def predict_in_chunks(arguments: argparse.Namespace) -> None:
     """Score in several processes, or on a cluster; files come and go by URL, too."""
     output = arguments.output
-    suffix = Path(output or "").suffix
+    suffix = Path(output or "").suffix.lower()
     if suffix not in WRITERS or find_label_format(Path(output)):
         raise UserError(
             "--jobs, --ray and URLs need --output FILE.csv or FILE.jsonl: chunks are kept beside it"
@@ -113,7 +113,7 @@ def predict_in_chunks(arguments: argparse.Namespace) -> None:
 def predict_here(arguments: argparse.Namespace) -> None:
     """Score in this process, and write down each image at once."""
     output = Path(arguments.output) if arguments.output else None
-    if output and output.suffix not in WRITERS and not find_label_format(output):
+    if output and output.suffix.lower() not in WRITERS and not find_label_format(output):
         endings = ", ".join([*WRITERS, *LABEL_FORMATS])
         raise UserError(f"--output {output}: end it in one of {endings}")
     model = load_model(Path(arguments.model), arguments.threads)
@@ -164,7 +164,7 @@ def open_writer(path: Path | None, meta: Meta, files: list[Path]) -> Iterator[Wr
     """What writes each prediction down; labels are written together, once all are there."""
     if path is None or not find_label_format(path):
         with open_output(path) as stream:
-            yield WRITERS[path.suffix if path else ".csv"](stream, meta)
+            yield WRITERS[path.suffix.lower() if path else ".csv"](stream, meta)
         return
     labels = LabelFile(path, meta, files)
     yield labels.add

@@ -131,7 +131,8 @@ def test_classifier_frozen_layers_stay_as_they_were_in_a_step(build):
 
 
 def test_classifier_frozen_until_a_layer_that_is_not_there_is_refused(build):
-    with pytest.raises(UserError, match=r"frozen_until=blocks\.9: .* has no such layer: it has .*blocks\.0"):
+    names = r"blocks\.\d, blocks\.\d, blocks\.\d and \d+ more"
+    with pytest.raises(UserError, match=rf"frozen_until=blocks\.9: .* has no such layer: it has {names}"):
         build(frozen_until="blocks.9")
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from defects.config import load_config, of_category
 from defects.data.images import read_image
 from defects.evaluation.metrics import macro_f1
-from defects.reports.comparison import build_text_table, summarise_figures
+from defects.reports.comparison import build_text_table, draw_comparison, summarise_figures
 from defects.reports.html import build_markdown_table
 
 
@@ -209,3 +209,9 @@ def test_comparison_bad_input_ends_in_one_line(config, fails_with_one_line):
     for broken in ("model: [", ""):
         (config.experiment_dir / "fold0" / "config.yaml").write_text(broken)
         assert "config.yaml" in fails_with_one_line(*asked, "tiny")
+
+
+def test_comparison_axis_of_auroc_ends_at_one():
+    values = pd.DataFrame({"experiment": ["a", "a"], "metric": "auroc", "value": 1.0, "category": ""})
+    summary = pd.DataFrame({"experiment": ["a"], "category": "", "auroc": 1.0})
+    assert draw_comparison(values, summary).axes[0].get_xlim()[1] < 1.01

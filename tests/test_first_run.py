@@ -6,6 +6,7 @@ import json
 import time
 from functools import partial
 
+import pandas as pd
 import pytest
 from conftest import texture, write_png
 
@@ -14,8 +15,8 @@ from defects.files import sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.start import first_run
-from defects.start.first_run import State, begin_run, describe_data, start, train_all
-from defects.start.planning import Plan, Speed
+from defects.start.first_run import State, begin_run, count_images, describe_data, make_plan, start, train_all
+from defects.start.planning import Counts, Plan, Speed
 
 FAST = Speed(forward=0.01, training=0.01, reading=0.001)
 NORMAL = 12
@@ -121,6 +122,16 @@ def test_start_takes_a_persons_correction(finished, monkeypatch, capsys):
     assert trained == ["none"]
 
 
+def test_start_refuses_classes(tmp_path):
+    folder = tmp_path / "parts"
+    write_images(folder / "good", 2)
+    (tmp_path / "parts.yaml").write_text(
+        f"data: {{source: folders, root: {folder}, classes: [dent], image_size: [64, 64]}}"
+    )
+    with pytest.raises(UserError, match="has data.classes, .* train the classes: python src/train.py"):
+        start(folder, None, None, [f"output={tmp_path / 'output'}"], tmp_path)
+
+
 def test_describe_data_follows_the_folder_until_a_person_edits(tmp_path):
     path = tmp_path / "parts.yaml"
     folder = tmp_path / "parts"
@@ -154,6 +165,27 @@ def test_begin_run_leaves_what_a_person_trained(tmp_path):
     state.runs[run.name] = "of an earlier plan"
     begin_run(run, state)
     assert not kept.exists()
+
+
+def test_make_plan_begins_with_the_size_of_the_images(tmp_path, monkeypatch):
+    """Not with that of an earlier plan, in the data file."""
+    root = tmp_path / "parts"
+    for number in range(2):
+        write_png(root / "good" / f"{number}.png", texture(number, 160))
+    path = tmp_path / "parts.yaml"
+    path.write_text("data: {name: parts, source: folders, folders: {normal: good}, image_size: [64, 64]}")
+    images = pd.DataFrame({"split": "train", "path": ["good/0.png", "good/1.png"]})
+    monkeypatch.setattr(first_run, "measure_speed", lambda config, files: FAST)
+    monkeypatch.setattr(first_run, "fit_folds", lambda load, images, most: 2)
+
+    def load(model, more):
+        return load_config(None, [f"data.root={root}", *more], str(path), model)
+
+    sizes = []
+    for is_free in (True, False):
+        plan = make_plan(load, ["patchcore_reduced"], Counts(2, 0, 0), images, is_free, 1000.0)
+        sizes.append(plan.image_size)
+    assert sizes == [(160, 160), (64, 64)]
 
 
 def test_train_all_leaves_out_what_takes_too_long(tmp_path, monkeypatch, capsys):
@@ -194,3 +226,13 @@ def test_start_refuses_minutes_that_are_none(run_script, tmp_path, minutes):
 
 def test_start_of_no_folder_ends_in_one_line(fails_with_one_line, tmp_path):
     assert "does not exist" in fails_with_one_line("start.py", tmp_path / "missing")
+
+
+def test_count_images_says_that_the_annotations_name_no_normal_image(tmp_path):
+    root = tmp_path / "parts"
+    path = tmp_path / "parts.yaml"
+    path.write_text("data: {name: parts, source: folders, annotations: a.json, image_size: [64, 64]}")
+    config = load_config(None, [f"data.root={root}"], str(path), "patchcore_reduced")
+    images = pd.DataFrame({"split": ["train"], "label": [1]})
+    with pytest.raises(UserError, match=f"name no normal image.* put normal images into {root / 'good'}"):
+        count_images(config, images)

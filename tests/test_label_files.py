@@ -37,7 +37,7 @@ def predict_labels(run, run_script, output) -> None:
     assert outcome.code == 0, outcome.stderr
 
 
-@pytest.mark.parametrize("name", ["found.coco.json", "found.labelme"])
+@pytest.mark.parametrize("name", ["found.COCO.JSON", "found.labelme"])
 def test_label_files_are_read_again(run, tmp_path, run_script, name):
     predict_labels(run, run_script, tmp_path / name)
     masks = masks_of(run.root, str(tmp_path / name), name="again")

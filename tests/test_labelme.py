@@ -132,3 +132,11 @@ def test_labelme_shapes_without_a_label_are_noted(root, capsys):
     write_values(root / "labels/a.json", labelme(*shapes))
     prepare_annotated(root, "labels")
     assert "the categories without name, scratch count as one" in capsys.readouterr().out
+
+
+def test_labelme_files_mean_the_images_of_their_own_name_before_those_that_they_state(root):
+    write_values(root / "labels/a.json", labelme(shape("rectangle", [[2, 1], [5, 4]]), name="b.png"))
+    write_values(root / "labels/b.json", labelme(name="a.png"))
+    masks = masks_of(root, "labels")
+    assert masks["a.png"] is not None
+    assert masks["b.png"] is None

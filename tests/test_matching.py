@@ -141,3 +141,10 @@ def test_matching_refuses_settings_that_do_not_fit(tmp_path, settings, problem):
     root = write_images(tmp_path / "parts", "a.png")
     write_coco(root, {"a.png": [FIRST]})
     assert problem in prepare_error(root, "coco.json", **settings)
+
+
+def test_matching_says_that_nothing_is_marked(tmp_path, capsys):
+    root = write_images(tmp_path / "parts", "a.png", "b.png")
+    write_coco(root, {"a.png": [], "b.png": []})
+    prepare_annotated(root, "coco.json")
+    assert "coco.json marks no defect: all images that it names count as normal" in capsys.readouterr().out

@@ -277,7 +277,7 @@ def test_patchcore_more_than_fits_into_memory_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": ["layer9"]}, "test_resnet has no layer layer9: it has .*layer1"),
+        ({"layers": ["layer9"]}, "test_resnet has no layer layer9: it has .*layer4"),
         ({"ratio": 0}, "model.options: ratio=0"),
         ({"density": 0.5}, "density=0.5 and neighbours=9 both correct .*: set neighbours=0"),
         ({"whiten": 0.0}, "model.options: whiten=0"),

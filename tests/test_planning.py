@@ -94,3 +94,10 @@ def test_measure_speed_is_of_this_machine(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seconds", [5.4, 99.0, 100.0, 3600.0])
 def test_format_seconds_is_short(seconds):
     assert format_seconds(seconds) in ("5 s", "99 s", "2 min", "60 min")
+
+
+def test_plan_says_that_it_is_the_least():
+    plan = Plan({"patchcore_reduced": ()}, 2, (64, 64), {"patchcore_reduced": 50.0, "end": 50.0})
+    least = "  in all about 2 min, the least that is possible; --minutes 1 are allowed"
+    assert plan.describe(1.0)[-1] == least
+    assert plan.describe(2.0)[-1] == "  in all about 2 min; --minutes 2 are allowed"

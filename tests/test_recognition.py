@@ -6,6 +6,7 @@ from functools import cache
 import cv2
 import numpy as np
 import pytest
+from annotation_sets import write_text
 from conftest import write_png
 
 from defects.config_schema import data_config_class
@@ -57,6 +58,17 @@ def test_recognise_takes_usual_names_of_folders(tmp_path, normal, abnormal):
     add_images(tmp_path / "Unlabelled")
     folders = {"normal": normal, "abnormal": abnormal, "masks": "ground truth", "test": "Unlabelled"}
     assert data_of(tmp_path) == {"source": "folders", "folders": folders}
+
+
+def test_recognise_takes_sorted_folders_below_a_folder_of_images(tmp_path):
+    add_images(tmp_path / "images" / "good")
+    add_images(tmp_path / "images" / "bad")
+    expected = {"normal": "images/good", "abnormal": "images/bad"}
+    assert data_of(tmp_path)["folders"] == expected
+    add_images(tmp_path / "masks" / "bad", value=255)
+    add_images(tmp_path / "test")
+    expected |= {"masks": "masks", "test": "test"}
+    assert data_of(tmp_path)["folders"] == expected
 
 
 def test_recognise_goes_into_the_only_folder(tmp_path):
@@ -135,13 +147,98 @@ def test_recognise_takes_text_files_of_tools(tmp_path):
     assert data["folders"] == {"normal": None, "images": "train_images", "test": "test_images"}
 
 
+BOX_OF_YOLO = "0 0.5 0.5 0.2 0.2\n"
+BOX_OF_VOC = "<annotation><filename>{}</filename></annotation>"
+
+
+def test_recognise_joins_training_and_validation_images(tmp_path):
+    for part in ("train", "valid", "test"):
+        add_images(tmp_path / "coco" / part)
+        write_coco(tmp_path / "coco" / part / "_annotations.coco.json", ["a0.png"])
+        add_images(tmp_path / "voc" / part)
+        write_text(tmp_path / "voc" / part / "a0.xml", BOX_OF_VOC.format("a0.png"))
+        add_images(tmp_path / "yolo" / part / "images")
+        write_text(tmp_path / "yolo" / part / "labels" / "a0.txt", BOX_OF_YOLO)
+    for part in ("train2017", "val2017"):
+        add_images(tmp_path / "years" / part)
+        write_coco(tmp_path / "years" / "annotations" / f"instances_{part}.json", ["a0.png"])
+    for part in ("train", "val"):
+        add_images(tmp_path / "ultralytics" / "images" / part)
+        write_text(tmp_path / "ultralytics" / "labels" / part / "a0.txt", BOX_OF_YOLO)
+    found = {}
+    for folder in sorted(tmp_path.iterdir()):
+        data = data_of(folder)
+        found[folder.name] = (data["folders"]["images"], data["folders"].get("test"), data["annotations"])
+    assert found == {
+        "coco": (".", "test", "."),
+        "ultralytics": ("images", None, "."),
+        "voc": (".", "test", "."),
+        "years": (".", None, "annotations"),
+        "yolo": (".", "test/images", "."),
+    }
+
+
+def test_recognise_leaves_validation_images_that_nobody_annotated(tmp_path):
+    for part in ("train", "val"):
+        add_images(tmp_path / "images" / part)
+    write_text(tmp_path / "labels" / "train" / "a0.txt", BOX_OF_YOLO)
+    data = data_of(tmp_path)
+    assert (data["folders"]["images"], data["annotations"]) == ("images/train", "labels/train")
+
+
+def test_recognise_takes_label_images_with_names_of_classes(tmp_path):
+    add_images(tmp_path / "JPEGImages")
+    add_images(tmp_path / "SegmentationClass", value=255)
+    assert data_of(tmp_path)["source"] == "labelled_by_masks"
+    write_text(tmp_path / "labelmap.txt", "background:0,0,0::\ndent:128,0,0::\n")
+    data = data_of(tmp_path)
+    assert (data["folders"]["images"], data["annotations"]) == ("JPEGImages", "SegmentationClass")
+
+
+def test_recognise_takes_public_sets_as_downloaded(tmp_path):
+    add_images(tmp_path / "kolektor" / "kos01", name="Part{}.png")
+    add_images(tmp_path / "kolektor" / "kos02", name="Part{}.png")
+    add_images(tmp_path / "kolektor" / "kos01", name="Part{}_label.png", value=255)
+    assert recognise(tmp_path / "kolektor").settings["split"] == {"group_pattern": r"(kos\d+)/"}
+    add_images(tmp_path / "can" / "train" / "good", name="00{}_regular.png")
+    add_images(tmp_path / "can" / "test_public" / "bad", name="00{}_shift_1.png")
+    assert data_of(tmp_path / "can") == {"source": "mvtec", "use_test_as": "train"}
+    assert recognise(tmp_path / "can").settings["split"] == {"group_pattern": r"^(.+/\d+)"}
+    add_images(tmp_path / "Class1" / "Train", count=5)
+    add_images(tmp_path / "Class1" / "Train" / "Label", name="a{}_label.png", value=255)
+    write_text(tmp_path / "Class1" / "Train" / "Label" / "Labels.txt", "1\n1\t1\ta0.png\t1\ta0_label.png\n")
+    assert data_of(tmp_path / "Class1")["labelled_by_masks"] == {"train": "Train"}
+
+
+def test_recognise_refuses_annotations_of_unknown_tools(tmp_path):
+    add_images(tmp_path / "supervisely" / "img")
+    write_text(tmp_path / "supervisely" / "ann" / "a0.png.json", '{"objects": []}')
+    with pytest.raises(UserError, match=r"ann holds files named like images \(a0.png.json\), .* export COCO"):
+        recognise(tmp_path / "supervisely")
+    add_images(tmp_path / "beside")
+    write_text(tmp_path / "beside" / "a0.json", '{"objects": []}')
+    with pytest.raises(UserError, match="beside holds files named like images"):
+        recognise(tmp_path / "beside")
+    add_images(tmp_path / "empty")
+    write_text(tmp_path / "empty" / "a0.txt", "")  # as YOLO's of an image without a defect
+    assert data_of(tmp_path / "empty")["folders"] == {"normal": "."}
+
+
 def test_recognise_takes_masks_among_images(tmp_path):
     add_images(tmp_path / "train", name="a{}.png")
     add_images(tmp_path / "train", name="a{}_GT.png", value=255)
     assert data_of(tmp_path) == {"source": "labelled_by_masks", "labelled_by_masks": {"train": "train"}}
+    add_images(tmp_path / "valid", name="a{}.png")
+    add_images(tmp_path / "valid", name="a{}_mask.png", value=255)
+    assert data_of(tmp_path)["labelled_by_masks"] == {"train": "."}
+    add_images(tmp_path / "test", name="a{}.png")  # without masks: these would count as normal
+    assert data_of(tmp_path)["labelled_by_masks"] == {"train": "train", "test": None}
 
 
 def test_recognise_takes_images_alone_for_normal(tmp_path):
+    add_images(tmp_path / "with a note")
+    write_text(tmp_path / "with a note" / "readme.txt", "Camera 1, March\n")
+    assert data_of(tmp_path / "with a note")["folders"] == {"normal": "."}
     add_images(tmp_path / "plain")
     assert data_of(tmp_path / "plain")["folders"] == {"normal": "."}
     add_images(tmp_path / "정상만" / "정상")
@@ -160,6 +257,8 @@ def test_recognise_takes_images_alone_for_normal(tmp_path):
         ({"a.png": encode(1), "b.png": encode(2), "l.csv": b"a.png,1"}, "l.csv names the images"),
         ({"a.png": encode(1), "b.png": encode(2), "c.json": b'{"images": ['}, "not a complete JSON file"),
         ({"x/a.png": encode(1), "y/b.png": encode(2)}, r"holds x/, y/; looked for were \(1\) folders"),
+        ({"train/0/a.png": encode(1), "train/1/b.png": encode(2)}, "in train/0/, train/1/: which of these"),
+        ({"train/x/ng/a.png": encode(1), "train/x/ng/b.png": encode(2)}, "in train/x/ng/: which of these"),
         ({"good/a.png": encode(1), "ok/b.png": encode(2)}, "good and ok, all normal by their names"),
         ({"good/a.png": encode(1), "b.png": encode(2)}, "whether these are normal is not said"),
         ({f"{name}/train/good/a.png": encode(1) for name in ("b", "c")}, "holds several data sets"),

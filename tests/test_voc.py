@@ -153,3 +153,26 @@ def test_voc_refuses_colours_without_a_list(root):
     assert "a.png is a picture of colours" in prepare_error(root, "SegmentationClass")
     write_text(root / "labelmap.txt", "background:0,0,0::\n")
     assert "a.png holds the colour 255,0,10" in prepare_error(root, "SegmentationClass")
+
+
+def test_voc_files_mean_the_images_of_their_own_name_before_those_that_they_state(root, capsys):
+    write_text(root / "Annotations/a.xml", voc(from_one(*FIRST), name="b.png"))
+    write_text(root / "Annotations/b.xml", voc(name="gone.png"))
+    masks = masks_of(root, "Annotations")
+    assert np.array_equal(masks["a.png"], rectangle(FIRST))
+    assert masks["b.png"] is None
+    assert "2 files state another name than their own" in capsys.readouterr().out
+
+
+def test_voc_files_of_other_names_mean_the_images_that_they_state(root):
+    write_text(root / "Annotations/1.xml", voc(from_one(*FIRST), name="b.png"))
+    write_text(root / "Annotations/2.xml", voc(name="a.png"))
+    assert np.array_equal(masks_of(root, "Annotations")["b.png"], rectangle(FIRST))
+
+
+def test_voc_files_mean_the_images_beside_them(tmp_path):
+    root = write_images(tmp_path / "parts", "train/a.png", "val/a.png")
+    write_text(root / "images/train/a.xml", voc())
+    write_text(root / "images/val/a.xml", voc(from_one(*FIRST)))
+    labels = prepare_annotated(root, ".").set_index("path")["label"]
+    assert labels.to_dict() == {"images/train/a.png": 0, "images/val/a.png": 1}

@@ -128,3 +128,11 @@ def test_yolo_labels_with_separators_are_refused(root, separator):
     write_text(root / "labels/a.txt", box(0, *FIRST).replace(" ", separator))
     write_text(root / "labels/b.txt", box(0, *SECOND))
     assert "a.txt: line 1 has the class 0," in prepare_error(root, "labels").replace(";", ",")
+
+
+@pytest.mark.parametrize("labels", ["labels/train", "train/labels"])
+def test_yolo_names_stand_beside_the_folder_of_a_split(root, labels):
+    write_text(root / labels / "a.txt", box(1, *FIRST))
+    write_text(root / "data.yaml", "names: [dent, scratch]\n")
+    prepared = prepare_annotated(root, labels, classes=["scratch"])
+    assert prepared.set_index("path").loc["images/a.png", "kind"] == "scratch"

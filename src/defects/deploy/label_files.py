@@ -73,7 +73,7 @@ class LabelFile:
 def find_label_format(path: Path) -> Callable[[Path, Meta, list[LabelledImage]], None] | None:
     """What writes a file of this name; None for a name of another kind."""
     for ending, save in LABEL_FORMATS.items():
-        if path.name.endswith(ending):
+        if path.name.casefold().endswith(ending):
             return save
     return None
 

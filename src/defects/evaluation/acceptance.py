@@ -41,7 +41,8 @@ FULL_FIT = (
     "trains folds"
 )
 ALL_REJECTED = "no normal image is out of fold, so that every image is taken for defective: add normal images"
-NOT_COMPARED = "for images like the training ones; test images were not compared (src/explore.py does it)"
+NOT_COMPARED = "for images like the training ones; no test images were compared (src/explore.py does it)"
+TOO_FEW_COMPARED = "for images like the training ones; they are too few to be compared with the test images"
 DISTINGUISHED = "for images like the training ones only, since the test images differ from them"
 NOT_SEARCHED = (
     "if all images show different parts: siblings were not searched for (split.duplicates.enabled=false)"
@@ -228,8 +229,10 @@ def bound_escapes_by_kind(
 def list_limits(grouping: str, comparison: dict[str, Any] | None) -> tuple[str, ...]:
     """What a claim does not cover, in sentences."""
     limits = []
-    if comparison is None or comparison["auroc"] is None:
+    if comparison is None:
         limits.append(NOT_COMPARED)
+    elif comparison["auroc"] is None:
+        limits.append(TOO_FEW_COMPARED)
     elif is_distinguished(comparison):
         limits.append(f"{DISTINGUISHED} (AUROC {comparison['auroc']:.3f})")
     if grouping == "copies":

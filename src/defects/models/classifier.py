@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 from defects.config_schema import BackboneConfig, Fraction, NotNegative
 from defects.messages import UserError
 from defects.models.base import Batch, Detector
-from defects.models.features import Normalize, check_sizes, create_backbone
+from defects.models.features import Normalize, check_sizes, create_backbone, list_near_layers
 from defects.models.inside import cells_inside, split_inside
 
 
@@ -102,9 +102,9 @@ def _freeze(network: nn.Module, name: str, last: str) -> list[nn.Module]:
     """The modules up to the layer `last`, whose weights get no gradient. UserError if it is not there."""
     modules = dict(network.named_modules())
     if last not in modules:
-        layers = [layer for layer in modules if layer and layer.count(".") < 2]
         raise UserError(
-            f"model.options.frozen_until={last}: {name} has no such layer: it has {', '.join(layers)}"
+            f"model.options.frozen_until={last}: {name} has no such layer: it has "
+            f"{list_near_layers(network, last)}"
         )
     frozen = []
     has_begun = False

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from defects.config_schema import BackboneConfig, resolve
-from defects.messages import UserError
+from defects.messages import UserError, shorten_names
 from defects.models.folding import fold_norms
 from defects.processes import print_once
 
@@ -337,14 +337,20 @@ def _fit_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return maps
 
 
+def list_near_layers(network: nn.Module, name: str) -> str:
+    """The three names of layers that are most like `name`, and how many more there are."""
+    names = [layer for layer, _ in network.named_modules() if layer and layer.count(".") < 2]
+    return shorten_names(difflib.get_close_matches(name, names, n=len(names), cutoff=0.0))
+
+
 def _shorten(
     backbone: BackboneConfig, network: nn.Module, layers: list[str], size: tuple[int, int]
 ) -> nn.Module:
     """The network up to the last of `layers`, returning the list of their outputs."""
     unknown = sorted(set(layers) - {name for name, _ in network.named_modules()})
     if unknown:
-        names = [name for name, _ in network.named_modules() if name and name.count(".") < 2]
-        raise UserError(f"{backbone.name} has no layer {', '.join(unknown)}: it has {', '.join(names)}")
+        near = list_near_layers(network, unknown[0])
+        raise UserError(f"{backbone.name} has no layer {', '.join(unknown)}: it has {near}")
     if not hasattr(network, "patch_embed"):
         return Trunk(network, layers)
     # Transformers make tokens; timm's own feature extractor folds them into maps.

@@ -323,6 +323,8 @@ def _draw_auroc(axes: Axes, values: pd.DataFrame, rows: pd.DataFrame) -> None:
                 spread = [[dots.std()], [max(0.0, above)]]
             axes.errorbar(row[name], height, xerr=spread, fmt="D", **style)
     axes.set_ylim(-0.7, len(rows) - 0.4)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, min(right, 1 + 0.05 * (1 - left)))  # AUROC ends at 1
     axes.set_xlabel("AUROC")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best")

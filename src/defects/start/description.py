@@ -44,7 +44,7 @@ COMMENTS = {
     "symmetries": "what does not change a label: rotations, dihedral (quarter turns, flips), flips or none",
     "use_test_as": "test: the labelled test images are for a test alone",
     "group_pattern": "its first group names the part that a photograph shows",
-    "annotations": "with `classes: [A, B]` its categories are told apart",
+    "annotations": "its categories count as one, `defect`; docs/annotations.md",
 }
 
 

@@ -118,6 +118,12 @@ def start(
         return load_config(None, [*overrides, *more], str(path), model)
 
     config = load(NORMAL_ONLY, [])
+    if config.data.classes:
+        raise UserError(
+            f"{show_path(path)} has data.classes, and this command tells defective and normal images apart: "
+            f"remove it, or train the classes: python src/train.py --data {path.stem} "
+            "--model classifier_reduced --set train.synthetic=0 --fold all"
+        )
     print(f"data file   {show_path(path)}: correct it where it is wrong, and run this again")
     images = prepare_described(config, path, is_own)
     counts = count_images(config, images)
@@ -221,6 +227,11 @@ def count_images(config: Config, images: pd.DataFrame) -> Counts:
         test=int((images["split"] == "test").sum()),
     )
     root = resolve(config.data.root)
+    if counts.defects and not counts.normal and config.data.annotations is not None:
+        raise UserError(
+            f"{root}: the annotations name no normal image, and every detector here needs some: put normal "
+            f"images into {root / 'good'}, or save them in the annotation tool without a mark"
+        )
     if counts.defects and not counts.normal:
         raise UserError(only_defects_text(root))
     if counts.normal < LEAST_NORMAL:
@@ -252,10 +263,11 @@ def make_plan(
         print(f"note: {text}: {NORMAL_ONLY} learns from the normal images alone")
         models = [NORMAL_ONLY]
     base = load(NORMAL_ONLY, [])
+    root = resolve(base.data.root)
     if is_free:
         folds = fit_folds(load, images, min(MOST_FOLDS, counts.normal, counts.defects or MOST_FOLDS))
-        base = load(NORMAL_ONLY, [f"split.folds={folds}"])
-    root = resolve(base.data.root)
+        height, width = choose_image_size(root)  # the data file holds that of an earlier plan
+        base = load(NORMAL_ONLY, [f"split.folds={folds}", f"data.image_size=[{height}, {width}]"])
     files = [root / path for path in images.loc[images["split"] == "train", "path"]]
     speed = measure_speed(load("classifier_reduced", []), files)
     plan = choose_plan(models, base, not is_free, load, counts, speed, seconds)

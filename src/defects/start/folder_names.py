@@ -37,6 +37,7 @@ NAMES_OF_ROLES: dict[NameRole, str] = {
 }
 USUAL_NAMES = {role: frozenset(text.split()) for role, text in NAMES_OF_ROLES.items()}
 SEPARATORS = re.compile(r"[\s\-.]+")
+YEAR_AT_END = re.compile(r"_?(?:19|20)\d\d$")  # train2017
 NUMBER_IN_FRONT = re.compile(r"^\d+_+")  # 0_good, 1_bad
 WHAT_IS_IN_IT = re.compile(r"_(images?|imgs?|pictures?|photos?|samples?|parts?|products?|data|이미지|사진)$")
 
@@ -45,7 +46,7 @@ def tell_role(folder: Path) -> NameRole:
     """What the name of a folder says of its images; `unknown` for any other name."""
     name = SEPARATORS.sub("_", same_text(folder.name).casefold())
     name = NUMBER_IN_FRONT.sub("", name)
-    for candidate in (name, WHAT_IS_IN_IT.sub("", name)):
+    for candidate in (name, WHAT_IS_IN_IT.sub("", name), YEAR_AT_END.sub("", name)):
         for role, names in USUAL_NAMES.items():
             if candidate in names:
                 return role

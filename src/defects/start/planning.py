@@ -91,7 +91,8 @@ class Plan:
             changes = f" ({', '.join(texts)})" if texts else ""
             lines.append(f"  {name}{changes}: about {format_seconds(self.seconds[name])}")
         total = sum(self.seconds.values())
-        lines.append(f"  in all about {format_seconds(total)}; --minutes {minutes:g} are allowed")
+        least = ", the least that is possible" if total > 60 * minutes else ""
+        lines.append(f"  in all about {format_seconds(total)}{least}; --minutes {minutes:g} are allowed")
         return lines
 
 

@@ -4,15 +4,23 @@
 can be used is for src/prepare.py to say.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from defects.data.annotations.annotation_files import find_files
 from defects.data.folder_scan import is_junk, list_categories, list_folders, scan_folder
 from defects.data.layouts.mvtec import GOOD_NAMES
 from defects.data.mask_matching import split_off_masks
 from defects.messages import UserError, shorten_names
-from defects.start.annotated import TABLES, TEXTS_OF_TOOLS, list_annotation_files, recognise_annotated
+from defects.start.annotated import (
+    TABLES,
+    TEXTS_OF_TOOLS,
+    holds_splits_alone,
+    list_annotation_files,
+    recognise_annotated,
+)
 from defects.start.contents import (
     Contents,
     Recognised,
@@ -23,6 +31,11 @@ from defects.start.contents import (
 from defects.start.folder_names import names_defect, tell_role
 
 MOST_TABLE_BYTES = 2_000_000  # of a table that may list images, looked into for their names
+MVTEC_TEST_LINES = (
+    "the labelled test images are learnt from too, since the training images have no defects "
+    "(data.use_test_as: test leaves them for a test, as papers do)",
+)
+COMMUTATOR = re.compile(r"kos\d+")  # a folder of KolektorSDD
 THREE_LAYOUTS = (
     "looked for were (1) folders of normal images and of defects, such as good/ and bad/ (and masks/, "
     "test/), (2) train/good and test/<kind>, as in MVTec AD, (3) images beside an export of an annotation "
@@ -98,6 +111,16 @@ def recognise_public_set(contents: Contents) -> Recognised | None:
         return Recognised(root, {"data": {"source": "aitex"}, "split": split}, ("AITEX, as downloaded",))
     if (root / "labels.csv").is_file() and (root / "labels.csv").read_bytes()[:7] == b"images/":
         return Recognised(root, {"data": {"source": "elpv"}}, ("ELPV, as downloaded",))
+    if (root / "lable").is_dir():
+        raise UserError(
+            f"{root} is GC10-DET, where every image shows a defect: without normal images only kinds can be "
+            "told apart, as configs/data/gc10_det.yaml does"
+        )
+    if (root / "test_public").is_dir() and (root / "train" / "good").is_dir():
+        data = {"source": "mvtec", "use_test_as": "train"}
+        split = {"group_pattern": r"^(.+/\d+)"}
+        lines = ("MVTec AD 2, as downloaded; numbers in front of names tell scenes", *MVTEC_TEST_LINES)
+        return Recognised(root, {"data": data, "split": split}, lines)
     if (root / "Data" / "Images" / "Normal").is_dir() and (root / "Data" / "Images" / "Anomaly").is_dir():
         folders = {"normal": "Data/Images/Normal", "abnormal": "Data/Images/Anomaly"}
         if (root / "Data" / "Masks" / "Anomaly").is_dir():
@@ -133,12 +156,10 @@ def recognise_train_and_test(contents: Contents) -> Recognised | None:
     is_labelled = test is not None and bool(test_kinds) and not contents.images_in(test)
     is_mvtec_test = is_labelled and test == root / "test"
     if not kinds and is_mvtec_test and train == root / "train" and normal[0].name.casefold() in GOOD_NAMES:
-        lines = (
-            "train/good and test/<kind>, as in MVTec AD",
-            "the labelled test images are learnt from too, since the training images have no defects "
-            "(data.use_test_as: test leaves them for a test, as papers do)",
-        )
+        lines = ("train/good and test/<kind>, as in MVTec AD", *MVTEC_TEST_LINES)
         return Recognised(root, {"data": {"source": "mvtec", "use_test_as": "train"}}, lines)
+    validation = contents.of_role("validation")
+    unused = [f"{path.name} is not used: folds are made of {train.name}" for path in validation]
     has_same_test = is_labelled and normal[0].name in [path.name for path in test_kinds]
     masks = contents.of_role("masks")
     if has_same_test and not masks:
@@ -148,7 +169,7 @@ def recognise_train_and_test(contents: Contents) -> Recognised | None:
         if not kinds:
             data["use_test_as"] = "train"
             lines.append("the test images are learnt from too, since the training images have no defects")
-        return Recognised(root, {"data": data}, tuple(lines))
+        return Recognised(root, {"data": data}, (*lines, *unused))
     folders = {"normal": contents.below(normal[0])}
     if kinds:
         folders["abnormal"] = contents.below(kinds[0] if len(kinds) == 1 else train)
@@ -156,52 +177,61 @@ def recognise_train_and_test(contents: Contents) -> Recognised | None:
             folders["masks"] = contents.below(masks[0])
     if test is not None:
         folders["test"] = contents.below(test)
-    return as_folders(contents, folders, f"{train.name}/{normal[0].name} is normal")
+    line = f"{train.name}/{normal[0].name} is normal"
+    if kinds:
+        line += f"; defects are in {folders['abnormal']}"
+    return as_folders(contents, folders, "; ".join([line, *unused]))
 
 
 # --- folders of normal images and of defects ----------------------------------------------------------------
 
 
 def recognise_sorted(contents: Contents) -> Recognised | None:
-    """Folders whose names say normal, defect, masks, test; or a folder of normal images among kinds."""
+    """Folders whose names say normal, defect, masks, test; or a folder of normal images among kinds.
+
+    Those of images may lie in a folder such as `images`.
+    """
     root = contents.root
-    normal = contents.of_role("normal")
-    abnormal = contents.of_role("abnormal")
+    above = root
+    images = contents.of_role("images")
+    if len(images) == 1 and not contents.of_role("normal") and not contents.own_images:
+        above = images[0]
+    normal = contents.of_role("normal", above)
+    abnormal = contents.of_role("abnormal", above)
+    own_images = contents.images_in(above)
     if not normal:
-        if abnormal and not (
-            contents.of_role("images") or contents.of_role("unknown") or contents.own_images
-        ):
+        if abnormal and not (images or contents.of_role("unknown", above) or own_images):
             raise UserError(only_defects_text(abnormal[0]))
         return None
     if len(normal) > 1:
         names = shorten_names((path.name for path in normal), " and ")
-        raise UserError(f"{root} holds {names}, all normal by their names: put them into one folder")
-    kinds = abnormal + contents.of_role("unknown")
-    masks = contents.of_role("masks")
-    test = contents.of_role("test")
-    others = [path for role in ("images", "train", "validation") for path in contents.of_role(role)]
-    if contents.own_images or others:
+        raise UserError(f"{above} holds {names}, all normal by their names: put them into one folder")
+    kinds = abnormal + contents.of_role("unknown", above)
+    masks = contents.of_role("masks") or contents.of_role("masks", above)
+    test = contents.of_role("test") or contents.of_role("test", above)
+    others = [path for role in ("images", "train", "validation") for path in contents.of_role(role, above)]
+    if own_images or others:
         names = [f"{path.name}/" for path in others]
-        names += [f"{len(contents.own_images)} images"] if contents.own_images else []
+        names += [f"{len(own_images)} images"] if own_images else []
         raise UserError(
-            f"{root} holds {normal[0].name}/ and {shorten_names(names)}: whether these are normal is not "
+            f"{above} holds {normal[0].name}/ and {shorten_names(names)}: whether these are normal is not "
             "said; put them into good/, bad/ or test/, or elsewhere"
         )
-    name = normal[0].name
+    name = contents.below(normal[0])
     if len(kinds) > 1 and not masks and not test:
-        settings = {"train": ".", "test": None, "normal": name}
+        settings = {"train": contents.below(above), "test": None, "normal": normal[0].name}
         line = f"{name} is normal; kinds of defects: {shorten_names(path.name for path in kinds)}"
         return Recognised(root, {"data": {"source": "class_folders", "class_folders": settings}}, (line,))
     folders = {"normal": name}
     if kinds:
-        folders["abnormal"] = kinds[0].name if len(kinds) == 1 else "."
+        folders["abnormal"] = contents.below(kinds[0] if len(kinds) == 1 else above)
         if masks:
-            folders["masks"] = masks[0].name
+            folders["masks"] = contents.below(masks[0])
     if test:
-        folders["test"] = test[0].name
+        folders["test"] = contents.below(test[0])
     line = f"{name} is normal"
     if kinds:
-        line += f"; defects are in {shorten_names(path.name for path in kinds)}"
+        line += f"; defects are in {shorten_names(contents.below(path) for path in kinds)}"
     return as_folders(contents, folders, line)
 
 
@@ -228,18 +258,30 @@ def recognise_masked(contents: Contents) -> Recognised | None:
     if not is_whole and (train is None or contents.own_images):
         return None
     place = root if train is None else train
-    files = [path for path in contents.scan.images if path.is_relative_to(place)]
-    if not split_off_masks(files, str(place)).masks:
+    if not holds_masks(contents, place):
         return None
     settings = {"train": contents.below(place)}
+    lines = ["masks lie beside the images: an image is defective if its mask is"]
+    has_test_masks = test is not None and holds_masks(contents, test)
     if test is not None:
-        test_files = [path for path in contents.scan.images if path.is_relative_to(test)]
-        has_masks = bool(split_off_masks(test_files, str(test)).masks)
-        settings["test"] = contents.below(test) if has_masks else None
-    data = {"source": "labelled_by_masks", "labelled_by_masks": settings}
-    return Recognised(
-        root, {"data": data}, ("masks lie beside the images: an image is defective if its mask is",)
-    )
+        settings["test"] = contents.below(test) if has_test_masks else None
+    validation = next(iter(contents.of_role("validation")), None)
+    is_complete = test is None or has_test_masks  # an image without a mask would count as normal
+    has_both = validation is not None and holds_splits_alone(contents, root)
+    if has_both and is_complete and holds_masks(contents, validation):
+        settings["train"] = "."
+        lines.append(f"{train.name} and {validation.name} are put together: folds are made of them")
+    data: dict[str, Any] = {"source": "labelled_by_masks", "labelled_by_masks": settings}
+    if any(COMMUTATOR.fullmatch(path.name) for path in contents.folders):
+        lines.append("photographs in one folder show one commutator (KolektorSDD)")
+        return Recognised(root, {"data": data, "split": {"group_pattern": "(kos\\d+)/"}}, tuple(lines))
+    return Recognised(root, {"data": data}, tuple(lines))
+
+
+def holds_masks(contents: Contents, folder: Path) -> bool:
+    """Whether masks lie among the images below `folder`."""
+    files = [path for path in contents.scan.images if path.is_relative_to(folder)]
+    return bool(split_off_masks(files, str(folder)).masks)
 
 
 def recognise_normal_alone(contents: Contents) -> Recognised | None:
@@ -255,6 +297,13 @@ def recognise_normal_alone(contents: Contents) -> Recognised | None:
         return None
     files = [path for path in contents.scan.images if path.is_relative_to(place)]
     files = [path for path in files if not (test and path.is_relative_to(test[0]))]
+    folders_with_images = sorted({path.parent for path in files})
+    if len(folders_with_images) > 1 or tell_role(folders_with_images[0]) == "abnormal":
+        names = shorten_names(f"{contents.below(path)}/" for path in folders_with_images)
+        raise UserError(
+            f"{root} holds images in {names}: which of these are normal is not said; put normal images into "
+            f"{root / 'good'} and defects into {root / 'bad'}"
+        )
     refuse_labels_elsewhere(root, place, files)
     folders = {"normal": contents.below(place)}
     if test:
@@ -275,10 +324,21 @@ def refuse_labels_elsewhere(root: Path, place: Path, files: Sequence[Path]) -> N
     for path in sorted({*root.iterdir(), *place.iterdir()}):
         is_text = path.is_file() and path.suffix.lower() in TABLES | TEXTS_OF_TOOLS
         if is_text and not is_junk(path.name) and lists_any(path, files):
-            raise UserError(
-                f"{path} names the images, but is no export of an annotation tool that is known: sort the "
-                f"images by it into {root / 'good'} and {root / 'bad'}"
-            )
+            raise UserError(f"{path} names the images, {unknown_export_text(root)}")
+    stems = {path.stem for path in files} | {path.name for path in files}
+    for folder in sorted({place, *list_folders(root)}):
+        texts = [path for path in find_files(folder, TABLES | TEXTS_OF_TOOLS) if path.stat().st_size]
+        named_alike = [path for path in texts if path.stem in stems]
+        if named_alike:
+            names = shorten_names(path.name for path in named_alike)
+            raise UserError(f"{folder} holds files named like images ({names}), {unknown_export_text(root)}")
+
+
+def unknown_export_text(root: Path) -> str:
+    return (
+        "but is no export of an annotation tool that is known: export COCO there, or sort the images by it "
+        f"into {root / 'good'} and {root / 'bad'}"
+    )
 
 
 def lists_any(table: Path, files: Sequence[Path]) -> bool:

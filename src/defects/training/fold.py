@@ -371,7 +371,7 @@ def _check_finished(
     checkpoint.check_fingerprint(path, best, fingerprint, but=checkpoint.MAPS_ONLY)
     map_changes = differences(best["fingerprint"], fingerprint)
     if not map_changes:
-        accelerator.print(f"{path.parent} is finished; --restart trains it again")
+        accelerator.print(f"{path.parent} is finished (src/train.py --restart trains it again)")
         return
     accelerator.print(f"{path.parent} is trained and only scored again ({join_differences(map_changes)})")
     detector = load_detector(run, fold, has_other_maps=True)

@@ -5,8 +5,8 @@ One module for each format, with `load(path) -> Annotations`; `shapes.py` has th
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from defects.data.annotations import coco, label_studio, labelme, rle_csv, voc, yolo
 from defects.data.annotations.annotation_files import find_files, load_json
@@ -14,13 +14,14 @@ from defects.data.annotations.shapes import Annotations
 from defects.data.images import IMAGE_SUFFIXES
 from defects.messages import UserError
 
-LOADERS: dict[str, Callable[[Path], Annotations]] = {
-    "coco": coco.load,
-    "yolo": yolo.load,
-    "voc": voc.load,
-    "labelme": labelme.load,
-    "label_studio": label_studio.load,
-    "csv": rle_csv.load,
+# Modules with NAME and load(path).
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco,
+    "yolo": yolo,
+    "voc": voc,
+    "labelme": labelme,
+    "label_studio": label_studio,
+    "csv": rle_csv,
 }
 JSON_FORMATS = {"coco": coco, "labelme": labelme, "label_studio": label_studio}
 KNOWN_TEXT = (
@@ -44,7 +45,7 @@ def load_annotations(path: Path, format: str | None = None) -> Annotations:
             names = " and ".join(formats)
             raise UserError(f"{path} holds {names}: name a folder of one, or set data.annotation_format")
         format = formats[0]
-    annotations = LOADERS[format](path)
+    annotations = FORMATS[format].load(path)
     if not annotations.files:
         raise UserError(f"{path} holds nothing in the format {format}: correct data.annotation_format")
     return annotations

@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from defects.data.folder_scan import is_junk
-from defects.data.images import PIXEL_LIMIT
+from defects.data.images import IMAGE_SUFFIXES, PIXEL_LIMIT
+from defects.data.user_tables import without_image_suffix
 from defects.files import same_text
-from defects.messages import UserError
+from defects.messages import UserError, shorten_names
 
 
 def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
@@ -55,3 +56,46 @@ def as_size(height: Any, width: Any) -> tuple[int, int] | None:
 def category_name(value: Any) -> str:
     """The name of a category as text; "" for none."""
     return "" if value is None else " ".join(same_text(str(value)).split())
+
+
+# --- which image is meant -----------------------------------------------------------------------------------
+
+
+def list_image_names(path: Path, file: Path, stated: str) -> tuple[str, ...]:
+    """What the image of `file`, which annotates one image, may be called, the surest name first.
+
+    The file's own name counts before the one that is stated in it, "" for none: that one is old where people
+    renamed both files, and tells the suffix alone.
+    """
+    stated = PureWindowsPath(stated).name
+    names = [file.stem]
+    suffix = Path(stated).suffix
+    if suffix.lower() in IMAGE_SUFFIXES:
+        names.insert(0, file.stem + suffix)
+    if stated:
+        names.append(stated)
+    return with_folder(path, file, names)
+
+
+def with_folder(path: Path, file: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """`names`, and before them the first one in the same folder as `file`, where that lies below `path`."""
+    folder = "." if path == file else file.parent.relative_to(path).as_posix()
+    if folder == ".":
+        return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys([f"{folder}/{names[0]}", *names]))
+
+
+def describe_renamed(stated: dict[Path, str]) -> list[str]:
+    """A note on files that state another name of their image than they have themselves."""
+    renamed = []
+    for file, name in stated.items():
+        name = PureWindowsPath(name).name
+        is_same = without_image_suffix(name).casefold() == without_image_suffix(file.stem).casefold()
+        if name and not is_same:
+            renamed.append(f"{file.name} ({name})")
+    if not renamed:
+        return []
+    return [
+        f"{len(renamed)} files state another name than their own, which counts first where there is such an "
+        f"image: {shorten_names(renamed)}"
+    ]

@@ -7,7 +7,13 @@ as any mask does. Of several files, as for training and validation, all are read
 from pathlib import Path
 from typing import Any
 
-from defects.data.annotations.annotation_files import as_size, category_name, find_files, load_json
+from defects.data.annotations.annotation_files import (
+    as_size,
+    category_name,
+    find_files,
+    load_json,
+    with_folder,
+)
 from defects.data.annotations.coco_rle import decompress_counts, runs_of_counts
 from defects.data.annotations.shapes import AnnotatedImage, Annotations, Shape, as_points, box_shape
 from defects.messages import UserError, shorten_names
@@ -73,7 +79,8 @@ def _add_file(annotations: Annotations, file: Path, value: dict[str, Any]) -> No
         )
     for image_id, entry in images.items():
         size = as_size(entry.get("height"), entry.get("width"))
-        annotations.images.append(AnnotatedImage((entry["file_name"],), shapes[image_id], file, size))
+        names = with_folder(annotations.path, file, [entry["file_name"]])
+        annotations.images.append(AnnotatedImage(names, shapes[image_id], file, size))
     annotations.files.append(file)
 
 

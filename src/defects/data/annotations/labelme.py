@@ -6,14 +6,21 @@ POINT_PIXELS, as its own programs do.
 
 import base64
 import io
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from defects.data.annotations.annotation_files import as_size, category_name, find_files, load_json
+from defects.data.annotations.annotation_files import (
+    as_size,
+    category_name,
+    describe_renamed,
+    find_files,
+    list_image_names,
+    load_json,
+)
 from defects.data.annotations.shapes import (
     AnnotatedImage,
     Annotations,
@@ -38,6 +45,7 @@ def is_format(value: Any) -> bool:
 def load(path: Path) -> Annotations:
     """Of a file, or of all such files in a folder. Raises UserError."""
     annotations = Annotations(path, NAME, [], [])
+    stated = {}
     for file in find_files(path, {".json"}):
         value = load_json(file)
         if not is_format(value):
@@ -50,11 +58,12 @@ def load(path: Path) -> Annotations:
             except ValueError as error:
                 raise UserError(f"{file}: shape {number} has {error}: correct or remove it") from None
         # The path may be that of another computer; labelme itself goes by the name of the file.
-        names = [file.stem]
-        if isinstance(value.get("imagePath"), str):
-            names.insert(0, PureWindowsPath(value["imagePath"]).name)
-        annotations.images.append(AnnotatedImage(tuple(names), shapes, file, size))
+        image_path = value.get("imagePath")
+        stated[file] = image_path if isinstance(image_path, str) else ""
+        names = list_image_names(path, file, stated[file])
+        annotations.images.append(AnnotatedImage(names, shapes, file, size))
         annotations.files.append(file)
+    annotations.notes += describe_renamed(stated)
     return annotations
 
 

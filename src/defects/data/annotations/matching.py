@@ -68,13 +68,13 @@ def _find_marks(tables: dict[str, pd.DataFrame], annotations: Annotations, notes
     ids = [tables[role]["image_id"].tolist() for role in order]
     of_image, unmatched = match_annotations(annotations, ids)
     if not of_image:
-        names = shorten_names(entry.names[0] for entry in annotations.images)
+        names = shorten_names(entry.names[-1] for entry in annotations.images)
         if not names:
             reasons = "; ".join(["annotates no image", *notes])
             raise UserError(f"{path} {reasons}: annotate images, and export it again")
         raise UserError(f"{path} names {names}, which is no image here: correct it or data.root")
     if unmatched:
-        names = shorten_names(entry.names[0] for entry in unmatched)
+        names = shorten_names(entry.names[-1] for entry in unmatched)
         notes.append(f"{path} has annotations of {len(unmatched)} images that are not here: {names}")
     test_ids = set(tables["test"]["image_id"]) if "test" in tables else set()
     in_test = sorted(test_ids & of_image.keys())
@@ -85,6 +85,11 @@ def _find_marks(tables: dict[str, pd.DataFrame], annotations: Annotations, notes
     if several:
         names = shorten_names(sorted(several))
         notes.append(f"{len(several)} images are named more than once, their marks are united: {names}")
+    if not annotations.shapes:
+        notes.append(
+            f"{path} marks no defect: all images that it names count as normal; if there are marks, export "
+            "them with it"
+        )
     marks = Marks(annotations, {key: entries for key, entries in of_image.items() if key not in test_ids})
     for entries in marks.of_image.values():
         for entry in entries:

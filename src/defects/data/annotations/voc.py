@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from defects.data.annotations.annotation_files import as_size, category_name, find_files, read_text
+from defects.data.annotations.annotation_files import (
+    as_size,
+    category_name,
+    describe_renamed,
+    find_files,
+    list_image_names,
+    read_text,
+)
 from defects.data.annotations.shapes import AnnotatedImage, Annotations, Shape, as_points, box_shape
 from defects.data.images import decode_colours, read_content
 from defects.data.rle import encode
@@ -42,16 +49,21 @@ def is_label_folder(path: Path) -> bool:
 def load(path: Path) -> Annotations:
     """Of an XML file, or of all such files and label images in a folder. Raises UserError."""
     annotations = Annotations(path, NAME, [], [])
+    stated = {}
     for file in find_files(path, {".xml"}):
-        image = _read_annotation(file)
-        if image is not None:
-            annotations.images.append(image)
-            annotations.files.append(file)
+        root = _read_root(file)
+        if root.tag != "annotation":
+            continue
+        stated[file] = category_name(root.findtext("filename"))
+        names = list_image_names(path, file, stated[file])
+        annotations.images.append(_read_annotation(file, root, names))
+        annotations.files.append(file)
+    annotations.notes += describe_renamed(stated)
     annotations.images = _count_from_corner(annotations)
     label_images = _read_label_folders(path, annotations)
     if label_images:
-        with_masks = {image.names[-1] for image in label_images}
-        boxes = [image for image in annotations.images if image.names[-1] not in with_masks]
+        with_masks = {image.source.stem for image in label_images}
+        boxes = [image for image in annotations.images if image.source.stem not in with_masks]
         replaced = len(annotations.images) - len(boxes)
         if replaced:
             annotations.notes.append(f"{replaced} images have boxes and a label image: the latter counts")
@@ -69,14 +81,14 @@ def _read_xml(file: Path) -> str:
     return text
 
 
-def _read_annotation(file: Path) -> AnnotatedImage | None:
-    """None for XML of another kind."""
+def _read_root(file: Path) -> ElementTree.Element:
     try:
-        root = ElementTree.fromstring(_read_xml(file))
+        return ElementTree.fromstring(_read_xml(file))
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{file} is not a complete XML file ({error}): export or copy it again") from None
-    if root.tag != "annotation":
-        return None
+
+
+def _read_annotation(file: Path, root: ElementTree.Element, names: tuple[str, ...]) -> AnnotatedImage:
     shapes = []
     for number, element in enumerate(root.findall("object"), start=1):
         try:
@@ -84,8 +96,7 @@ def _read_annotation(file: Path) -> AnnotatedImage | None:
         except ValueError as error:
             raise UserError(f"{file}: object {number} has {error}: correct or remove it") from None
     size = as_size(root.findtext("size/height"), root.findtext("size/width"))
-    names = [category_name(root.findtext("filename")), file.stem]
-    return AnnotatedImage(tuple(name for name in names if name), shapes, file, size)
+    return AnnotatedImage(names, shapes, file, size)
 
 
 def _read_object(element: ElementTree.Element) -> Shape:

@@ -17,6 +17,7 @@ from defects.settings import parse_yaml
 
 NAME = "YOLO"
 NAME_FILES = ("classes.txt", "obj.names", "_classes.txt", "labels.txt")
+SPLIT_NAMES = {"train", "val", "valid", "test"}  # of folders beside or inside `images` and `labels`
 LARGEST_PART = 2.0  # of the image: larger numbers are pixels
 
 
@@ -97,13 +98,19 @@ def _read_line(words: list[str], names: dict[int, str] | None) -> Shape:
 
 
 def _read_names(path: Path) -> dict[int, str] | None:
-    """Class names by number; None where no file has them. `path`: a YAML file, or a folder to look in."""
+    """Class names by number; None where no file has them.
+
+    `path`: a YAML file, or a folder to look in, as in those above that belong to it.
+    """
     if path.is_file():
         names = _names_in_yaml(path)
         if names is None:
             raise UserError(f"{path} has no list `names` of the classes: add it")
         return names
-    for folder in (path, path.parent):
+    folders = [path, path.parent]
+    if "labels" in (path.name, path.parent.name) and {path.name, path.parent.name} & SPLIT_NAMES:
+        folders.append(path.parent.parent)  # of labels/train or train/labels
+    for folder in folders:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".yaml", ".yml"))
         for file in sorted(files, key=lambda file: file.stem not in ("data", "dataset")):
             names = _names_in_yaml(file)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -75,14 +75,13 @@ def _divide_strips(root: Path) -> tuple[list[RoleFolder], list[str]]:
     stamp = read_json(pieces / STAMP_FILE)
     if stamp is None or stamp.get("digest") != digest:
         print(f"dividing {len(strips)} strips into pieces of {PIECE_WIDTH} pixels in {pieces}")
-        left_out = LeftOut()
-        with partial(pieces) as staging:
-            for strip in strips:
-                _divide(strip, staging, left_out)
-            stamp = {"digest": digest, "unmarked": left_out.unmarked, "flat": left_out.flat}
-            write_json(staging / STAMP_FILE, stamp)
-            remove(pieces)
-            staging.rename(pieces)
+        try:
+            stamp = _write_pieces(strips, pieces, digest)
+        except OSError as error:
+            raise UserError(
+                f"{pieces} cannot be written ({error.strerror}), where strips are divided into pieces: copy "
+                f"{root} to where there is room and you may write, and name the copy (data.root)"
+            ) from None
     texts = {
         "masks belong to no strip": [path.name for path in orphans],
         "defective strips have no mask that marks anything, and are left out": stamp["unmarked"],
@@ -90,6 +89,19 @@ def _divide_strips(root: Path) -> tuple[list[RoleFolder], list[str]]:
     }
     lines = [f"{len(names)} {text}: {shorten_names(names)}" for text, names in texts.items() if names]
     return list(folders.values()), lines
+
+
+def _write_pieces(strips: list[Strip], pieces: Path, digest: str) -> dict[str, Any]:
+    """All pieces in place of earlier ones, and what is stored with them."""
+    left_out = LeftOut()
+    with partial(pieces) as staging:
+        for strip in strips:
+            _divide(strip, staging, left_out)
+        stamp = {"digest": digest, "unmarked": left_out.unmarked, "flat": left_out.flat}
+        write_json(staging / STAMP_FILE, stamp)
+        remove(pieces)
+        staging.rename(pieces)
+    return stamp
 
 
 def _open_raw_folders(root: Path) -> dict[str, RoleFolder]:
