@@ -64,7 +64,9 @@ def rows_of(root: Path, marked: slice = np.s_[8:12, 20:24]) -> pd.DataFrame:
         ("{}", "exactly one of mask, folder, polygon, rectangle, foreground; set are none"),
         ("{foreground: on_dark, rectangle: [0, 0, 1, 1]}", "set are rectangle, foreground"),
         ("{rectangle: [0.5, 0, 0.5, 1]}", "left below right"),
-        ("{rectangle: [10, 10, 200, 200]}", "less than or equal to 1"),
+        ("{rectangle: [10, 10, 200, 200]}", "write parts of the image from 0 to 1"),
+        ("{polygon: [[0, 0], [64, 0], [64, 64]]}", "write parts of the image from 0 to 1"),
+        ("{polygon: [[0, 0], [1, 1], [1, 0], [0, 1]]}", "crosses itself behind points 1 and 3"),
         ("{polygon: [[0, 0], [1, 1]]}", "encloses nothing: write three points"),
         ("{polygon: [[0, 0.5], [0.4, 0.5], [1, 0.5]]}", "encloses nothing"),
         ("{foreground: dark}", "on_dark"),
@@ -115,6 +117,33 @@ def test_roi_mask_file_and_folder_give_the_same(tmp_path):
         load_roi(data_in(tmp_path, roi={"folder": tmp_path / "rois"})).read("good/2.png", (SIDE, SIDE))
 
 
+def test_roi_relative_paths_start_at_data_root(tmp_path):
+    write_png(tmp_path / "data/roi.png", 255 * right_half().astype(np.uint8))
+    write_png(tmp_path / "data/rois/1.png", 255 * right_half().astype(np.uint8))
+    for roi in ({"mask": "roi.png"}, {"folder": "rois"}):
+        reader = load_roi(data_in(tmp_path / "data", roi=roi))
+        np.testing.assert_array_equal(reader.read("bad/1.png", (SIDE, SIDE)), right_half())
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("input/mine/roi.png", "paths start at data.root, not at the repository: write roi.png"),
+        ("shared/roi.png", "not at the repository: write {root}/shared/roi.png"),
+        ("no.png", "{root}/input/mine/no.png does not exist; paths start at data.root: correct it"),
+    ],
+)
+def test_roi_a_path_from_the_repository_is_refused(tmp_path, monkeypatch, written, problem):
+    """Where earlier versions looked for it."""
+    monkeypatch.setattr("defects.config_schema.ROOT", tmp_path)
+    for place in ("input/mine", "shared"):
+        write_png(tmp_path / place / "roi.png", 255 * right_half().astype(np.uint8))
+    with pytest.raises(UserError) as caught:
+        load_roi(data_in(Path("input/mine"), roi={"mask": written}))
+    assert f"data.roi.mask={written}: " in str(caught.value)
+    assert problem.format(root=tmp_path) in str(caught.value)
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -157,7 +186,23 @@ def test_check_roi_a_mask_of_two_images(tmp_path):
     write_png(tmp_path / "rois/1.png", 255 * right_half().astype(np.uint8))
     assert "named like several images" in problem_of(tmp_path, rows, {"folder": tmp_path / "rois"})
     message = problem_of(tmp_path, rows, {"folder": tmp_path / "no"})
-    assert "no is no folder" in message
+    assert "no does not exist" in message
+
+
+def test_check_roi_missing_masks_are_counted(tmp_path):
+    rows = pd.concat([rows_of(tmp_path)] * 3, ignore_index=True)
+    rows["path"] = [f"good/{number}.png" for number in range(6)]
+    write_png(tmp_path / "rois/5.bmp", right_half().astype(np.uint8))
+    message = problem_of(tmp_path, rows, {"folder": "rois"})
+    assert message.startswith("data.roi does not suit 5 of 6 images: data.roi.folder=rois holds no mask for ")
+    assert "good/2.png: add an image named 2 and 2 more" in message
+
+
+def test_check_roi_masks_among_the_images(tmp_path):
+    rows = rows_of(tmp_path).assign(path=["bad/1.png", "good/rois/2.png"])
+    write_png(tmp_path / "good/rois/2.png", right_half().astype(np.uint8))
+    message = problem_of(tmp_path, rows, {"folder": "good/rois"})
+    assert message.startswith("1 masks of data.roi are listed as images (good/rois/2.png): put them into a")
 
 
 def test_prepare_names_the_defect_outside(make_dataset, config_file, fails_with_one_line):

@@ -171,7 +171,7 @@ def _stamp(config: Config) -> Stamp:
     files = {"images.csv": training_sha256(config)}
     if config.split.group_file:
         files["split.group_file"] = content_of(config.split.group_file)
-    return {"settings": settings, "files": files | file_contents(settings)}
+    return {"settings": settings, "files": files | file_contents(settings, config.data.root)}
 
 
 def load_tables(config: Config, images: pd.DataFrame | None = None) -> DataTables:

@@ -36,8 +36,9 @@ class Roi:
         self.root = root
         self.image_size = image_size
         self.bits = bits
-        self.mask = None if settings.mask is None else read_mask(resolve(settings.mask))
-        self.masks = None if settings.folder is None else list_roi_masks(resolve(settings.folder))
+        source = settings.locate_masks(root)
+        self.mask = None if settings.mask is None else read_mask(source)
+        self.masks = None if settings.folder is None else list_roi_masks(source)
         self.fixed: dict[tuple[int, int], np.ndarray] = {}  # by size; regions of all images alike
 
     def read(self, path: str, size: tuple[int, int], image: np.ndarray | None = None) -> np.ndarray:
@@ -79,10 +80,25 @@ def load_roi(data: DataConfig) -> Roi | None:
     """None where all of every image is judged. Raises UserError for files that cannot be read."""
     if data.roi is None:
         return None
-    source = data.roi.mask or data.roi.folder
-    path = None if source is None else resolve(source)
-    changed = path.stat().st_mtime_ns if path is not None and path.exists() else 0
-    return _load_roi(data.roi.model_dump_json(), resolve(data.root), data.image_size, data.bits, changed)
+    root = resolve(data.root)
+    path = data.roi.locate_masks(root)
+    if path is not None and not path.exists():
+        raise UserError(_explain_missing(data.roi, root, path))
+    changed = 0 if path is None else path.stat().st_mtime_ns
+    return _load_roi(data.roi.model_dump_json(), root, data.image_size, data.bits, changed)
+
+
+def _explain_missing(settings: RoiSettings, root: Path, path: Path) -> str:
+    """Also where the path was meant to start at the repository, as it did in earlier versions."""
+    name = "mask" if settings.mask else "folder"
+    written = settings.mask or settings.folder
+    text = f"data.roi.{name}={written}: {path} does not exist; paths start at data.root"
+    of_repository = resolve(written)
+    if not of_repository.exists():
+        return f"{text}: correct it"
+    is_below = of_repository.is_relative_to(root)
+    advice = of_repository.relative_to(root).as_posix() if is_below else of_repository
+    return f"{text}, not at the repository: write {advice}"
 
 
 @lru_cache(maxsize=4)

@@ -32,6 +32,7 @@ def check_roi(data: DataConfig, images: pd.DataFrame) -> list[str]:
     roi = load_roi(data)
     if roi is None:
         return []
+    _refuse_masks_among_images(data, images)
     _refuse_shared_masks(roi, images)
     rows = images.to_dict("records")
     examine = partial(_examine_roi, roi, resolve(data.root))
@@ -76,6 +77,20 @@ def _examine_roi(roi: Roi, root: Path, row: dict[str, Any]) -> RoiFacts:
         advice = "enlarge the region, or take the image out"
         return RoiFacts(share, f"the defects that {name} marks lie outside the region of interest: {advice}")
     return RoiFacts(share, is_partly_outside=bool((marked & ~inside).any()))
+
+
+def _refuse_masks_among_images(data: DataConfig, images: pd.DataFrame) -> None:
+    """Raises UserError if masks of the region lie where the images do, and would be learnt from."""
+    root = resolve(data.root)
+    source = data.roi.locate_masks(root)
+    if source is None:
+        return
+    taken = [path for path in images["path"] if (root / path).is_relative_to(source)]
+    if taken:
+        raise UserError(
+            f"{len(taken)} masks of data.roi are listed as images ({shorten_names(taken)}): put them into a "
+            "folder beside those of the images"
+        )
 
 
 def _refuse_shared_masks(roi: Roi, images: pd.DataFrame) -> None:

@@ -112,13 +112,23 @@ def _find_inside(
     else:
         if mask is None:
             raise UserError(f"{name} comes without a mask of its region of interest, which the model needs")
-        if mask.shape != tuple(shape):
-            sizes = f"{mask.shape[1]}x{mask.shape[0]}, the image {shape[1]}x{shape[0]}"
-            raise UserError(f"the region of interest of {name} is {sizes}: make them of one size")
+        _check_mask(mask, shape, name)
         inside = scale_inside(mask > 0, meta.image_size)
     if not inside.any():
         raise UserError(f"the region of interest leaves nothing of {name}")
     return inside
+
+
+def _check_mask(mask: Any, shape: tuple[int, int], name: str) -> None:
+    """Raises UserError for what is no region of interest of an image of `shape`."""
+    if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bui":
+        kind = f"holds {mask.dtype} values" if isinstance(mask, np.ndarray) else f"is a {type(mask).__name__}"
+        raise UserError(f"the region of interest of {name} {kind}: give a NumPy array of bool, mask > 0")
+    if mask.ndim != 2:
+        raise UserError(f"the region of interest of {name} has the shape {mask.shape}: give [height, width]")
+    if mask.shape != tuple(shape):
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, the image {shape[1]}x{shape[0]}"
+        raise UserError(f"the region of interest of {name} is {sizes}: make them of one size")
 
 
 @lru_cache(maxsize=8)
