@@ -13,6 +13,7 @@ from conftest import data_in, texture, write_png
 
 from defects.config import load_config
 from defects.data.datasets import ImageDataset, as_input
+from defects.data.images import resize
 from defects.data.labels import Labels
 from defects.data.roi import draw_inside, find_foreground, load_roi, scale_inside
 from defects.data.roi_check import check_roi
@@ -89,6 +90,20 @@ def test_scale_inside_nothing_outside_has_a_part_in_a_pixel():
     inside[:, 3:] = True
     assert scale_inside(inside, (4, 4))[0].tolist() == [False, False, True, True]
     assert not scale_inside(inside, (16, 16))[:, :6].any()
+
+
+def test_scale_inside_what_lies_outside_changes_no_grey_level():
+    """Nor where it is less than a thousandth of a pixel, as where corners meet."""
+    image = np.random.default_rng(0).integers(0, 256, (369, 357), np.uint8)
+    size = (128, 128)
+    for start in range(7):
+        inside = np.ones(image.shape, bool)
+        inside[start::7, start::7] = False
+        dark = resize(np.where(inside, image, 0).astype(np.uint8), size)
+        bright = resize(np.where(inside, image, 255).astype(np.uint8), size)
+        judged = scale_inside(inside, size)
+        assert judged.any()
+        np.testing.assert_array_equal(dark[judged], bright[judged])
 
 
 @pytest.mark.parametrize("background", [20, 230])

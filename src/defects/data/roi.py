@@ -18,7 +18,7 @@ from defects.data.mask_files import read_mask
 from defects.data.roi_settings import RoiSettings
 from defects.messages import UserError
 
-WHOLLY = 1 - 1e-3  # share of a pixel that lies inside, rounding apart
+NOTHING = 1e-6  # share of a pixel that may come from outside: too little to change a grey level
 CORNER = 0.5 - 1e-6  # pixels from the centre of a pixel to its sides
 BLUR_SHARE = 0.01  # deviation of the blur before Otsu's threshold, times the shorter side
 GAP_SHARE = 0.03  # width of lines that are left out and of gaps that are closed, times the shorter side
@@ -137,7 +137,7 @@ def scale_inside(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool [H, W] for a copy of the image of `size` (height, width)."""
     if inside.shape == tuple(size):
         return inside
-    return resize(inside.astype(np.float32), size) > WHOLLY
+    return resize((~inside).astype(np.float32), size) < NOTHING
 
 
 def clear_plane(plane: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
