@@ -89,6 +89,21 @@ def check_array(array: Any, meta: Meta, name: str) -> None:
         raise UserError(f"{name} holds {array.dtype} values, the model takes uint8 from 0 to 255: {advice}")
 
 
+def hide_outside(image: np.ndarray, meta: Meta) -> np.ndarray:
+    """uint8 [H, W, 3] with the mean colour of what the model judges elsewhere; itself where all is judged."""
+    if meta.roi is None or meta.needs_masks:
+        return image
+    try:
+        inside = scale_inside(make_frame(image, meta).inside, image.shape[:2])
+    except UserError:  # nothing stands out of the background
+        return image
+    if not inside.any():
+        return image
+    hidden = image.copy()
+    hidden[~inside] = np.rint(image[inside].mean(axis=0))
+    return hidden
+
+
 def stack_frames(frames: Sequence[Frame], meta: Meta) -> np.ndarray:
     """The model's input, uint8 [B, h, w, C]."""
     images = np.stack([frame.image for frame in frames])
