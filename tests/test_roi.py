@@ -174,6 +174,8 @@ def test_check_roi_a_mask_of_another_size(tmp_path):
     write_png(tmp_path / "roi.png", np.full((8, 16), 255, np.uint8))
     message = problem_of(tmp_path, rows, {"mask": tmp_path / "roi.png"})
     assert "2 of 2 images" in message and "roi.png is 16x8, bad/1.png 32x32: use data.roi.rect" in message
+    message = problem_of(tmp_path, rows.assign(width=8, height=16), {"mask": tmp_path / "roi.png"})
+    assert "roi.png is 16x8, bad/1.png 8x16: turn the mask by 90 degrees, as the image is shown" in message
 
 
 def test_check_roi_nothing_is_left(tmp_path):

@@ -64,6 +64,8 @@ def _examine_roi(roi: Roi, root: Path, row: dict[str, Any]) -> RoiFacts:
         if mask is not None and mask.shape != size:
             sizes = f"{mask.shape[1]}x{mask.shape[0]}, {path} {row['width']}x{row['height']}"
             advice = "make them of one size" if roi.settings.folder else "use data.roi.rectangle or polygon"
+            if mask.shape == size[::-1]:
+                advice = "turn the mask by 90 degrees, as the image is shown"
             return RoiFacts(0.0, f"{mask_path} is {sizes}: {advice}")
         share = float(roi.read(path, roi.image_size).mean())
         inside = roi.read(path, size)
