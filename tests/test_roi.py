@@ -1,5 +1,6 @@
 """Regions of interest: how they are told, what lies in them, and that training carries them along."""
 
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,9 @@ from defects.data.labels import Labels
 from defects.data.roi import draw_inside, find_foreground, load_roi, scale_inside
 from defects.data.roi_check import check_roi
 from defects.deploy.exporter import describe_roi, read_shared_inside
-from defects.deploy.frames import decode_inside
+from defects.deploy.frames import decode_inside, make_frame, read_frame
 from defects.deploy.graph import Graph, load_portable, save_portable
-from defects.deploy.model import MapMeta
+from defects.deploy.model import MapMeta, RoiMeta
 from defects.deploy.outlines import outline_prediction
 from defects.deploy.prediction import Prediction
 from defects.deploy.regions import draw_overlay, find_regions
@@ -42,6 +43,10 @@ def right_half():
     inside = np.zeros((SIDE, SIDE), bool)
     inside[:, SIDE // 2 :] = True
     return inside
+
+
+def base64_png(inside):
+    return b64encode(cv2.imencode(".png", 255 * inside.astype(np.uint8))[1].tobytes()).decode()
 
 
 def rows_of(root: Path, marked: slice = np.s_[8:12, 20:24]) -> pd.DataFrame:
@@ -247,6 +252,27 @@ def test_image_dataset_nothing_outside_reaches_the_network(tmp_path):
     after = dataset[0]
     assert torch.equal(before["image"], after["image"])
     assert (before["image"][..., 3].numpy() == 255 * right_half()).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 90), (90, 40)])
+def test_an_enlarged_image_does_not_mix_with_the_outside(tmp_path, shape):
+    """In training, and as models are given files and arrays."""
+    data = data_in(tmp_path, roi={"rectangle": [0.25, 0.25, 1, 1]}, image_size=[64, 128])
+    roi = load_roi(data)
+    inside_png = base64_png(roi.read("", data.image_size))
+    meta = SimpleNamespace(roi=RoiMeta(inside_png=inside_png), image_size=data.image_size, bits=None)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    outside = np.ones(shape, bool)
+    outside[shape[0] // 4 :, shape[1] // 4 :] = False
+    read = []
+    for level in (0, 255):
+        path = write_png(tmp_path / f"{level}.png", np.where(outside, level, image).astype(np.uint8))
+        pixels, judged = roi.read_image(path.name, data.image_size)
+        read.append(pixels)
+        for frame in (read_frame(path, meta), make_frame(cv2.imread(str(path), 0), meta)):
+            np.testing.assert_array_equal(frame.image[judged], pixels[judged])
+    assert judged.mean() > 0.5
+    np.testing.assert_array_equal(read[0], read[1])
 
 
 def test_image_dataset_augmentation_carries_the_region(tmp_path):

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 
-from defects.data.black_out import covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import Labels, is_marked, read_masks
 from defects.data.roi import Roi
@@ -110,11 +109,11 @@ class Paste:
         if self.rows[row]["label"] != 0 or random.random() >= self.probability:
             return None
         source = self.rows[self.marked[random.integers(len(self.marked))]]
-        pixels = read_image(self.root / source["path"], self.size, self.bits)
         inside = None
-        if self.roi is not None:
-            inside = self.roi.read(source["path"], self.size, pixels)
-            pixels = covered(pixels, ~inside)
+        if self.roi is None:
+            pixels = read_image(self.root / source["path"], self.size, self.bits)
+        else:
+            pixels, inside = self.roi.read_image(source["path"], self.size)
         piece = self._choose_piece(source, inside, random)
         if piece is None:
             return None

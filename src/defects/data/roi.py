@@ -13,7 +13,7 @@ import numpy as np
 
 from defects.config_schema import DataConfig, resolve
 from defects.data.folder_scan import list_images
-from defects.data.images import read_image, resize
+from defects.data.images import covered, read_image, read_image_and_shape, resize
 from defects.data.mask_files import read_mask
 from defects.data.roi_settings import RoiSettings
 from defects.messages import UserError
@@ -55,6 +55,17 @@ class Roi:
                 "data.image_size"
             )
         return inside
+
+    def read_image(self, path: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The image at `path` as networks see it, uint8 [H, W, 3] of `size`, and bool [H, W]: what is judged.
+
+        The rest of the image has the mean colour of that.
+        """
+        image, shape = read_image_and_shape(self.root / path, size, self.bits)
+        inside = self.read(path, size, image)
+        if self.settings.is_fixed and is_enlarged(shape, size):
+            image = enlarge_inside(read_image(self.root / path, bits=self.bits), inside)
+        return covered(image, ~inside), inside
 
     def _find(self, path: str, size: tuple[int, int], image: np.ndarray | None) -> np.ndarray:
         if self.settings.is_fixed:
@@ -138,6 +149,21 @@ def scale_inside(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if inside.shape == tuple(size):
         return inside
     return resize((~inside).astype(np.float32), size) < NOTHING
+
+
+def is_enlarged(shape: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether an image of `shape` (height, width) that is brought to `size` is enlarged in any direction."""
+    return shape[0] < size[0] or shape[1] < size[1]
+
+
+def enlarge_inside(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """An image [H, W] or [H, W, C] brought to the size of `inside` bool [h, w], of what lies in it alone.
+
+    Enlarging mixes pixels next to each other, also those on both sides of the border of a region that is the
+    same for images of all sizes.
+    """
+    judged = scale_inside(inside, image.shape[:2])
+    return resize(covered(image, ~judged) if judged.any() else image, inside.shape)
 
 
 def clear_plane(plane: np.ndarray, inside: np.ndarray | None) -> np.ndarray:

@@ -21,10 +21,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.contrib.concurrent import thread_map
 
 from defects.config_schema import Config, DataConfig, DuplicateConfig, resolve
-from defects.data.black_out import covered
 from defects.data.duplicates import group_ids, search_siblings
 from defects.data.fold_files import DataTables
-from defects.data.images import read_image
+from defects.data.images import covered, read_image
 from defects.data.registration import thumbnail
 from defects.data.roi import Roi, load_roi
 from defects.files import read_json
