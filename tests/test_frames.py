@@ -190,6 +190,9 @@ def test_predict_masks_of_regions_from_a_folder(model, tmp_path):
     right, missing = predict(masked, files, 8, roi_masks=tmp_path / "rois")
     assert not right.regions and not right.error
     assert "rois holds no mask for" in missing.error
+    files = [write_png(tmp_path / f"new/{folder}/1.png", spotted(1)) for folder in "ab"]
+    with pytest.raises(UserError, match=r"^1 masks of --roi .* are named like several images .*1.png\): put"):
+        next(predict(masked, files, 8, roi_masks=tmp_path / "rois"))
     with pytest.raises(UserError, match="name a folder of masks, named like the images, with --roi"):
         next(predict(masked, files, 8))
     with pytest.raises(UserError, match="needs no masks; leave it out"):

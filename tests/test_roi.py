@@ -16,7 +16,7 @@ from defects.config import load_config
 from defects.data.datasets import ImageDataset, as_input
 from defects.data.images import resize
 from defects.data.labels import Labels
-from defects.data.roi import draw_inside, find_foreground, load_roi, scale_inside
+from defects.data.roi import SIZES_IN_MEMORY, draw_inside, find_foreground, load_roi, scale_inside
 from defects.data.roi_check import check_roi
 from defects.deploy.exporter import describe_roi, read_shared_inside
 from defects.deploy.frames import decode_inside, make_frame, read_frame
@@ -162,6 +162,15 @@ def test_roi_a_path_from_the_repository_is_refused(tmp_path, monkeypatch, writte
         load_roi(data_in(Path("input/mine"), roi={"mask": written}))
     assert f"data.roi.mask={written}: " in str(caught.value)
     assert problem.format(root=tmp_path) in str(caught.value)
+
+
+def test_roi_regions_of_many_sizes_do_not_stay_in_memory(tmp_path):
+    roi = load_roi(data_in(tmp_path, roi=RIGHT))
+    for side in range(8, 8 + 4 * SIZES_IN_MEMORY):
+        assert roi.read("a.png", (side, 2 * side)).sum() == side * side
+    roi.read("a.png", roi.image_size)
+    assert len(roi.fixed) == SIZES_IN_MEMORY + 1
+    assert roi.image_size in roi.fixed
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A pixel of a smaller or larger copy of an image is inside if nothing outside has
 lies outside reaches no network through resizing. Neither torch nor pandas is imported.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,9 @@ from defects.data.folder_scan import list_images
 from defects.data.images import covered, read_image, read_image_and_shape, resize
 from defects.data.mask_files import read_mask
 from defects.data.roi_settings import RoiSettings
-from defects.messages import UserError
+from defects.messages import UserError, shorten_names
 
+SIZES_IN_MEMORY = 16  # of images, for which regions that all share are not drawn again
 NOTHING = 1e-6  # share of a pixel that may come from outside: too little to change a grey level
 CORNER = 0.5 - 1e-6  # pixels from the centre of a pixel to its sides
 BLUR_SHARE = 0.01  # deviation of the blur before Otsu's threshold, times the shorter side
@@ -69,9 +71,12 @@ class Roi:
 
     def _find(self, path: str, size: tuple[int, int], image: np.ndarray | None) -> np.ndarray:
         if self.settings.is_fixed:
-            if size not in self.fixed:
-                self.fixed[size] = self._draw_fixed(size)
-            return self.fixed[size]
+            inside = self.fixed.get(size)
+            if inside is None:
+                inside = self._draw_fixed(size)
+                if size == self.image_size or len(self.fixed) < SIZES_IN_MEMORY:
+                    self.fixed[size] = inside
+            return inside
         if self.settings.folder is not None:
             return scale_inside(read_mask(self.find_mask(path)), size)
         if image is None:
@@ -142,6 +147,22 @@ def list_roi_masks(folder: Path) -> dict[str, Path]:
             raise UserError(f"{masks[name]} and {path} are both masks of {name}: remove one")
         masks[name] = path
     return masks
+
+
+def refuse_shared_masks(masks: dict[str, Path], paths: Iterable[str], folder: str) -> None:
+    """Raises UserError, with `folder` as people know it, if a mask is named like several of the images."""
+    counts: Counter[Path] = Counter()
+    for path in paths:
+        try:
+            counts[find_roi_mask(masks, path, folder)] += 1
+        except UserError:
+            continue  # said of each image by whoever reads its mask
+    shared = [mask for mask, count in counts.items() if count > 1]
+    if shared:
+        raise UserError(
+            f"{len(shared)} masks of {folder} are named like several images ({shorten_names(shared)}): put "
+            "masks into folders named like those of the images"
+        )
 
 
 def scale_inside(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:

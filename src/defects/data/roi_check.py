@@ -1,6 +1,5 @@
 """Whether a region of interest suits all images of a data set, for prepare.py."""
 
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from defects.config_schema import DataConfig, resolve
 from defects.data.bounded_memory import in_threads
 from defects.data.labels import is_marked, read_masks
 from defects.data.mask_files import read_mask
-from defects.data.roi import Roi, load_roi, summarise_shares
+from defects.data.roi import Roi, load_roi, refuse_shared_masks, summarise_shares
 from defects.messages import UserError, shorten_names
 
 
@@ -33,7 +32,8 @@ def check_roi(data: DataConfig, images: pd.DataFrame) -> list[str]:
     if roi is None:
         return []
     _refuse_masks_among_images(data, images)
-    _refuse_shared_masks(roi, images)
+    if roi.masks is not None:
+        refuse_shared_masks(roi.masks, images["path"], "data.roi.folder")
     rows = images.to_dict("records")
     examine = partial(_examine_roi, roi, resolve(data.root))
     facts = list(in_threads(examine, rows, text="region of interest"))
@@ -92,22 +92,4 @@ def _refuse_masks_among_images(data: DataConfig, images: pd.DataFrame) -> None:
         raise UserError(
             f"{len(taken)} masks of data.roi are listed as images ({shorten_names(taken)}): put them into a "
             "folder beside those of the images"
-        )
-
-
-def _refuse_shared_masks(roi: Roi, images: pd.DataFrame) -> None:
-    """Raises UserError if one file of data.roi.folder is named like several images."""
-    if roi.masks is None:
-        return
-    counts: Counter[Path] = Counter()
-    for path in images["path"]:
-        try:
-            counts[roi.find_mask(path)] += 1
-        except UserError:
-            continue  # said with the others
-    shared = [mask for mask, count in counts.items() if count > 1]
-    if shared:
-        raise UserError(
-            f"{len(shared)} masks of data.roi.folder are named like several images "
-            f"({shorten_names(shared)}): put masks into folders named like those of the images"
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from defects.data.folder_scan import list_files_to_score
 from defects.data.mask_files import read_mask
-from defects.data.roi import find_roi_mask, list_roi_masks
+from defects.data.roi import find_roi_mask, list_roi_masks, refuse_shared_masks
 from defects.deploy.frames import Frame, make_frame, read_frame, stack_frames
 from defects.deploy.model import ExportedModel, Meta, Output
 from defects.deploy.regions import Region, find_regions
@@ -144,6 +144,8 @@ def predict(
     threads while the model runs.
     """
     masks = check_roi_masks(model.meta, roi_masks)
+    if masks is not None:
+        refuse_shared_masks(masks, (path.as_posix() for path in files), f"--roi {roi_masks}")
     read = partial(_read_with_mask, model.meta, masks, roi_masks)
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor() as pool:
