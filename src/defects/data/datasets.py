@@ -135,7 +135,7 @@ class ImageDataset(Dataset):
                 if "mask" in targets:
                     targets["mask"] = self._empty_mask()
         for paint in self.painters:
-            painted = paint(epoch, row, targets["image"])
+            painted = paint(epoch, row, targets["image"], inside)
             if painted is not None and inside is not None:
                 painted = painted.within(inside, targets["image"])
             if painted is not None:
