@@ -215,6 +215,13 @@ def test_kernel_a_model_trained_since_is_not_sent(trained, fails_with_one_line, 
     assert f"{oof} changed since the submission was made" in message
 
 
+def test_kernel_a_mask_of_the_region_drawn_since_is_not_sent(trained, fails_with_one_line, run_script):
+    assert run_script("ensemble.py", run_at(trained)).code == 0
+    write_png(trained.parent / "data" / "roi.png", np.full((32, 32), 255, np.uint8))
+    message = fails_with_one_line("submit.py", *submitted_at(trained), "--dry-run")
+    assert "fold0/best.pt belongs to another config or other data (data.roi.mask has changed)" in message
+
+
 def test_kernel_from_upload_to_submission_through_every_failure(
     trained, wheels, kaggle_server, fails_with_one_line, run_script, monkeypatch
 ):

@@ -16,6 +16,7 @@ from defects.data.roi import load_roi
 from defects.files import partial, sha256, write_json
 from defects.messages import UserError
 from defects.runs import FULL, OOF_MAPS, Run, fold_folder_name
+from defects.training.checkpoint import load_detector
 
 ROI_FOLDER = "roi"  # in the archive
 
@@ -34,7 +35,7 @@ def build_bundle(runs: list[Run], summary: dict, folder: Path, wheels: Path | No
     """Write everything but the wheels that must be downloaded (see fetch_wheels).
 
     The same inputs give the same bytes, so that an interrupted submission is recognised. Raises UserError
-    when `summary` was not made from the present runs.
+    when `summary` was not made from the present runs, and where data changed since these were trained.
     """
     _check_inputs(summary)
     kaggle = runs[0].config.data.kaggle
@@ -162,6 +163,7 @@ def _project(runs: list[Run]) -> dict[str, Path | bytes]:
     for run in runs:
         scored = run.trained_folds() + ([] if _use(run) == "folds" else [FULL])
         for fold in scored:
+            load_detector(run, fold, has_other_maps=True)  # or Kaggle would refuse it, hours later
             place = f"output/{run.name}/{fold_folder_name(fold)}"
             files |= {f"{place}/{path.name}": path for path in _fold_files(run, fold)}
             files[f"{place}/config.yaml"] = _portable(run.config)
