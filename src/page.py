@@ -25,7 +25,7 @@ def main() -> None:
         raise UserError(
             f"{model.meta.experiment} needs a mask for each image: use src/predict.py --roi FOLDER"
         )
-    normals = load_normals(model.path.parent, arguments.normals, model.meta.bits)
+    normals = load_normals(model.path.parent, arguments.normals, model.meta)
     if note := find_note(model.meta):
         print(note, file=sys.stderr)
     with TemporaryDirectory() as uploads:

@@ -92,6 +92,11 @@ def predict_in_chunks(arguments: argparse.Namespace) -> None:
             raise UserError(str(error)) from None
         threads = arguments.threads or 1
         model = load_model(path, threads)
+        if model.meta.needs_masks:
+            raise UserError(
+                f"{model.meta.experiment} needs a mask for each image, which --jobs, --ray and URLs do not "
+                "read: leave these out, and name a folder of masks with --roi"
+            )
         tell_about(model, arguments.threshold)
         scoring = Scoring(model.path, suffix, arguments.batch_size, threads, arguments.threshold)
         if arguments.ray is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import defective, texture, write_png
+from conftest import data_in, defective, texture, write_png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +25,7 @@ from defects.data.datasets import ImageDataset, training_loader
 from defects.data.fold_files import load_training_rows
 from defects.data.labels import Labels
 from defects.data.rle import encode
+from defects.data.roi import load_roi
 from defects.messages import UserError
 from defects.stages import ensure_tables
 
@@ -129,6 +130,32 @@ def test_added_defects_a_normal_image_gets_a_defect_as_often_as_told(build, prob
     assert np.mean(pasted) == pytest.approx(probability, abs=0.06)
 
 
+@pytest.mark.parametrize("kind", ["paste", "synthetic"])
+def test_added_defects_come_to_lie_in_the_region_of_interest(table, tmp_path, kind):
+    """As often as told, however small it is."""
+    roi = load_roi(data_in(tmp_path, roi={"rectangle": [0.5, 0.5, 1, 1]}, image_size=[SIDE, SIDE]))
+    for row in range(ROWS["marked"]):  # all marked in the region
+        table.loc[row, ["defect_1", "defect_2"]] = [encode(square_at(40)), ""]
+    labels = Labels(("defect",), masks=True)
+    if kind == "paste":
+        painter = Paste(table, tmp_path, (SIDE, SIDE), 1.0, "dihedral", labels, 0, roi=roi)
+    else:
+        painter = Synthetic(table, 1.0, 0)
+    dataset = ImageDataset(table, tmp_path, (SIDE, SIDE), [], 0, labels, None, [painter], roi=roi)
+    added = [dataset[(epoch, row)] for epoch in range(6) for row in NORMAL]
+    marked = [sample["mask"].sum().item() for sample in added]
+    assert np.mean(np.array(marked) > 0) > 0.9
+    assert all(sample["label"].item() == 1 for sample, area in zip(added, marked, strict=True) if area)
+    for sample in added:
+        assert not sample["mask"][: SIDE // 2].any() and not sample["mask"][:, : SIDE // 2].any()
+
+
+def square_at(start: int) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[start : start + 10, start : start + 10] = 255
+    return mask
+
+
 def test_added_defects_an_item_depends_on_seed_epoch_and_row_alone(build):
     one, again, other = build(0.3), build(0.3), build(0.3, seed=1)
     items = normal_items(3)
@@ -148,7 +175,7 @@ def placed(piece, symmetries, count=200):
     """Of `count` places: the matrix, its scale, its turn [2, 2], the piece's first and last pixel (x, y)."""
     random = np.random.default_rng(0)
     for _ in range(count):
-        matrix = place_piece(piece, symmetries, random)
+        matrix = place_piece(piece, symmetries, random, piece.shape)
         scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
         points = np.argwhere(piece)[:, ::-1] @ matrix[:, :2].T + matrix[:, 2]
         yield scale, matrix[:, :2] / scale, points.min(axis=0), points.max(axis=0)

@@ -10,9 +10,10 @@ import torch
 from conftest import defective, texture, write_png
 
 from defects.data import rle
-from defects.data.black_out import BlackOut, covered
+from defects.data.black_out import BlackOut
 from defects.data.datasets import ImageDataset, training_loader
 from defects.data.fold_files import load_training_rows
+from defects.data.images import covered
 from defects.data.labels import Labels
 from defects.messages import UserError
 from defects.stages import ensure_tables

@@ -97,6 +97,22 @@ def test_data_report_outline_runs_around_the_defect_without_covering_it(tmp_path
     assert yellow == pytest.approx((46, 46, 10, 108), abs=3)
 
 
+def test_data_report_defects_count_as_far_as_they_lie_in_the_region_of_interest(tmp_path):
+    mask = np.zeros((220, 220), np.uint8)
+    mask[80:140, 80:140] = 255
+    write_png(tmp_path / "image.png", np.full((220, 220), 100, np.uint8))
+    write_png(tmp_path / "mask.png", mask)
+    data = data_in(tmp_path, roi={"rectangle": [0.5, 0, 1, 1]})
+    row = {"path": "image.png", "mask_path": "mask.png"}
+    columns = []
+    for are_whole in (False, True):
+        tile = mark_defects(read_tile(data, row, 220 * 220), data, row, are_whole)
+        columns.append(np.flatnonzero((tile == MASK_COLOUR).all(axis=2).any(axis=0))[[0, -1]].tolist())
+    assert columns == pytest.approx(np.array([[107, 143], [77, 143]]), abs=2)
+    measured = data_report.measure_images(data, pd.DataFrame([row | {"part": "train defect"}]))
+    assert measured["area"].tolist() == pytest.approx([100 * 30 * 60 / (110 * 220)])
+
+
 def test_data_report_report_without_defects_masks_and_groups(make_dataset, config_file):
     root = make_dataset(defects=0, normals=10, tests=1)
     folders = {"normal": "train/normal_images"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import torch
 import yaml
 
 from defects.config_schema import ROOT
@@ -41,6 +42,25 @@ def anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", CODE_BLOCK.sub("", read(path)), re.MULTILINE)
     kept = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
     return {heading.replace(" ", "-") for heading in kept}
+
+
+def test_docs_the_detector_example_judges_the_region_of_interest_alone():
+    """It is run as it stands on the page."""
+    blocks = re.findall(r"^```python\n(.*?)^```", read(ROOT / "docs/developing.md"), re.MULTILINE | re.DOTALL)
+    module = {}
+    exec(next(block for block in blocks if "class Grey" in block), module)
+    detector = module["DETECTOR"](0.05, None, scale=2.0)
+    images = torch.full((2, 4, 8, 8), 0.5)
+    images[1, :3, :, :4] = 0.75
+    images[:, 3, :, :4] = 1
+    images[:, 3, :, 4:] = 0
+    detector.prepare([{"image": images}])
+    assert detector.normal.item() == pytest.approx(0.5625)
+    expected = torch.tensor([[0.125], [0.375]])
+    torch.testing.assert_close(detector(images)[0], expected)
+    images[:, :3, :, 4:] = 1.0
+    torch.testing.assert_close(detector(images)[0], expected)
+    torch.testing.assert_close(detector(images[1:, :3])[0], torch.tensor([[0.625]]))
 
 
 @cache

@@ -101,6 +101,29 @@ def test_predict_images_refuses_what_is_no_image(model, image, problem):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"threshold": 50}, "threshold=50 is no probability: give a value from 0 to 1"),
+        ({"threshold": float("nan")}, "threshold=nan is no probability"),
+        ({"batch_size": 0}, "batch_size=0 scores nothing"),
+        ({"batch_size": -1}, "batch_size=-1 scores nothing"),
+    ],
+)
+def test_predict_images_refuses_options_that_mean_nothing(model, options, problem):
+    with pytest.raises(UserError, match=problem):
+        predict_images(model, [spotted(0)], **options)
+
+
+def test_predict_images_takes_a_generator_and_memory_that_is_read_only(model):
+    image = spotted(1)
+    expected = predict_images(model, [image, image])
+    image.flags.writeable = False
+    predictions = predict_images(model, (image for _ in range(2)))
+    for one, other in zip(predictions, expected, strict=True):
+        assert_same(one, other)
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
 def test_predict_images_refuses_one_image_in_place_of_several(model, shape):
     with pytest.raises(UserError, match=r"give \[image\] for a single one"):
@@ -145,6 +168,12 @@ def test_predict_images_masks_of_regions(model):
         ([inside], "1 masks for 2 images"),
         ([inside, inside[:20]], "the region of interest of image 1 is 56x20, the image 56x40"),
         ([inside, np.zeros_like(inside)], "the region of interest leaves nothing of image 1"),
+        (
+            [inside, inside.tolist()],
+            "the region of interest of image 1 is a list: give a NumPy array",
+        ),
+        ([inside, np.where(inside, 1, np.nan)], "image 1 holds float64 values: give a NumPy array of bool"),
+        ([inside, inside[..., None]], r"image 1 has the shape \(40, 56, 1\): give \[height, width\]"),
     ):
         with pytest.raises(UserError, match=problem):
             predict_images(masked, images, roi_masks=masks)
@@ -161,6 +190,9 @@ def test_predict_masks_of_regions_from_a_folder(model, tmp_path):
     right, missing = predict(masked, files, 8, roi_masks=tmp_path / "rois")
     assert not right.regions and not right.error
     assert "rois holds no mask for" in missing.error
+    files = [write_png(tmp_path / f"new/{folder}/1.png", spotted(1)) for folder in "ab"]
+    with pytest.raises(UserError, match=r"^1 masks of --roi .* are named like several images .*1.png\): put"):
+        next(predict(masked, files, 8, roi_masks=tmp_path / "rois"))
     with pytest.raises(UserError, match="name a folder of masks, named like the images, with --roi"):
         next(predict(masked, files, 8))
     with pytest.raises(UserError, match="needs no masks; leave it out"):

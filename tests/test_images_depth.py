@@ -162,7 +162,7 @@ def test_images_bits_are_used_by_every_reader(deep_data, tmp_path, reader):
         elif reader == "frame":
             pixels = read_frame(path, meta(bits)).image
         else:
-            pixels = np.stack(list(load_normals(tmp_path, path.parent, bits).images.values()))
+            pixels = np.stack(list(load_normals(tmp_path, path.parent, meta(bits)).images.values()))
         bright.append(float(pixels.mean()))
     assert bright[0] < 0.7 * bright[1]
 

@@ -78,6 +78,17 @@ def test_inventory_counts_what_a_layout_of_single_files_does_not_list(root, conf
     assert not any(line.startswith("folders") for line in printed)
 
 
+@pytest.mark.parametrize(
+    ("roi", "unused"), [({"mask": "roi.png"}, "rois"), ({"folder": "rois"}, "1 image files in .")]
+)
+def test_inventory_masks_of_regions_of_interest_are_used(root, lines, roi, unused):
+    everything = np.full((32, 32), 255, np.uint8)
+    write_png(root / "roi.png", everything)
+    for path in [*(root / "train").glob("*_images/*"), *(root / "test/images").iterdir()]:
+        write_png(root / "rois" / path.name, everything)
+    assert _line(lines(root, roi=roi), "not used").split(maxsplit=2)[2] == unused
+
+
 def test_inventory_names_the_null_setting_of_an_unused_folder(root, lines):
     (root / "masks").mkdir()
     (root / "more").mkdir()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import (
@@ -34,9 +35,16 @@ NOTEBOOK = {"competition": "steel", "kernel": "tester/steel-defects", "gpu": Fal
 
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory):
-    """Folder of a code competition whose two folds are trained and whose submission is written."""
+    """Folder of a code competition whose two folds are trained and whose submission is written.
+
+    A part of the images is judged, which a mask tells that is no file of the competition.
+    """
     folder = tmp_path_factory.mktemp("competition")
-    path = write_config(folder, write_dataset(folder / "data"), data={"kaggle": NOTEBOOK})
+    root = write_dataset(folder / "data")
+    inside = np.zeros((32, 32), np.uint8)
+    inside[2:-2, 2:-2] = 255
+    write_png(root / "roi.png", inside)
+    path = write_config(folder, root, data={"kaggle": NOTEBOOK, "roi": {"mask": "roi.png"}})
     for command in (["train.py", "--fold", "all"], ["infer.py"], ["ensemble.py"]):
         run_once(command[0], *options_for(command[0], path), *command[1:])
     return folder
@@ -123,6 +131,7 @@ def test_kernel_the_notebook_writes_a_valid_submission_without_network(trained, 
         assert run_script(*command).code == 0
     place = kaggle("competitions/steel", "datasets/tester/steel-defects-bundle")
     data = place / "input" / "competitions" / "steel"
+    (data / "roi.png").unlink()
     hidden = [f"hidden_{i}.png" for i in range(8)]
     write_test_images(data, hidden)
     write_sample(data, hidden[::-1])
@@ -193,6 +202,7 @@ def test_kernel_dry_run_names_every_command_and_file(trained, wheels, kaggle_ser
     with zipfile.ZipFile(folder / "dataset" / "project.zip") as archive:
         names = set(archive.namelist())
     assert {"src/infer.py", "output/tiny/fold1/config.yaml", "output/tiny/fold1/best.pt"} <= names
+    assert "roi/roi.png" in names
     assert "src/defects/reports/templates/page.html" in names
     assert not any(name.endswith(("last.pt", ".pyc", "images.csv")) for name in names)
 
@@ -203,6 +213,13 @@ def test_kernel_a_model_trained_since_is_not_sent(trained, fails_with_one_line, 
     oof.write_text(oof.read_text().replace("0.", "0.0", 1))
     message = fails_with_one_line("submit.py", *submitted_at(trained), "--dry-run")
     assert f"{oof} changed since the submission was made" in message
+
+
+def test_kernel_a_mask_of_the_region_drawn_since_is_not_sent(trained, fails_with_one_line, run_script):
+    assert run_script("ensemble.py", run_at(trained)).code == 0
+    write_png(trained.parent / "data" / "roi.png", np.full((32, 32), 255, np.uint8))
+    message = fails_with_one_line("submit.py", *submitted_at(trained), "--dry-run")
+    assert "fold0/best.pt belongs to another config or other data (data.roi.mask has changed)" in message
 
 
 def test_kernel_from_upload_to_submission_through_every_failure(

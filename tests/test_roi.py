@@ -1,5 +1,6 @@
 """Regions of interest: how they are told, what lies in them, and that training carries them along."""
 
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,14 @@ from conftest import data_in, texture, write_png
 
 from defects.config import load_config
 from defects.data.datasets import ImageDataset, as_input
+from defects.data.images import resize
 from defects.data.labels import Labels
-from defects.data.roi import draw_inside, find_foreground, load_roi, scale_inside
+from defects.data.roi import SIZES_IN_MEMORY, draw_inside, find_foreground, load_roi, scale_inside
 from defects.data.roi_check import check_roi
 from defects.deploy.exporter import describe_roi, read_shared_inside
-from defects.deploy.frames import decode_inside
+from defects.deploy.frames import decode_inside, make_frame, read_frame
 from defects.deploy.graph import Graph, load_portable, save_portable
-from defects.deploy.model import MapMeta
+from defects.deploy.model import MapMeta, RoiMeta
 from defects.deploy.outlines import outline_prediction
 from defects.deploy.prediction import Prediction
 from defects.deploy.regions import draw_overlay, find_regions
@@ -43,6 +45,10 @@ def right_half():
     return inside
 
 
+def base64_png(inside):
+    return b64encode(cv2.imencode(".png", 255 * inside.astype(np.uint8))[1].tobytes()).decode()
+
+
 def rows_of(root: Path, marked: slice = np.s_[8:12, 20:24]) -> pd.DataFrame:
     """A defective image, marked there, and a normal one; a bright frame is in the left half of both."""
     records = []
@@ -64,7 +70,9 @@ def rows_of(root: Path, marked: slice = np.s_[8:12, 20:24]) -> pd.DataFrame:
         ("{}", "exactly one of mask, folder, polygon, rectangle, foreground; set are none"),
         ("{foreground: on_dark, rectangle: [0, 0, 1, 1]}", "set are rectangle, foreground"),
         ("{rectangle: [0.5, 0, 0.5, 1]}", "left below right"),
-        ("{rectangle: [10, 10, 200, 200]}", "less than or equal to 1"),
+        ("{rectangle: [10, 10, 200, 200]}", "write parts of the image from 0 to 1"),
+        ("{polygon: [[0, 0], [64, 0], [64, 64]]}", "write parts of the image from 0 to 1"),
+        ("{polygon: [[0, 0], [1, 1], [1, 0], [0, 1]]}", "crosses itself behind points 1 and 3"),
         ("{polygon: [[0, 0], [1, 1]]}", "encloses nothing: write three points"),
         ("{polygon: [[0, 0.5], [0.4, 0.5], [1, 0.5]]}", "encloses nothing"),
         ("{foreground: dark}", "on_dark"),
@@ -87,6 +95,20 @@ def test_scale_inside_nothing_outside_has_a_part_in_a_pixel():
     inside[:, 3:] = True
     assert scale_inside(inside, (4, 4))[0].tolist() == [False, False, True, True]
     assert not scale_inside(inside, (16, 16))[:, :6].any()
+
+
+def test_scale_inside_what_lies_outside_changes_no_grey_level():
+    """Nor where it is less than a thousandth of a pixel, as where corners meet."""
+    image = np.random.default_rng(0).integers(0, 256, (369, 357), np.uint8)
+    size = (128, 128)
+    for start in range(7):
+        inside = np.ones(image.shape, bool)
+        inside[start::7, start::7] = False
+        dark = resize(np.where(inside, image, 0).astype(np.uint8), size)
+        bright = resize(np.where(inside, image, 255).astype(np.uint8), size)
+        judged = scale_inside(inside, size)
+        assert judged.any()
+        np.testing.assert_array_equal(dark[judged], bright[judged])
 
 
 @pytest.mark.parametrize("background", [20, 230])
@@ -115,6 +137,42 @@ def test_roi_mask_file_and_folder_give_the_same(tmp_path):
         load_roi(data_in(tmp_path, roi={"folder": tmp_path / "rois"})).read("good/2.png", (SIDE, SIDE))
 
 
+def test_roi_relative_paths_start_at_data_root(tmp_path):
+    write_png(tmp_path / "data/roi.png", 255 * right_half().astype(np.uint8))
+    write_png(tmp_path / "data/rois/1.png", 255 * right_half().astype(np.uint8))
+    for roi in ({"mask": "roi.png"}, {"folder": "rois"}):
+        reader = load_roi(data_in(tmp_path / "data", roi=roi))
+        np.testing.assert_array_equal(reader.read("bad/1.png", (SIDE, SIDE)), right_half())
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("input/mine/roi.png", "paths start at data.root, not at the repository: write roi.png"),
+        ("shared/roi.png", "not at the repository: write {root}/shared/roi.png"),
+        ("no.png", "{root}/input/mine/no.png does not exist; paths start at data.root: correct it"),
+    ],
+)
+def test_roi_a_path_from_the_repository_is_refused(tmp_path, monkeypatch, written, problem):
+    """Where earlier versions looked for it."""
+    monkeypatch.setattr("defects.config_schema.ROOT", tmp_path)
+    for place in ("input/mine", "shared"):
+        write_png(tmp_path / place / "roi.png", 255 * right_half().astype(np.uint8))
+    with pytest.raises(UserError) as caught:
+        load_roi(data_in(Path("input/mine"), roi={"mask": written}))
+    assert f"data.roi.mask={written}: " in str(caught.value)
+    assert problem.format(root=tmp_path) in str(caught.value)
+
+
+def test_roi_regions_of_many_sizes_do_not_stay_in_memory(tmp_path):
+    roi = load_roi(data_in(tmp_path, roi=RIGHT))
+    for side in range(8, 8 + 4 * SIZES_IN_MEMORY):
+        assert roi.read("a.png", (side, 2 * side)).sum() == side * side
+    roi.read("a.png", roi.image_size)
+    assert len(roi.fixed) == SIZES_IN_MEMORY + 1
+    assert roi.image_size in roi.fixed
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -130,6 +188,8 @@ def test_check_roi_a_mask_of_another_size(tmp_path):
     write_png(tmp_path / "roi.png", np.full((8, 16), 255, np.uint8))
     message = problem_of(tmp_path, rows, {"mask": tmp_path / "roi.png"})
     assert "2 of 2 images" in message and "roi.png is 16x8, bad/1.png 32x32: use data.roi.rect" in message
+    message = problem_of(tmp_path, rows.assign(width=8, height=16), {"mask": tmp_path / "roi.png"})
+    assert "roi.png is 16x8, bad/1.png 8x16: turn the mask by 90 degrees, as the image is shown" in message
 
 
 def test_check_roi_nothing_is_left(tmp_path):
@@ -157,7 +217,23 @@ def test_check_roi_a_mask_of_two_images(tmp_path):
     write_png(tmp_path / "rois/1.png", 255 * right_half().astype(np.uint8))
     assert "named like several images" in problem_of(tmp_path, rows, {"folder": tmp_path / "rois"})
     message = problem_of(tmp_path, rows, {"folder": tmp_path / "no"})
-    assert "no is no folder" in message
+    assert "no does not exist" in message
+
+
+def test_check_roi_missing_masks_are_counted(tmp_path):
+    rows = pd.concat([rows_of(tmp_path)] * 3, ignore_index=True)
+    rows["path"] = [f"good/{number}.png" for number in range(6)]
+    write_png(tmp_path / "rois/5.bmp", right_half().astype(np.uint8))
+    message = problem_of(tmp_path, rows, {"folder": "rois"})
+    assert message.startswith("data.roi does not suit 5 of 6 images: data.roi.folder=rois holds no mask for ")
+    assert "good/2.png: add an image named 2 and 2 more" in message
+
+
+def test_check_roi_masks_among_the_images(tmp_path):
+    rows = rows_of(tmp_path).assign(path=["bad/1.png", "good/rois/2.png"])
+    write_png(tmp_path / "good/rois/2.png", right_half().astype(np.uint8))
+    message = problem_of(tmp_path, rows, {"folder": "good/rois"})
+    assert message.startswith("1 masks of data.roi are listed as images (good/rois/2.png): put them into a")
 
 
 def test_prepare_names_the_defect_outside(make_dataset, config_file, fails_with_one_line):
@@ -185,6 +261,27 @@ def test_image_dataset_nothing_outside_reaches_the_network(tmp_path):
     after = dataset[0]
     assert torch.equal(before["image"], after["image"])
     assert (before["image"][..., 3].numpy() == 255 * right_half()).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 90), (90, 40)])
+def test_an_enlarged_image_does_not_mix_with_the_outside(tmp_path, shape):
+    """In training, and as models are given files and arrays."""
+    data = data_in(tmp_path, roi={"rectangle": [0.25, 0.25, 1, 1]}, image_size=[64, 128])
+    roi = load_roi(data)
+    inside_png = base64_png(roi.read("", data.image_size))
+    meta = SimpleNamespace(roi=RoiMeta(inside_png=inside_png), image_size=data.image_size, bits=None)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    outside = np.ones(shape, bool)
+    outside[shape[0] // 4 :, shape[1] // 4 :] = False
+    read = []
+    for level in (0, 255):
+        path = write_png(tmp_path / f"{level}.png", np.where(outside, level, image).astype(np.uint8))
+        pixels, judged = roi.read_image(path.name, data.image_size)
+        read.append(pixels)
+        for frame in (read_frame(path, meta), make_frame(cv2.imread(str(path), 0), meta)):
+            np.testing.assert_array_equal(frame.image[judged], pixels[judged])
+    assert judged.mean() > 0.5
+    np.testing.assert_array_equal(read[0], read[1])
 
 
 def test_image_dataset_augmentation_carries_the_region(tmp_path):

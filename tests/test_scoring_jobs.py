@@ -11,7 +11,8 @@ from conftest import defective, raising, texture, write_png
 from exports import write_export
 
 from defects.deploy import scoring_jobs
-from defects.files import locked
+from defects.deploy.model import META
+from defects.files import locked, write_json
 from defects.messages import UserError
 
 
@@ -282,3 +283,13 @@ def test_predict_writes_the_same_on_ray(predict, tmp_path):
     expected = (tmp_path / "scores.csv").read_bytes()
     predict("--ray", "local")
     assert (tmp_path / "scores.csv").read_bytes() == expected
+
+
+def test_scoring_jobs_a_model_that_needs_masks_is_refused_at_once(made, tmp_path, fails_with_one_line):
+    export = write_export(tmp_path / "masked")
+    values = json.loads((export / META).read_text())
+    write_json(export / META, values | {"roi": {}})
+    command = ("predict.py", export, made.images, "--output", tmp_path / "scores.csv", "--jobs", 1)
+    message = fails_with_one_line(*command)
+    assert "needs a mask for each image, which --jobs, --ray and URLs do not read: leave these out" in message
+    assert not (tmp_path / "scores.csv.chunks").exists()

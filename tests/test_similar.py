@@ -1,10 +1,14 @@
 """The normal images that look most like another one: which come first, and where they are taken from."""
 
+from base64 import b64encode
+
 import cv2
 import numpy as np
 import pytest
 from conftest import texture, write_png
+from exports import write_export
 
+from defects.deploy.model import RoiMeta, read_meta
 from defects.deploy.similar import (
     NORMAL_IMAGES,
     NORMAL_PIXELS,
@@ -55,6 +59,25 @@ def images() -> dict[str, np.ndarray]:
 def test_similar_the_planted_image_comes_first(images, change):
     query = colour(np.ascontiguousarray(CHANGED[change]))
     assert Normals(images).find_most_similar(query, 3)[0] == "planted"
+
+
+def test_similar_what_lies_outside_a_region_of_interest_does_not_count(tmp_path):
+    """The surface in a corner decides, not the background around it."""
+    meta = read_meta(write_export(tmp_path / "export"))
+    inside = np.zeros(meta.image_size, np.uint8)
+    inside[16:, 16:] = 255
+    content = cv2.imencode(".png", inside)[1].tobytes()
+    meta = meta.model_copy(update={"roi": RoiMeta(inside_png=b64encode(content).decode())})
+
+    def before(surface: int, background: int) -> np.ndarray:
+        image = field(background, 150)
+        image[75:, 75:] = field(surface, 150)[75:, 75:]
+        return colour(image)
+
+    normals = {str(seed): before(seed, 20 + seed) for seed in range(6)}
+    query = before(3, 25)
+    assert Normals(normals, meta).find_most_similar(query, 1) == ["3"]
+    assert Normals(normals).find_most_similar(query, 1) == ["5"]
 
 
 def test_similar_the_order_of_the_normal_images_does_not_matter(images):

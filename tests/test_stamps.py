@@ -4,6 +4,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+import cv2
+import numpy as np
 import pytest
 
 from defects.config import validate_config
@@ -272,6 +274,25 @@ def test_stamps_of_a_file_that_a_setting_names_the_content_counts(tmp_path):
 def test_stamps_a_model_that_is_gone_differs(tmp_path):
     then, now = ({"settings": {}, "files": {"best.pt": content}} for content in ("1", None))
     assert differences(then, now) == ["best.pt has changed"]
+
+
+def test_stamps_masks_of_regions_count_by_their_pixels(config, tmp_path):
+    """Masks drawn anew may take as many bytes; what the system leaves beside them does not count."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4] = 255
+    root = config.data.root
+    for roi in ({"mask": "roi.bmp"}, {"folder": "rois"}):
+        masked = with_data(config, roi=roi)
+        path = root / roi.get("mask", "rois/part/1.bmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), mask)
+        before = stamps(masked)
+        (path.parent / "Thumbs.db").write_text("1")
+        assert stamps(masked) == before
+        cv2.imwrite(str(path), mask[::-1])
+        after = stamps(masked)
+        stale = {output for output in before if differences(before[output], after[output])}
+        assert stale == {"run", "index", "folds", "comparison"}
 
 
 def test_stamps_the_content_of_a_folder_is_its_names_and_sizes(tmp_path):

@@ -28,7 +28,7 @@ UPDATE = "update"  # folder in a fold's folder: files of src/update.py on their 
 OOF_COLUMNS = ["image_id", "target", "fold", "label", "score", "probability"]
 TEST_COLUMNS = ["image_id", "target", "fold", "score", "probability"]
 # Settings that a command may change for a trained run: places, and what is decided after training.
-PLACES = ("output", "submissions", "data.root", "data.answers")
+PLACES = ("output", "submissions", "data.root", "data.answers", "data.roi.mask", "data.roi.folder")
 CHANGEABLE = (
     *PLACES,
     "data.kaggle",

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from defects.config_schema import REMOVED_SETTINGS, config_class, resolve
+from defects.data.folder_scan import scan_folder
 from defects.data.layouts import layout_names
 from defects.files import sha256
 from defects.messages import shorten_names
@@ -41,9 +42,9 @@ ABOUT_THE_INDEX = {
     "data.pixel_size_mm",
 }
 # Settings that name files: what counts is what these hold, wherever they lie.
+ROOT_SETTINGS = ("data.roi.mask", "data.roi.folder")  # relative to data.root
 FILE_SETTINGS = (
-    "data.roi.mask",
-    "data.roi.folder",
+    *ROOT_SETTINGS,
     "model.backbone.weights",
     "model.options.teacher",
     "model.options.textures",
@@ -61,9 +62,30 @@ def settings_but(section: BaseModel, excluded: set[str], prefix: str = "") -> di
     return _flat(section.model_dump(mode="json"), excluded, prefix)
 
 
-def file_contents(settings: dict[str, Any]) -> dict[str, str | None]:
-    """Of the files and folders that these settings name; None where there is none, or none any more."""
-    return {name: content_of(settings[name]) for name in FILE_SETTINGS if settings.get(name) is not None}
+def file_contents(settings: dict[str, Any], root: Path) -> dict[str, str | None]:
+    """Of the files and folders that these settings name; None where there is none, or none any more.
+
+    `root` is data.root.
+    """
+    contents = {}
+    for name in FILE_SETTINGS:
+        path = settings.get(name)
+        if path is not None and name in ROOT_SETTINGS:
+            contents[name] = masks_sha256(resolve(root) / Path(path).expanduser())
+        elif path is not None:
+            contents[name] = content_of(path)
+    return contents
+
+
+def masks_sha256(path: Path) -> str | None:
+    """Of a mask, or of the names and contents of the masks in a folder; None if there is neither.
+
+    Masks drawn anew may have the size of the old ones.
+    """
+    if not path.is_dir():
+        return content_of(path)
+    lines = [f"{image.relative_to(path).as_posix()} {sha256(image)}" for image in scan_folder(path).images]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def content_of(path: Path | str) -> str | None:

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 
-from defects.data.black_out import covered
 from defects.data.images import read_image, resize_mask
 from defects.data.labels import Labels, is_marked, read_masks
 from defects.data.roi import Roi
@@ -104,23 +103,35 @@ class Paste:
                 "learnt from have no marked defect: set it to 0"
             )
 
-    def __call__(self, epoch: int, row: int, image: np.ndarray) -> AddedDefect | None:
-        """`image`, uint8 [H, W, 3] of this row, with what is pasted into it; None if nothing is."""
+    def __call__(
+        self, epoch: int, row: int, image: np.ndarray, inside: np.ndarray | None = None
+    ) -> AddedDefect | None:
+        """`image`, uint8 [H, W, 3] of this row, with what is pasted into it; None if nothing is.
+
+        With `inside`, bool [H, W], around what is True there: some of the defect may still lie beside it.
+        """
         random = np.random.default_rng(derive_seed(self.seed, epoch, row, PASTE_KEY))
         if self.rows[row]["label"] != 0 or random.random() >= self.probability:
             return None
         source = self.rows[self.marked[random.integers(len(self.marked))]]
-        pixels = read_image(self.root / source["path"], self.size, self.bits)
-        inside = None
-        if self.roi is not None:
-            inside = self.roi.read(source["path"], self.size, pixels)
-            pixels = covered(pixels, ~inside)
-        piece = self._choose_piece(source, inside, random)
+        source_inside = None
+        if self.roi is None:
+            pixels = read_image(self.root / source["path"], self.size, self.bits)
+        else:
+            pixels, source_inside = self.roi.read_image(source["path"], self.size)
+        piece = self._choose_piece(source, source_inside, random)
         if piece is None:
             return None
-        matrix = place_piece(piece.max(axis=2), self.symmetries, random)
-        mask = np.stack([_warp(plane, matrix) > 0 for plane in np.moveaxis(piece, 2, 0)], axis=2)
-        mixed = blend_patch(image, _warp(pixels, matrix), mask.any(axis=2))
+        taken = bounding_box(source_inside, pixels.shape[:2])
+        place = bounding_box(inside, image.shape[:2])
+        patch = image.copy()
+        mask = np.zeros((*image.shape[:2], piece.shape[2]), bool)
+        size = mask[place].shape[:2]
+        matrix = place_piece(piece[taken].max(axis=2), self.symmetries, random, size)
+        patch[place] = _warp(pixels[taken], matrix, size)
+        for number in range(piece.shape[2]):
+            mask[..., number][place] = _warp(piece[taken][..., number], matrix, size) > 0
+        mixed = blend_patch(image, patch, mask.any(axis=2))
         is_present = mask.any(axis=(0, 1))
         label = np.append(is_present if self.labels.classes else [], is_present.any())
         return AddedDefect(mixed, mask.astype(np.uint8), label.astype(np.float32))
@@ -144,8 +155,18 @@ class Paste:
         return (masks & (parts == number)[..., None]).astype(np.float32)
 
 
-def place_piece(piece: np.ndarray, symmetries: str, random: Generator) -> np.ndarray:
-    """A random scale, rotation, flip and position, as `symmetries` allow: all of `piece` [H, W] stays inside.
+def bounding_box(inside: np.ndarray | None, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of an image of `size` with anything True in `inside`, bool [H, W]; all without it."""
+    if inside is None:
+        return np.s_[: size[0], : size[1]]
+    rows = np.flatnonzero(inside.any(axis=1))
+    columns = np.flatnonzero(inside.any(axis=0))
+    return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def place_piece(piece: np.ndarray, symmetries: str, random: Generator, size: tuple[int, int]) -> np.ndarray:
+    """A random scale, rotation, flip and position, as `symmetries` allow: all of `piece` [H, W] comes to lie
+    in an image of `size`.
 
     float [2, 3], (x, y, 1) -> (x, y). A piece at a border of the image is put at a border again, rotated by
     quarters at most; one that reaches from border to border keeps its size and these two borders.
@@ -154,11 +175,12 @@ def place_piece(piece: np.ndarray, symmetries: str, random: Generator) -> np.nda
     last = np.array(piece.shape[::-1]) - 1
     # At the left, right, top, bottom border.
     is_at_border = np.concatenate([points.min(axis=0) == 0, points.max(axis=0) == last])[[0, 2, 1, 3]]
-    rotation, scale = _choose_rotation(points, last, is_at_border, symmetries, random)
+    end = np.array(size[::-1]) - 1
+    rotation, scale = _choose_rotation(points, end, is_at_border, symmetries, random)
     linear = scale * rotation
     moved = points @ linear.T
     least = np.ceil(-moved.min(axis=0) - 1e-6)
-    most = np.floor(last - moved.max(axis=0) + 1e-6)
+    most = np.floor(end - moved.max(axis=0) + 1e-6)
     shift = least + np.floor(random.random(2) * (np.maximum(most - least, 0) + 1))
     for direction in np.rint(OUTWARD[is_at_border] @ rotation.T):
         shift = np.where(direction < 0, least, np.where(direction > 0, most, shift))
@@ -166,9 +188,9 @@ def place_piece(piece: np.ndarray, symmetries: str, random: Generator) -> np.nda
 
 
 def _choose_rotation(
-    points: np.ndarray, last: np.ndarray, is_at_border: np.ndarray, symmetries: str, random: Generator
+    points: np.ndarray, end: np.ndarray, is_at_border: np.ndarray, symmetries: str, random: Generator
 ) -> tuple[np.ndarray, float]:
-    """Rotation and flip [2, 2], and the scale, of a piece of `points` (x, y) whose image ends at `last`."""
+    """Rotation and flip [2, 2], and the scale, of a piece of `points` (x, y); `end`: its last pixel."""
     left, right, top, bottom = is_at_border
     is_across = (left and right) or (top and bottom)
     members = [member for member in DIHEDRAL[symmetries] if not (is_across and member[0] % 2)]
@@ -178,7 +200,7 @@ def _choose_rotation(
     rotation = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] * ([-1, 1] if flip else [1, 1])
     if is_across:
         return rotation, 1.0
-    largest = (last - 1) / np.maximum(np.ptp(points @ rotation.T, axis=0), 1)
+    largest = np.maximum(end - 1, 1) / np.maximum(np.ptp(points @ rotation.T, axis=0), 1)
     return rotation, min(_log_uniform(random, SCALES), *largest)
 
 
@@ -209,10 +231,10 @@ def _mix(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.rint(image + share * (patch - image)).clip(0, 255).astype(np.uint8)
 
 
-def _warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """[H, W, 3] beyond whose border it is mirrored, or a plane [H, W] beyond which there is nothing."""
+def _warp(pixels: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Of `size`: [H, W, 3] beyond whose border it is mirrored, or a plane [H, W] with nothing beyond."""
     border = cv2.BORDER_REFLECT_101 if pixels.ndim == 3 else cv2.BORDER_CONSTANT
-    return cv2.warpAffine(pixels, matrix, pixels.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=border)
+    return cv2.warpAffine(pixels, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 # --- drawn defects ---------------------------------------------------------------------------------------
@@ -235,12 +257,20 @@ class Synthetic:
                 "learnt from: set it to 0"
             )
 
-    def __call__(self, epoch: int, row: int, image: np.ndarray) -> AddedDefect | None:
-        """`image`, uint8 [H, W, 3] of this row, with a defect drawn into it; None if none is."""
+    def __call__(
+        self, epoch: int, row: int, image: np.ndarray, inside: np.ndarray | None = None
+    ) -> AddedDefect | None:
+        """`image`, uint8 [H, W, 3] of this row, with a defect drawn into it; None if none is.
+
+        With `inside`, bool [H, W], around what is True there: some of the defect may still lie beside it.
+        """
         random = np.random.default_rng(derive_seed(self.seed, epoch, row, SYNTHETIC_KEY))
         if not self.is_normal[row] or random.random() >= self.probability:
             return None
-        mixed, mask = draw_defect(image, random)
+        place = bounding_box(inside, image.shape[:2])
+        mixed = image.copy()
+        mask = np.zeros(image.shape[:2], np.uint8)
+        mixed[place], mask[place] = draw_defect(image[place], random)
         return AddedDefect(mixed, mask[..., None], np.ones(1, np.float32))
 
 

@@ -70,15 +70,3 @@ class BlackOut:
 
     def _random(self, epoch: int, row: int) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.seed, epoch, row, BLACK_OUT_STREAM))
-
-
-def covered(image: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] with the mean colour of the visible pixels where `cover` is True.
-
-    The mean of the image would still hold some of the defect below the cover, and black would be no colour of
-    most surfaces.
-    """
-    visible = image[~cover]
-    filled = image.copy()
-    filled[cover] = np.rint(visible.mean(axis=0)) if len(visible) else 0
-    return filled

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from defects.config_schema import Config, resolve
 from defects.data.added_defects import Paste, Synthetic
-from defects.data.black_out import BlackOut, covered
-from defects.data.images import read_image, resize_mask, windows
+from defects.data.black_out import BlackOut
+from defects.data.images import covered, read_image, resize_mask, windows
 from defects.data.labels import ANY_DEFECT, Labels, has_mask, is_marked, read_masks, target_labels
 from defects.data.roi import Roi, load_roi
 from defects.data.transforms import augment, augmented_size, build_augmentation, has_crop, rotate_flip
@@ -118,12 +118,12 @@ class ImageDataset(Dataset):
         """An item covered, with a defect added to it, rotated and flipped, as planned."""
         epoch, row = item if isinstance(item, tuple) else (0, item)
         label = self.labels[row]
-        targets = {"image": read_image(self.root / self.paths[row], self.size, self.bits)}
         inside = None
-        if self.roi is not None:
-            inside = self.roi.read(self.paths[row], self.size, targets["image"])
-            targets["image"] = covered(targets["image"], ~inside)
-            targets["inside"] = inside[..., None].astype(np.uint8)
+        if self.roi is None:
+            targets = {"image": read_image(self.root / self.paths[row], self.size, self.bits)}
+        else:
+            image, inside = self.roi.read_image(self.paths[row], self.size)
+            targets = {"image": image, "inside": inside[..., None].astype(np.uint8)}
         if self.mask_rows is not None:
             targets["mask"] = self._read_mask(self.mask_rows[row], inside)
         if self.black_out is not None:
@@ -135,7 +135,7 @@ class ImageDataset(Dataset):
                 if "mask" in targets:
                     targets["mask"] = self._empty_mask()
         for paint in self.painters:
-            painted = paint(epoch, row, targets["image"])
+            painted = paint(epoch, row, targets["image"], inside)
             if painted is not None and inside is not None:
                 painted = painted.within(inside, targets["image"])
             if painted is not None:

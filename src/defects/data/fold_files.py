@@ -12,10 +12,9 @@ import pandas as pd
 
 from defects.config_schema import Config, DuplicateConfig, resolve
 from defects.data import duplicates
-from defects.data.black_out import covered
 from defects.data.bounded_memory import allocate_array, in_threads
 from defects.data.folds import find_stated_groups, make_training_rows, plan_folds
-from defects.data.images import read_image
+from defects.data.images import covered, read_image
 from defects.data.index import load_images, training_sha256
 from defects.data.roi import load_roi
 from defects.files import locked, read_csv, read_json, write_csv, write_json
@@ -171,7 +170,7 @@ def _stamp(config: Config) -> Stamp:
     files = {"images.csv": training_sha256(config)}
     if config.split.group_file:
         files["split.group_file"] = content_of(config.split.group_file)
-    return {"settings": settings, "files": files | file_contents(settings)}
+    return {"settings": settings, "files": files | file_contents(settings, config.data.root)}
 
 
 def load_tables(config: Config, images: pd.DataFrame | None = None) -> DataTables:

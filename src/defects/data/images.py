@@ -154,6 +154,18 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize(mask.astype(np.float32), size) > 0
 
 
+def covered(image: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] with the mean colour of the visible pixels where `cover` is True.
+
+    The mean of the image would still hold some of the defect below the cover, and black would be no colour of
+    most surfaces.
+    """
+    visible = image[~cover]
+    filled = image.copy()
+    filled[cover] = np.rint(visible.mean(axis=0)) if len(visible) else 0
+    return filled
+
+
 def windows(size: tuple[int, int], window: tuple[int, int] | None) -> list[Window]:
     """Windows of (height, width) that cover an image of `size`, in pixels, so that a detector sees small
     defects at full size; one window of the whole image where it is no larger.

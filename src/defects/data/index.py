@@ -177,7 +177,7 @@ def _stamp(data: DataConfig) -> Stamp:
         path = resolve(data.root) / data.annotations.expanduser()
         files["data.annotations"] = annotations_sha256(path)
     settings = settings_but(data, NOT_THE_INDEX, "data.")
-    return {"settings": settings, "files": files | file_contents(settings)}
+    return {"settings": settings, "files": files | file_contents(settings, data.root)}
 
 
 def _refuse_output_inside(config: Config, listing: Listing) -> None:

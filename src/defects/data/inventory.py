@@ -21,7 +21,7 @@ from defects.data.folder_scan import (
     repeated_text,
     scan_folder,
 )
-from defects.data.images import notes_on_depth
+from defects.data.images import IMAGE_SUFFIXES, notes_on_depth
 from defects.data.labels import COLUMN, RUNS, class_columns, class_names, split_masks
 from defects.data.listing import RoleFolder, below
 from defects.messages import printable, shorten_names
@@ -50,6 +50,7 @@ def take_inventory(
     `images` are the rows of images.csv; those of `examination` also hold what is known of test images.
     """
     root = resolve(data.root)
+    used_files = _list_roi_masks(data, root) + ([] if marks is None else marks.files)
     inventory = {
         "root": data.root.as_posix(),
         "images": _count_images(images),
@@ -57,7 +58,7 @@ def take_inventory(
         "not_taken": _sum_counts(folder.scan.other_files for folder in folders),
         "special_files": [below(path, root) for folder in folders for path in folder.scan.special_files],
         "left_by_systems": _sum_counts(folder.scan.junk for folder in folders),
-        "not_used": _list_unused(data, root, folders, [] if marks is None else marks.files),
+        "not_used": _list_unused(data, root, folders, used_files),
         "sizes": _count_sizes(images),
         "pixels": _count_pixels(examination),
         "annotations": _describe_annotations(marks, root),
@@ -66,7 +67,7 @@ def take_inventory(
         "notes": _notes(data, root, folders, notes + (marks.notes if marks else []), examination),
     }
     if not folders:  # the layout lists single files, such as those of a table
-        inventory["not_used"] = _count_unlisted(root, images)
+        inventory["not_used"] = _count_unlisted(data, root, images)
     return _with_printable_texts(inventory)
 
 
@@ -151,18 +152,19 @@ def _sum_counts(counts: Iterable[Counter[str]]) -> dict[str, int]:
 
 
 def _list_unused(
-    data: DataConfig, root: Path, folders: list[RoleFolder], annotation_files: list[Path]
+    data: DataConfig, root: Path, folders: list[RoleFolder], used_files: list[Path]
 ) -> list[str]:
     """Folders and image files below the root, outside the folders of the data set, that are not taken.
 
-    A folder with the name of a layout setting that is null is listed with the setting.
+    `used_files`: what else is of use, such as annotations. A folder with the name of a layout setting that
+    is null is listed with the setting.
     """
     settings = getattr(data, data.source, None)  # of the layout, if it has any
     values = {} if settings is None else settings.model_dump()
     null_settings = {name for name, value in values.items() if value is None}
     role_paths = {folder.path for folder in folders}
     used = {path for folder in folders for path in (folder.path, *folder.path.parents)}
-    used |= {path for file in annotation_files for path in file.parents}
+    used |= {path for file in used_files for path in file.parents}
     unused = []
     for parent in sorted({root, *(path.parent for path in role_paths)} - role_paths):
         if parent == root or root in parent.parents:
@@ -171,17 +173,26 @@ def _list_unused(
                     name = below(path, root)
                     note = f" (data.{data.source}.{name} set to null)" if name in null_settings else ""
                     unused.append(name + note)
-            files = count_image_files(parent)
+            used_here = [file.suffix.lower() for file in used_files if file.parent == parent]
+            files = count_image_files(parent) - sum(suffix in IMAGE_SUFFIXES for suffix in used_here)
             if files:
                 unused.append(f"{files} image files in {below(parent, root)}")
     return unused
 
 
-def _count_unlisted(root: Path, images: pd.DataFrame) -> list[str]:
-    """Image files below the root that are neither images nor masks of `images`, counted by folder."""
+def _list_roi_masks(data: DataConfig, root: Path) -> list[Path]:
+    source = None if data.roi is None else data.roi.locate_masks(root)
+    if source is None:
+        return []
+    return scan_folder(source).images if source.is_dir() else [source]
+
+
+def _count_unlisted(data: DataConfig, root: Path, images: pd.DataFrame) -> list[str]:
+    """Image files below the root that are no images, nor masks of these, counted by folder."""
     listed = {root / path for path in images["path"]}
     for mask_path in images["mask_path"]:
         listed |= {root / path for path in split_masks(mask_path)[0]}
+    listed |= set(_list_roi_masks(data, root))
     counts = Counter(below(path.parent, root) for path in scan_folder(root).images if path not in listed)
     return [f"{count} image files in {folder}" for folder, count in sorted(counts.items())]
 

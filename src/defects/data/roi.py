@@ -4,6 +4,7 @@ A pixel of a smaller or larger copy of an image is inside if nothing outside has
 lies outside reaches no network through resizing. Neither torch nor pandas is imported.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -13,12 +14,13 @@ import numpy as np
 
 from defects.config_schema import DataConfig, resolve
 from defects.data.folder_scan import list_images
-from defects.data.images import read_image, resize
+from defects.data.images import covered, read_image, read_image_and_shape, resize
 from defects.data.mask_files import read_mask
 from defects.data.roi_settings import RoiSettings
-from defects.messages import UserError
+from defects.messages import UserError, shorten_names
 
-WHOLLY = 1 - 1e-3  # share of a pixel that lies inside, rounding apart
+SIZES_IN_MEMORY = 16  # of images, for which regions that all share are not drawn again
+NOTHING = 1e-6  # share of a pixel that may come from outside: too little to change a grey level
 CORNER = 0.5 - 1e-6  # pixels from the centre of a pixel to its sides
 BLUR_SHARE = 0.01  # deviation of the blur before Otsu's threshold, times the shorter side
 GAP_SHARE = 0.03  # width of lines that are left out and of gaps that are closed, times the shorter side
@@ -36,8 +38,9 @@ class Roi:
         self.root = root
         self.image_size = image_size
         self.bits = bits
-        self.mask = None if settings.mask is None else read_mask(resolve(settings.mask))
-        self.masks = None if settings.folder is None else list_roi_masks(resolve(settings.folder))
+        source = settings.locate_masks(root)
+        self.mask = None if settings.mask is None else read_mask(source)
+        self.masks = None if settings.folder is None else list_roi_masks(source)
         self.fixed: dict[tuple[int, int], np.ndarray] = {}  # by size; regions of all images alike
 
     def read(self, path: str, size: tuple[int, int], image: np.ndarray | None = None) -> np.ndarray:
@@ -55,11 +58,25 @@ class Roi:
             )
         return inside
 
+    def read_image(self, path: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The image at `path` as networks see it, uint8 [H, W, 3] of `size`, and bool [H, W]: what is judged.
+
+        The rest of the image has the mean colour of that.
+        """
+        image, shape = read_image_and_shape(self.root / path, size, self.bits)
+        inside = self.read(path, size, image)
+        if self.settings.is_fixed and is_enlarged(shape, size):
+            image = enlarge_inside(read_image(self.root / path, bits=self.bits), inside)
+        return covered(image, ~inside), inside
+
     def _find(self, path: str, size: tuple[int, int], image: np.ndarray | None) -> np.ndarray:
         if self.settings.is_fixed:
-            if size not in self.fixed:
-                self.fixed[size] = self._draw_fixed(size)
-            return self.fixed[size]
+            inside = self.fixed.get(size)
+            if inside is None:
+                inside = self._draw_fixed(size)
+                if size == self.image_size or len(self.fixed) < SIZES_IN_MEMORY:
+                    self.fixed[size] = inside
+            return inside
         if self.settings.folder is not None:
             return scale_inside(read_mask(self.find_mask(path)), size)
         if image is None:
@@ -79,10 +96,25 @@ def load_roi(data: DataConfig) -> Roi | None:
     """None where all of every image is judged. Raises UserError for files that cannot be read."""
     if data.roi is None:
         return None
-    source = data.roi.mask or data.roi.folder
-    path = None if source is None else resolve(source)
-    changed = path.stat().st_mtime_ns if path is not None and path.exists() else 0
-    return _load_roi(data.roi.model_dump_json(), resolve(data.root), data.image_size, data.bits, changed)
+    root = resolve(data.root)
+    path = data.roi.locate_masks(root)
+    if path is not None and not path.exists():
+        raise UserError(_explain_missing(data.roi, root, path))
+    changed = 0 if path is None else path.stat().st_mtime_ns
+    return _load_roi(data.roi.model_dump_json(), root, data.image_size, data.bits, changed)
+
+
+def _explain_missing(settings: RoiSettings, root: Path, path: Path) -> str:
+    """Also where the path was meant to start at the repository, as it did in earlier versions."""
+    name = "mask" if settings.mask else "folder"
+    written = settings.mask or settings.folder
+    text = f"data.roi.{name}={written}: {path} does not exist; paths start at data.root"
+    of_repository = resolve(written)
+    if not of_repository.exists():
+        return f"{text}: correct it"
+    is_below = of_repository.is_relative_to(root)
+    advice = of_repository.relative_to(root).as_posix() if is_below else of_repository
+    return f"{text}, not at the repository: write {advice}"
 
 
 @lru_cache(maxsize=4)
@@ -117,11 +149,42 @@ def list_roi_masks(folder: Path) -> dict[str, Path]:
     return masks
 
 
+def refuse_shared_masks(masks: dict[str, Path], paths: Iterable[str], folder: str) -> None:
+    """Raises UserError, with `folder` as people know it, if a mask is named like several of the images."""
+    counts: Counter[Path] = Counter()
+    for path in paths:
+        try:
+            counts[find_roi_mask(masks, path, folder)] += 1
+        except UserError:
+            continue  # said of each image by whoever reads its mask
+    shared = [mask for mask, count in counts.items() if count > 1]
+    if shared:
+        raise UserError(
+            f"{len(shared)} masks of {folder} are named like several images ({shorten_names(shared)}): put "
+            "masks into folders named like those of the images"
+        )
+
+
 def scale_inside(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool [H, W] for a copy of the image of `size` (height, width)."""
     if inside.shape == tuple(size):
         return inside
-    return resize(inside.astype(np.float32), size) > WHOLLY
+    return resize((~inside).astype(np.float32), size) < NOTHING
+
+
+def is_enlarged(shape: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether an image of `shape` (height, width) that is brought to `size` is enlarged in any direction."""
+    return shape[0] < size[0] or shape[1] < size[1]
+
+
+def enlarge_inside(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """An image [H, W] or [H, W, C] brought to the size of `inside` bool [h, w], of what lies in it alone.
+
+    Enlarging mixes pixels next to each other, also those on both sides of the border of a region that is the
+    same for images of all sizes.
+    """
+    judged = scale_inside(inside, image.shape[:2])
+    return resize(covered(image, ~judged) if judged.any() else image, inside.shape)
 
 
 def clear_plane(plane: np.ndarray, inside: np.ndarray | None) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Whether a region of interest suits all images of a data set, for prepare.py."""
 
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from defects.config_schema import DataConfig, resolve
 from defects.data.bounded_memory import in_threads
 from defects.data.labels import is_marked, read_masks
 from defects.data.mask_files import read_mask
-from defects.data.roi import Roi, load_roi, summarise_shares
+from defects.data.roi import Roi, load_roi, refuse_shared_masks, summarise_shares
 from defects.messages import UserError, shorten_names
 
 
@@ -32,7 +31,9 @@ def check_roi(data: DataConfig, images: pd.DataFrame) -> list[str]:
     roi = load_roi(data)
     if roi is None:
         return []
-    _refuse_shared_masks(roi, images)
+    _refuse_masks_among_images(data, images)
+    if roi.masks is not None:
+        refuse_shared_masks(roi.masks, images["path"], "data.roi.folder")
     rows = images.to_dict("records")
     examine = partial(_examine_roi, roi, resolve(data.root))
     facts = list(in_threads(examine, rows, text="region of interest"))
@@ -63,6 +64,8 @@ def _examine_roi(roi: Roi, root: Path, row: dict[str, Any]) -> RoiFacts:
         if mask is not None and mask.shape != size:
             sizes = f"{mask.shape[1]}x{mask.shape[0]}, {path} {row['width']}x{row['height']}"
             advice = "make them of one size" if roi.settings.folder else "use data.roi.rectangle or polygon"
+            if mask.shape == size[::-1]:
+                advice = "turn the mask by 90 degrees, as the image is shown"
             return RoiFacts(0.0, f"{mask_path} is {sizes}: {advice}")
         share = float(roi.read(path, roi.image_size).mean())
         inside = roi.read(path, size)
@@ -78,19 +81,15 @@ def _examine_roi(roi: Roi, root: Path, row: dict[str, Any]) -> RoiFacts:
     return RoiFacts(share, is_partly_outside=bool((marked & ~inside).any()))
 
 
-def _refuse_shared_masks(roi: Roi, images: pd.DataFrame) -> None:
-    """Raises UserError if one file of data.roi.folder is named like several images."""
-    if roi.masks is None:
+def _refuse_masks_among_images(data: DataConfig, images: pd.DataFrame) -> None:
+    """Raises UserError if masks of the region lie where the images do, and would be learnt from."""
+    root = resolve(data.root)
+    source = data.roi.locate_masks(root)
+    if source is None:
         return
-    counts: Counter[Path] = Counter()
-    for path in images["path"]:
-        try:
-            counts[roi.find_mask(path)] += 1
-        except UserError:
-            continue  # said with the others
-    shared = [mask for mask, count in counts.items() if count > 1]
-    if shared:
+    taken = [path for path in images["path"] if (root / path).is_relative_to(source)]
+    if taken:
         raise UserError(
-            f"{len(shared)} masks of data.roi.folder are named like several images "
-            f"({shorten_names(shared)}): put masks into folders named like those of the images"
+            f"{len(taken)} masks of data.roi are listed as images ({shorten_names(taken)}): put them into a "
+            "folder beside those of the images"
         )

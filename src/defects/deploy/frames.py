@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from defects.data.images import read_image_and_shape, resize
-from defects.data.roi import find_foreground, scale_inside
+from defects.data.images import covered, read_image, read_image_and_shape, resize
+from defects.data.roi import enlarge_inside, find_foreground, is_enlarged, scale_inside
 from defects.deploy.model import Meta
 from defects.deploy.stores import StoredImage, is_url
 from defects.messages import UserError
@@ -43,7 +43,10 @@ def read_frame(path: Path | StoredImage, meta: Meta, mask: np.ndarray | None = N
         if not is_url(str(path)) and _is_special(str(path)):
             raise UserError(f"{path} is no plain file: name an image")
     image, shape = read_image_and_shape(path, meta.image_size, meta.bits, is_strict=True)
-    return Frame(image, shape, _find_inside(image, shape, meta, mask, str(path)))
+    inside = _find_inside(image, shape, meta, mask, str(path))
+    if _has_border_to_hide(shape, meta):
+        image = enlarge_inside(read_image(path, bits=meta.bits), inside)
+    return Frame(image, shape, inside)
 
 
 def _is_special(path: str) -> bool:
@@ -61,10 +64,20 @@ def make_frame(array: Any, meta: Meta, mask: np.ndarray | None = None, name: str
     image = np.ascontiguousarray(array)
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=255 / (2**meta.bits - 1)).reshape(image.shape)
-    image = resize(image, meta.image_size)
-    if image.ndim == 2 or image.shape[2] == 1:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return Frame(image, shape, _find_inside(image, shape, meta, mask, name))
+    colours = _to_colours(resize(image, meta.image_size))
+    inside = _find_inside(colours, shape, meta, mask, name)
+    if _has_border_to_hide(shape, meta):
+        colours = _to_colours(enlarge_inside(image, inside))
+    return Frame(colours, shape, inside)
+
+
+def _to_colours(image: np.ndarray) -> np.ndarray:
+    is_grey = image.ndim == 2 or image.shape[2] == 1
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if is_grey else image
+
+
+def _has_border_to_hide(shape: tuple[int, int], meta: Meta) -> bool:
+    return meta.roi is not None and meta.roi.is_fixed and is_enlarged(shape, meta.image_size)
 
 
 def check_array(array: Any, meta: Meta, name: str) -> None:
@@ -87,6 +100,17 @@ def check_array(array: Any, meta: Meta, name: str) -> None:
         elif array.dtype == np.bool_:
             advice = "give grey levels or colours"
         raise UserError(f"{name} holds {array.dtype} values, the model takes uint8 from 0 to 255: {advice}")
+
+
+def hide_outside(image: np.ndarray, meta: Meta) -> np.ndarray:
+    """uint8 [H, W, 3] with the mean colour of what the model judges elsewhere; itself where all is judged."""
+    if meta.roi is None or meta.needs_masks:
+        return image
+    try:
+        inside = scale_inside(make_frame(image, meta).inside, image.shape[:2])
+    except UserError:  # nothing stands out of the background
+        return image
+    return covered(image, ~inside) if inside.any() else image
 
 
 def stack_frames(frames: Sequence[Frame], meta: Meta) -> np.ndarray:
@@ -112,13 +136,23 @@ def _find_inside(
     else:
         if mask is None:
             raise UserError(f"{name} comes without a mask of its region of interest, which the model needs")
-        if mask.shape != tuple(shape):
-            sizes = f"{mask.shape[1]}x{mask.shape[0]}, the image {shape[1]}x{shape[0]}"
-            raise UserError(f"the region of interest of {name} is {sizes}: make them of one size")
+        _check_mask(mask, shape, name)
         inside = scale_inside(mask > 0, meta.image_size)
     if not inside.any():
         raise UserError(f"the region of interest leaves nothing of {name}")
     return inside
+
+
+def _check_mask(mask: Any, shape: tuple[int, int], name: str) -> None:
+    """Raises UserError for what is no region of interest of an image of `shape`."""
+    if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bui":
+        kind = f"holds {mask.dtype} values" if isinstance(mask, np.ndarray) else f"is a {type(mask).__name__}"
+        raise UserError(f"the region of interest of {name} {kind}: give a NumPy array of bool, mask > 0")
+    if mask.ndim != 2:
+        raise UserError(f"the region of interest of {name} has the shape {mask.shape}: give [height, width]")
+    if mask.shape != tuple(shape):
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, the image {shape[1]}x{shape[0]}"
+        raise UserError(f"the region of interest of {name} is {sizes}: make them of one size")
 
 
 @lru_cache(maxsize=8)

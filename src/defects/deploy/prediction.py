@@ -9,7 +9,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ import numpy as np
 
 from defects.data.folder_scan import list_files_to_score
 from defects.data.mask_files import read_mask
-from defects.data.roi import find_roi_mask, list_roi_masks
+from defects.data.roi import find_roi_mask, list_roi_masks, refuse_shared_masks
 from defects.deploy.frames import Frame, make_frame, read_frame, stack_frames
 from defects.deploy.model import ExportedModel, Meta, Output
 from defects.deploy.regions import Region, find_regions
@@ -144,6 +144,8 @@ def predict(
     threads while the model runs.
     """
     masks = check_roi_masks(model.meta, roi_masks)
+    if masks is not None:
+        refuse_shared_masks(masks, (path.as_posix() for path in files), f"--roi {roi_masks}")
     read = partial(_read_with_mask, model.meta, masks, roi_masks)
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor() as pool:
@@ -158,21 +160,27 @@ def predict(
 
 def predict_images(
     model: ExportedModel,
-    images: Sequence[np.ndarray],
+    images: Iterable[np.ndarray],
     threshold: float | None = None,
     roi_masks: Sequence[np.ndarray] | None = None,
     batch_size: int = 8,
 ) -> list[Prediction]:
     """Predictions of images in memory, in their order: uint8 [H, W] grey or [H, W, 3] RGB, of any sizes.
 
-    `roi_masks`: bool [H, W] of each, for a model that needs them. May be called by several threads at a time
-    with the same model. Raises UserError, before anything is scored, for an array that is no such image.
+    `threshold`: a probability in place of those of the model. `roi_masks`: bool [H, W] of each, for a model
+    that needs them. May be called by several threads at a time with the same model. Raises UserError, before
+    anything is scored, for an array that is no such image.
     """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"threshold={threshold} is no probability: give a value from 0 to 1")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} scores nothing: give 1 or more")
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(
             "predict_images takes a list of images, or an array [images, height, width, 3]; this one has "
             f"the shape {images.shape}: give [image] for a single one"
         )
+    images = list(images)
     if roi_masks is not None and len(roi_masks) != len(images):
         raise UserError(f"{len(roi_masks)} masks for {len(images)} images: give one for each")
     masks = [None] * len(images) if roi_masks is None else roi_masks

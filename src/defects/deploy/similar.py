@@ -13,6 +13,8 @@ import numpy as np
 
 from defects.data.folder_scan import list_images
 from defects.data.images import read_image, resize
+from defects.deploy.frames import hide_outside
+from defects.deploy.model import Meta
 from defects.deploy.prediction import path_text
 from defects.messages import UserError
 
@@ -23,27 +25,35 @@ CONTRAST = 1.5  # median absolute deviations of grey from its median that are di
 
 
 class Normals:
-    """Small normal images, uint8 [H, W, 3] RGB by name, and what finds those most like another."""
+    """Small normal images, uint8 [H, W, 3] RGB by name, and what finds those most like another.
 
-    def __init__(self, images: dict[str, np.ndarray]):
+    They are compared by what is judged of them, where a model has a region of interest.
+    """
+
+    def __init__(self, images: dict[str, np.ndarray], meta: Meta | None = None):
         self.images = images
         self.names = list(images)
-        self._spectra = np.stack([_spectrum(image).ravel() for image in images.values()])
+        self.meta = meta
+        self._spectra = np.stack([self._describe(image).ravel() for image in images.values()])
 
     def find_most_similar(self, image: np.ndarray, count: int) -> list[str]:
         """Names of `count` images (of all, if there are no more), the most similar first."""
-        spectrum = _spectrum(image)
+        spectrum = self._describe(image)
         views = [spectrum, spectrum[::-1], spectrum.T, spectrum.T[::-1]]
         likeness = (self._spectra @ np.stack([view.ravel() for view in views], 1)).max(1)
         # Rounded: which of two equal images comes first must not hang on the order of summing.
         return [self.names[position] for position in np.argsort(-likeness.round(5), kind="stable")[:count]]
 
+    def _describe(self, image: np.ndarray) -> np.ndarray:
+        return _spectrum(image if self.meta is None else hide_outside(image, self.meta))
 
-def load_normals(export: Path, folder: Path | None = None, bits: int | None = None) -> Normals | None:
+
+def load_normals(export: Path, folder: Path | None = None, meta: Meta | None = None) -> Normals | None:
     """The images of `folder` or, by default, of the export's normals.npz; None if it has no such file.
 
-    `bits` is that of the model. Raises UserError for what cannot be read.
+    `meta` is that of the model. Raises UserError for what cannot be read.
     """
+    bits = None if meta is None else meta.bits
     if folder is not None:
         if not folder.is_dir():
             raise UserError(f"--normals {folder} is not a folder: name one of normal images")
@@ -51,11 +61,11 @@ def load_normals(export: Path, folder: Path | None = None, bits: int | None = No
         files = [files[position] for position in spread_positions(len(files), NORMAL_IMAGES)]
         images = (shrink(read_image(path, bits=bits)) for path in files)
         names = (path_text(path.relative_to(folder).as_posix()) for path in files)
-        return Normals(dict(zip(names, images, strict=True)))
+        return Normals(dict(zip(names, images, strict=True)), meta)
     path = export / "normals.npz"
     try:
         with np.load(path) as archive:
-            return Normals({name: archive[name] for name in archive.files})
+            return Normals({name: archive[name] for name in archive.files}, meta)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, cv2.error):

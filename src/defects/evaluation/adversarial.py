@@ -21,14 +21,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.contrib.concurrent import thread_map
 
 from defects.config_schema import Config, DataConfig, DuplicateConfig, resolve
-from defects.data.black_out import covered
 from defects.data.duplicates import group_ids, search_siblings
 from defects.data.fold_files import DataTables
-from defects.data.images import read_image
+from defects.data.images import covered, read_image
 from defects.data.registration import thumbnail
 from defects.data.roi import Roi, load_roi
 from defects.files import read_json
-from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, settings_but
+from defects.stamps import ABOUT_THE_INDEX, Stamp, content_of, differences, file_contents, settings_but
 
 FEWEST = 20  # groups on either side; below it an AUROC means nothing
 
@@ -71,7 +70,8 @@ def inputs(config: Config) -> Stamp:
     siblings = settings_but(config.split.duplicates, set(), "split.duplicates.")
     settings = settings_but(config.data, NOT_THE_COMPARISON, "data.") | siblings
     paths = [config.dataset_dir / name for name in ("images.csv", "folds.csv")]
-    return {"settings": settings, "files": {path.name: content_of(path) for path in paths}}
+    files = {path.name: content_of(path) for path in paths}
+    return {"settings": settings, "files": files | file_contents(settings, config.data.root)}
 
 
 def summarise_comparison(comparison: dict[str, Any]) -> str:

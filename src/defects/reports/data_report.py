@@ -205,6 +205,8 @@ def _measure_one(data: DataConfig, row: dict[str, Any]) -> tuple[float, float, f
     judged = None if inside is None else inside.astype(np.uint8)
     mean, deviation = cv2.meanStdDev(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), mask=judged)
     mask = read_masks(row, root, [])
+    if mask is not None and inside is not None:
+        mask = mask[inside]
     area = np.nan if mask is None else 100 * float(mask.mean())
     return mean.item(), deviation.item(), area
 

@@ -53,12 +53,17 @@ def read_inside(data: DataConfig, row: Row, size: tuple[int, int]) -> np.ndarray
     return None if roi is None else roi.read(row["path"], size)
 
 
-def mark_defects(tile: np.ndarray, data: DataConfig, row: Row) -> np.ndarray:
-    """A copy of the tile with a yellow line around the defects, where a row of images.csv tells them."""
-    mask = read_masks(row, resolve(data.root), [])
-    if mask is None:
+def mark_defects(tile: np.ndarray, data: DataConfig, row: Row, are_whole: bool = False) -> np.ndarray:
+    """A copy of the tile with a yellow line around the defects, where a row of images.csv tells them.
+
+    Around what counts of them in a region of interest, unless `are_whole`.
+    """
+    masks = read_masks(row, resolve(data.root), [])
+    if masks is None:
         return tile.copy()
-    return outline_around(tile, mask[..., 0], MASK_COLOUR)
+    inside = None if are_whole else read_inside(data, row, masks.shape[:2])
+    mask = masks[..., 0] if inside is None else masks[..., 0] * inside
+    return outline_around(tile, mask, MASK_COLOUR)
 
 
 def draw_heat_tile(

@@ -16,7 +16,8 @@ from defects.reports.figures import mark_defects, read_tile
 ROI_EXTREMES = 12  # images with the smallest, and with the largest regions of interest
 ROI_TEXT = (
     "Only what is bright here is judged (data.roi). Look for images in which a part of the object is dark: "
-    "there defects are missed. Where background is bright, it raises false alarms."
+    "there defects are missed. Where background is bright, it raises false alarms. Of defects outlined in "
+    "yellow what is dark does not count."
 )
 
 
@@ -42,5 +43,5 @@ def _measure_share(roi: Roi, path: str) -> float:
 
 def _draw_card(data: DataConfig, row: dict[str, Any]) -> html.Card:
     name = Path(row["image_id"]).name
-    picture = html.embed_jpeg(mark_defects(read_tile(data, row), data, row), name)
+    picture = html.embed_jpeg(mark_defects(read_tile(data, row), data, row, are_whole=True), name)
     return html.Card(name, (picture,), (html.Fact(f"{row['share']:.0%} judged"),), row["image_id"])

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defects.config_schema import ROOT, Config, KaggleConfig, TrackingConfig, as_yaml, resolve
+from defects.config_schema import ROOT, Config, DataConfig, KaggleConfig, TrackingConfig, as_yaml, resolve
+from defects.data.folder_scan import scan_folder
+from defects.data.roi import load_roi
 from defects.files import partial, sha256, write_json
 from defects.messages import UserError
 from defects.runs import FULL, OOF_MAPS, Run, fold_folder_name
+from defects.training.checkpoint import load_detector
+
+ROI_FOLDER = "roi"  # in the archive
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ def build_bundle(runs: list[Run], summary: dict, folder: Path, wheels: Path | No
     """Write everything but the wheels that must be downloaded (see fetch_wheels).
 
     The same inputs give the same bytes, so that an interrupted submission is recognised. Raises UserError
-    when `summary` was not made from the present runs.
+    when `summary` was not made from the present runs, and where data changed since these were trained.
     """
     _check_inputs(summary)
     kaggle = runs[0].config.data.kaggle
@@ -60,6 +65,7 @@ def _write_kernel(
         "SHA256": digest,
         "RUNS": {run.name: _use(run) for run in runs},
         "WRITTEN": written,
+        "ROI": _roi_settings(runs[0].config.data),
     }
     write_json(folder / "notebook.ipynb", notebook(constants))
     metadata = kernel_metadata(kaggle.kernel, kaggle.competition, dataset, kaggle.gpu)
@@ -153,13 +159,37 @@ def _project(runs: list[Run]) -> dict[str, Path | bytes]:
                 f"split.group_file={group_file} lies outside the repository: the notebook cannot find it"
             )
         files[group_file.as_posix()] = resolve(group_file)
+    files |= _roi_files(config.data)
     for run in runs:
         scored = run.trained_folds() + ([] if _use(run) == "folds" else [FULL])
         for fold in scored:
+            load_detector(run, fold, has_other_maps=True)  # or Kaggle would refuse it, hours later
             place = f"output/{run.name}/{fold_folder_name(fold)}"
             files |= {f"{place}/{path.name}": path for path in _fold_files(run, fold)}
             files[f"{place}/config.yaml"] = _portable(run.config)
     return files
+
+
+def _roi_files(data: DataConfig) -> dict[str, Path | bytes]:
+    """The masks of data.roi, which the competition's own files do not hold."""
+    if load_roi(data) is None:
+        return {}
+    source = data.roi.locate_masks(resolve(data.root))
+    if data.roi.mask is not None:
+        return {f"{ROI_FOLDER}/{source.name}": source}
+    if data.roi.folder is not None:
+        masks = scan_folder(source).images
+        return {f"{ROI_FOLDER}/{path.relative_to(source).as_posix()}": path for path in masks}
+    return {}
+
+
+def _roi_settings(data: DataConfig) -> dict[str, str]:
+    """Where they lie in the archive, by the setting that names them."""
+    if data.roi is None:
+        return {}
+    if data.roi.mask is not None:
+        return {"data.roi.mask": f"{ROI_FOLDER}/{data.roi.mask.name}"}
+    return {} if data.roi.folder is None else {"data.roi.folder": ROI_FOLDER}
 
 
 def _fold_files(run: Run, fold: str) -> list[Path]:
@@ -238,6 +268,8 @@ else:
 SCORE = """\
 def run(script, *arguments):
     command = [sys.executable, str(project / "src" / script), *arguments, "--set", f"data.root={data}"]
+    for name, place in ROI.items():
+        command += ["--set", f"{name}={project / place}"]
     subprocess.run(command, check=True, cwd=project)
 
 
@@ -249,7 +281,7 @@ shutil.copyfile(project / "submissions" / WRITTEN, WORKING / "submission.csv")
 
 
 def notebook(constants: dict[str, Any]) -> dict[str, Any]:
-    """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, RUNS, WRITTEN) come first."""
+    """The .ipynb as JSON: `constants` (COMPETITION, BUNDLE, SHA256, RUNS, WRITTEN, ROI) come first."""
     head = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     cells = [f"{head}\n{START}", INSTALL, UNPACK, SCORE]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

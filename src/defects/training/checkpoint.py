@@ -84,7 +84,7 @@ def fingerprint(config: Config, fold: str, epochs: int | None) -> Stamp:
     lists = [config.dataset_dir / "folds.csv", training_list(config, fold)]
     files = {path.name: sha256(path) for path in lists}
     files["images.csv"] = training_sha256(config)
-    return {"settings": settings, "files": files | file_contents(settings)}
+    return {"settings": settings, "files": files | file_contents(settings, config.data.root)}
 
 
 def check_fingerprint(path: Path, content: dict[str, Any], current: Stamp, but: Collection[str] = ()) -> None:

@@ -331,4 +331,5 @@ def teacher_stamp(config: Config, options: Section, paths: list[Path]) -> Stamp:
     settings |= settings_but(options, NOT_THE_TEACHER, "model.options.")
     names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
     images = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
-    return {"settings": settings, "files": file_contents(settings) | {"images": images}}
+    files = file_contents(settings, config.data.root)
+    return {"settings": settings, "files": files | {"images": images}}
