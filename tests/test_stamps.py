@@ -69,6 +69,7 @@ STALE = {
     "augment": "run",
     "train.seed": "run teacher",
     "train.epochs": "run",
+    "train.least_steps": "run",
     "train.batch_size": "run",
     "train.accumulate": "run",
     "train.steps": "run",
