@@ -33,6 +33,8 @@ def test_decode_brush_of_single_values_and_faint_paint():
         ([], "ends too early"),
         ([0, 0, 0, 61, *PACKED[4:]], "61 values, which is no image of 5x3"),
         ([300], "no list of bytes"),
+        ([2.5], "no list of bytes"),
+        (5, "no list of bytes"),
         ("abc", "no list of bytes"),
         (None, "no list of bytes"),
     ],

@@ -24,6 +24,19 @@ def schema_of(path):
     return path.parent / first_line.partition("=")[2]
 
 
+def without_defaults(schema):
+    """Without `additionalProperties: true`, which means nothing and which pydantic 2.10 leaves out."""
+    if isinstance(schema, list):
+        return [without_defaults(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: without_defaults(part)
+        for key, part in schema.items()
+        if (key, part) != ("additionalProperties", True)
+    }
+
+
 def problems(path, values) -> list[str]:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(path.read_text(encoding="utf-8"))
@@ -34,7 +47,9 @@ def problems(path, values) -> list[str]:
     ("path", "build"), [(SCHEMA_PATH, build_config_schema), (SWEEP_SCHEMA_PATH, build_sweep_schema)]
 )
 def test_editor_schema_is_current(path, build):
-    assert path.read_text(encoding="utf-8") == schema_text(build()), "run python configs/make_schema.py"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    built = json.loads(schema_text(build()))
+    assert without_defaults(written) == without_defaults(built), "run python configs/make_schema.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -158,6 +158,15 @@ def test_download_refusals_say_what_to_do(server, root, status, said, advice):
     assert status == 401 or said in message
 
 
+def test_download_with_a_client_that_an_upgrade_damaged(root, tmp_path, monkeypatch):
+    package = tmp_path / "damaged" / "kaggle"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "__main__.py").write_text("from kagglesdk import nothing_there\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    assert "run pip install --force-reinstall --no-deps kagglesdk" in failure(STEEL, root)
+
+
 def test_download_unreachable_server(server, root, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert "cannot be reached: check the network" in failure(STEEL, root)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import texture, write_png
-from image_files import GREY, encoded, encoded_frames, pnm, tiff
+from image_files import GREY, encoded, encoded_frames, pnm, readable, tiff
 from PIL import Image
 
 from defects.data.mask_files import MaskFacts, are_inverted, examine_mask, read_mask
@@ -133,7 +133,7 @@ KINDS = {  # name -> (content, kind that is told)
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", map(readable, KINDS))
 def test_examine_mask_of_every_kind(tmp_path, name):
     content, kind = KINDS[name]
     (tmp_path / name).write_bytes(content)
@@ -159,7 +159,7 @@ ENCODINGS = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", map(readable, ENCODINGS))
 def test_read_mask_of_random_shapes(tmp_path, name):
     for seed in range(20):
         cover = shape(seed)

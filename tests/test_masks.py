@@ -87,8 +87,9 @@ def test_masks_small_parts_are_removed_and_corners_connect():
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-@given(arrays.arrays(np.float16, (9, 11), elements=SHARES), arrays.arrays(bool, (18, 20)))
+@given(arrays.arrays(float, (9, 11), elements=SHARES), arrays.arrays(bool, (18, 20)))
 def test_masks_every_outcome_is_that_of_the_mask_which_the_rule_makes(probabilities, truth):
+    probabilities = probabilities.astype(np.float16)
     outcomes = measure_candidates([candidate(0, probabilities, truth)])
     assert list(zip(outcomes["pixel"], outcomes["component"], strict=True)) == CHOICES
     for row in outcomes.itertuples():

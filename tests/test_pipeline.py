@@ -8,7 +8,7 @@ from conftest import options_for, raising, run_at, runs_at, submitted_at, write_
 
 from defects.config import load_config
 from defects.evaluation.claim_records import Claims
-from defects.files import sha256
+from defects.files import read_csv, sha256
 from defects.messages import UserError
 from defects.runs import Run
 from defects.submission.build import check_answers
@@ -147,7 +147,8 @@ def test_pipeline_interrupted_inference_leaves_no_scores_of_the_old_models(
     with pytest.raises(UserError, match=r"test\.csv does not exist: run src/infer\.py"):
         Run(config).load_test_scores()
     assert run_script("infer.py", run_at(trained)).code == 0
-    joined, own = Run(config).load_test_scores(), pd.read_csv(output(trained, "tiny", "fold0", "test.csv"))
+    joined = Run(config).load_test_scores()
+    own = read_csv(output(trained, "tiny", "fold0", "test.csv"), ["image_id", "score"], "src/infer.py")
     of_fold = joined[joined["fold"] == "0"].set_index("image_id")["score"]
     assert of_fold.to_dict() == own.set_index("image_id")["score"].to_dict()
 

@@ -45,6 +45,14 @@ def display(text):
     Path("displayed.html").write_text(text, encoding="utf-8")
 """
 
+ASKED_BY_MATPLOTLIB = """
+version_info = (9, 0)
+
+
+def get_ipython():
+    return None
+"""
+
 
 def load_cells(kind: str) -> list[tuple[list[str], str]]:
     """Tags and source of the notebook's cells of a kind."""
@@ -67,9 +75,7 @@ def execute(folder: Path, sources: list[str]) -> subprocess.CompletedProcess:
     """Run cells one after the other in a new interpreter in `folder`."""
     modules = folder / "modules" / "IPython"
     modules.mkdir(parents=True)
-    (modules / "__init__.py").write_text(
-        "version_info = (9, 0)  # matplotlib asks for it\n", encoding="utf-8"
-    )
+    (modules / "__init__.py").write_text(ASKED_BY_MATPLOTLIB, encoding="utf-8")
     (modules / "display.py").write_text(DISPLAY, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(modules.parent)}
     return subprocess.run(

@@ -7,6 +7,7 @@ warnings of broken tags to the console, and does not tell the coding tables of a
 import io
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 EIGHT_BITS = 255  # the largest value
 CONVERT = "convert to 8 or 16 bits"
+ORIENTATION_TAG = 0x112  # of EXIF data
 
 # Starts of files that people have and OpenCV cannot read, or only as floating-point values.
 FOREIGN = {
@@ -100,13 +102,28 @@ def channel_name(count: int) -> str:
 
 
 def _count_webp_frames(content: bytes) -> int:
-    frames = 0
+    return max(1, sum(name == b"ANMF" for name, _ in _webp_chunks(content)))
+
+
+def is_rotated_webp(content: bytes) -> bool:
+    """Whether EXIF data say that the picture is to be turned or mirrored."""
+    exif = Image.Exif()
+    try:
+        for name, data in _webp_chunks(content):
+            if name == b"EXIF":
+                exif.load(data)
+        return exif.get(ORIENTATION_TAG, 1) != 1
+    except Exception:  # of several kinds, for EXIF data that nobody can read
+        return False
+
+
+def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and data."""
     position = 12
     while position + 8 <= len(content):
-        frames += content[position : position + 4] == b"ANMF"
         size = int.from_bytes(content[position + 4 : position + 8], "little")
+        yield content[position : position + 4], content[position + 8 : position + 8 + size]
         position += 8 + size + size % 2
-    return max(1, frames)
 
 
 def _count_frames_with_pillow(content: bytes) -> int:

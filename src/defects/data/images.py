@@ -5,6 +5,7 @@ Neither torch nor pandas is imported.
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -14,8 +15,11 @@ import cv2
 import numpy as np
 
 from defects.data.damage import find_damage, is_truncated, without_padding
-from defects.data.headers import EIGHT_BITS, Header, read_header
+from defects.data.headers import EIGHT_BITS, Header, is_rotated_webp, read_header
 from defects.messages import UserError, shorten_names
+from defects.versions import parse_release
+
+OPENCV_RELEASE = parse_release(cv2.__version__)
 
 # What OpenCV decodes without a switch to pictures of 8 or 16 bits; .hdr and .pfm hold 32-bit float.
 IMAGE_SUFFIXES = {
@@ -265,6 +269,11 @@ def _to_eight_bits(pixels: np.ndarray, header: Header, bits: int | None) -> np.n
 
 def _decode(path: Path, content: bytes, header: Header, mode: int) -> np.ndarray:
     """cv2.imdecode. Raises UserError if it gives nothing, or neither uint8 nor uint16."""
+    if header.format == "WebP" and OPENCV_RELEASE < (4, 13) and is_rotated_webp(content):
+        raise UserError(
+            f"{path} is a WebP with a mark to turn or mirror it, which OpenCV {cv2.__version__} ignores: "
+            "convert it to PNG, or install opencv-python-headless 4.13 or newer"
+        )
     try:
         # imdecode, not imread: on Windows the latter cannot open names outside the code page.
         pixels = cv2.imdecode(np.frombuffer(_adapt_to_opencv(content, header), np.uint8), mode)
@@ -274,6 +283,11 @@ def _decode(path: Path, content: bytes, header: Header, mode: int) -> np.ndarray
         pixels = None
     if pixels is None and header.is_tiled:
         raise UserError(f"{path} is damaged, or has small tiles, which OpenCV cannot read: save it in strips")
+    if pixels is None and header.format and re.search(f"{header.format}: +NO", cv2.getBuildInformation()):
+        raise UserError(
+            f"{path}: OpenCV {cv2.__version__} reads no {header.format} files: convert it to PNG, or install "
+            "opencv-python-headless 4.12 or newer"
+        )
     if pixels is None:
         raise _unreadable(path)
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -16,15 +16,18 @@ import torch
 from defects.config import validate_config
 from defects.config_schema import Config
 from defects.deploy.model import Arrays, ScoreImages, openvino_core
+from defects.deploy.torch_2_6 import TORCH_2_6
 from defects.messages import UserError
 from defects.models import Detector, build_detector
 from defects.training import checkpoint
 from defects.training.scoring import Scorer
+from defects.versions import parse_release
 
 # Sections that detectors read.
 PORTABLE_SECTIONS = {"experiment", "data", "split", "model", "train", "infer", "threshold"}
 SOURCE_OPTIONS = {"teacher", "textures", "texture_classes", "penalty"}  # that name files to learn from
 EXAMPLE_BATCH = 2  # images that the graph is traced with: 1 would be taken for a constant
+MOST_IMAGES = 2**31 - 1  # of a batch; torch 2.6 refuses one without a limit
 
 
 class Graph(torch.nn.Module):
@@ -88,16 +91,21 @@ def load_portable(path: Path, threads: int | None = None) -> ScoreImages:
 def write_onnx(graph: Graph, example: np.ndarray, path: Path) -> None:
     """One file with dynamic batch; `example` is a batch of images. Raises UserError if that fails."""
     inputs = {"image": torch.from_numpy(np.repeat(example[:1], EXAMPLE_BATCH, 0))}
-    shapes = {"image": {0: torch.export.Dim("batch")}}
+    shapes = {"image": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
+            # strict and optimize: the defaults of newer versions of torch than 2.6.
+            program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes, strict=False)
+            if parse_release(torch.__version__) < (2, 7):
+                program = program.run_decompositions(TORCH_2_6)
             with torch.inference_mode():
                 outputs = list(graph(**inputs))
             names = {"input_names": list(inputs), "output_names": outputs}
-            written = torch.onnx.export(program, kwargs=inputs, dynamo=True, verbose=False, **names)
+            options = {"dynamo": True, "optimize": True, "verbose": False}
+            written = torch.onnx.export(program, kwargs=inputs, **options, **names)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise UserError(f"this detector cannot be exported to ONNX: {str(error)[:300]}") from None
     for node in written.model.graph.all_nodes():

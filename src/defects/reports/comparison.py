@@ -242,8 +242,10 @@ def summarise_figures(values: pd.DataFrame) -> pd.DataFrame:
 
     With categories, also the mean of their means, as papers report it, where all of them have the metric.
     """
-    figures = values.groupby([*ROW_KEYS, "metric"], sort=False)["value"].agg(["mean", "std"])
-    figures = figures.unstack("metric", sort=False)
+    figures = values.groupby([*ROW_KEYS, "metric"])["value"].agg(["mean", "std"])
+    figures = figures.unstack("metric")  # without sort=False, with which pandas 2.2 misplaces values
+    order = pd.MultiIndex.from_frame(values[ROW_KEYS].drop_duplicates())
+    figures = figures.reindex(order).reindex(columns=values["metric"].unique(), level="metric")
     first = {name: (name, "first") for name in RUN_COLUMNS}
     models = values[values["metric"] == "auroc"].groupby(ROW_KEYS, sort=False)  # a value of each
     about = models.agg(**first, folds=("fold", "nunique"), seeds=("source", "nunique"))

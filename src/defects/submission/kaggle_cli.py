@@ -19,8 +19,13 @@ from defects.versions import check_versions
 
 TROUBLES = (  # the client's last line -> what to do about it; the first match counts
     (
-        r"No module named '?kaggle",
+        r"No module named '?kaggle\b",
         f"the kaggle client is not installed for {sys.executable}: run pip install kaggle",
+    ),
+    (  # version 1.7 held kagglesdk itself, and takes it along when a newer one replaces it
+        r"from 'kagglesdk'|No module named '?kagglesdk",
+        "the kaggle client lost a part when it was upgraded: "
+        "run pip install --force-reinstall --no-deps kagglesdk",
     ),
     (  # before the others: a proxy's or a certificate's refusal has their words too
         r"Max retries exceeded|Connection|ReadTimeout|IncompleteRead",

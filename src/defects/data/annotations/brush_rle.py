@@ -15,9 +15,10 @@ def decode_brush(values: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """bool [H, W] where the brush painted. Raises ValueError for bytes that hold no image of `size`."""
     height, width = size
     try:
-        bits = np.unpackbits(np.array(values, np.uint8))
-    except (TypeError, ValueError, OverflowError):
+        packed = bytes(list(values))  # NumPy 1 would take 300 for 44
+    except (TypeError, ValueError):
         raise ValueError("an rle that is no list of bytes") from None
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8))
     reader = _BitReader(bits)
     count = reader.read(32)
     if count != 4 * height * width:

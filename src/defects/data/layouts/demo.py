@@ -190,8 +190,9 @@ def _offsets(rng: Generator, margin: float) -> tuple[DemoField, DemoField]:
     centre_y, centre_x = rng.uniform(margin, DEMO_SIDE - margin, 2)
     angle = rng.uniform(0, np.pi)
     rows, columns = np.mgrid[:DEMO_SIDE, :DEMO_SIDE]
-    y = (rows - centre_y).astype(np.float32)
-    x = (columns - centre_x).astype(np.float32)
+    # Of float32's precision, but float64: NumPy 2 would make them that below, NumPy 1 would not.
+    y = (rows - centre_y).astype(np.float32).astype(float)
+    x = (columns - centre_x).astype(np.float32).astype(float)
     return y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)
 
 
