@@ -319,7 +319,7 @@ def test_nothing_in_it_learns():
 @pytest.mark.parametrize(
     ("backbone", "layers", "size", "parts"),
     [
-        (RESNET, ["layer9"], (64, 64), ["layer9", "layer1, "]),
+        (RESNET, ["layer9"], (64, 64), ["layer9", "layer4, layer3, layer2 and "]),
         (RESNET, None, (16, 64), ["data.image_size=[16, 64]", "two strides"]),
         (
             BackboneConfig(name="deit_tiny_patch16_224", weights="none"),
