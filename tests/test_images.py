@@ -257,7 +257,7 @@ SUFFIXES[".pam"] = PAM + SMOOTH.tobytes()
 SUFFIXES[".pbm"] = encoded(RAMP > 128, "PPM")
 
 
-@pytest.mark.parametrize("suffix", map(readable, sorted(IMAGE_SUFFIXES)))
+@pytest.mark.parametrize("suffix", list(map(readable, sorted(IMAGE_SUFFIXES))))
 def test_read_image_of_every_suffix(tmp_path, suffix):
     (tmp_path / f"x{suffix}").write_bytes(SUFFIXES[suffix])
     image_read = read_image(tmp_path / f"x{suffix}").astype(int)

@@ -133,7 +133,7 @@ KINDS = {  # name -> (content, kind that is told)
 }
 
 
-@pytest.mark.parametrize("name", map(readable, KINDS))
+@pytest.mark.parametrize("name", list(map(readable, KINDS)))
 def test_examine_mask_of_every_kind(tmp_path, name):
     content, kind = KINDS[name]
     (tmp_path / name).write_bytes(content)
@@ -159,7 +159,7 @@ ENCODINGS = {
 }
 
 
-@pytest.mark.parametrize("name", map(readable, ENCODINGS))
+@pytest.mark.parametrize("name", list(map(readable, ENCODINGS)))
 def test_read_mask_of_random_shapes(tmp_path, name):
     for seed in range(20):
         cover = shape(seed)
