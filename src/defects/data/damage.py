@@ -15,9 +15,9 @@ except ImportError:  # prediction does without it: then less damage within JPEG 
 
 END_OF_IMAGE = b"\xff\xd9"
 # Intact JPEGs hold no more than four in a row (5,363 photographs); four bytes are ten coefficients of -1.
-ZEROS = re.compile(rb"\0{16}")
+ZEROS = bytes(16)
 # Of constant to noisy pictures in JPEG 2000, and in TIFFs WITHOUT_CHECKSUM, 10 in a row are the most.
-LONG_ZEROS = re.compile(rb"\0{512}")
+LONG_ZEROS = bytes(512)
 CODESTREAM = b"\xff\x4f\xff\x51"  # start of the data of a JPEG 2000
 # Tags of a TIFF.
 COMPRESSION = 259
@@ -83,7 +83,7 @@ def _find_jpeg_damage(content: bytes) -> str:
     are_zeros_unlikely = frame.marker in SEQUENTIAL and any(
         symbol for table, symbol in frame.zero_codes.items() if table >= FIRST_AC_TABLE
     )
-    if are_zeros_unlikely and ZEROS.search(content, frame.data, content.rfind(END_OF_IMAGE)):
+    if are_zeros_unlikely and content.find(ZEROS, frame.data, content.rfind(END_OF_IMAGE)) >= 0:
         return "a stretch of zeros"
     return _jpeg_warning(content, frame.components)
 
@@ -115,7 +115,7 @@ def _find_damage_with_pillow(content: bytes) -> str:
         return str(error)
     except Exception:
         return ""
-    return "a stretch of zeros" if any(LONG_ZEROS.search(part) for part in parts) else ""
+    return "a stretch of zeros" if any(LONG_ZEROS in part for part in parts) else ""
 
 
 def _compressed_parts(picture: Image.Image, content: bytes) -> list[bytes]:
