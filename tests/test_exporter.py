@@ -11,6 +11,8 @@ import zipfile
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -189,6 +191,22 @@ signal.raise_signal(signal.SIGINT)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the processors of a thread are not told")
+def test_export_openvino_does_not_bind_threads_to_processors(run):
+    """Several processes (predict.py --jobs N) would all be bound to the first."""
+    others = set(Path("/proc/self/task").iterdir())
+    model = load_model(run[1] / "openvino_fp32.xml", threads=1)
+    images = np.zeros((64, *model.meta.image_size, 3), np.uint8)
+    scoring = Thread(target=lambda: [model(images) for _ in range(4)])
+    scoring.start()
+    processors = set()
+    while scoring.is_alive():
+        for thread in set(Path("/proc/self/task").iterdir()) - others:
+            with suppress(OSError):  # one that has just ended
+                processors.add(frozenset(os.sched_getaffinity(int(thread.name))))
+    assert processors == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_export_a_disk_that_is_full_at_the_end(run, fails_with_one_line, monkeypatch):

@@ -224,8 +224,9 @@ def openvino_core() -> Any:
 
 
 def _open_openvino(path: Path, threads: int | None) -> ScoreImages:
-    # Some processors would compute in bf16 unasked, and give other scores.
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    # Some processors would compute in bf16 unasked, and give other scores. Pinned threads of two processes
+    # (predict.py --jobs 2) would share one core, and leave the others idle.
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino_core().compile_model(path, "CPU", settings)
