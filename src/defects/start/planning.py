@@ -196,7 +196,8 @@ def estimate_fold(config: Config, counts: Counts, speed: Speed) -> float:
         return learnt * forward + pool * forward + heads + out_of_fold
     rows = share * (counts.normal + max(counts.defects, config.split.balance.ratio * counts.normal))
     training = speed.training * count_megapixels(config) + speed.reading
-    epochs = count_epochs(train, math.ceil(rows / train.batch_size))
+    steps_of_epoch = max(1, math.floor(rows / train.batch_size))  # the loader drops what fills no batch
+    epochs = count_epochs(train, steps_of_epoch)
     return epochs * rows * training + out_of_fold
 
 

@@ -198,7 +198,7 @@ class Trainer:
             self.epochs = count_epochs(train, self.epoch_steps)
             if train.steps is None and self.epochs > train.epochs:
                 self.accelerator.print(
-                    f"note: {self.epochs} epochs, not train.epochs={train.epochs}: fewer make less than "
+                    f"note: {self.epochs} epochs, not train.epochs={train.epochs}: these would be fewer than "
                     f"train.least_steps={train.least_steps} optimiser steps (null: {train.epochs} epochs)"
                 )
         self.scheduler = make_scheduler(train, optimizer, len(self.loader))
