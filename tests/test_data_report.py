@@ -200,7 +200,7 @@ def test_data_report_side_by_side_says_how_many_are_left_out(tmp_path):
 def test_data_report_equal_sizes_show_the_rare_class_on_top():
     axes = Figure().subplots()
     images = _images(label=[1] + 9 * [0])
-    data_report.draw_sizes(axes, images)
+    data_report.draw_image_sizes(axes, images)
     assert data_report.describe_sizes(images) == "all 10 images are 32 × 32"
     bubbles = axes.collections[0]
     assert bubbles.get_offsets().tolist() == [[32, 32], [32, 32]]
@@ -212,7 +212,7 @@ def test_data_report_equal_sizes_show_the_rare_class_on_top():
 
 def test_data_report_sizes_far_apart_get_a_logarithmic_axis():
     axes = Figure().subplots()
-    data_report.draw_sizes(axes, _images(width=[32, 64, 4000], height=[100, 120, 140]))
+    data_report.draw_image_sizes(axes, _images(width=[32, 64, 4000], height=[100, 120, 140]))
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
 
 

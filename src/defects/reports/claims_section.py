@@ -109,7 +109,7 @@ def build_claims_section(config: Config, tables: ClaimTables) -> html.PageSectio
         html.Text(start_with_capital(f"{describe_sample_sizes(claims.sample_sizes)}. In all:")),
         html.Table(build_needed_table(claims)),
     ]
-    blocks += draw_sizes(config, tables)
+    blocks += draw_defect_sizes(config, tables)
     blocks += draw_costs(config, tables)
     blocks += draw_fewer_defects(config, tables)
     return html.PageSection(TITLE, blocks)
@@ -155,7 +155,7 @@ def build_needed_table(claims: Claims) -> pd.DataFrame:
 # --- detection by size -------------------------------------------------------------------------------------
 
 
-def draw_sizes(config: Config, tables: ClaimTables) -> list[html.Block]:
+def draw_defect_sizes(config: Config, tables: ClaimTables) -> list[html.Block]:
     """A table of detectable sizes with what cannot be said, and the curves; nothing without defects."""
     is_defect = tables.labels == 1
     if not is_defect.any():

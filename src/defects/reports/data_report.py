@@ -107,7 +107,7 @@ def list_panels_of(
     area = measured["area"].dropna()
     panels = [
         partial(draw_counts, counts=count_classes(images)),
-        partial(draw_sizes, images=images),
+        partial(draw_image_sizes, images=images),
         partial(draw_group_sizes, folds=folds),
         partial(draw_grey_levels, measured=measured, totals=totals, column="mean"),
         partial(draw_grey_levels, measured=measured, totals=totals, column="deviation"),
@@ -243,7 +243,7 @@ def draw_counts(axes: Axes, counts: pd.Series) -> None:
     add_headline(axes, "Classes", detail)
 
 
-def draw_sizes(axes: Axes, images: pd.DataFrame) -> None:
+def draw_image_sizes(axes: Axes, images: pd.DataFrame) -> None:
     """A bubble per part and size; small ones and defects lie on top, so that equal sizes show as rings."""
     sizes = images.groupby(["part", "width", "height"], observed=True).size().rename("images").reset_index()
     sizes = sizes.sort_values(["images", "part"], ascending=False)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from defects.data.annotations import FORMATS, recognise_formats, voc, yolo
-from defects.data.annotations.annotation_files import find_files
+from defects.data.annotations.annotation_files import find_by_suffix
 from defects.data.annotations.rle_csv import FORMS
 from defects.data.folder_scan import is_junk, list_folders
 from defects.data.images import read_content
@@ -97,7 +97,9 @@ def join_validation(contents: Contents, images: Path, path: Path, format: str) -
         joined = path.parent
     else:
         joined = path
-    validation_files = [file for file in find_files(joined, TEXTS_OF_TOOLS) if is_of_validation(file, joined)]
+    validation_files = [
+        file for file in find_by_suffix(joined, TEXTS_OF_TOOLS) if is_of_validation(file, joined)
+    ]
     if not validation_files or recognise_formats(joined) != [format]:
         return None
     return above, joined
@@ -148,7 +150,9 @@ def find_annotations(contents: Contents, place: Path) -> tuple[Path, str] | None
             if not has_texts and not holds_label_images(candidate):
                 continue
             formats = recognise_formats(candidate)
-            is_guess = formats == ["voc"] and not find_files(candidate, {".xml"})  # any folder of PNG files
+            is_guess = formats == ["voc"] and not find_by_suffix(
+                candidate, {".xml"}
+            )  # any folder of PNG files
             if is_guess and not holds_label_images(candidate):
                 continue
             if len(formats) > 1:
@@ -201,7 +205,7 @@ def holds_label_images(folder: Path) -> bool:
         return False
     if any((place / name).is_file() for place in (folder, folder.parent) for name in NAMES_OF_CLASSES):
         return True
-    files = find_files(folder, {".png"})
+    files = find_by_suffix(folder, {".png"})
     try:
         return bool(files) and read_content(files[0])[1].channels == "palette"
     except UserError:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from defects.data.annotations.annotation_files import find_files
+from defects.data.annotations.annotation_files import find_by_suffix
 from defects.data.folder_scan import is_junk, list_categories, list_folders, scan_folder
 from defects.data.layouts.mvtec import GOOD_NAMES
 from defects.data.mask_matching import split_off_masks
@@ -327,7 +327,7 @@ def refuse_labels_elsewhere(root: Path, place: Path, files: Sequence[Path]) -> N
             raise UserError(f"{path} names the images, {unknown_export_text(root)}")
     stems = {path.stem for path in files} | {path.name for path in files}
     for folder in sorted({place, *list_folders(root)}):
-        texts = [path for path in find_files(folder, TABLES | TEXTS_OF_TOOLS) if path.stat().st_size]
+        texts = [path for path in find_by_suffix(folder, TABLES | TEXTS_OF_TOOLS) if path.stat().st_size]
         named_alike = [path for path in texts if path.stem in stems]
         if named_alike:
             names = shorten_names(path.name for path in named_alike)

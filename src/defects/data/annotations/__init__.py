@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from defects.data.annotations import coco, label_studio, labelme, rle_csv, voc, yolo
-from defects.data.annotations.annotation_files import find_files, load_json
+from defects.data.annotations.annotation_files import find_by_suffix, load_json
 from defects.data.annotations.shapes import Annotations
 from defects.data.images import IMAGE_SUFFIXES
 from defects.messages import UserError
@@ -98,11 +98,11 @@ def _recognise_json(file: Path) -> list[str]:
 
 def _recognise_folder(path: Path) -> list[str]:
     formats = []
-    for file in find_files(path, {".json"}):
+    for file in find_by_suffix(path, {".json"}):
         formats += [name for name in _recognise_json(file) if name not in formats]
-    if any(voc.is_format(file) for file in find_files(path, {".xml"})):
+    if any(voc.is_format(file) for file in find_by_suffix(path, {".xml"})):
         formats.append("voc")
-    texts = [file for file in find_files(path, {".txt"}) if file.name.lower() not in yolo.NAME_FILES]
+    texts = [file for file in find_by_suffix(path, {".txt"}) if file.name.lower() not in yolo.NAME_FILES]
     if any(yolo.is_format(file) and file.stat().st_size for file in texts):
         formats.append("yolo")
     has_label_images = any(voc.is_label_folder(folder) for folder in (path, *path.rglob("*")))

@@ -13,7 +13,7 @@ from defects.files import same_text
 from defects.messages import UserError, shorten_names
 
 
-def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
+def find_by_suffix(path: Path, suffixes: Collection[str]) -> list[Path]:
     """The files with one of the suffixes: `path` itself, or those below it, by name."""
     if path.is_file():
         return [path] if path.suffix.lower() in suffixes else []

@@ -10,7 +10,7 @@ from typing import Any
 from defects.data.annotations.annotation_files import (
     as_size,
     category_name,
-    find_files,
+    find_by_suffix,
     load_json,
     with_folder,
 )
@@ -29,7 +29,7 @@ def is_format(value: Any) -> bool:
 def load(path: Path) -> Annotations:
     """Of a file, or of all such files in a folder. Raises UserError."""
     annotations = Annotations(path, NAME, [], [])
-    for file in find_files(path, {".json"}):
+    for file in find_by_suffix(path, {".json"}):
         value = load_json(file)
         if is_format(value):
             _add_file(annotations, file, value)

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from defects.data.annotations.annotation_files import as_size, category_name, find_files, load_json
+from defects.data.annotations.annotation_files import as_size, category_name, find_by_suffix, load_json
 from defects.data.annotations.brush_rle import decode_brush
 from defects.data.annotations.shapes import (
     AnnotatedImage,
@@ -42,7 +42,7 @@ def load(path: Path) -> Annotations:
     annotations = Annotations(path, NAME, [], [])
     unanswered = []
     several = []
-    for file in find_files(path, {".json"}):
+    for file in find_by_suffix(path, {".json"}):
         tasks = load_json(file)
         if not is_format(tasks):
             continue

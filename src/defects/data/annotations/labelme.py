@@ -17,7 +17,7 @@ from defects.data.annotations.annotation_files import (
     as_size,
     category_name,
     describe_renamed,
-    find_files,
+    find_by_suffix,
     list_image_names,
     load_json,
 )
@@ -46,7 +46,7 @@ def load(path: Path) -> Annotations:
     """Of a file, or of all such files in a folder. Raises UserError."""
     annotations = Annotations(path, NAME, [], [])
     stated = {}
-    for file in find_files(path, {".json"}):
+    for file in find_by_suffix(path, {".json"}):
         value = load_json(file)
         if not is_format(value):
             continue

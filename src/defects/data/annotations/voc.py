@@ -17,7 +17,7 @@ from defects.data.annotations.annotation_files import (
     as_size,
     category_name,
     describe_renamed,
-    find_files,
+    find_by_suffix,
     list_image_names,
     read_text,
 )
@@ -50,7 +50,7 @@ def load(path: Path) -> Annotations:
     """Of an XML file, or of all such files and label images in a folder. Raises UserError."""
     annotations = Annotations(path, NAME, [], [])
     stated = {}
-    for file in find_files(path, {".xml"}):
+    for file in find_by_suffix(path, {".xml"}):
         root = _read_root(file)
         if root.tag != "annotation":
             continue
@@ -141,7 +141,7 @@ def _read_label_folders(path: Path, annotations: Annotations) -> list[AnnotatedI
         return []
     is_named = is_label_folder(path) or not annotations.files  # a folder of label images of any name
     images = []
-    for file in find_files(path, {".png"}):
+    for file in find_by_suffix(path, {".png"}):
         if is_named or is_label_folder(file.parent):
             names, colours = _read_label_names(file.parent)
             images.append(_read_label_image(file, names, colours))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defects.data.annotations.annotation_files import category_name, find_files, read_text
+from defects.data.annotations.annotation_files import category_name, find_by_suffix, read_text
 from defects.data.annotations.shapes import AnnotatedImage, Annotations, Shape, as_points, box_shape
 from defects.messages import UserError, shorten_names
 from defects.settings import parse_yaml
@@ -37,7 +37,7 @@ def load(path: Path) -> Annotations:
     folder = path if path.is_dir() else path.parent
     names = _read_names(folder if path.is_dir() else path)
     annotations = Annotations(path, NAME, [], [], lists_normal=False)
-    texts = find_files(folder, {".txt"})
+    texts = find_by_suffix(folder, {".txt"})
     for file in texts:
         if is_format(file):
             annotations.images.append(_read_file(file, folder, names))

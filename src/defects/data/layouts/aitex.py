@@ -30,7 +30,7 @@ STAMP_FILE = ".pieces.json"  # in it: which strips they are of, what was left ou
 ROLE_FOLDERS = {"normal": "normal_images", "abnormal": "defect_images", "masks": "defect_masks"}
 
 
-class Strip(NamedTuple):
+class FabricStrip(NamedTuple):
     path: Path
     folder: str  # below the folder of its role: the fabric of a normal one
     masks: list[Path]
@@ -91,7 +91,7 @@ def _divide_strips(root: Path) -> tuple[list[RoleFolder], list[str]]:
     return list(folders.values()), lines
 
 
-def _write_pieces(strips: list[Strip], pieces: Path, digest: str) -> dict[str, Any]:
+def _write_pieces(strips: list[FabricStrip], pieces: Path, digest: str) -> dict[str, Any]:
     """All pieces in place of earlier ones, and what is stored with them."""
     left_out = LeftOut()
     with partial(pieces) as staging:
@@ -110,18 +110,18 @@ def _open_raw_folders(root: Path) -> dict[str, RoleFolder]:
     return {folder.role: folder for folder in opened}
 
 
-def _list_strips(by_role: dict[str, RoleFolder]) -> tuple[list[Strip], list[Path]]:
+def _list_strips(by_role: dict[str, RoleFolder]) -> tuple[list[FabricStrip], list[Path]]:
     """All strips with their masks, and masks of no strip; `by_role`: the folders as downloaded."""
     masks = by_role["masks"].scan.images
     defective = by_role["abnormal"].images
     matches = match_masks([path.name for path in defective], [path.name for path in masks])
     strips = []
     for path, numbers in zip(defective, matches.of_image, strict=True):
-        strips.append(Strip(path, "", [masks[number] for number in numbers], is_defective=True))
+        strips.append(FabricStrip(path, "", [masks[number] for number in numbers], is_defective=True))
     normal = by_role["normal"]
     for path in normal.images:
         folder = path.parent.relative_to(normal.path).as_posix()
-        strips.append(Strip(path, folder, [], is_defective=False))
+        strips.append(FabricStrip(path, folder, [], is_defective=False))
     return strips, [masks[number] for number in matches.orphans]
 
 
@@ -131,14 +131,14 @@ def _find_folder(root: Path, name: str) -> Path:
     return inner if inner.is_dir() else root / name
 
 
-def _digest(root: Path, strips: list[Strip]) -> str:
+def _digest(root: Path, strips: list[FabricStrip]) -> str:
     """Of the names and sizes of all strips and masks."""
     files = [path for strip in strips for path in (strip.path, *strip.masks)]
     facts = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in files]
     return hashlib.sha256(json.dumps([PIECE_WIDTH, facts]).encode()).hexdigest()
 
 
-def _divide(strip: Strip, pieces: Path, left_out: LeftOut) -> None:
+def _divide(strip: FabricStrip, pieces: Path, left_out: LeftOut) -> None:
     content, header = read_content(strip.path, is_strict=True)
     image = decode_colours(strip.path, content, header)
     mask = np.zeros(image.shape[:2], bool)
