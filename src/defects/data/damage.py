@@ -6,7 +6,8 @@ import zlib
 
 from PIL import Image
 
-from defects.data.headers import Header, read_jpeg_frame
+from defects.data.headers import Header
+from defects.data.jpeg_frame import read_jpeg_frame
 
 try:
     import simplejpeg

@@ -97,10 +97,9 @@ def join_validation(contents: Contents, images: Path, path: Path, format: str) -
         joined = path.parent
     else:
         joined = path
-    validation_files = [
-        file for file in find_by_suffix(joined, TEXTS_OF_TOOLS) if is_of_validation(file, joined)
-    ]
-    if not validation_files or recognise_formats(joined) != [format]:
+    texts = find_by_suffix(joined, TEXTS_OF_TOOLS)
+    has_validation = any(is_of_validation(file, joined) for file in texts)
+    if not has_validation or recognise_formats(joined) != [format]:
         return None
     return above, joined
 
@@ -150,9 +149,8 @@ def find_annotations(contents: Contents, place: Path) -> tuple[Path, str] | None
             if not has_texts and not holds_label_images(candidate):
                 continue
             formats = recognise_formats(candidate)
-            is_guess = formats == ["voc"] and not find_by_suffix(
-                candidate, {".xml"}
-            )  # any folder of PNG files
+            # Any folder of PNG files might be one of label images.
+            is_guess = formats == ["voc"] and not find_by_suffix(candidate, {".xml"})
             if is_guess and not holds_label_images(candidate):
                 continue
             if len(formats) > 1:
