@@ -191,7 +191,7 @@ def profile_training(config: Config, rows: pd.DataFrame) -> dict[str, str]:
 
 
 def resume_across(folder: Path) -> dict[str, Any]:
-    """Train a small classifier an epoch on the CPU, one on the GPU, one on the CPU; without a GPU the first."""
+    """Train a small classifier an epoch on the CPU, one on the GPU, one on the CPU; without it the first."""
     places = ["cpu", "cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     for epoch, place in enumerate(places, start=1):
         environment = dict(os.environ)
